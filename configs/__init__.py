@@ -1,0 +1,24 @@
+"""Model configuration: what a checkpoint is, and how it is rolled out."""
+
+from .loader import load_config, parse_overrides, shipped_models, shipped_presets
+from .schema import (
+    LatentConfig,
+    ModelConfig,
+    RolloutConfig,
+    TextEncoderConfig,
+    TransformerConfig,
+    VaeConfig,
+)
+
+__all__ = [
+    "LatentConfig",
+    "ModelConfig",
+    "RolloutConfig",
+    "TextEncoderConfig",
+    "TransformerConfig",
+    "VaeConfig",
+    "load_config",
+    "parse_overrides",
+    "shipped_models",
+    "shipped_presets",
+]

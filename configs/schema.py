@@ -1,0 +1,249 @@
+"""The configuration as frozen dataclasses; the defaults are LongLive 1.3B.
+
+Each class validates itself when it is made: an impossible value raises :class:`InvalidValue`,
+which names the key and the values it may take. The loader adds the file.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+from ..errors import ConfigError
+
+GLOBAL_WINDOW = -1
+ROPE_TABLE_FRAMES = 1024
+GLOBAL_ATTENTION_TOKENS = 32_760
+
+
+class InvalidValue(ConfigError):
+    def __init__(self, key: str, value: object, allowed: str) -> None:
+        super().__init__(f"{key} is {value!r}; allowed: {allowed}")
+        self.key, self.value, self.allowed = key, value, allowed
+
+    def within(self, section: str) -> "InvalidValue":
+        return InvalidValue(f"{section}.{self.key}", self.value, self.allowed)
+
+
+def _require(condition: bool, key: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise InvalidValue(key, value, allowed)
+
+
+def _require_positive(config: object, *keys: str) -> None:
+    for key in keys:
+        _require(getattr(config, key) > 0, key, getattr(config, key), "a number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    dim: int = 1536
+    heads: int = 12
+    layers: int = 30
+    ffn_dim: int = 8960
+    freq_dim: int = 256
+    text_len: int = 512
+    text_dim: int = 4096
+    channels: int = 16
+    patch: tuple[int, int, int] = (1, 2, 2)
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            self, "dim", "heads", "layers", "ffn_dim", "freq_dim", "text_len", "text_dim"
+        )
+        _require_positive(self, "channels", "eps")
+        _require(self.dim % self.heads == 0, "heads", self.heads, f"a divisor of dim ({self.dim})")
+        _require(self.head_dim % 2 == 0, "heads", self.heads, "dim / heads must be even")
+        _require(self.head_dim >= 6, "heads", self.heads, "dim / heads must be at least 6")
+        _require(self.freq_dim % 2 == 0, "freq_dim", self.freq_dim, "an even number")
+        _require(
+            self.patch[0] == 1 and min(self.patch) > 0,
+            "patch",
+            list(self.patch),
+            "[1, height, width], each above 0",
+        )
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentConfig:
+    height: int = 60
+    width: int = 104
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "height", "width")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    frames_per_block: int = 3
+    window_frames: int = 12
+    sink_frames: int = 3
+    global_sink: bool = True
+    rope: Literal["absolute", "relative"] = "absolute"
+    steps: tuple[int, ...] = (1000, 750, 500, 250)
+    timestep_shift: float = 5.0
+    context_timestep: int = 0
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "frames_per_block", "timestep_shift")
+        _require(self.sink_frames >= 0, "sink_frames", self.sink_frames, "0 or more")
+        smallest = self.sink_frames + self.frames_per_block
+        _require(
+            self.window_frames == GLOBAL_WINDOW or self.window_frames >= smallest,
+            "window_frames",
+            self.window_frames,
+            f"-1 (global attention), or at least sink_frames + frames_per_block ({smallest})",
+        )
+        falling = all(a > b for a, b in zip(self.steps, self.steps[1:], strict=False))
+        _require(
+            bool(self.steps) and falling and self.steps[-1] > 0 and self.steps[0] <= 1000,
+            "steps",
+            list(self.steps),
+            "one or more falling timesteps from 1000 to 1",
+        )
+        _require(
+            0 <= self.context_timestep < 1000, "context_timestep", self.context_timestep, "0 to 999"
+        )
+
+    @property
+    def is_global(self) -> bool:
+        return self.window_frames == GLOBAL_WINDOW
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeConfig:
+    dim: int = 96
+    channels: int = 16
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    res_blocks: int = 2
+    temporal_upsample: tuple[bool, ...] = (True, True, False)
+    mean: tuple[float, ...] = (
+        -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+        0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+    )  # fmt: skip
+    std: tuple[float, ...] = (
+        2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+        3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "dim", "channels", "res_blocks")
+        _require(self.dim % 2 == 0, "dim", self.dim, "an even number")
+        _require(
+            bool(self.multipliers) and min(self.multipliers) > 0,
+            "multipliers",
+            list(self.multipliers),
+            "one or more numbers above 0",
+        )
+        _require(
+            len(self.temporal_upsample) == len(self.multipliers) - 1,
+            "temporal_upsample",
+            list(self.temporal_upsample),
+            f"one true or false fewer than multipliers ({len(self.multipliers) - 1})",
+        )
+        for key in ("mean", "std"):
+            _require(
+                len(getattr(self, key)) == self.channels,
+                key,
+                list(getattr(self, key)),
+                f"one number per channel ({self.channels})",
+            )
+        _require(min(self.std) > 0, "std", list(self.std), "numbers above 0")
+
+    @property
+    def spatial_factor(self) -> int:
+        return int(2 ** len(self.temporal_upsample))
+
+    @property
+    def temporal_factor(self) -> int:
+        """Video frames per latent frame, after the first."""
+        return int(2 ** sum(self.temporal_upsample))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderConfig:
+    vocab: int = 256_384
+    dim: int = 4096
+    attention_dim: int = 4096
+    ffn_dim: int = 10_240
+    heads: int = 64
+    layers: int = 24
+    buckets: int = 32
+    max_distance: int = 128
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            self, "vocab", "dim", "attention_dim", "ffn_dim", "heads", "layers", "max_distance"
+        )
+        _require(
+            self.attention_dim % self.heads == 0,
+            "heads",
+            self.heads,
+            f"a divisor of attention_dim ({self.attention_dim})",
+        )
+        _require(
+            self.buckets >= 4 and self.buckets % 4 == 0,
+            "buckets",
+            self.buckets,
+            "a multiple of 4",
+        )
+        _require(
+            self.max_distance > self.buckets // 4,
+            "max_distance",
+            self.max_distance,
+            f"more than buckets / 4 ({self.buckets // 4})",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    name: str = "longlive-1.3b"
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    latent: LatentConfig = field(default_factory=LatentConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    vae: VaeConfig | None = None
+    text_encoder: TextEncoderConfig | None = None
+    fps: float = 16
+
+    def __post_init__(self) -> None:
+        _require(bool(self.name.strip()), "name", self.name, "a non-empty text")
+        _require_positive(self, "fps")
+        _, patch_height, patch_width = self.transformer.patch
+        for key, value, patch in (
+            ("latent.height", self.latent.height, patch_height),
+            ("latent.width", self.latent.width, patch_width),
+        ):
+            _require(value % patch == 0, key, value, f"a multiple of the patch size ({patch})")
+        if self.vae is not None:
+            _require(
+                self.vae.channels == self.transformer.channels,
+                "vae.channels",
+                self.vae.channels,
+                f"transformer.channels ({self.transformer.channels})",
+            )
+        if self.text_encoder is not None:
+            _require(
+                self.text_encoder.dim == self.transformer.text_dim,
+                "text_encoder.dim",
+                self.text_encoder.dim,
+                f"transformer.text_dim ({self.transformer.text_dim})",
+            )
+
+    @cached_property
+    def token_grid(self) -> tuple[int, int]:
+        _, patch_height, patch_width = self.transformer.patch
+        return self.latent.height // patch_height, self.latent.width // patch_width
+
+    @property
+    def tokens_per_frame(self) -> int:
+        rows, columns = self.token_grid
+        return rows * columns
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one latent frame."""
+        return self.transformer.channels, self.latent.height, self.latent.width
