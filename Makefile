@@ -1,0 +1,45 @@
+# `make demo` and `make test` are all that a fresh machine needs; `make help` lists the rest.
+VENV ?= .venv
+OUT ?= out/demo
+WORKERS ?= 2
+BIN = $(VENV)/bin
+# An environment made with TORCH=cuda also serves later calls that do not name a build.
+READY = $(VENV)/.ready$(if $(TORCH),-$(TORCH))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test env lint format format-check types wheel clean
+
+help:  ## list the targets
+	@echo "usage: make TARGET [VENV=.venv] [TORCH=cpu|cuda] [PYTHON=python3]"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1:\2/p' Makefile | awk -F: '{printf "%-15s%s\n", $$1, $$2}'
+
+demo: $(READY)  ## export, build and generate on the CPU; leaves a video in out/demo
+	$(BIN)/longlive-trt demo --out $(OUT)
+
+test: $(READY)  ## run the tests (PYTEST_ARGS="-k name" narrows them)
+	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+env: $(READY)  ## make the environment, if need be
+
+$(READY): pyproject.toml constraints.txt scripts/environment.sh
+	sh scripts/environment.sh $(VENV) $(TORCH)
+
+lint: $(READY)  ## find mistakes and style faults
+	$(BIN)/ruff check .
+
+format: $(READY)  ## format the code and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+format-check: $(READY)  ## fail if the code is not formatted
+	$(BIN)/ruff format --check .
+
+types: $(READY)  ## check the types
+	bash scripts/typecheck.sh $(BIN)/mypy
+
+wheel: $(READY)  ## build the wheel and try it in an empty folder
+	bash scripts/check_wheel.sh $(BIN)/python
+
+clean:  ## remove what was built; keeps the environment and the videos
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

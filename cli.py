@@ -1,0 +1,8 @@
+"""``python cli.py ...`` in a checkout is ``longlive-trt ...``."""
+
+import sys
+
+from longlive_trt.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

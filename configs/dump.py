@@ -1,0 +1,17 @@
+"""Configurations as plain values, as files and manifests hold them, and their fingerprint."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from .schema import ModelConfig
+
+
+def config_values(config: ModelConfig) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return values
+
+
+def config_sha256(config: ModelConfig) -> str:
+    return hashlib.sha256(json.dumps(config_values(config), sort_keys=True).encode()).hexdigest()

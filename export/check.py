@@ -1,0 +1,218 @@
+"""Does a graph compute what torch computes? ONNX Runtime against the reference modules."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import psutil
+import torch
+from torch import Tensor, nn
+
+from ..configs import ModelConfig
+from ..errors import ExportError
+from ..precision import PRECISIONS, Precision, retype
+from .checkpoints import Weights
+from .text_encoder import TextEncoder
+from .tracing import GraphInput, GraphSpec
+from .transformer import Transformer, full_attention, rope_table, rotate, sinusoid
+from .vae import VaeDecoder
+
+logger = logging.getLogger(__name__)
+
+TOLERANCES = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 1e-5}
+"""Relative L2. bfloat16 graphs run in float32 arithmetic with the rounded weights: no CPU engine
+has bfloat16 arithmetic, and what is checked is the graph."""
+
+Arrays = Mapping[str, np.ndarray]
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    graph: str
+    error: float | None
+    """The largest relative L2 error of any output."""
+    note: str = ""
+
+
+def check_graph(
+    spec: GraphSpec, folder: Path, weights: Weights, config: ModelConfig, precision: Precision
+) -> CheckResult:
+    """Run graph and reference on random inputs; an error beyond the tolerance is an ExportError."""
+    needed = 3 * sum(4 * int(np.prod(weights.shape(name))) for name in weights.names)
+    free = psutil.virtual_memory().available
+    if needed > free:
+        note = f"not checked: needs {needed / 1e9:.0f} GB of memory, {free / 1e9:.0f} GB are free"
+        return CheckResult(spec.name, None, note)
+    inputs = _random_inputs(spec, config)
+    with torch.no_grad():
+        expected = _REFERENCES[spec.name](_Reference(config, weights, precision), inputs)
+    found = _run_graph(spec, folder, precision, inputs)
+    error = max(relative_error(found[name], expected[name]) for name in expected)
+    if not error <= TOLERANCES[precision.name]:
+        raise ExportError(
+            f"graph {spec.name} differs from torch by {error:.2e} (relative L2, allowed "
+            f"{TOLERANCES[precision.name]:.0e}); nothing was written. This is a defect: report it"
+        )
+    return CheckResult(spec.name, error)
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    difference, size = (found.double() - expected.double()).norm(), expected.double().norm()
+    return float(difference / size) if size else float(difference)
+
+
+@dataclass(frozen=True)
+class _Reference:
+    config: ModelConfig
+    weights: Weights
+    precision: Precision
+
+    def load(self, module: nn.Module) -> nn.Module:
+        """The module in float32 with weights rounded as the graph has them."""
+        rounded = getattr(torch, {"fp32": "float32", "fp16": "float16"}.get(
+            self.precision.name, "bfloat16"
+        ))
+        for name, parameter in module.named_parameters():
+            parameter.copy_(self.weights.load(name).to(rounded))
+        return module.eval()
+
+
+def _random_inputs(spec: GraphSpec, config: ModelConfig) -> Tensors:
+    """Few frames, so that the check of a full-size model stays short."""
+    sizes = {"batch": 1, "frames": 1, "cache_frames": 3, "latent_frames": 1}
+    generator = torch.Generator().manual_seed(0)
+    inputs: Tensors = {}
+    for item in spec.inputs:
+        for leaf in [item] if isinstance(item, GraphInput) else item:
+            shape = [
+                size
+                if isinstance(size, int)
+                else sizes[size]
+                if isinstance(size, str)
+                else size[0] * sizes[size[1]]
+                for size in leaf.shape
+            ]
+            inputs[leaf.name] = torch.randn(shape, generator=generator)
+    inputs.update(_meaningful_inputs(spec, config, sizes))
+    return inputs
+
+
+def _meaningful_inputs(spec: GraphSpec, config: ModelConfig, sizes: Mapping[str, int]) -> Tensors:
+    if spec.name == "step":
+        return {
+            "timestep": torch.tensor([833.3333]),
+            "sigma": torch.tensor([0.8333]),
+            "sigma_next": torch.tensor([0.625]),
+            "frame_index": torch.arange(sizes["frames"]) + 7,
+            "cache_index": torch.arange(sizes["cache_frames"]) + 2,
+            "sink_frames": torch.tensor([1]),
+            "window_frames": torch.tensor([1]),
+        }
+    if spec.name == "text":
+        assert config.text_encoder is not None
+        tokens = config.transformer.text_len
+        ids = torch.arange(tokens)[None] % config.text_encoder.vocab
+        return {"ids": ids, "mask": (torch.arange(tokens) < (tokens + 1) // 2).long()[None]}
+    return {}
+
+
+def _reference_step(reference: _Reference, inputs: Tensors) -> Tensors:
+    config, x = reference.config, inputs["latents"]
+    model = reference.load(Transformer(config.transformer))
+    relative = config.rollout.rope == "relative"
+    layers, new = range(config.transformer.layers), []
+    valid = int(inputs["sink_frames"] + inputs["window_frames"]) * config.tokens_per_frame
+
+    def angles(name: str) -> Tensor:
+        return rope_table(inputs[name], config.token_grid, config.transformer.head_dim)
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        cached_k, cached_v = (inputs[f"{part}_cache.{layer}"] for part in "kv")
+        turned = rotate(k, angles("frame_index"))
+        new.append((k if relative else turned, v))
+        if relative:
+            cached_k = rotate(cached_k, angles("cache_index"))
+        keys = torch.cat([turned, cached_k[:, :valid]], dim=1)
+        values = torch.cat([v, cached_v[:, :valid]], dim=1)
+        return full_attention(rotate(q, angles("frame_index")), keys, values)
+
+    features = sinusoid(float(inputs["timestep"]), config.transformer.freq_dim).float()
+    context = [(inputs[f"context_k.{i}"], inputs[f"context_v.{i}"]) for i in layers]
+    flow = model(x, features, attend, context)
+    x0 = x - inputs["sigma"] * flow
+    following = (1 - inputs["sigma_next"]) * x0 + inputs["sigma_next"] * inputs["noise"]
+    outputs = {"latents_next": following}
+    for layer, (key, value) in enumerate(new):
+        outputs |= {f"k_new.{layer}": key, f"v_new.{layer}": value}
+    return outputs
+
+
+def _reference_prompt(reference: _Reference, inputs: Tensors) -> Tensors:
+    model = reference.load(Transformer(reference.config.transformer))
+    assert isinstance(model, Transformer)
+    outputs = {}
+    for layer, (key, value) in enumerate(model.prompt(inputs["text_states"])):
+        outputs |= {f"context_k.{layer}": key, f"context_v.{layer}": value}
+    return outputs
+
+
+def _reference_vae(reference: _Reference, inputs: Tensors) -> Tensors:
+    assert reference.config.vae is not None
+    vae = reference.load(VaeDecoder(reference.config.vae))
+    assert isinstance(vae, VaeDecoder)
+    caches = [inputs[f"cache.{i}"] for i in range(len(inputs) - 1)]
+    latents = inputs["latents"]
+    frames, renewed = vae.decode_next(latents, caches) if caches else vae.decode_first(latents)
+    outputs = {f"cache_next.{i}": cache for i, cache in enumerate(renewed)}
+    return outputs | {"frames": frames.clamp(-1, 1)}
+
+
+def _reference_text(reference: _Reference, inputs: Tensors) -> Tensors:
+    assert reference.config.text_encoder is not None
+    model = reference.load(TextEncoder(reference.config.text_encoder))
+    return {"text_states": model(inputs["ids"], inputs["mask"])}
+
+
+_REFERENCES: Mapping[str, Callable[[_Reference, Tensors], Tensors]] = {
+    "step": _reference_step,
+    "prompt": _reference_prompt,
+    "vae_first": _reference_vae,
+    "vae_next": _reference_vae,
+    "text": _reference_text,
+}
+
+
+def _run_graph(
+    spec: GraphSpec, folder: Path, precision: Precision, inputs: Tensors
+) -> Tensors:
+    path = folder / f"{spec.name}.onnx"
+    runnable = PRECISIONS["fp32"] if precision.name == "bf16" else precision
+    if runnable is not precision:
+        model = ir.load(path)
+        retype(model, runnable)
+        path = folder / f".{spec.name}.{runnable.name}.onnx"
+        ir.save(model, path, external_data=f"{path.name}.data")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    # Packed copies of the weights would double the memory for a graph that runs once.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    feeds = {
+        value.name: _as_type(inputs[value.name], value.type) for value in session.get_inputs()
+    }
+    names = [value.name for value in session.get_outputs()]
+    outputs = dict(zip(names, session.run(names, feeds), strict=True))
+    if runnable is not precision:
+        path.unlink()
+        (folder / f"{path.name}.data").unlink()
+    return {name: torch.from_numpy(value) for name, value in outputs.items()}
+
+
+def _as_type(tensor: Tensor, onnx_type: str) -> np.ndarray:
+    types = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(int64)": np.int64}
+    return tensor.numpy().astype(types[onnx_type])

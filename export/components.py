@@ -1,0 +1,220 @@
+"""What is exported: three components, the graphs of each, and where their weights come from."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ..configs import ModelConfig
+from ..errors import UsageError
+from .checkpoints import Weights, open_text_encoder, open_transformer, open_vae, random_weights
+from .graphs import PromptGraph, StepGraph, TextGraph, VaeFirstGraph, VaeNextGraph, graph_tables
+from .text_encoder import TextEncoder
+from .tracing import GraphInput, GraphSpec, Size
+from .transformer import Transformer
+from .vae import VaeDecoder
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where weights come from: checkpoints, or a seed for random ones."""
+
+    transformer: Path | None = None
+    lora: Path | None = None
+    lora_alpha: float | None = None
+    use_ema: bool = False
+    vae: Path | None = None
+    text_encoder: Path | None = None
+    random_seed: int | None = None
+
+    def __post_init__(self) -> None:
+        given = (self.transformer, self.lora, self.vae, self.text_encoder)
+        if self.random_seed is not None and any(given):
+            raise UsageError("--random-weights makes all weights; give it without checkpoints")
+        if self.random_seed is None and not any(given):
+            raise UsageError(
+                "nothing to export: give --transformer, --vae or --text-encoder, "
+                "or --random-weights SEED"
+            )
+        if self.lora and not self.transformer:
+            raise UsageError("--lora adapts the transformer: give --transformer too")
+
+
+@dataclass(frozen=True)
+class Component:
+    name: str
+    weights: Weights
+    graphs: tuple[GraphSpec, ...]
+
+
+def components(config: ModelConfig, sources: Sources) -> list[Component]:
+    """The components that there are weights for, opened and checked."""
+    found = [_transformer(config, sources), _vae(config, sources), _text_encoder(config, sources)]
+    return [component for component in found if component is not None]
+
+
+def expected_shapes(make: Callable[[], nn.Module]) -> Shapes:
+    with FakeTensorMode():
+        return {name: tuple(value.shape) for name, value in make().state_dict().items()}
+
+
+def _transformer(config: ModelConfig, sources: Sources) -> Component | None:
+    shapes = expected_shapes(lambda: Transformer(config.transformer))
+    if sources.random_seed is not None:
+        weights = random_weights(shapes, sources.random_seed)
+    elif sources.transformer is not None:
+        weights = open_transformer(
+            sources.transformer,
+            shapes,
+            lora=sources.lora,
+            lora_alpha=sources.lora_alpha,
+            use_ema=sources.use_ema,
+        )
+    else:
+        return None
+    return Component("transformer", weights, (step_spec(config), prompt_spec(config)))
+
+
+def _vae(config: ModelConfig, sources: Sources) -> Component | None:
+    if config.vae is None:
+        return _refuse_without_section("vae", sources.vae)
+    vae = config.vae
+    shapes = expected_shapes(lambda: VaeDecoder(vae))
+    if sources.random_seed is not None:
+        weights = random_weights(shapes, sources.random_seed)
+    elif sources.vae is not None:
+        weights = open_vae(sources.vae, shapes)
+    else:
+        return None
+    return Component("vae", weights, vae_specs(config))
+
+
+def _text_encoder(config: ModelConfig, sources: Sources) -> Component | None:
+    if config.text_encoder is None:
+        return _refuse_without_section("text_encoder", sources.text_encoder)
+    text_encoder = config.text_encoder
+    shapes = expected_shapes(lambda: TextEncoder(text_encoder))
+    if sources.random_seed is not None:
+        weights = random_weights(shapes, sources.random_seed)
+    elif sources.text_encoder is not None:
+        weights = open_text_encoder(sources.text_encoder, shapes)
+    else:
+        return None
+    return Component("text_encoder", weights, (text_spec(config),))
+
+
+def _refuse_without_section(section: str, path: Path | None) -> None:
+    if path is not None:
+        option = "--" + section.replace("_", "-")
+        raise UsageError(
+            f"{option} {path}: the configuration has no section {section}; "
+            f"add it, or leave the option out"
+        )
+
+
+def step_spec(config: ModelConfig) -> GraphSpec:
+    transformer, layers = config.transformer, range(config.transformer.layers)
+    kept = ("batch", (config.tokens_per_frame, "cache_frames"))
+    fresh = ("batch", transformer.text_len)
+    per_head = (transformer.heads, transformer.head_dim)
+    latents: tuple[Size, ...] = ("batch", "frames", *config.latent_shape)
+
+    def per_layer(name: str, shape: tuple[Size, ...]) -> list[GraphInput]:
+        return [GraphInput(f"{name}.{layer}", (*shape, *per_head)) for layer in layers]
+
+    return GraphSpec(
+        name="step",
+        component="transformer",
+        module=lambda: StepGraph(config),
+        inputs=[
+            GraphInput("latents", latents),
+            GraphInput("noise", latents),
+            GraphInput("timestep", (1,), torch.float32),
+            GraphInput("sigma", (1,), torch.float32),
+            GraphInput("sigma_next", (1,), torch.float32),
+            GraphInput("frame_index", ("frames",), torch.int64),
+            GraphInput("cache_index", ("cache_frames",), torch.int64),
+            GraphInput("sink_frames", (1,), torch.int64),
+            GraphInput("window_frames", (1,), torch.int64),
+            per_layer("k_cache", kept),
+            per_layer("v_cache", kept),
+            per_layer("context_k", fresh),
+            per_layer("context_v", fresh),
+        ],
+        outputs=[
+            "latents_next",
+            *(f"k_new.{layer}" for layer in layers),
+            *(f"v_new.{layer}" for layer in layers),
+        ],
+        # Sizes that no fixed dimension has and no other equals, so that none is mistaken.
+        examples={"batch": 2, "frames": 3, "cache_frames": 5},
+        tables=graph_tables(config),
+        weight_prefix="transformer.",
+    )
+
+
+def prompt_spec(config: ModelConfig) -> GraphSpec:
+    transformer, layers = config.transformer, range(config.transformer.layers)
+    states = ("batch", transformer.text_len, transformer.text_dim)
+    return GraphSpec(
+        name="prompt",
+        component="transformer",
+        module=lambda: PromptGraph(config),
+        inputs=[GraphInput("text_states", states)],
+        outputs=[f"context_{part}.{layer}" for part in "kv" for layer in layers],
+        examples={"batch": 2},
+        weight_prefix="transformer.",
+    )
+
+
+def vae_specs(config: ModelConfig) -> tuple[GraphSpec, GraphSpec]:
+    vae = config.vae
+    assert vae is not None
+    with FakeTensorMode():
+        shapes = VaeDecoder(vae).cache_shapes(config.latent.height, config.latent.width)
+    caches = [
+        GraphInput(f"cache.{index}", ("batch", *shape)) for index, shape in enumerate(shapes)
+    ]
+    outputs = ["frames", "pixels", *(f"cache_next.{index}" for index in range(len(shapes)))]
+    frame = config.latent_shape
+    first = GraphSpec(
+        name="vae_first",
+        component="vae",
+        module=lambda: VaeFirstGraph(vae),
+        inputs=[GraphInput("latents", ("batch", 1, *frame))],
+        outputs=outputs,
+        examples={"batch": 2},
+        weight_prefix="vae.",
+    )
+    following = GraphSpec(
+        name="vae_next",
+        component="vae",
+        module=lambda: VaeNextGraph(vae),
+        inputs=[GraphInput("latents", ("batch", "latent_frames", *frame)), caches],
+        outputs=outputs,
+        examples={"batch": 2, "latent_frames": 3},
+        weight_prefix="vae.",
+    )
+    return first, following
+
+
+def text_spec(config: ModelConfig) -> GraphSpec:
+    text_encoder, text_len = config.text_encoder, config.transformer.text_len
+    assert text_encoder is not None
+    return GraphSpec(
+        name="text",
+        component="text_encoder",
+        module=lambda: TextGraph(text_encoder),
+        inputs=[
+            GraphInput("ids", ("batch", text_len), torch.int64),
+            GraphInput("mask", ("batch", text_len), torch.int64),
+        ],
+        outputs=["text_states"],
+        examples={"batch": 2},
+        weight_prefix="text_encoder.",
+    )

@@ -1,0 +1,171 @@
+"""The export: trace every graph, write the weights, check, and publish the folder whole."""
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from onnx import shape_inference
+
+from ..configs import ModelConfig
+from ..errors import ExportError, UsageError
+from ..exports import (
+    RECORD_NAME,
+    TOKENIZER_NAME,
+    ExportRecord,
+    GraphInfo,
+    TensorInfo,
+)
+from ..files import publish_directory, sha256_file
+from ..precision import Precision, retype
+from .check import CheckResult, check_graph
+from .components import Component, Sources, components
+from .demo_tokenizer import write_demo_tokenizer
+from .tracing import TracedGraph, trace
+from .weights_file import write_weights
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[str, int, int], None]
+"""(what is being done, how much is done, of how much)"""
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    record: ExportRecord
+    checks: tuple[CheckResult, ...]
+
+
+def export(
+    config: ModelConfig,
+    sources: Sources,
+    out: Path,
+    precision: Precision,
+    *,
+    tokenizer: Path | None = None,
+    check: bool = True,
+    report: Report = lambda _what, _done, _total: None,
+) -> ExportResult:
+    """Write the graphs and weights of every component that there are weights for."""
+    _require_replaceable(out)
+    tokenizer_file = _find_tokenizer(tokenizer)
+    parts = components(config, sources)
+    with publish_directory(out) as folder:
+        traced = {part.name: _export_component(part, folder, precision, report) for part in parts}
+        _write_tokenizer(folder, tokenizer_file, config, sources)
+        graphs = [graph for group in traced.values() for graph in group]
+        record = _record(config, precision, parts, graphs, folder)
+        checks = _check_all(parts, graphs, folder, config, precision, report) if check else ()
+        (folder / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
+    return ExportResult(record, tuple(checks))
+
+
+def _export_component(
+    part: Component, folder: Path, precision: Precision, report: Report
+) -> list[TracedGraph]:
+    graphs = []
+    for done, spec in enumerate(part.graphs):
+        report(f"tracing {spec.name}", done, len(part.graphs))
+        graph = trace(spec)
+        retype(graph.model, precision)
+        graphs.append(graph)
+    write_weights(
+        folder / f"{part.name}.weights",
+        part.weights,
+        graphs,
+        precision,
+        lambda done, total: report(f"writing {part.name}", done, total),
+    )
+    for graph in graphs:
+        _write_graph(graph, folder)
+    return graphs
+
+
+def _write_graph(graph: TracedGraph, folder: Path) -> None:
+    path = folder / f"{graph.spec.name}.onnx"
+    ir.save(graph.model, path)
+    try:
+        inferred = folder / f".{path.name}.inferred"
+        shape_inference.infer_shapes_path(path, inferred, check_type=True, strict_mode=True)
+        inferred.replace(path)
+        onnx.checker.check_model(str(path))
+    except (onnx.checker.ValidationError, shape_inference.InferenceError) as error:
+        raise ExportError(f"graph {graph.spec.name} is not valid ONNX: {error}") from None
+
+
+def _check_all(
+    parts: Sequence[Component],
+    graphs: Sequence[TracedGraph],
+    folder: Path,
+    config: ModelConfig,
+    precision: Precision,
+    report: Report,
+) -> list[CheckResult]:
+    by_name = {part.name: part for part in parts}
+    results = []
+    for done, graph in enumerate(graphs):
+        report(f"checking {graph.spec.name}", done, len(graphs))
+        weights = by_name[graph.spec.component].weights
+        results.append(check_graph(graph.spec, folder, weights, config, precision))
+    return results
+
+
+def _record(
+    config: ModelConfig,
+    precision: Precision,
+    parts: Sequence[Component],
+    graphs: Sequence[TracedGraph],
+    folder: Path,
+) -> ExportRecord:
+    return ExportRecord(
+        precision=precision.name,
+        config=config,
+        checkpoints={part.name: part.weights.digest() for part in parts},
+        graphs={graph.spec.name: _graph_info(graph.model) for graph in graphs},
+        files={path.name: sha256_file(path) for path in sorted(folder.iterdir())},
+        versions={name: version(name) for name in ("torch", "onnx", "onnxscript")},
+    )
+
+
+def _graph_info(model: ir.Model) -> GraphInfo:
+    def infos(values: Sequence[ir.Value]) -> tuple[TensorInfo, ...]:
+        return tuple(_tensor_info(value) for value in values)
+
+    return GraphInfo(infos(model.graph.inputs), infos(model.graph.outputs))
+
+
+def _tensor_info(value: ir.Value) -> TensorInfo:
+    if value.name is None or value.dtype is None or value.shape is None:
+        raise ExportError(f"the tracer left {value.name} without a type or shape")
+    shape = tuple(size if isinstance(size, int) else str(size.value) for size in value.shape)
+    return TensorInfo(value.name, value.dtype.name.lower(), shape)
+
+
+def _require_replaceable(out: Path) -> None:
+    """An older export may be replaced; anything else is somebody's."""
+    if out.is_dir() and any(out.iterdir()) and not (out / RECORD_NAME).is_file():
+        raise UsageError(f"{out}: not empty and not an export; give --out another folder")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out}: a file is in the way; give --out another folder")
+
+
+def _find_tokenizer(given: Path | None) -> Path | None:
+    if given is None:
+        return None
+    path = given / TOKENIZER_NAME if given.is_dir() else given
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; --tokenizer takes the folder that holds it")
+    return path
+
+
+def _write_tokenizer(
+    folder: Path, given: Path | None, config: ModelConfig, sources: Sources
+) -> None:
+    if given is not None:
+        shutil.copyfile(given, folder / TOKENIZER_NAME)
+    elif sources.random_seed is not None and config.text_encoder is not None:
+        write_demo_tokenizer(folder, config.text_encoder.vocab)

@@ -1,0 +1,220 @@
+"""The modules that become ONNX graphs: the models with their memory as inputs and outputs.
+
+Parameters keep their checkpoint names, so one weights file serves every graph of a component.
+Buffers are tables computed here in float64; the exporter stores them inside the graph.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..configs import ModelConfig, TextEncoderConfig, VaeConfig
+from ..configs.schedule import TRAINING_STEPS
+from ..configs.schema import ROPE_TABLE_FRAMES
+from .text_encoder import TextEncoder
+from .transformer import KeyValue, Transformer, rope_angles, sinusoid, split_rope_channels
+from .vae import VaeDecoder, to_pixels
+
+LOCAL_DOMAIN = "longlive"
+ATTENTION_OP = "SinkWindowAttention"
+
+
+def graph_tables(config: ModelConfig) -> dict[str, Tensor]:
+    """Every constant table of the step graph, by buffer name."""
+    rows, columns = config.token_grid
+    by_time, by_row, by_column = split_rope_channels(config.transformer.head_dim)
+    frames = rope_angles(torch.arange(ROPE_TABLE_FRAMES), by_time)
+    row_angles = rope_angles(torch.arange(rows), by_row)[:, None].expand(-1, columns, -1)
+    column_angles = rope_angles(torch.arange(columns), by_column)[None].expand(rows, -1, -1)
+    grid = torch.cat([row_angles, column_angles], dim=-1).flatten(0, 1)
+    levels = [sinusoid(t, config.transformer.freq_dim)[0] for t in range(TRAINING_STEPS + 1)]
+    half = config.transformer.freq_dim // 2
+    rates = rope_angles(torch.ones(1), config.transformer.freq_dim)[0]
+    tables = {
+        "frame_cos": frames.cos(),
+        "frame_sin": frames.sin(),
+        "grid_cos": grid.cos(),
+        "grid_sin": grid.sin(),
+        "level_cos": torch.stack(levels)[:, :half],
+        "level_sin": torch.stack(levels)[:, half:],
+        "level_rates": rates,
+    }
+    return {name: table.float().contiguous() for name, table in tables.items()}
+
+
+class StepGraph(nn.Module):
+    """One transformer pass over F frames against a cache of C frames (see docs/architecture.md)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = Transformer(config.transformer)
+        for name, table in graph_tables(config).items():
+            self.register_buffer(name, torch.empty_like(table))
+
+    def forward(
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        timestep: Tensor,
+        sigma: Tensor,
+        sigma_next: Tensor,
+        frame_index: Tensor,
+        cache_index: Tensor,
+        sink_frames: Tensor,
+        window_frames: Tensor,
+        k_cache: Sequence[Tensor],
+        v_cache: Sequence[Tensor],
+        context_k: Sequence[Tensor],
+        context_v: Sequence[Tensor],
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        relative = self.config.rollout.rope == "relative"
+        new: list[KeyValue] = []
+        turn = self._rope(frame_index, latents.shape[0])
+        turn_cached = self._rope(cache_index, latents.shape[0]) if relative else None
+        cached_tokens = (sink_frames + window_frames) * self.config.tokens_per_frame
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            turned, cached = _rotate(k, turn), k_cache[layer]
+            # The relative variant keeps keys as they are before rotation, and turns them anew.
+            new.append((k if relative else turned, v))
+            if turn_cached is not None:
+                cached = _rotate(cached, turn_cached)
+            return _sink_window_attention(
+                _rotate(q, turn), turned, v, cached, v_cache[layer], cached_tokens
+            )
+
+        flow = self.transformer(
+            latents,
+            self._time_features(timestep).to(latents.dtype),
+            attend,
+            list(zip(context_k, context_v, strict=True)),
+            _cross_attention,
+        )
+        x0 = (latents.float() - sigma * flow.float()).to(latents.dtype)
+        latents_next = (1 - sigma_next) * x0.float() + sigma_next * noise.float()
+        keys, values = zip(*new, strict=True)
+        return latents_next.to(latents.dtype), list(keys), list(values)
+
+    def _time_features(self, timestep: Tensor) -> Tensor:
+        """The sinusoid without float64: a table for whole steps, turned by the fraction."""
+        whole = timestep.floor()
+        angle = (timestep - whole) * self.get_buffer("level_rates")
+        index = whole.to(torch.int64)
+        cos = self.get_buffer("level_cos").index_select(0, index)
+        sin = self.get_buffer("level_sin").index_select(0, index)
+        return torch.cat(
+            [cos * angle.cos() - sin * angle.sin(), sin * angle.cos() + cos * angle.sin()], dim=-1
+        )
+
+    def _rope(self, frame_index: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [B, F*P, head_dim / 2] of the given temporal positions."""
+
+        def table(which: str) -> Tensor:
+            frames = self.get_buffer(f"frame_{which}").index_select(0, frame_index)
+            grid = self.get_buffer(f"grid_{which}")
+            count, tokens = frames.shape[0], grid.shape[0]
+            joined = torch.cat(
+                [
+                    frames[:, None].expand(count, tokens, -1),
+                    grid[None].expand(count, tokens, -1),
+                ],
+                dim=-1,
+            )
+            return joined.flatten(0, 1)[None].expand(batch, -1, -1)
+
+        return table("cos"), table("sin")
+
+
+class PromptGraph(nn.Module):
+    """Text states to every layer's cross-attention keys and values."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.transformer = Transformer(config.transformer)
+
+    def forward(self, text_states: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        keys, values = zip(*self.transformer.prompt(text_states), strict=True)
+        return list(keys), list(values)
+
+
+def _rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    cos, sin = table
+    flat = x.flatten(-2).float()
+    turned = torch.onnx.ops.rotary_embedding(
+        flat, cos, sin, interleaved=True, num_heads=x.shape[-2]
+    )
+    return turned.to(x.dtype).unflatten(-1, x.shape[-2:])
+
+
+def _sink_window_attention(
+    q: Tensor, k_new: Tensor, v_new: Tensor, k_cache: Tensor, v_cache: Tensor, cached: Tensor
+) -> Tensor:
+    """Queries see this pass's own keys and the first ``cached`` tokens of the cache."""
+    attended: Tensor = torch.onnx.ops.symbolic(
+        f"{LOCAL_DOMAIN}::{ATTENTION_OP}",
+        (q, k_new, v_new, k_cache, v_cache, cached),
+        {"scale": float(q.shape[-1]) ** -0.5, "heads": q.shape[-2]},
+        dtype=q.dtype,
+        shape=q.shape,
+        version=1,
+    )
+    return attended
+
+
+def _cross_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    heads, scale = q.shape[-2], float(q.shape[-1]) ** -0.5
+    attended: Tensor = torch.onnx.ops.symbolic(
+        "Attention",
+        (q.flatten(-2), k.flatten(-2), v.flatten(-2)),
+        {"scale": scale, "q_num_heads": heads, "kv_num_heads": heads},
+        dtype=q.dtype,
+        shape=(*q.shape[:2], heads * q.shape[-1]),
+        version=24,
+    )
+    return attended.unflatten(-1, (heads, -1))
+
+
+class VaeFirstGraph(nn.Module):
+    """The first latent frame of a video; the stream's histories begin here."""
+
+    def __init__(self, config: VaeConfig) -> None:
+        super().__init__()
+        self.vae = VaeDecoder(config)
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        frames, caches = self.vae.decode_first(latents)
+        return _presented(frames, caches)
+
+
+class VaeNextGraph(nn.Module):
+    """Any number of further latent frames."""
+
+    def __init__(self, config: VaeConfig) -> None:
+        super().__init__()
+        self.vae = VaeDecoder(config)
+
+    def forward(
+        self, latents: Tensor, caches: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        frames, caches_next = self.vae.decode_next(latents, caches)
+        return _presented(frames, caches_next)
+
+
+def _presented(frames: Tensor, caches: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Frames as numbers from -1 to 1 and as pixels."""
+    clamped = frames.float().clamp(-1, 1)
+    return clamped, to_pixels(clamped), caches
+
+
+class TextGraph(nn.Module):
+    """Token ids and mask to text states whose padded rows are zero."""
+
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        self.text_encoder = TextEncoder(config)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        states: Tensor = self.text_encoder(ids, mask)
+        return states

@@ -1,0 +1,274 @@
+"""torch modules to ONNX graphs whose weights stay outside.
+
+Modules are traced with fake tensors, so a graph of any size costs no memory for its weights; the
+weights file is written afterwards, one tensor at a time.
+"""
+
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import onnx
+import onnx_ir as ir
+import onnxscript.optimizer
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from ..errors import ExportError
+from ..precision import PRECISIONS, mark_compute_type
+from .graphs import ATTENTION_OP, LOCAL_DOMAIN
+
+OPSET = 24
+TRACED = PRECISIONS["fp16"]
+"""Half precision, so that every cast of the mixed-precision arithmetic is in the graph."""
+
+Size = int | str | tuple[int, str]
+"""A fixed size, a named one, or a multiple of a named one."""
+
+
+@dataclass(frozen=True)
+class GraphInput:
+    name: str
+    shape: tuple[Size, ...]
+    dtype: torch.dtype | None = None
+    """None is the compute type."""
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """What to trace: inputs in the order of ``forward``, a sequence where it takes a sequence."""
+
+    name: str
+    component: str
+    module: Callable[[], nn.Module]
+    inputs: Sequence[GraphInput | Sequence[GraphInput]]
+    outputs: Sequence[str]
+    examples: Mapping[str, int] = field(default_factory=dict)
+    """Sizes to trace named dimensions with."""
+    tables: Mapping[str, Tensor] = field(default_factory=dict)
+    """Values of the module's buffers."""
+    weight_prefix: str = ""
+    """What stands before the checkpoint's names in the module."""
+
+
+@dataclass(frozen=True)
+class TracedGraph:
+    spec: GraphSpec
+    model: ir.Model
+    weights: Mapping[str, ir.Value]
+    """Checkpoint name to initializer; the values are still to be filled in."""
+    transposed: frozenset[str]
+    """Weights that the graph takes as [in, out]."""
+
+
+def trace(spec: GraphSpec) -> TracedGraph:
+    with _quiet_exporter(), torch.no_grad():
+        program = _export_program(spec)
+        onnx_program = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[item.name for item in _flat(spec.inputs)],
+            output_names=list(spec.outputs),
+            optimize=False,
+            verbose=False,
+        )
+    assert onnx_program is not None
+    model = onnx_program.model
+    model.graph.name = spec.name
+    _name_sizes(model, spec)
+    parameters = _detach_weights(model, spec, {**spec.tables, **_constants(program)})
+    onnxscript.optimizer.optimize(model)
+    weights = _attach_weights(model, spec, parameters)
+    transposed = _fold_transposes(weights)
+    _add_attention_function(model)
+    mark_compute_type(model, TRACED.onnx)
+    _require_exact_constants(model)
+    return TracedGraph(spec, model, weights, transposed)
+
+
+def _export_program(spec: GraphSpec) -> torch.export.ExportedProgram:
+    dims = {
+        name: torch.export.Dim(name, min=1) for name in spec.examples
+    }
+    with FakeTensorMode():
+        module = spec.module().eval()
+        for parameter in module.parameters():
+            parameter.data = parameter.data.to(torch.float16)
+        arguments = tuple(_map(spec.inputs, lambda item: _example(item, spec.examples)))
+        shapes = tuple(_map(spec.inputs, lambda item: _dynamic(item, dims)))
+        return torch.export.export(module, arguments, dynamic_shapes=shapes, strict=False)
+
+
+def _map(
+    inputs: Sequence[GraphInput | Sequence[GraphInput]], make: Callable[[GraphInput], object]
+) -> list[object]:
+    return [
+        make(item) if isinstance(item, GraphInput) else [make(inner) for inner in item]
+        for item in inputs
+    ]
+
+
+def _flat(inputs: Sequence[GraphInput | Sequence[GraphInput]]) -> list[GraphInput]:
+    return [
+        leaf for item in inputs for leaf in ([item] if isinstance(item, GraphInput) else item)
+    ]
+
+
+def _example(item: GraphInput, sizes: Mapping[str, int]) -> Tensor:
+    def concrete(size: Size) -> int:
+        if isinstance(size, int):
+            return size
+        return sizes[size] if isinstance(size, str) else size[0] * sizes[size[1]]
+
+    return torch.zeros([concrete(s) for s in item.shape], dtype=item.dtype or torch.float16)
+
+
+def _dynamic(item: GraphInput, dims: Mapping[str, torch.export.Dim]) -> dict[int, object]:
+    dynamic: dict[int, object] = {}
+    for axis, size in enumerate(item.shape):
+        if isinstance(size, str):
+            dynamic[axis] = dims[size]
+        elif isinstance(size, tuple):
+            dynamic[axis] = size[0] * dims[size[1]]
+    return dynamic
+
+
+def _constants(program: torch.export.ExportedProgram) -> dict[str, Tensor]:
+    """Tensors that ``forward`` makes from plain numbers; only those are real."""
+    return {
+        name: value
+        for name, value in program.constants.items()
+        if isinstance(value, Tensor) and not isinstance(value, FakeTensor)
+    }
+
+
+def _name_sizes(model: ir.Model, spec: GraphSpec) -> None:
+    """Give the tracer's symbols the names of the specification."""
+    names = {}
+    for value, item in zip(model.graph.inputs, _flat(spec.inputs), strict=True):
+        for found, size in zip(value.shape or (), item.shape, strict=True):
+            if isinstance(size, str) and isinstance(found, ir.SymbolicDim):
+                names[str(found.value)] = size
+    symbols = re.compile(r"\b(" + "|".join(names) + r")\b") if names else re.compile(r"(?!)")
+    for node in model.graph:
+        for value in node.outputs:
+            _rename_sizes(value, symbols, names)
+    for value in model.graph.inputs:
+        _rename_sizes(value, symbols, names)
+
+
+def _rename_sizes(
+    value: ir.Value, symbols: re.Pattern[str], names: Mapping[str, str]
+) -> None:
+    if value.shape is not None:
+        value.shape = ir.Shape(
+            symbols.sub(lambda match: names[match[1]], str(size.value))
+            if isinstance(size, ir.SymbolicDim) and size.value is not None
+            else size
+            for size in value.shape
+        )
+
+
+def _detach_weights(
+    model: ir.Model, spec: GraphSpec, constants: Mapping[str, Tensor]
+) -> dict[str, ir.Value]:
+    """Make parameters inputs for a while, lest the optimizer folds values that are not real."""
+    parameters = {}
+    for name, value in list(model.graph.initializers.items()):
+        if name in constants:
+            value.const_value = ir.tensor(constants[name].numpy(), name=name)
+        else:
+            if not name.startswith(spec.weight_prefix):
+                raise ExportError(f"graph {spec.name} has a constant without a value: {name}")
+            del model.graph.initializers[name]
+            value.const_value = None
+            model.graph.inputs.append(value)
+            parameters[name] = value
+    return parameters
+
+
+def _attach_weights(
+    model: ir.Model, spec: GraphSpec, parameters: Mapping[str, ir.Value]
+) -> dict[str, ir.Value]:
+    weights = {}
+    for name, value in parameters.items():
+        model.graph.inputs.remove(value)
+        if value.uses():
+            model.graph.initializers[name] = value
+            weights[name.removeprefix(spec.weight_prefix)] = value
+    return weights
+
+
+def _fold_transposes(weights: Mapping[str, ir.Value]) -> frozenset[str]:
+    """Let matrices that are only ever used transposed be stored so."""
+    folded = set()
+    for name, value in weights.items():
+        users = [use.node for use in value.uses()]
+        if not all(user.op_type == "Transpose" and len(value.shape or ()) == 2 for user in users):
+            continue
+        for user in users:
+            user.outputs[0].replace_all_uses_with(value)
+            user.graph.remove(user, safe=True)
+        value.shape = ir.Shape(tuple(reversed(value.shape.numpy())))
+        folded.add(name)
+    return frozenset(folded)
+
+
+def _require_exact_constants(model: ir.Model) -> None:
+    """A constant of the compute type must mean the same in every precision."""
+    half = PRECISIONS["bf16"].numpy
+    for value in model.graph.initializers.values():
+        if value.dtype == TRACED.onnx and value.const_value is not None:
+            constant = value.const_value.numpy()
+            if (constant.astype(half).astype(constant.dtype) != constant).any():
+                raise ExportError(f"{model.graph.name}: constant {value.name} is rounded")
+
+
+def _add_attention_function(model: ir.Model) -> None:
+    if any(node.op_type == ATTENTION_OP for node in model.graph):
+        function = ir.serde.deserialize_function(onnx.parser.parse_function(_ATTENTION_FUNCTION))
+        model.functions[function.identifier()] = function
+        model.graph.opset_imports[LOCAL_DOMAIN] = 1
+
+
+_ATTENTION_FUNCTION = f"""
+<domain: "{LOCAL_DOMAIN}", opset_import: ["": {OPSET}]>
+{ATTENTION_OP} <scale, heads> (q, k_new, v_new, k_cache, v_cache, cached_tokens) => (attended)
+{{
+    k = Concat <axis = 1> (k_new, k_cache)
+    v = Concat <axis = 1> (v_new, v_cache)
+    merged = Constant <value_ints = [0, 0, -1]> ()
+    q_merged = Reshape (q, merged)
+    k_merged = Reshape (k, merged)
+    v_merged = Reshape (v, merged)
+    new_tokens = Shape <start = 1, end = 2> (k_new)
+    batch = Shape <start = 0, end = 1> (q)
+    seen = Add (new_tokens, cached_tokens)
+    seen_by_row = Expand (seen, batch)
+    merged_attended = Attention <
+        scale: float = @scale, q_num_heads: int = @heads, kv_num_heads: int = @heads
+    > (q_merged, k_merged, v_merged, , , , seen_by_row)
+    split = Shape (q)
+    attended = Reshape (merged_attended, split)
+}}
+"""
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """The exporter warns about packages that we do not use, and about torch's own internals."""
+    exporter_log = logging.getLogger("torch.onnx")
+    level = exporter_log.level
+    exporter_log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        exporter_log.setLevel(level)

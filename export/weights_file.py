@@ -1,0 +1,83 @@
+"""One component's weights in one file, which all of its graphs refer to."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from ..errors import ExportError
+from ..precision import Precision
+from .checkpoints import Weights
+from .tracing import TracedGraph
+
+# Offsets at which a file can be mapped into memory on every common system.
+_ALIGNMENT_BYTES = 65_536
+
+_TORCH_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+OnTensor = Callable[[int, int], None]
+"""(tensors written, tensors in all)"""
+
+
+def write_weights(
+    path: Path,
+    weights: Weights,
+    graphs: Sequence[TracedGraph],
+    precision: Precision,
+    on_tensor: OnTensor,
+) -> None:
+    """Write what the graphs use, one tensor at a time, and let the graphs refer to it."""
+    users = _users(graphs)
+    names = [name for name in weights.names if name in users]
+    position = 0
+    with path.open("wb") as file:
+        for done, name in enumerate(names, start=1):
+            position += file.write(bytes(-position % _ALIGNMENT_BYTES))
+            tensor = _stored(name, weights.load(name), precision, users[name])
+            length = file.write(memoryview(tensor.view(torch.uint8).numpy()))
+            for graph in users[name]:
+                _refer(graph.weights[name], path, position, length, precision, tensor.shape)
+            position += length
+            on_tensor(done, len(names))
+
+
+def _users(graphs: Sequence[TracedGraph]) -> Mapping[str, list[TracedGraph]]:
+    users: dict[str, list[TracedGraph]] = {}
+    for graph in graphs:
+        for name in graph.weights:
+            users.setdefault(name, []).append(graph)
+    return users
+
+
+def _stored(
+    name: str, tensor: Tensor, precision: Precision, users: Sequence[TracedGraph]
+) -> Tensor:
+    (transposed,) = {name in graph.transposed for graph in users}
+    converted = tensor.to(_TORCH_TYPES[precision.name])
+    if not torch.isfinite(converted).all():
+        raise ExportError(
+            f"{name} has values beyond the range of {precision.name} "
+            f"(largest {tensor.abs().max().item():.3g}); export with --precision fp32 or bf16"
+        )
+    return converted.t().contiguous() if transposed else converted.contiguous()
+
+
+def _refer(
+    value: ir.Value,
+    path: Path,
+    position: int,
+    length: int,
+    precision: Precision,
+    shape: Sequence[int],
+) -> None:
+    value.const_value = ir.ExternalTensor(
+        path.name,
+        position,
+        length,
+        precision.onnx,
+        shape=ir.Shape(shape),
+        name=value.name,
+        base_dir=path.parent,
+    )

@@ -1,0 +1,134 @@
+"""The ``longlive-trt`` command: finds the subcommands, and turns failures into one line."""
+
+import errno
+import importlib
+import logging
+import os
+import pkgutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import click
+
+from . import __version__, commands
+from .errors import LongLiveError
+from .extras import missing_module_message
+
+# In the order of the pipeline. Kept here so that `--help` imports no command.
+SUMMARIES = {
+    "export": "Turn a checkpoint into ONNX graphs.",
+    "calibrate": "Quantize the graphs to fp8 or int8 with a calibration rollout.",
+    "build": "Compile ONNX graphs into a bundle of engines.",
+    "generate": "Make a video from a bundle and prompts.",
+    "demo": "Export, build and generate in one go, on this machine.",
+    "verify": "Check a bundle, file by file and against its reference.",
+    "inspect": "Show what a bundle or a graph holds.",
+    "bench": "Measure how fast a bundle runs.",
+    "doctor": "Show what this machine can do, and how to add what is missing.",
+}
+INTERRUPTED = 128 + 2  # what a shell reports for a process ended by SIGINT
+
+
+@dataclass
+class Settings:
+    """What the options before the subcommand asked for."""
+
+    debug: bool = False
+
+
+class LazyGroup(click.Group):
+    """One subcommand for each module of ``commands``, imported only when it runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        present = _command_modules()
+        return [name for name in SUMMARIES if name in present] + sorted(present - SUMMARIES.keys())
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in _command_modules():
+            return None
+        module = importlib.import_module(f"{commands.__name__}.{name.replace('-', '_')}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, SUMMARIES.get(name, "")) for name in self.list_commands(ctx)]
+            )
+
+
+def _command_modules() -> set[str]:
+    names = (module.name for module in pkgutil.iter_modules(commands.__path__))
+    return {name.replace("_", "-") for name in names if not name.startswith("_")}
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="longlive-trt")
+@click.option("-v", "--verbose", count=True, help="Say what is being done; -vv says more.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def cli(ctx: click.Context, verbose: int, debug: bool) -> None:
+    """Compile LongLive video models to engines, and generate video with them."""
+    ctx.ensure_object(Settings).debug = debug
+    _set_up_logging(verbose)
+
+
+def _set_up_logging(verbose: int) -> None:
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    # Our own logger, not the root: a library that logs is not what -v asked for.
+    logger = logging.getLogger(__package__)
+    logger.setLevel([logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)])
+    logger.handlers = [RichHandler(console=Console(stderr=True), show_path=False, show_time=False)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    settings = Settings()
+    try:
+        return _run(arguments, settings)
+    except (LongLiveError, ModuleNotFoundError, OSError) as error:
+        message = _one_line(error)
+        if settings.debug or message is None:
+            raise
+        click.echo(f"error: {message}", err=True)
+        return error.exit_code if isinstance(error, LongLiveError) else 1
+
+
+def _run(arguments: Sequence[str] | None, settings: Settings) -> int:
+    try:
+        code = cli.main(arguments, "longlive-trt", standalone_mode=False, obj=settings)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        _discard_output()
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _discard_output() -> None:
+    """The reader is gone (``| head``): keep Python's flush at exit from complaining."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _one_line(error: Exception) -> str | None:
+    """The message of an expected failure; None for one that is a defect of ours."""
+    if isinstance(error, ModuleNotFoundError):
+        return missing_module_message(error.name or "")
+    if isinstance(error, OSError):
+        return _describe_os_error(error)
+    return str(error)
+
+
+def _describe_os_error(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    if error.errno == errno.ENOSPC:
+        reason += "; free some space or choose another disk"
+    return f"{error.filename}: {reason}" if error.filename else reason

@@ -1,0 +1,96 @@
+"""The folder that ``export`` leaves and ``build`` takes: ONNX graphs, weights, and their record."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .configs import ModelConfig
+from .configs.dump import config_values
+from .configs.loader import configure
+from .errors import UsageError
+from .files import sha256_file
+
+RECORD_NAME = "export.json"
+TOKENIZER_NAME = "tokenizer.json"
+FORMAT = 1
+
+GRAPH_COMPONENTS = {
+    "step": "transformer",
+    "prompt": "transformer",
+    "vae_first": "vae",
+    "vae_next": "vae",
+    "text": "text_encoder",
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphInfo:
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+
+@dataclass(frozen=True)
+class ExportRecord:
+    precision: str
+    config: ModelConfig
+    checkpoints: dict[str, str]
+    """Digest of every component's weights."""
+    graphs: dict[str, GraphInfo]
+    files: dict[str, str]
+    """sha256 of every file beside the record."""
+    versions: dict[str, str]
+
+    def to_json(self) -> str:
+        values: dict[str, Any] = {"format": FORMAT, **asdict(self)}
+        values["config"] = config_values(self.config)
+        return json.dumps(values, indent=1) + "\n"
+
+
+def read_export(folder: Path) -> ExportRecord:
+    path = folder / RECORD_NAME
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; give one that `longlive-trt export` made")
+    if not path.is_file():
+        raise UsageError(
+            f"{folder}: no {RECORD_NAME} inside; give a folder that `longlive-trt export` made"
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values.pop("format") != FORMAT:
+            raise UsageError(f"{path}: of another version; export again with this version")
+        graphs = {name: _graph_info(info) for name, info in values.pop("graphs").items()}
+        config = configure(values.pop("config"), origin=str(path))
+        return ExportRecord(config=config, graphs=graphs, **values)
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"{path}: not a readable export record; export again") from None
+
+
+def check_export(folder: Path, record: ExportRecord) -> None:
+    """Refuse files that are not those which the export wrote."""
+    for name, expected in record.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise UsageError(f"{path}: missing; export again")
+        found = sha256_file(path)
+        if found != expected:
+            raise UsageError(
+                f"{path}: altered since the export (sha256 {found}, expected {expected}); "
+                f"export again"
+            )
+
+
+def _graph_info(values: dict[str, Any]) -> GraphInfo:
+    def infos(key: str) -> tuple[TensorInfo, ...]:
+        return tuple(
+            TensorInfo(item["name"], item["dtype"], tuple(item["shape"])) for item in values[key]
+        )
+
+    return GraphInfo(infos("inputs"), infos("outputs"))

@@ -1,0 +1,28 @@
+"""Which optional dependency brings which module, and the command that adds it."""
+
+EXTRA_OF_MODULE = {
+    "onnx_ir": "export",
+    "onnxscript": "export",
+    "torch": "export",
+    "huggingface_hub": "quantize",
+    "modelopt": "quantize",
+    "requests": "quantize",
+    "cuda": "gpu",
+    "polygraphy": "tensorrt",
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "tensorrt-rtx",
+    "tensorrt_rtx_bindings": "tensorrt-rtx",
+}
+
+
+def install_command(extra: str) -> str:
+    return f"pip install 'longlive-trt[{extra}]'"
+
+
+def missing_module_message(module: str) -> str | None:
+    """What to do about a module that cannot be imported; None if no extra brings it."""
+    top_level = module.partition(".")[0]
+    extra = EXTRA_OF_MODULE.get(top_level)
+    if extra is None:
+        return None
+    return f"this command needs {top_level}, which is not installed: {install_command(extra)}"

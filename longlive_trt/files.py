@@ -1,0 +1,77 @@
+"""Files that appear whole or not at all, and their hashes."""
+
+import ctypes
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+_CHUNK_BYTES = 1 << 22
+
+
+def sha256_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def publish_file(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path`` that takes its place when the block ends well."""
+    discard_partials(path)
+    partial = _partial_name(path)
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def publish_directory(path: Path) -> Iterator[Path]:
+    """A temporary folder beside ``path`` that takes its place when the block ends well.
+
+    An older folder of that name stays whole until the new one is ready, and then goes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    discard_partials(path)
+    partial = _partial_name(path)
+    partial.mkdir()
+    try:
+        yield partial
+        if path.exists():
+            _exchange(partial, path)
+        else:
+            partial.replace(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def discard_partials(path: Path) -> None:
+    """Remove what killed runs left beside ``path``; those of running processes stay."""
+    for leftover in path.parent.glob(f".{path.name}.*.partial"):
+        owner = leftover.name.split(".")[-2]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def _partial_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def _exchange(first: Path, second: Path) -> None:
+    """Swap two names in one step, so that at every moment one whole folder has each."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    at_cwd, swap = -100, 2
+    if libc.renameat2(at_cwd, os.fsencode(first), at_cwd, os.fsencode(second), swap):
+        # A file system without the call: the old folder goes aside for a moment.
+        aside = second.with_name(f".{second.name}.old.{os.getpid()}.partial")
+        second.replace(aside)
+        first.replace(second)
+        shutil.rmtree(aside)

@@ -1,0 +1,134 @@
+// Which part of the problem a thread block computes, decided from lengths that only the device knows.
+//
+// A tile is a group of query rows of one head. Blocks take whole tiles while there are enough for
+// every block; what remains is cut along the keys into equal shares, so that no multiprocessor idles
+// in a partly filled last wave. The shares of one tile are summed in a fixed order.
+#pragma once
+
+#include "common.cuh"
+
+constexpr int kMaxPieces = 3;
+constexpr int kWorthSplitting = 6;  // key blocks saved per tile before a split pays for its sums
+
+struct PieceLengths {
+  int valid[kMaxPieces];
+  int blocks[kMaxPieces];
+  int total_blocks;
+};
+
+template <int kTileKeys>
+__device__ __forceinline__ PieceLengths read_lengths(const int64* const (&lengths)[kMaxPieces],
+                                                     const int (&capacities)[kMaxPieces]) {
+  PieceLengths pieces;
+  pieces.total_blocks = 0;
+#pragma unroll
+  for (int i = 0; i < kMaxPieces; ++i) {
+    int64 valid = capacities[i];
+    if (lengths[i] != nullptr) valid = smaller<int64>(valid, larger<int64>(0, *lengths[i]));
+    pieces.valid[i] = static_cast<int>(valid);
+    pieces.blocks[i] = ceil_div(pieces.valid[i], kTileKeys);
+    pieces.total_blocks += pieces.blocks[i];
+  }
+  return pieces;
+}
+
+// Walks the key blocks of all pieces in order.
+template <int kTileKeys>
+struct KeyCursor {
+  int piece;
+  int row;
+
+  __device__ __forceinline__ KeyCursor(const PieceLengths& pieces, int block) : piece(0) {
+#pragma unroll
+    for (int i = 0; i < kMaxPieces - 1; ++i) {
+      if (piece == i && block >= pieces.blocks[i]) {
+        block -= pieces.blocks[i];
+        piece = i + 1;
+      }
+    }
+    row = block * kTileKeys;
+  }
+
+  __device__ __forceinline__ int valid_rows(const PieceLengths& pieces) const {
+    int valid = pieces.valid[0];
+    if (piece == 1) valid = pieces.valid[1];
+    if (piece == 2) valid = pieces.valid[2];
+    return smaller(kTileKeys, valid - row);
+  }
+
+  __device__ __forceinline__ void advance(const PieceLengths& pieces) {
+    row += kTileKeys;
+#pragma unroll
+    for (int i = 0; i < kMaxPieces - 1; ++i) {
+      if (piece == i && row >= pieces.valid[i]) {
+        piece = i + 1;
+        row = 0;
+      }
+    }
+  }
+};
+
+// One thread block's part of one tile.
+struct Segment {
+  int tile;
+  int first_block;
+  int last_block;
+  int shares;        // how many thread blocks work on this tile
+  int first_sharer;  // the thread block that holds share 0; the others follow it
+  int first_slot;    // where share 0 leaves its sums
+  int remainder;     // index among the shared tiles
+};
+
+class Schedule {
+ public:
+  __device__ __forceinline__ Schedule(int tiles, int key_blocks, bool may_split)
+      : key_blocks_(key_blocks), next_(blockIdx.x), grid_(gridDim.x) {
+    const int left = tiles % grid_;
+    const int saved = key_blocks - static_cast<int>(static_cast<int64>(key_blocks) * left / grid_);
+    const bool split = may_split && left > 0 && saved > kWorthSplitting;
+    whole_tiles_ = split ? tiles - left : tiles;
+    shared_blocks_ = split ? static_cast<int64>(left) * key_blocks : 0;
+    position_ = shared_blocks_ * blockIdx.x / grid_;
+    limit_ = shared_blocks_ * (blockIdx.x + 1) / grid_;
+  }
+
+  __device__ __forceinline__ bool next(Segment& segment) {
+    if (next_ < whole_tiles_) {
+      segment = {next_, 0, key_blocks_, 1, 0, 0, 0};
+      next_ += grid_;
+      return true;
+    }
+    if (position_ >= limit_) return false;
+    const int remainder = static_cast<int>(position_ / key_blocks_);
+    const int64 start = static_cast<int64>(remainder) * key_blocks_;
+    const int64 end = smaller(limit_, start + key_blocks_);
+    segment.tile = whole_tiles_ + remainder;
+    segment.first_block = static_cast<int>(position_ - start);
+    segment.last_block = static_cast<int>(end - start);
+    segment.first_sharer = owner(start);
+    segment.shares = owner(start + key_blocks_ - 1) - segment.first_sharer + 1;
+    // A thread block holds shares of at most two tiles: the end of one and the start of the next.
+    const int64 begin = shared_blocks_ * segment.first_sharer / grid_;
+    segment.first_slot = 2 * segment.first_sharer + (begin < start ? 1 : 0);
+    segment.remainder = remainder;
+    position_ = end;
+    return true;
+  }
+
+ private:
+  __device__ __forceinline__ int owner(int64 position) const {
+    return static_cast<int>(((position + 1) * grid_ - 1) / shared_blocks_);
+  }
+
+  int key_blocks_;
+  int next_;
+  int grid_;
+  int whole_tiles_;
+  int64 shared_blocks_;
+  int64 position_;
+  int64 limit_;
+};
+
+__device__ __forceinline__ int partial_slot(const Segment& segment, int share) {
+  return share == 0 ? segment.first_slot : 2 * (segment.first_sharer + share);
+}

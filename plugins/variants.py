@@ -1,0 +1,66 @@
+"""The tile shapes that the Hopper attention kernel is compiled for, and which one is used when."""
+
+from dataclasses import dataclass
+
+from ..errors import PluginError
+
+HEAD_DIMS = (64, 128)
+ELEMENTS = {"bfloat16": 0, "float16": 1, "float8_e4m3": 2}
+MAX_PIECES = 3
+_BARRIER_BYTES = 512
+
+
+@dataclass(frozen=True)
+class Variant:
+    """``warpgroups`` of 64 query rows each against blocks of ``tile_keys`` keys."""
+
+    warpgroups: int
+    tile_keys: int
+    stages: int
+    pipelined: bool = True
+    ordered: bool = True
+
+    @property
+    def tile_rows(self) -> int:
+        return 64 * self.warpgroups
+
+    @property
+    def threads(self) -> int:
+        return 128 * (self.warpgroups + 1)
+
+    def constants(self, dtype: str, head_dim: int) -> tuple[tuple[str, int], ...]:
+        return (
+            ("LL_ELEMENT", ELEMENTS[dtype]),
+            ("LL_HEAD_DIM", head_dim),
+            ("LL_WARPGROUPS", self.warpgroups),
+            ("LL_TILE_KEYS", self.tile_keys),
+            ("LL_STAGES", self.stages),
+            ("LL_PIPELINED", int(self.pipelined)),
+            ("LL_ORDERED", int(self.ordered)),
+        )
+
+    def shared_bytes(self, dtype: str, head_dim: int) -> int:
+        item = 1 if dtype == "float8_e4m3" else 2
+        ring = 2 * self.stages * self.tile_keys * head_dim * item
+        queries = self.tile_rows * head_dim * item
+        staging = self.tile_rows * head_dim * 2 if item == 1 else 0
+        return ring + queries + staging + _BARRIER_BYTES
+
+    def partial_bytes(self, head_dim: int, blocks: int) -> int:
+        """Two partly summed tiles for each thread block: outputs, row maxima and row sums."""
+        vectors = head_dim // 8 + 1
+        return 2 * blocks * self.warpgroups * vectors * 128 * 16
+
+
+def default_variant(dtype: str, head_dim: int) -> Variant:
+    if dtype not in ELEMENTS:
+        raise PluginError(f"dtype is {dtype}: allowed is {' or '.join(ELEMENTS)}")
+    if head_dim not in HEAD_DIMS:
+        raise PluginError(f"head_dim is {head_dim}: allowed is 64 or 128")
+    if dtype == "float8_e4m3":
+        if head_dim != 128:
+            raise PluginError(f"head_dim is {head_dim}: float8_e4m3 attention takes 128 only")
+        return Variant(warpgroups=2, tile_keys=128, stages=4)
+    if head_dim == 64:
+        return Variant(warpgroups=3, tile_keys=128, stages=3)
+    return Variant(warpgroups=2, tile_keys=176, stages=2)

@@ -1,0 +1,201 @@
+"""What every writer shares: nothing appears under the final name before it is whole.
+
+Whatever ends a run, the frames so far stay: ``close`` publishes them, and belongs in a ``finally``
+block; a failed write (a full disk) publishes what can be saved at once and raises ``OutputError``.
+"""
+
+import os
+import secrets
+import signal
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Self
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import OutputError
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class FrameWriter(ABC):
+    """Takes RGB frames [n, height, width, 3]; ``notices`` is what the user should be told."""
+
+    def __init__(self, path: Path, height: int, width: int) -> None:
+        self.path = path
+        self.height, self.width = height, width
+        self.frames_written = 0
+        self.notices: list[str] = []
+        self._closed = False
+
+    def write(self, pixels: Pixels) -> None:
+        self._check(pixels)
+        with interrupts_deferred(), self._saving_on_failure():
+            for frame in pixels:
+                self._write_frame(np.ascontiguousarray(frame))
+                self.frames_written += 1
+
+    def close(self) -> None:
+        """Publish the frames so far; without any, leave nothing. A second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        with interrupts_deferred(), self._saving_on_failure():
+            if self.frames_written:
+                self._finish()
+            else:
+                self._discard()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check(self, pixels: Pixels) -> None:
+        if self._closed:
+            raise ValueError(f"{self.path} is closed")
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != (self.height, self.width, 3):
+            raise ValueError(
+                f"frames of {pixels.dtype} {pixels.shape}; "
+                f"expected uint8 [n, {self.height}, {self.width}, 3]"
+            )
+
+    @contextmanager
+    def _saving_on_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, av.FFmpegError) as error:
+            self._closed = True
+            kept = self._salvaged()
+            raise OutputError(
+                f"{self.path}: writing failed after {self.frames_written} frames "
+                f"({reason(error)}); "
+                + (f"the first {kept} are kept there" if kept else "none could be kept")
+                + "; free some space or choose another place"
+            ) from error
+
+    def _salvaged(self) -> int:
+        try:
+            return self._salvage()
+        except OSError:
+            return 0
+
+    @abstractmethod
+    def _write_frame(self, frame: Pixels) -> None: ...
+
+    @abstractmethod
+    def _finish(self) -> None:
+        """Complete the file and publish it."""
+
+    @abstractmethod
+    def _discard(self) -> None:
+        """Leave nothing behind."""
+
+    @abstractmethod
+    def _salvage(self) -> int:
+        """After a failure, publish what plays; return its number of frames. Needs no space."""
+
+
+class NullWriter(FrameWriter):
+    """Counts frames and keeps none."""
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__(Path(os.devnull), height, width)
+
+    def _write_frame(self, frame: Pixels) -> None:
+        pass
+
+    def _finish(self) -> None:
+        pass
+
+    def _discard(self) -> None:
+        pass
+
+    def _salvage(self) -> int:
+        return 0
+
+
+class PrefixFile:
+    """A file for a muxer that stays a prefix of the stream once a write has failed.
+
+    libavformat loses errors of its last writes, so the first one is kept for ``sync`` to raise.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = path.open("wb", buffering=0)
+        except OSError as error:
+            raise OutputError(
+                f"{path}: cannot be created ({reason(error)}); choose another place"
+            ) from None
+        self._error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        if self._error is None:
+            try:
+                self._write_all(memoryview(data))
+            except OSError as error:
+                self._error = error
+        return len(data)
+
+    def _write_all(self, data: memoryview) -> None:
+        while data:
+            data = data[self._file.write(data) :]
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def sync(self) -> None:
+        self.check()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@contextmanager
+def interrupts_deferred() -> Iterator[None]:
+    """Let Ctrl-C wait: inside an encoder it would lose packets, inside a rename the video."""
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not None]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    arrived: list[int] = []
+
+    def remember(number: int, _: FrameType | None) -> None:
+        arrived.append(number)
+
+    previous = {number: signal.signal(number, remember) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        if arrived:
+            signal.raise_signal(arrived[0])
+
+
+def reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def partial_path(target: Path) -> Path:
+    """A new hidden name beside the target, so that the final rename stays on one file system."""
+    # The stem is cut so that the name stays within the 255 bytes of most file systems.
+    return target.with_name(f".{target.stem[:40]}.{secrets.token_hex(4)}.partial{target.suffix}")
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: cannot make this folder ({reason(error)}); choose another place"
+        ) from None

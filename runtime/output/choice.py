@@ -1,0 +1,112 @@
+"""Which writer an output path asks for, and whether it may be written at all."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+from ...errors import OutputError, UsageError
+from .base import FrameWriter, NullWriter, reason
+from .gif import GifWriter
+from .mp4 import Mp4Writer
+from .png import PngFolderWriter, foreign_files
+
+_VIDEO_SUFFIXES = (".mp4", ".mov")
+_FILE_SUFFIXES = (*_VIDEO_SUFFIXES, ".gif")
+
+
+def open_writer(
+    path: str | Path | None, fps: float | Fraction, height: int, width: int, overwrite: bool
+) -> FrameWriter:
+    """The writer for a path's ending, after ``check_output``; None counts frames only."""
+    if path is None:
+        return NullWriter(height, width)
+    check_output(path, overwrite)
+    target = _absolute(path)
+    if _is_folder(path):
+        return PngFolderWriter(target, height, width)
+    if target.suffix.lower() == ".gif":
+        return GifWriter(target, fps, height, width)
+    return Mp4Writer(target, fps, height, width)
+
+
+def check_output(path: str | Path, overwrite: bool) -> None:
+    """Refuse, before any work, a video path that cannot be written or would lose something."""
+    if _is_folder(path):
+        with _looked_at(path):
+            _check_frame_folder(_absolute(path), overwrite)
+    elif Path(path).suffix.lower() in _FILE_SUFFIXES:
+        check_file_output(path, overwrite)
+    else:
+        raise UsageError(
+            f"{path}: no kind of video has the ending {Path(path).suffix!r}; use one of "
+            f"{', '.join(_FILE_SUFFIXES)}, or end the name with / for a folder of PNG files"
+        )
+
+
+def check_file_output(path: str | Path, overwrite: bool) -> None:
+    with _looked_at(path):
+        _check_file(_absolute(path), overwrite)
+
+
+def _check_file(path: Path, overwrite: bool) -> None:
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; give the name of a file, such as {path}/video.mp4")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path}: is not an ordinary file; choose another name")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path}: already exists; add --overwrite, or choose another name")
+    _check_writable(path.parent)
+
+
+def _check_frame_folder(folder: Path, overwrite: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: is a file, not a folder for PNG files; choose another name")
+    if folder.is_dir() and (foreign := foreign_files(folder)):
+        raise UsageError(
+            f"{folder}: holds other files than frames ({foreign[0]}); "
+            "choose a new or an empty folder"
+        )
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise UsageError(f"{folder}: already holds frames; add --overwrite, or choose another one")
+    _check_writable(folder.parent)
+
+
+def _is_folder(path: str | Path) -> bool:
+    suffix = Path(path).suffix.lower()
+    if _ends_with_slash(path) or not suffix:
+        return True
+    return suffix not in _FILE_SUFFIXES and os.path.isdir(path)  # noqa: PTH112 - never raises
+
+
+def _ends_with_slash(path: str | Path) -> bool:
+    return os.fspath(path).endswith("/")
+
+
+def _absolute(path: str | Path) -> Path:
+    # Path.absolute() would keep "..", whose parent is not the folder beside it.
+    return Path(os.path.abspath(path))  # noqa: PTH100
+
+
+@contextmanager
+def _looked_at(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be used ({reason(error)}); choose another name"
+        ) from None
+
+
+def _check_writable(folder: Path) -> None:
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    try:
+        # Permissions alone do not tell: the file system may be read-only, or the user root.
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"{existing}: cannot be written to ({reason(error)}); choose another folder"
+        ) from None

@@ -1,0 +1,54 @@
+"""What goes beside a video: raw latents, and the record of how it was made. Whole or not at all."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from ...errors import OutputError
+from .base import interrupts_deferred, make_folder, partial_path, reason
+
+
+def write_latents(path: str | Path, latents: npt.NDArray[np.generic]) -> None:
+    """A safetensors file with the float32 tensor ``latents``."""
+    tensor = np.ascontiguousarray(latents, dtype=np.float32)
+    _write_whole(Path(path), lambda target: save_file({"latents": tensor}, target))
+
+
+def sidecar_path(video: str | Path) -> Path:
+    video = Path(video)
+    return video.with_name(video.name + ".json")
+
+
+def write_sidecar(video: str | Path, values: Mapping[str, object]) -> Path:
+    """``video.mp4.json`` beside ``video.mp4``."""
+    path = sidecar_path(video)
+    text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+    _write_whole(path, lambda target: _write_text(target, text))
+    return path
+
+
+def _write_text(target: Path, text: str) -> None:
+    target.write_text(text, encoding="utf-8")
+
+
+def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    make_folder(path.parent)
+    partial = partial_path(path)
+    try:
+        with interrupts_deferred():
+            write(partial)
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"{path}: cannot be written ({reason(error)}); free some space or choose another place"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,120 @@
+"""GIF, with a palette of its own for every frame, so that frames need not be kept in memory."""
+
+import os
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from av.filter import Graph
+
+from ...errors import UsageError
+from .base import FrameWriter, Pixels, PrefixFile, make_folder, partial_path
+from .mp4 import exact_fps
+
+_MAX_FPS = 50
+_PICTURE, _EXTENSION, _TRAILER = b"\x2c\x21\x3b"
+
+
+class GifWriter(FrameWriter):
+    def __init__(self, path: Path, fps: float | Fraction, height: int, width: int) -> None:
+        super().__init__(path, height, width)
+        if fps > _MAX_FPS:
+            raise UsageError(
+                f"{path}: a GIF shows at most {_MAX_FPS} frames/s, and this video has {fps:g}; "
+                "write an .mp4 file"
+            )
+        make_folder(path.parent)
+        self._time_base = 1 / exact_fps(fps)
+        self._partial = partial_path(path)
+        self._file = PrefixFile(self._partial)
+        self._container = av.open(self._file, "w", format="gif")
+        self._stream = self._container.add_stream("gif", rate=exact_fps(fps))
+        self._stream.height, self._stream.width = height, width
+        self._stream.pix_fmt = "pal8"
+        self._graph = self._palette_graph()
+
+    def _palette_graph(self) -> Graph:
+        graph = Graph()
+        source = graph.add(
+            "buffer",
+            f"width={self.width}:height={self.height}:pix_fmt=rgb24:time_base={self._time_base}",
+        )
+        split = graph.add("split")
+        palette = graph.add("palettegen", "stats_mode=single")
+        paint = graph.add("paletteuse", "new=1")
+        source.link_to(split)
+        split.link_to(palette, 0, 0)
+        split.link_to(paint, 1, 0)
+        palette.link_to(paint, 0, 1)
+        paint.link_to(graph.add("buffersink"))
+        graph.configure()
+        return graph
+
+    def _write_frame(self, frame: Pixels) -> None:
+        picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+        picture.pts, picture.time_base = self.frames_written, self._time_base
+        self._graph.vpush(picture)
+        self._encode_painted()
+        self._file.check()
+
+    def _encode_painted(self) -> None:
+        while True:
+            try:
+                picture = self._graph.vpull()
+            except (av.BlockingIOError, av.EOFError):
+                return
+            self._container.mux(self._stream.encode(picture))
+
+    def _finish(self) -> None:
+        self._graph.vpush(None)
+        self._encode_painted()
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+        self._file.sync()
+        self._file.close()
+        self._partial.replace(self.path)
+
+    def _discard(self) -> None:
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
+
+    def _salvage(self) -> int:
+        self._file.close()
+        data = self._partial.read_bytes()
+        frames, end = whole_pictures(data)
+        if not frames:
+            self._partial.unlink()
+            return 0
+        os.truncate(self._partial, end)
+        # A GIF plays without its last byte, should even that find no room.
+        with suppress(OSError), self._partial.open("ab") as file:
+            file.write(bytes([_TRAILER]))
+        self._partial.replace(self.path)
+        return frames
+
+
+def whole_pictures(data: bytes) -> tuple[int, int]:
+    """How many pictures of a cut-off GIF are whole, and where the last of them ends."""
+    position = 13 + _color_table_bytes(data[10]) if len(data) > 13 else len(data)
+    pictures, end = 0, 0
+    while position < len(data) and data[position] in (_PICTURE, _EXTENSION):
+        is_picture = data[position] == _PICTURE
+        if is_picture and position + 10 > len(data):
+            break
+        table_bytes = _color_table_bytes(data[position + 9]) if is_picture else 0
+        position = _end_of_sub_blocks(data, position + (11 + table_bytes if is_picture else 2))
+        if is_picture and position <= len(data):
+            pictures, end = pictures + 1, position
+    return pictures, end
+
+
+def _color_table_bytes(flags: int) -> int:
+    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def _end_of_sub_blocks(data: bytes, position: int) -> int:
+    """Past the end of the data where it was cut off."""
+    while position < len(data) and data[position]:
+        position += 1 + data[position]
+    return position + 1

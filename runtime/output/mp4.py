@@ -1,0 +1,175 @@
+"""H.264 in MP4 or MOV.
+
+The encoder's packets go to a hidden file as a fragmented MP4, which plays up to its last whole
+fragment whatever happens. ``close`` copies them, without encoding again, into an ordinary file with
+its index in front (faststart) and renames that; where the copy has no room, the fragmented file
+takes its place.
+"""
+
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
+from av.video.stream import VideoStream
+
+from ...errors import OutputError
+from .base import FrameWriter, Pixels, PrefixFile, make_folder, partial_path, reason
+
+_FRAGMENTED = {
+    "movflags": "frag_keyframe+empty_moov+default_base_moof+delay_moov",
+    "flush_packets": "1",
+}
+_BT709 = 1
+
+
+class Mp4Writer(FrameWriter):
+    def __init__(
+        self,
+        path: Path,
+        fps: float | Fraction,
+        height: int,
+        width: int,
+        crf: int = 18,
+        preset: str = "veryfast",
+    ) -> None:
+        super().__init__(path, height, width)
+        if "libx264" not in av.codecs_available:
+            raise OutputError(
+                f"{path}: this build of PyAV has no H.264 encoder (libx264); install the av "
+                "package from PyPI, or write a .gif or a folder of PNG files"
+            )
+        # yuv420p has one color sample for two rows and two columns.
+        self._padding = ((0, height % 2), (0, width % 2), (0, 0))
+        if height % 2 or width % 2:
+            self.notices.append(
+                f"H.264 needs even sizes: {width}x{height} is padded to "
+                f"{width + width % 2}x{height + height % 2} by repeating the edge"
+            )
+        make_folder(path.parent)
+        self._partial = partial_path(path)
+        self._format = path.suffix[1:].lower() or "mp4"
+        self._file = PrefixFile(self._partial)
+        self._container = av.open(self._file, "w", format=self._format, options=_FRAGMENTED)
+        self._stream = self._add_stream(exact_fps(fps), {"crf": str(crf), "preset": preset})
+
+    def _add_stream(self, fps: Fraction, options: dict[str, str]) -> VideoStream:
+        stream = self._container.add_stream("libx264", rate=fps, options=options)
+        stream.height = self.height + self.height % 2
+        stream.width = self.width + self.width % 2
+        stream.pix_fmt = "yuv420p"
+        # A fragment ends where a group of pictures does: about one second is at stake.
+        stream.gop_size = max(1, round(fps))
+        context = stream.codec_context
+        context.color_range = ColorRange.MPEG
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        return stream
+
+    def _write_frame(self, frame: Pixels) -> None:
+        padded = np.pad(frame, self._padding, mode="edge")
+        picture = av.VideoFrame.from_ndarray(padded, format="rgb24").reformat(
+            format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+        )
+        picture.pts = self.frames_written
+        self._container.mux(self._stream.encode(picture))
+        self._file.check()
+
+    def _finish(self) -> None:
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+        self._file.sync()
+        self._file.close()
+        faststart = partial_path(self.path)
+        try:
+            remux(self._partial, faststart, self._format)
+        except (OSError, av.FFmpegError) as error:
+            faststart.unlink(missing_ok=True)
+            self.notices.append(
+                f"{self.path} is whole, but stays a fragmented file, which some editors do not "
+                f"take: its copy with the index in front failed ({reason(error)})"
+            )
+            self._partial.replace(self.path)
+        else:
+            faststart.replace(self.path)
+            self._partial.unlink()
+
+    def _discard(self) -> None:
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
+
+    def _salvage(self) -> int:
+        self._file.close()
+        os.truncate(self._partial, end_of_last_fragment(self._partial))
+        frames = count_packets(self._partial)
+        if frames:
+            self._partial.replace(self.path)
+        else:
+            self._partial.unlink()
+        return frames
+
+
+def exact_fps(fps: float | Fraction) -> Fraction:
+    """23.976023976 is 24000/1001: rates are exact in whole numbers or over 1001."""
+    return Fraction(fps).limit_denominator(1001)
+
+
+def remux(source: Path, target: Path, container_format: str) -> None:
+    options = {"movflags": "faststart"}
+    copied = 0
+    with (
+        av.open(source) as reader,
+        av.open(target, "w", format=container_format, options=options) as writer,
+    ):
+        (video,) = reader.streams.video
+        copy = writer.add_stream_from_template(video)
+        for packet in reader.demux(video):
+            if packet.dts is not None:
+                packet.stream = copy
+                writer.mux(packet)
+                copied += 1
+    # libavformat may lose an error of its last writes.
+    if not _is_faststart(target) or count_packets(target) != copied:
+        raise OSError(f"{target.name} came out incomplete")
+    with target.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _is_faststart(path: Path) -> bool:
+    boxes = _boxes(path)
+    order = [name for name, _, _ in boxes if name in (b"moov", b"mdat")]
+    return order == [b"moov", b"mdat"] and boxes[-1][2] == path.stat().st_size
+
+
+def count_packets(path: Path) -> int:
+    try:
+        with av.open(path) as container:
+            return sum(packet.size > 0 for packet in container.demux(video=0))
+    except av.FFmpegError:
+        return 0
+
+
+def end_of_last_fragment(path: Path) -> int:
+    """The size of what plays of a fragmented file: up to its last whole ``mdat``."""
+    ends = [end for name, _, end in _boxes(path) if name == b"mdat"]
+    size = path.stat().st_size
+    return max((end for end in ends if end <= size), default=0)
+
+
+def _boxes(path: Path) -> list[tuple[bytes, int, int]]:
+    """Name, start and end of every top-level box; the last may end past the end of the file."""
+    boxes = []
+    start, size = 0, path.stat().st_size
+    with path.open("rb") as file:
+        while start + 8 <= size:
+            file.seek(start)
+            header = file.read(16)
+            length = int.from_bytes(header[:4], "big")
+            if length == 1:
+                length = int.from_bytes(header[8:16], "big")
+            if length < 8:
+                break
+            boxes.append((header[4:8], start, start + length))
+            start += length
+    return boxes

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Builds the wheel and tries it where no checkout is near:  scripts/check_wheel.sh PYTHON
+set -euo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD
+python=$(realpath --no-symlinks "${1:?usage: scripts/check_wheel.sh PYTHON}")
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+echo "wheel: building (the source archive first, then the wheel from it)"
+"$python" -m build --no-isolation --outdir "$scratch/dist" "$root" >"$scratch/build.log" 2>&1 || {
+    cat "$scratch/build.log" >&2
+    exit 1
+}
+wheel=$(echo "$scratch"/dist/*.whl)
+"$python" "$root/scripts/wheel_contents.py" "$wheel" "$root"
+
+echo "wheel: installing $(basename "$wheel") with its base dependencies only"
+mkdir "$scratch/empty"
+cd "$scratch/empty"
+"$python" -m venv "$scratch/venv"
+"$scratch/venv/bin/python" -m pip --disable-pip-version-check install -q \
+    -c "$root/constraints.txt" "$wheel"
+
+echo "wheel: running it in an empty folder"
+export PATH="$scratch/venv/bin:$PATH"
+unset PYTHONPATH
+longlive-trt --version
+longlive-trt --help >/dev/null
+longlive-trt doctor
+python - <<'PYTHON'
+from pathlib import Path
+
+import longlive_trt
+from longlive_trt import configs, engines, plugins, runtime
+
+assert "site-packages" in Path(longlive_trt.__file__).parts, longlive_trt.__file__
+assert configs.load_config("longlive-1.3b").name == "longlive-1.3b"
+for area in (configs, engines, plugins, runtime):
+    assert Path(area.__file__).is_relative_to(Path(longlive_trt.__file__).parent), area
+PYTHON
+
+mkdir -p "$root/dist"
+cp "$scratch"/dist/* "$root/dist/"
+echo "wheel: good; kept in dist/"

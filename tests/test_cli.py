@@ -1,0 +1,184 @@
+"""The command line: finding commands, and turning failures into one line and an exit code."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from longlive_trt import __version__, commands
+from longlive_trt.cli import SUMMARIES, main
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIM = ROOT / "cli.py"
+
+AddCommand = Callable[[str, str], None]
+
+
+@pytest.fixture
+def add_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[AddCommand]:
+    """Adds a command with the given body to the group."""
+    monkeypatch.setattr(commands, "__path__", [*commands.__path__, str(tmp_path)])
+    before = set(sys.modules)
+
+    def add(name: str, body: str) -> None:
+        source = f"import click, logging\n@click.command()\ndef command():\n    {body}\n"
+        (tmp_path / f"{name}.py").write_text(source)
+
+    yield add
+    for name in set(sys.modules) - before:
+        if name.startswith(f"{commands.__name__}."):
+            del sys.modules[name]
+
+
+@pytest.fixture(autouse=True)
+def restore_logging() -> Iterator[None]:
+    logger = logging.getLogger("longlive_trt")
+    handlers, level = logger.handlers, logger.level
+    yield
+    logger.handlers, logger.level = handlers, level
+
+
+def test_help_lists_every_command_with_a_summary(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out.partition("Commands:")[2].split("\n")
+    shown = {line.split()[0]: " ".join(line.split()[1:]) for line in listed if line.strip()}
+    modules = (path.stem for path in (ROOT / "longlive_trt" / "commands").glob("[!_]*.py"))
+    assert set(shown) == {stem.replace("_", "-") for stem in modules}
+    assert all(SUMMARIES[name] == summary for name, summary in shown.items())
+
+
+@pytest.mark.parametrize("name", [path.stem for path in Path(*commands.__path__).glob("[!_]*.py")])
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name.replace("_", "-"), "--help"]) == 0
+    assert f"Usage: longlive-trt {name.replace('_', '-')}" in capsys.readouterr().out
+
+
+def test_help_imports_no_command(
+    add_command: AddCommand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_command("broken_one", "pass\nraise RuntimeError('imported')")
+    assert main(["--help"]) == 0
+    assert "broken-one" in capsys.readouterr().out
+
+
+def test_underscores_hide_helper_modules(
+    add_command: AddCommand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_command("_shared", "pass")
+    assert main(["--help"]) == 0
+    assert "shared" not in capsys.readouterr().out
+    assert main(["_shared"]) == 2
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip().endswith(__version__)
+
+
+@pytest.mark.parametrize("arguments", [["no-such-command"], ["--no-such-option"], ["doctor", "x"]])
+def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert arguments[-1] in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [("LongLiveError", 1), ("UsageError", 2), ("ConfigError", 2), ("BundleError", 1)],
+)
+def test_expected_errors_become_one_line(
+    error: str, code: int, add_command: AddCommand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_command("fails", f"from longlive_trt import errors; raise errors.{error}('the reason')")
+    assert main(["fails"]) == code
+    assert capsys.readouterr().err == "error: the reason\n"
+
+
+def test_debug_keeps_the_traceback(add_command: AddCommand) -> None:
+    add_command("fails", "from longlive_trt import errors; raise errors.UsageError('the reason')")
+    with pytest.raises(Exception, match="the reason"):
+        main(["--debug", "fails"])
+
+
+def test_a_defect_keeps_its_traceback(add_command: AddCommand) -> None:
+    add_command("fails", "raise ZeroDivisionError('a defect')")
+    with pytest.raises(ZeroDivisionError):
+        main(["fails"])
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [("modelopt.torch", "quantize"), ("tensorrt_rtx_bindings", "tensorrt-rtx")],
+)
+def test_a_missing_extra_is_named(
+    module: str,
+    extra: str,
+    add_command: AddCommand,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raising = f"raise ModuleNotFoundError('No module named {module}', name='{module}')"
+    add_command("fails", raising)
+    assert main(["fails"]) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert f"pip install 'longlive-trt[{extra}]'" in message
+
+
+def test_a_missing_module_of_ours_is_a_defect(add_command: AddCommand) -> None:
+    add_command("fails", "import longlive_trt.no_such_module")
+    with pytest.raises(ModuleNotFoundError):
+        main(["fails"])
+
+
+def test_files_that_cannot_be_opened_become_one_line(
+    add_command: AddCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_command("fails", f"open({str(tmp_path / 'absent')!r})")
+    assert main(["fails"]) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path / 'absent'}: No such file or directory\n"
+
+
+def test_interruption_exits_with_130(
+    add_command: AddCommand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_command("fails", "raise KeyboardInterrupt")
+    assert main(["fails"]) == 130
+    assert capsys.readouterr().err.strip() == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [([], ["loud"]), (["-v"], ["loud", "normal"]), (["-vv"], ["loud", "normal", "quiet"])],
+)
+def test_verbosity(
+    options: list[str],
+    shown: list[str],
+    add_command: AddCommand,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    log = "logging.getLogger('longlive_trt.area')"
+    add_command("says", f"log = {log}; log.warning('loud'); log.info('normal'); log.debug('quiet')")
+    assert main([*options, "says"]) == 0
+    captured = capsys.readouterr()
+    assert [word for word in ("loud", "normal", "quiet") if word in captured.err] == shown
+    assert captured.out == ""
+
+
+def test_a_reader_that_goes_away_is_no_traceback() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    process = subprocess.run(
+        [sys.executable, SHIM, "--help"],
+        stdout=write_end,
+        stderr=subprocess.PIPE,
+        timeout=60,
+        check=False,
+    )
+    os.close(write_end)
+    assert (process.returncode, process.stderr) == (1, b"")

@@ -1,0 +1,123 @@
+"""The package lists, the pins and the uninstalled checkout agree with what is there."""
+
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import longlive_trt
+from longlive_trt.extras import EXTRA_OF_MODULE
+
+ROOT = Path(__file__).resolve().parent.parent
+PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
+NOT_PACKAGES = {"build", "dist", "tests", "out"}
+
+
+def python_folders() -> set[Path]:
+    """Every folder that Python imports from, as the package list should have it."""
+    tops = (path for path in ROOT.iterdir() if path.is_dir() and path.name not in NOT_PACKAGES)
+    visible = (path for path in tops if not path.name.startswith("."))
+    ours = [path for path in visible if not (path / "pyvenv.cfg").exists()]
+    found = (init.parent for top in ours for init in top.rglob("__init__.py"))
+    return {folder.relative_to(ROOT) for folder in found}
+
+
+def test_the_package_list_names_the_folders_found() -> None:
+    listed = {Path(folder) for folder in SETUPTOOLS["package-dir"].values()}
+    assert listed == python_folders()
+    assert sorted(SETUPTOOLS["packages"]) == sorted(SETUPTOOLS["package-dir"])
+
+
+@pytest.mark.parametrize(("package", "folder"), SETUPTOOLS["package-dir"].items())
+def test_packages_import_from_where_the_list_says(package: str, folder: str) -> None:
+    module_file = import_module(package).__file__
+    assert module_file is not None
+    assert Path(module_file).resolve().parent == ROOT / folder
+
+
+@pytest.mark.parametrize(("package", "patterns"), SETUPTOOLS["package-data"].items())
+def test_package_data_patterns_cover_the_data(package: str, patterns: list[str]) -> None:
+    folder = ROOT / SETUPTOOLS["package-dir"][package]
+    nested = [ROOT / other for other in SETUPTOOLS["package-dir"].values()]
+    below = {path for other in nested if other != folder for path in other.rglob("*")}
+    data = {path for path in set(folder.rglob("*")) - below if path.is_file()}
+    data = {path for path in data if path.suffix not in {".py", ".pyc"}}
+    matched = {path for pattern in patterns for path in folder.glob(pattern)}
+    assert data <= matched
+
+
+def test_versions_agree() -> None:
+    assert PYPROJECT["project"]["version"] == longlive_trt.__version__
+
+
+def test_every_extra_that_errors_name_exists() -> None:
+    assert set(EXTRA_OF_MODULE.values()) <= PYPROJECT["project"]["optional-dependencies"].keys()
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
+    return {canonicalize_name(name): version for name, version in pairs}
+
+
+def direct_requirements() -> list[Requirement]:
+    project = PYPROJECT["project"]
+    extras = project["optional-dependencies"].values()
+    found = [Requirement(line) for line in sum(extras, project["dependencies"])]
+    # Its libraries come from NVIDIA's own index, so that no pin of it can be tried.
+    return [requirement for requirement in found if requirement.name != "tensorrt-cu13"]
+
+
+@pytest.mark.parametrize("requirement", direct_requirements(), ids=str)
+def test_direct_dependencies_are_pinned_within_their_range(requirement: Requirement) -> None:
+    pinned = pins().get(canonicalize_name(requirement.name))
+    assert pinned is not None, f"constraints.txt does not pin {requirement.name}"
+    assert requirement.specifier.contains(pinned)
+
+
+def test_constraints_pin_exactly_and_name_no_index() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = [line for line in lines if line and not line.startswith("#")]
+    assert all(Requirement(line).specifier for line in pinned)
+    assert all(line.count("==") == 1 and "://" not in line for line in pinned)
+    assert len(pins()) == len(pinned)
+
+
+def test_an_uninstalled_checkout_runs_from_anywhere(tmp_path: Path) -> None:
+    # -S and -I leave out the editable installation and the current folder; the dependencies stay.
+    paths = [str(ROOT), *(path for path in sys.path if path.endswith("site-packages"))]
+    source = (
+        f"import runpy, sys; sys.path[:0] = {paths!r}; sys.argv = ['cli.py', '--help'];"
+        f"runpy.run_path({str(ROOT / 'cli.py')!r}, run_name='__main__')"
+    )
+    process = subprocess.run(
+        [sys.executable, "-S", "-I", "-c", source],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    assert "doctor" in process.stdout
+
+
+def test_the_shim_is_the_command() -> None:
+    (script,) = PYPROJECT["project"]["scripts"].items()
+    assert script == ("longlive-trt", "longlive_trt.cli:main")
+    process = subprocess.run(
+        [sys.executable, ROOT / "cli.py", "no-such-command"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert process.returncode == 2
+    assert process.stderr.startswith("Usage: longlive-trt")
