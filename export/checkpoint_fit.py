@@ -22,9 +22,6 @@ class _Renamed:
     tensors: dict[str, StoredTensor] = field(default_factory=dict)
     unknown: dict[str, StoredTensor] = field(default_factory=dict)
 
-    def hits(self, expected: Shapes) -> int:
-        return sum(name in expected for name in self.tensors)
-
 
 def fit(component: Component, found: TensorSet, expected: Shapes) -> dict[str, StoredTensor]:
     """The stored tensor of every expected name, whichever layout the names are in."""
@@ -32,7 +29,7 @@ def fit(component: Component, found: TensorSet, expected: Shapes) -> dict[str, S
         _rename(component, found, expected, key_of)
         for key_of in (lambda name: name, component.diffusers_key)
     ]
-    renamed = max(layouts, key=lambda layout: layout.hits(expected))
+    renamed = max(layouts, key=lambda layout: len(layout.tensors))
     problems = _problems(renamed, expected)
     if problems:
         raise CheckpointError(_misfit(component, found, renamed, expected, problems))
@@ -100,7 +97,9 @@ def _misfit(
     problems: Mapping[str, str],
 ) -> str:
     shapes = {name: tensor.shape for name, tensor in (renamed.tensors | renamed.unknown).items()}
-    summary = f"{found.path} does not fit the {component.title}: {len(problems)} tensors differ"
+    summary = (
+        f"{found.path} does not fit the {component.title}; tensors that differ: {len(problems)}"
+    )
     explanation = _explain(component, found, shapes, expected)
     return "\n".join(filter(None, [summary, format_problems(problems), explanation]))
 

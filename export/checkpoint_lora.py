@@ -39,7 +39,7 @@ class LoraPair:
 
 @dataclass(frozen=True)
 class _Settings:
-    rank: int | None
+    rank: float | None
     alpha: float | None
     alpha_source: str
 
@@ -100,8 +100,8 @@ def _settings(lora: TensorSet, alpha: float | None) -> _Settings:
         (lora.metadata.get("alpha"), "the file's metadata"),
     ):
         if value is not None:
-            return _Settings(_whole(rank), _number(lora, value, "alpha"), source)
-    return _Settings(_whole(rank), None, "none is given, so the rank")
+            return _Settings(rank, _number(lora, value, "alpha"), source)
+    return _Settings(rank, None, "none is given, so the rank")
 
 
 def _adapter_config(weights: Path) -> dict[str, Any]:
@@ -133,10 +133,6 @@ def _number(lora: TensorSet, value: object, what: str) -> float | None:
     return number
 
 
-def _whole(number: float | None) -> int | None:
-    return None if number is None else int(number)
-
-
 def _pair_up(lora: TensorSet) -> dict[str, tuple[StoredTensor, StoredTensor]]:
     sides: dict[str, dict[str, StoredTensor]] = {}
     problems: dict[str, str] = {}
@@ -159,7 +155,7 @@ def _module_key(raw: str) -> str:
 def _not_an_adapter(lora: TensorSet, problems: Mapping[str, str]) -> str:
     what = recognize(lora.tensors)
     other = f"It is {what}" if what and "LoRA" not in what else ""
-    summary = f"{lora.path} is no usable LoRA adapter: {len(problems)} entries are not as expected"
+    summary = f"{lora.path} is no usable LoRA adapter; entries not as expected: {len(problems)}"
     return "\n".join(filter(None, [summary, format_problems(problems), other]))
 
 
@@ -167,19 +163,19 @@ def _require_fit(
     lora: TensorSet,
     sides: Mapping[str, tuple[StoredTensor, StoredTensor]],
     shapes: Shapes,
-    rank: int | None,
+    rank: float | None,
 ) -> None:
     checked = {module: _problem(*pair, shapes, module, rank) for module, pair in sides.items()}
     problems = {module: problem for module, problem in checked.items() if problem}
     if problems:
         raise CheckpointError(
-            f"{lora.path} does not fit the transformer: {len(problems)} of {len(sides)} modules "
-            f"differ\n{format_problems(problems)}\nUse the adapter that was trained on this model"
+            f"{lora.path} does not fit the transformer; modules that differ: {len(problems)} of "
+            f"{len(sides)}\n{format_problems(problems)}\nUse an adapter trained on this model"
         )
 
 
 def _problem(
-    a: StoredTensor, b: StoredTensor, shapes: Shapes, module: str, rank: int | None
+    a: StoredTensor, b: StoredTensor, shapes: Shapes, module: str, rank: float | None
 ) -> str | None:
     weight = shapes.get(f"{module}.weight")
     if weight is None:
@@ -189,7 +185,7 @@ def _problem(
     if a.shape[0] != b.shape[1] or a.shape[0] == 0:
         return f"lora_A is of rank {a.shape[0]}, lora_B of rank {b.shape[1]}"
     if rank is not None and a.shape[0] != rank:
-        return f"is of rank {a.shape[0]}, but the adapter's settings say {rank}"
+        return f"is of rank {a.shape[0]}, but the adapter's settings say {rank:g}"
     if (b.shape[0], a.shape[1]) != tuple(weight):
         return f"made for a weight of {[b.shape[0], a.shape[1]]}, the model's is {list(weight)}"
     if not (a.dtype.is_floating_point and b.dtype.is_floating_point):

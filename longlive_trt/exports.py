@@ -66,7 +66,7 @@ def read_export(folder: Path) -> ExportRecord:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.pop("format") != FORMAT:
             raise UsageError(f"{path}: of another version; export again with this version")
-        graphs = {name: _graph_info(info) for name, info in values.pop("graphs").items()}
+        graphs = {name: graph_info_from_values(info) for name, info in values.pop("graphs").items()}
         config = configure(values.pop("config"), origin=str(path))
         return ExportRecord(config=config, graphs=graphs, **values)
     except (ValueError, KeyError, TypeError):
@@ -87,7 +87,7 @@ def check_export(folder: Path, record: ExportRecord) -> None:
             )
 
 
-def _graph_info(values: dict[str, Any]) -> GraphInfo:
+def graph_info_from_values(values: dict[str, Any]) -> GraphInfo:
     def infos(key: str) -> tuple[TensorInfo, ...]:
         return tuple(
             TensorInfo(item["name"], item["dtype"], tuple(item["shape"])) for item in values[key]

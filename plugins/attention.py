@@ -17,12 +17,13 @@ from .tensors import (
     DeviceTensor,
     as_device_tensor,
     require_alignment,
+    require_contiguous,
     require_device,
     require_dtype,
     require_shape,
     stream_handle,
 )
-from .variants import ELEMENTS, HEAD_DIMS, MAX_PIECES, Variant, default_variant
+from .variants import EIGHT_BIT, ELEMENTS, HEAD_DIMS, MAX_PIECES, Variant, default_variant
 
 _LOG2_E = 1.4426950408889634
 _PARAMETER_BYTES = 1152
@@ -44,12 +45,21 @@ class KVPiece:
 
 
 @dataclass(frozen=True)
-class HeadScales:
-    """What 8-bit queries, keys and values must be multiplied by: float32 device tensors [heads]."""
+class Scales:
+    """What 8-bit tensors must be multiplied by, as float32 device tensors.
+
+    ``k`` and ``v`` are [heads]; ``q`` is [heads] or [batch, heads, tokens].
+    """
 
     q: Any
     k: Any
     v: Any
+
+
+@dataclass(frozen=True)
+class _ScaleArguments:
+    pointers: tuple[int, int, int] = (0, 0, 0)
+    q_strides: tuple[int, int, int] = (0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,7 @@ class SinkWindowAttention:
         out: Any,
         *,
         scale: float | None = None,
-        scales: HeadScales | None = None,
+        scales: Scales | None = None,
         stream: Any = None,
     ) -> None:
         """Writes softmax(scale q k^T) v into ``out``; all tensors are [batch, tokens, heads, dim]."""
@@ -116,9 +126,9 @@ class SinkWindowAttention:
         batch, tokens, heads, _ = queries.shape
         if tokens == 0 or batch == 0:
             return
-        pointers = self._scale_pointers(scales, heads)
+        factors = self._check_scales(scales, queries)
         used_scale = check_scale(scale, self.head_dim)
-        parameters = self._pack(queries, target, checked, pointers, used_scale * _LOG2_E)
+        parameters = self._pack(queries, target, checked, factors, used_scale * _LOG2_E)
         tiles = batch * heads * -(-tokens // self.variant.tile_rows)
         grid = self._blocks if self._partials else min(self._blocks, tiles)
         handle = stream_handle(stream, q, out)
@@ -134,7 +144,7 @@ class SinkWindowAttention:
         require_shape(queries, "q", (None, None, None, self.head_dim), _BSHD)
         self._require_place(queries, "q")
         target = as_device_tensor(out, "out")
-        out_dtype = "bfloat16" if self.dtype == "float8_e4m3" else self.dtype
+        out_dtype = "bfloat16" if self.dtype in EIGHT_BIT else self.dtype
         require_dtype(target, "out", [out_dtype])
         require_shape(target, "out", queries.shape, _BSHD)
         self._require_place(target, "out")
@@ -152,8 +162,8 @@ class SinkWindowAttention:
         self._require_place(k, f"{name}.k")
         capacity = k.shape[1]
         v = as_device_tensor(piece.v, f"{name}.v")
-        require_dtype(v, f"{name}.v", [self.dtype])
-        if self.dtype == "float8_e4m3":
+        require_dtype(v, f"{name}.v", ["float8_e4m3" if self.dtype in EIGHT_BIT else self.dtype])
+        if self.dtype in EIGHT_BIT:
             wanted = (batch, heads, self.head_dim, None)
             require_shape(v, f"{name}.v", wanted, "batch, heads, head_dim, padded tokens")
             if v.shape[3] < capacity:
@@ -172,28 +182,41 @@ class SinkWindowAttention:
         if math.prod(tensor.shape):
             require_alignment(tensor, name)
 
-    def _scale_pointers(self, scales: HeadScales | None, heads: int) -> tuple[int, int, int]:
-        if self.dtype != "float8_e4m3":
+    def _check_scales(self, scales: Scales | None, queries: DeviceTensor) -> _ScaleArguments:
+        if self.dtype not in EIGHT_BIT:
             if scales is not None:
                 raise PluginError(f"scales were given: {self.dtype} attention takes none")
-            return 0, 0, 0
+            return _ScaleArguments()
         if scales is None:
-            raise PluginError("scales is None: float8_e4m3 attention needs the scales of q, k and v")
-        pointers = []
-        for name, value in (("q", scales.q), ("k", scales.k), ("v", scales.v)):
-            tensor = as_device_tensor(value, f"scales.{name}")
-            require_dtype(tensor, f"scales.{name}", ["float32"])
-            require_shape(tensor, f"scales.{name}", (heads,), "heads")
-            require_device(tensor, f"scales.{name}", self.device)
+            raise PluginError(f"scales is None: {self.dtype} attention needs those of q, k and v")
+        batch, tokens, heads, _ = queries.shape
+        q = self._check_scale_tensor(scales.q, "scales.q")
+        if len(q.shape) == 1:
+            require_shape(q, "scales.q", (heads,), "heads")
+            q_strides = (0, q.strides[0], 0)
+        else:
+            require_shape(q, "scales.q", (batch, heads, tokens), "batch, heads, tokens")
+            q_strides = (q.strides[0], q.strides[1], q.strides[2])
+        pointers = [q.pointer]
+        for name, value in (("scales.k", scales.k), ("scales.v", scales.v)):
+            tensor = self._check_scale_tensor(value, name)
+            require_shape(tensor, name, (heads,), "heads")
+            require_contiguous(tensor, name)
             pointers.append(tensor.pointer)
-        return pointers[0], pointers[1], pointers[2]
+        return _ScaleArguments((pointers[0], pointers[1], pointers[2]), q_strides)
+
+    def _check_scale_tensor(self, value: Any, name: str) -> DeviceTensor:
+        tensor = as_device_tensor(value, name)
+        require_dtype(tensor, name, ["float32"])
+        require_device(tensor, name, self.device)
+        return tensor
 
     def _pack(
         self,
         queries: DeviceTensor,
         target: DeviceTensor,
         pieces: list[_Piece],
-        scale_pointers: tuple[int, int, int],
+        factors: _ScaleArguments,
         scale_log2: float,
     ) -> bytes:
         rows, keys = self.variant.tile_rows, self.variant.tile_keys
@@ -204,24 +227,24 @@ class SinkWindowAttention:
         maps += [self._value_map(p.v) if p else bytes(128) for p in used]
         batch, tokens, heads, _ = queries.shape
         tail = struct.pack(
-            "<8Q6if",
+            "<8Q9if",
             *(p.length_pointer if p else 0 for p in used),
-            *scale_pointers,
+            *factors.pointers,
             self._partials,
             self._arrivals,
             *(p.capacity if p else 0 for p in used),
-            *(batch, heads, tokens),
+            *(batch, heads, tokens, *factors.q_strides),
             scale_log2,
         )
         return (b"".join(maps) + tail).ljust(_PARAMETER_BYTES, b"\0")
 
     def _value_map(self, v: DeviceTensor) -> bytes:
-        if self.dtype != "float8_e4m3":
+        if self.dtype not in EIGHT_BIT:
             return token_map(v, self.variant.tile_keys)
         batch, heads, dim, tokens = v.shape
         sizes = (tokens, dim, heads, batch)
         strides = (v.strides[2], v.strides[1], v.strides[0])
-        return driver.tensor_map(1, v.pointer, sizes, strides, (128, dim, 1, 1))
+        return driver.tensor_map(1, v.pointer, sizes, strides, (self.variant.value_panel, dim, 1, 1))
 
 
 def token_map(tensor: DeviceTensor, tokens_per_box: int) -> bytes:
@@ -271,7 +294,7 @@ def check_length(length: Any, capacity: int, name: str, device: int) -> tuple[in
 __all__ = [
     "ELEMENTS",
     "HEAD_DIMS",
-    "HeadScales",
+    "Scales",
     "KVPiece",
     "SinkWindowAttention",
     "Variant",

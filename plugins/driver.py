@@ -115,8 +115,17 @@ def tensor_map(
     strides_bytes: tuple[int, ...],
     box: tuple[int, ...],
 ) -> bytes:
-    """A copy-engine descriptor, fastest axis first, 128-byte swizzle, zeros beyond the tensor."""
+    """A copy-engine descriptor: fastest axis first, zeros beyond the tensor.
+
+    The swizzle is as wide as the box's first axis.
+    """
     driver = _import("cuda.bindings.driver")
+    swizzles = driver.CUtensorMapSwizzle
+    swizzle = {
+        32: swizzles.CU_TENSOR_MAP_SWIZZLE_32B,
+        64: swizzles.CU_TENSOR_MAP_SWIZZLE_64B,
+        128: swizzles.CU_TENSOR_MAP_SWIZZLE_128B,
+    }[box[0] * item_bytes]
     kinds = driver.CUtensorMapDataType
     kind = {
         1: kinds.CU_TENSOR_MAP_DATA_TYPE_UINT8,
@@ -132,7 +141,7 @@ def tensor_map(
             [driver.cuuint32_t(extent) for extent in box],
             [driver.cuuint32_t(1)] * len(sizes),
             driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-            driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+            swizzle,
             driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
             driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
         ),

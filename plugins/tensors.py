@@ -13,6 +13,7 @@ ITEM_BYTES = {
     "float16": 2,
     "float32": 4,
     "float8_e4m3": 1,
+    "int8": 1,
     "int64": 8,
 }
 _DTYPE_NAMES = {"float8_e4m3fn": "float8_e4m3"}

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from ..errors import PluginError
 
 HEAD_DIMS = (64, 128)
-ELEMENTS = {"bfloat16": 0, "float16": 1, "float8_e4m3": 2}
+ELEMENTS = {"bfloat16": 0, "float16": 1, "float8_e4m3": 2, "int8": 3}
+EIGHT_BIT = ("float8_e4m3", "int8")
 MAX_PIECES = 3
 _BARRIER_BYTES = 512
 
@@ -40,11 +41,16 @@ class Variant:
         )
 
     def shared_bytes(self, dtype: str, head_dim: int) -> int:
-        item = 1 if dtype == "float8_e4m3" else 2
+        item = 1 if dtype in EIGHT_BIT else 2
         ring = 2 * self.stages * self.tile_keys * head_dim * item
         queries = self.tile_rows * head_dim * item
         staging = self.tile_rows * head_dim * 2 if item == 1 else 0
         return ring + queries + staging + _BARRIER_BYTES
+
+    @property
+    def value_panel(self) -> int:
+        """Keys in one swizzled panel of transposed 8-bit values."""
+        return next(width for width in (128, 64, 32) if self.tile_keys % width == 0)
 
     def partial_bytes(self, head_dim: int, blocks: int) -> int:
         """Two partly summed tiles for each thread block: outputs, row maxima and row sums."""
@@ -57,10 +63,10 @@ def default_variant(dtype: str, head_dim: int) -> Variant:
         raise PluginError(f"dtype is {dtype}: allowed is {' or '.join(ELEMENTS)}")
     if head_dim not in HEAD_DIMS:
         raise PluginError(f"head_dim is {head_dim}: allowed is 64 or 128")
-    if dtype == "float8_e4m3":
+    if dtype in EIGHT_BIT:
         if head_dim != 128:
-            raise PluginError(f"head_dim is {head_dim}: float8_e4m3 attention takes 128 only")
-        return Variant(warpgroups=2, tile_keys=128, stages=4)
+            raise PluginError(f"head_dim is {head_dim}: {dtype} attention takes 128 only")
+        return Variant(warpgroups=3, tile_keys=96, stages=4)
     if head_dim == 64:
         return Variant(warpgroups=3, tile_keys=128, stages=3)
-    return Variant(warpgroups=2, tile_keys=176, stages=2)
+    return Variant(warpgroups=3, tile_keys=80, stages=4)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Builds the wheel and tries it where no checkout is near:  scripts/check_wheel.sh PYTHON
 set -euo pipefail
+python=$(realpath --no-symlinks "${1:?usage: scripts/check_wheel.sh PYTHON}")
 cd "$(dirname "$0")/.."
 root=$PWD
-python=$(realpath --no-symlinks "${1:?usage: scripts/check_wheel.sh PYTHON}")
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 

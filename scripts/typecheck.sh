@@ -2,9 +2,9 @@
 # Checks the types:  scripts/typecheck.sh MYPY
 # The areas lie beside the package folder; mypy needs the tree that an installation has.
 set -euo pipefail
+mypy=$(realpath --no-symlinks "${1:?usage: scripts/typecheck.sh MYPY}")
 cd "$(dirname "$0")/.."
 root=$PWD
-mypy=$(realpath --no-symlinks "${1:?usage: scripts/typecheck.sh MYPY}")
 tree=$root/build/types
 
 rm -rf "$tree"

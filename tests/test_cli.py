@@ -13,7 +13,6 @@ from longlive_trt import __version__, commands
 from longlive_trt.cli import SUMMARIES, main
 
 ROOT = Path(__file__).resolve().parent.parent
-SHIM = ROOT / "cli.py"
 
 AddCommand = Callable[[str, str], None]
 
@@ -170,11 +169,24 @@ def test_verbosity(
     assert captured.out == ""
 
 
-def test_a_reader_that_goes_away_is_no_traceback() -> None:
+HELP = "import sys; from longlive_trt.cli import main; sys.exit(main(['--help']))"
+# Text that only leaves its buffer when the command is over.
+BUFFERED = """
+import sys, click
+from longlive_trt import cli
+write = click.Command("write", callback=lambda: sys.stdout.write("text") and None)
+cli.LazyGroup.get_command = lambda *_: write
+sys.exit(cli.main(["write"]))
+"""
+
+
+@pytest.mark.parametrize("source", [HELP, BUFFERED], ids=["help", "buffered"])
+def test_a_reader_that_goes_away_is_no_traceback(source: str) -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
     process = subprocess.run(
-        [sys.executable, SHIM, "--help"],
+        [sys.executable, "-c", source],
+        cwd=ROOT,
         stdout=write_end,
         stderr=subprocess.PIPE,
         timeout=60,

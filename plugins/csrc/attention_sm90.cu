@@ -21,7 +21,8 @@
 namespace {
 
 constexpr int kElement = LL_ELEMENT;
-constexpr bool kBytes = kElement == kE4M3;
+constexpr bool kIntegers = kElement == kInt8;  // queries and keys; values are E4M3 then
+constexpr bool kBytes = kElement == kE4M3 || kIntegers;
 constexpr int kElementBytes = kBytes ? 1 : 2;
 constexpr int kHeadDim = LL_HEAD_DIM;
 constexpr int kWarpgroups = LL_WARPGROUPS;
@@ -44,12 +45,16 @@ constexpr int kConsumerRegisters = kWarpgroups == 3 ? 160 : 240;
 constexpr int kProducerRegisters = kWarpgroups == 3 ? 32 : 24;
 
 static_assert(kHeadDim * kElementBytes % kPanelBytes == 0, "a row is whole panels");
-static_assert(!kBytes || kTileKeys % 128 == 0, "transposed values come in panels of 128 keys");
+
+// 8-bit values are stored transposed, in panels of as many keys as the swizzle and the tile allow.
+constexpr int kValuePanel = kTileKeys % 128 == 0 ? 128 : kTileKeys % 64 == 0 ? 64 : 32;
+static_assert(!kBytes || kTileKeys % kValuePanel == 0, "a tile is whole panels");
 
 // How far (in powers of two) a row's maximum may grow before its sums are rescaled, and the power of
 // two that probabilities are multiplied with before they are rounded to 8 bits.
 constexpr float kRescaleLimit = kBytes ? 4.0f : 8.0f;
 constexpr float kProbabilityExponent = kBytes ? 4.0f : 0.0f;
+constexpr float kIntegerBias = 12582912.0f;  // 1.5 x 2^23: see Wgmma<kInt8, N>
 
 struct Params {
   TensorMap q;
@@ -66,6 +71,9 @@ struct Params {
   int batch;
   int heads;
   int queries;
+  int q_scale_batch_stride;
+  int q_scale_head_stride;
+  int q_scale_token_stride;
   float scale_log2;
 };
 
@@ -149,9 +157,9 @@ __device__ __forceinline__ void load_values(const Params& params, uint8* stage, 
   barrier_expect_bytes(full, kStageBytes);
   if constexpr (kBytes) {
 #pragma unroll
-    for (int panel = 0; panel < kTileKeys / 128; ++panel) {
-      load_box(stage + panel * kHeadDim * kPanelBytes, &params.v[piece], full, row + panel * 128, 0,
-               place.head, place.batch);
+    for (int panel = 0; panel < kTileKeys / kValuePanel; ++panel) {
+      load_box(stage + panel * kHeadDim * kValuePanel, &params.v[piece], full,
+               row + panel * kValuePanel, 0, place.head, place.batch);
     }
   } else {
 #pragma unroll
@@ -168,11 +176,12 @@ __device__ __forceinline__ void clear_invalid_values(uint8* stage, int valid) {
   const uint4 zero = make_uint4(0, 0, 0, 0);
   if constexpr (kBytes) {
     // 16 keys to a chunk; inside a chunk, key 8i + 2t + e lies at byte 4t + 2i + e.
-    for (int row = lane; row < kHeadDim * (kTileKeys / 128); row += 32) {
-      uint8* line = stage + row * kPanelBytes;
-      const int panel_valid = valid - row / kHeadDim * 128;
-      for (int chunk = larger(0, panel_valid / 16); chunk < 8; ++chunk) {
-        uint8* target = line + ((chunk ^ (row & 7)) << 4);
+    constexpr int kChunks = kValuePanel / 16;
+    for (int row = lane; row < kHeadDim * (kTileKeys / kValuePanel); row += 32) {
+      uint8* line = stage + row * kValuePanel;
+      const int panel_valid = valid - row / kHeadDim * kValuePanel;
+      for (int chunk = larger(0, panel_valid / 16); chunk < kChunks; ++chunk) {
+        uint8* target = line + ((chunk ^ (row / (8 / kChunks) % kChunks)) << 4);
         const int kept = panel_valid - chunk * 16;
         if (kept <= 0) {
           *reinterpret_cast<uint4*>(target) = zero;
@@ -243,6 +252,12 @@ constexpr int kScores = kTileKeys / 2;      // per thread
 constexpr int kOutputs = kHeadDim / 2;      // per thread
 constexpr int kPacked = kScores * kElementBytes / 4;
 
+// 8-bit queries have a scale for each row; a thread holds two.
+struct RowScales {
+  float log2[kBytes ? 2 : 1];
+  __device__ __forceinline__ float operator[](int half) const { return log2[kBytes ? half : 0]; }
+};
+
 struct RowState {
   float maximum[2] = {negative_infinity(), negative_infinity()};
   float sum[2] = {0.0f, 0.0f};
@@ -250,14 +265,19 @@ struct RowState {
 
 __device__ __forceinline__ void issue_scores(float (&scores)[kScores], uint32 queries,
                                              uint32 keys) {
+  if constexpr (kIntegers) {
+#pragma unroll
+    for (int i = 0; i < kScores; ++i) scores[i] = kIntegerBias;
+    pin(scores);
+  }
   wgmma_fence();
 #pragma unroll
   for (int step = 0; step < kHeadDim * kElementBytes / 32; ++step) {
     const uint32 panel = step / 4;
     const uint32 offset = step % 4 * 32;
     Wgmma<kElement, kTileKeys>::shared(
-        scores, matrix_descriptor(queries + panel * kTileRows * kPanelBytes + offset, 16, 1024),
-        matrix_descriptor(keys + panel * kTileKeys * kPanelBytes + offset, 16, 1024), step != 0);
+        scores, matrix_descriptor<kPanelBytes>(queries + panel * kTileRows * kPanelBytes + offset),
+        matrix_descriptor<kPanelBytes>(keys + panel * kTileKeys * kPanelBytes + offset), step != 0);
   }
   wgmma_commit();
 }
@@ -270,13 +290,15 @@ __device__ __forceinline__ void issue_outputs(float (&outputs)[kOutputs],
   for (int step = 0; step < kTileKeys / kStepKeys; ++step) {
     uint64 descriptor;
     if constexpr (kBytes) {
-      descriptor = matrix_descriptor(
-          values + step / 4 * kHeadDim * kPanelBytes + step % 4 * 32, 16, 1024);
-    } else {
+      const uint32 panel = step * 32 / kValuePanel;
+      const uint32 offset = step * 32 % kValuePanel;
       descriptor =
-          matrix_descriptor(values + step * kStepKeys * kPanelBytes, kTileKeys * kPanelBytes, 1024);
+          matrix_descriptor<kValuePanel>(values + panel * kHeadDim * kValuePanel + offset);
+    } else {
+      descriptor = matrix_descriptor<kPanelBytes>(values + step * kStepKeys * kPanelBytes,
+                                                  kTileKeys * kPanelBytes);
     }
-    Wgmma<kElement, kHeadDim>::registers(outputs, probabilities + 4 * step, descriptor);
+    Wgmma<kBytes ? kE4M3 : kElement, kHeadDim>::registers(outputs, probabilities + 4 * step, descriptor);
   }
   wgmma_commit();
 }
@@ -292,7 +314,7 @@ __device__ __forceinline__ void mask_scores(float (&scores)[kScores], int valid)
 
 // Turns scores into unnormalized probabilities; `factor` is what earlier sums must be multiplied by.
 __device__ __forceinline__ void softmax_step(float (&scores)[kScores], RowState& state,
-                                             float (&factor)[2], float scale_log2) {
+                                             float (&factor)[2], const RowScales& scales) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float maximum = scores[2 * half];
@@ -302,6 +324,7 @@ __device__ __forceinline__ void softmax_step(float (&scores)[kScores], RowState&
     }
     maximum = quad_max(maximum);
     const float previous = state.maximum[half];
+    const float scale_log2 = scales[half];
     const bool grew = (maximum - previous) * scale_log2 > kRescaleLimit;
     state.maximum[half] = grew ? maximum : previous;
     factor[half] = grew ? exp2_approx((previous - maximum) * scale_log2) : 1.0f;
@@ -406,7 +429,7 @@ struct Consumer {
   }
 
   __device__ __forceinline__ void attend(int blocks, float (&outputs)[kOutputs], RowState& state,
-                                         float scale_log2) {
+                                         const RowScales& scales) {
     float scores[kScores];
     uint32 probabilities[kPacked];
     float factor[2];
@@ -416,7 +439,7 @@ struct Consumer {
     turn_end(warpgroup);
     wgmma_wait<0>();
     finish_scores(scores);
-    softmax_step(scores, state, factor, scale_log2);
+    softmax_step(scores, state, factor, scales);
     pack_probabilities(scores, probabilities);
 #pragma unroll 1
     for (int block = 1; block < blocks; ++block) {
@@ -430,7 +453,7 @@ struct Consumer {
         turn_end(warpgroup);
         wgmma_wait<1>();
         finish_scores(scores);
-        softmax_step(scores, state, factor, scale_log2);
+        softmax_step(scores, state, factor, scales);
         wgmma_wait<0>();
         finish_outputs(outputs, probabilities, previous);
       } else {
@@ -443,7 +466,7 @@ struct Consumer {
         turn_end(warpgroup);
         wgmma_wait<0>();
         finish_scores(scores);
-        softmax_step(scores, state, factor, scale_log2);
+        softmax_step(scores, state, factor, scales);
       }
       rescale(outputs, factor);
       pack_probabilities(scores, probabilities);
@@ -477,7 +500,7 @@ __device__ __forceinline__ void write_partial(float4* target, const float (&outp
 __device__ __forceinline__ void sum_partials(const Params& params, const Segment& segment,
                                              int warpgroup,
                                              float (&outputs)[kOutputs], RowState& state,
-                                             float scale_log2) {
+                                             const RowScales& scales) {
   float maximum[2] = {negative_infinity(), negative_infinity()};
   for (int share = 0; share < segment.shares; ++share) {
     const float4* source = partial_of(params, partial_slot(segment, share), warpgroup);
@@ -491,8 +514,8 @@ __device__ __forceinline__ void sum_partials(const Params& params, const Segment
   for (int share = 0; share < segment.shares; ++share) {
     const float4* source = partial_of(params, partial_slot(segment, share), warpgroup);
     const float4 rows = __ldcg(source + kOutputs / 4 * 128);
-    const float factor0 = exp2_approx((rows.x - maximum[0]) * scale_log2);
-    const float factor1 = exp2_approx((rows.y - maximum[1]) * scale_log2);
+    const float factor0 = exp2_approx((rows.x - maximum[0]) * scales[0]);
+    const float factor1 = exp2_approx((rows.y - maximum[1]) * scales[1]);
     state.sum[0] = fmaf(rows.z, factor0, state.sum[0]);
     state.sum[1] = fmaf(rows.w, factor1, state.sum[1]);
 #pragma unroll
@@ -509,7 +532,7 @@ __device__ __forceinline__ void sum_partials(const Params& params, const Segment
 // Returns whether this warpgroup now holds the finished tile.
 __device__ __forceinline__ bool gather_shares(const Params& params, const Segment& segment,
                                               Barriers* barriers, int warpgroup, float (&outputs)[kOutputs],
-                                              RowState& state, float scale_log2) {
+                                              RowState& state, const RowScales& scales) {
   const int id = 1 + kWarpgroups + warpgroup;
   write_partial(partial_of(params, partial_slot(segment, blockIdx.x - segment.first_sharer), warpgroup),
                 outputs, state);
@@ -525,7 +548,7 @@ __device__ __forceinline__ bool gather_shares(const Params& params, const Segmen
   named_sync(id, 128);
   const bool last = barriers->is_last[warpgroup];
   if (last) {
-    sum_partials(params, segment, warpgroup, outputs, state, scale_log2);
+    sum_partials(params, segment, warpgroup, outputs, state, scales);
   }
   named_sync(id, 128);
   return last;
@@ -567,6 +590,24 @@ __device__ __forceinline__ void write_outputs(const Params& params, const TilePl
   }
 }
 
+__device__ __forceinline__ RowScales row_scales(const Params& params, int tile, int warpgroup) {
+  RowScales scales;
+  scales.log2[0] = params.scale_log2;
+  if constexpr (kBytes) {
+    const TilePlace place(params, tile);
+    const float* q_scale = params.q_scale + place.batch * params.q_scale_batch_stride +
+                           place.head * params.q_scale_head_stride;
+    const float shared_scale = params.scale_log2 * params.k_scale[place.head];
+    const int row = place.row + warpgroup * 64 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int token = smaller(row + 8 * half, params.queries - 1);
+      scales.log2[half] = shared_scale * q_scale[token * params.q_scale_token_stride];
+    }
+  }
+  return scales;
+}
+
 __device__ __forceinline__ void consume(const Params& params, uint8* queries, uint8* staging,
                                         uint32 keys, uint32 values, Barriers* barriers,
                                         int warpgroup) {
@@ -579,20 +620,16 @@ __device__ __forceinline__ void consume(const Params& params, uint8* queries, ui
     barrier_wait(&barriers->query_full, query_phase);
     query_phase ^= 1;
     if (barriers->finished) break;
-    float scale_log2 = params.scale_log2;
-    if constexpr (kBytes) {
-      const int head = TilePlace(params, barriers->segment.tile).head;
-      scale_log2 *= params.q_scale[head] * params.k_scale[head];
-    }
+    const RowScales scales = row_scales(params, barriers->segment.tile, warpgroup);
     float outputs[kOutputs];
 #pragma unroll
     for (int i = 0; i < kOutputs; ++i) outputs[i] = 0.0f;
     RowState state;
     const int blocks = barriers->segment.last_block - barriers->segment.first_block;
-    if (blocks > 0) consumer.attend(blocks, outputs, state, scale_log2);
+    if (blocks > 0) consumer.attend(blocks, outputs, state, scales);
     const Segment segment = barriers->segment;
     const bool finished = segment.shares == 1 || gather_shares(params, segment, barriers, warpgroup,
-                                                               outputs, state, scale_log2);
+                                                               outputs, state, scales);
     if (finished) {
       const TilePlace place(params, segment.tile);
       const float value_scale = kBytes ? params.v_scale[place.head] : 1.0f;

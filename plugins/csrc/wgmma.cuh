@@ -25,13 +25,15 @@ __device__ __forceinline__ void pin(uint32 (&values)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(values[i])::"memory");
 }
 
-// A shared-memory operand in the 128-byte swizzle. Strides are between 8-row groups (`group_bytes`)
-// and, for an operand whose contiguous axis is not the reduction axis, between 128-byte panels.
-__device__ __forceinline__ uint64 matrix_descriptor(uint32 address, uint32 panel_bytes,
-                                                    uint32 group_bytes) {
-  constexpr uint64 kSwizzle128 = 1ull << 62;
-  return kSwizzle128 | (static_cast<uint64>(group_bytes >> 4) << 32) |
-         (static_cast<uint64>(panel_bytes >> 4) << 16) | ((address & 0x3ffff) >> 4);
+// A shared-memory operand stored in swizzled panels of `kPanel` bytes. `panel_stride` is needed when
+// the contiguous axis is not the reduction axis.
+template <int kPanel>
+__device__ __forceinline__ uint64 matrix_descriptor(uint32 address, uint32 panel_stride = 16) {
+  static_assert(kPanel == 128 || kPanel == 64 || kPanel == 32, "widths of the swizzle");
+  constexpr uint64 kSwizzle = kPanel == 128 ? 1 : kPanel == 64 ? 2 : 3;
+  constexpr uint64 kGroupBytes = 8 * kPanel;
+  return (kSwizzle << 62) | ((kGroupBytes >> 4) << 32) |
+         (static_cast<uint64>(panel_stride >> 4) << 16) | ((address & 0x3ffff) >> 4);
 }
 
 // clang-format off
@@ -67,7 +69,26 @@ __device__ __forceinline__ uint64 matrix_descriptor(uint32 address, uint32 panel
 #define LL_O_160(d) LL_OUT_0(d), LL_OUT_16(d), LL_OUT_32(d), LL_OUT_48(d), LL_OUT_64(d)
 #define LL_D_176 "{" LL_NAMES_0 ", " LL_NAMES_16 ", " LL_NAMES_32 ", " LL_NAMES_48 ", " LL_NAMES_64 ", " LL_NAMES_H80 "}"
 #define LL_O_176(d) LL_OUT_0(d), LL_OUT_16(d), LL_OUT_32(d), LL_OUT_48(d), LL_OUT_64(d), LL_OUT_H80(d)
+#define LL_D_192 "{" LL_NAMES_0 ", " LL_NAMES_16 ", " LL_NAMES_32 ", " LL_NAMES_48 ", " LL_NAMES_64 ", " LL_NAMES_80 "}"
+#define LL_O_192(d) LL_OUT_0(d), LL_OUT_16(d), LL_OUT_32(d), LL_OUT_48(d), LL_OUT_64(d), LL_OUT_80(d)
+#define LL_INT_0(d) "+r"(reinterpret_cast<uint32&>(d[0])), "+r"(reinterpret_cast<uint32&>(d[1])), "+r"(reinterpret_cast<uint32&>(d[2])), "+r"(reinterpret_cast<uint32&>(d[3])), "+r"(reinterpret_cast<uint32&>(d[4])), "+r"(reinterpret_cast<uint32&>(d[5])), "+r"(reinterpret_cast<uint32&>(d[6])), "+r"(reinterpret_cast<uint32&>(d[7])), "+r"(reinterpret_cast<uint32&>(d[8])), "+r"(reinterpret_cast<uint32&>(d[9])), "+r"(reinterpret_cast<uint32&>(d[10])), "+r"(reinterpret_cast<uint32&>(d[11])), "+r"(reinterpret_cast<uint32&>(d[12])), "+r"(reinterpret_cast<uint32&>(d[13])), "+r"(reinterpret_cast<uint32&>(d[14])), "+r"(reinterpret_cast<uint32&>(d[15]))
+#define LL_INT_16(d) "+r"(reinterpret_cast<uint32&>(d[16])), "+r"(reinterpret_cast<uint32&>(d[17])), "+r"(reinterpret_cast<uint32&>(d[18])), "+r"(reinterpret_cast<uint32&>(d[19])), "+r"(reinterpret_cast<uint32&>(d[20])), "+r"(reinterpret_cast<uint32&>(d[21])), "+r"(reinterpret_cast<uint32&>(d[22])), "+r"(reinterpret_cast<uint32&>(d[23])), "+r"(reinterpret_cast<uint32&>(d[24])), "+r"(reinterpret_cast<uint32&>(d[25])), "+r"(reinterpret_cast<uint32&>(d[26])), "+r"(reinterpret_cast<uint32&>(d[27])), "+r"(reinterpret_cast<uint32&>(d[28])), "+r"(reinterpret_cast<uint32&>(d[29])), "+r"(reinterpret_cast<uint32&>(d[30])), "+r"(reinterpret_cast<uint32&>(d[31]))
+#define LL_INT_32(d) "+r"(reinterpret_cast<uint32&>(d[32])), "+r"(reinterpret_cast<uint32&>(d[33])), "+r"(reinterpret_cast<uint32&>(d[34])), "+r"(reinterpret_cast<uint32&>(d[35])), "+r"(reinterpret_cast<uint32&>(d[36])), "+r"(reinterpret_cast<uint32&>(d[37])), "+r"(reinterpret_cast<uint32&>(d[38])), "+r"(reinterpret_cast<uint32&>(d[39])), "+r"(reinterpret_cast<uint32&>(d[40])), "+r"(reinterpret_cast<uint32&>(d[41])), "+r"(reinterpret_cast<uint32&>(d[42])), "+r"(reinterpret_cast<uint32&>(d[43])), "+r"(reinterpret_cast<uint32&>(d[44])), "+r"(reinterpret_cast<uint32&>(d[45])), "+r"(reinterpret_cast<uint32&>(d[46])), "+r"(reinterpret_cast<uint32&>(d[47]))
+#define LL_INT_48(d) "+r"(reinterpret_cast<uint32&>(d[48])), "+r"(reinterpret_cast<uint32&>(d[49])), "+r"(reinterpret_cast<uint32&>(d[50])), "+r"(reinterpret_cast<uint32&>(d[51])), "+r"(reinterpret_cast<uint32&>(d[52])), "+r"(reinterpret_cast<uint32&>(d[53])), "+r"(reinterpret_cast<uint32&>(d[54])), "+r"(reinterpret_cast<uint32&>(d[55])), "+r"(reinterpret_cast<uint32&>(d[56])), "+r"(reinterpret_cast<uint32&>(d[57])), "+r"(reinterpret_cast<uint32&>(d[58])), "+r"(reinterpret_cast<uint32&>(d[59])), "+r"(reinterpret_cast<uint32&>(d[60])), "+r"(reinterpret_cast<uint32&>(d[61])), "+r"(reinterpret_cast<uint32&>(d[62])), "+r"(reinterpret_cast<uint32&>(d[63]))
+#define LL_INT_64(d) "+r"(reinterpret_cast<uint32&>(d[64])), "+r"(reinterpret_cast<uint32&>(d[65])), "+r"(reinterpret_cast<uint32&>(d[66])), "+r"(reinterpret_cast<uint32&>(d[67])), "+r"(reinterpret_cast<uint32&>(d[68])), "+r"(reinterpret_cast<uint32&>(d[69])), "+r"(reinterpret_cast<uint32&>(d[70])), "+r"(reinterpret_cast<uint32&>(d[71])), "+r"(reinterpret_cast<uint32&>(d[72])), "+r"(reinterpret_cast<uint32&>(d[73])), "+r"(reinterpret_cast<uint32&>(d[74])), "+r"(reinterpret_cast<uint32&>(d[75])), "+r"(reinterpret_cast<uint32&>(d[76])), "+r"(reinterpret_cast<uint32&>(d[77])), "+r"(reinterpret_cast<uint32&>(d[78])), "+r"(reinterpret_cast<uint32&>(d[79]))
+#define LL_INT_80(d) "+r"(reinterpret_cast<uint32&>(d[80])), "+r"(reinterpret_cast<uint32&>(d[81])), "+r"(reinterpret_cast<uint32&>(d[82])), "+r"(reinterpret_cast<uint32&>(d[83])), "+r"(reinterpret_cast<uint32&>(d[84])), "+r"(reinterpret_cast<uint32&>(d[85])), "+r"(reinterpret_cast<uint32&>(d[86])), "+r"(reinterpret_cast<uint32&>(d[87])), "+r"(reinterpret_cast<uint32&>(d[88])), "+r"(reinterpret_cast<uint32&>(d[89])), "+r"(reinterpret_cast<uint32&>(d[90])), "+r"(reinterpret_cast<uint32&>(d[91])), "+r"(reinterpret_cast<uint32&>(d[92])), "+r"(reinterpret_cast<uint32&>(d[93])), "+r"(reinterpret_cast<uint32&>(d[94])), "+r"(reinterpret_cast<uint32&>(d[95]))
+#define LL_I_64(d) LL_INT_0(d), LL_INT_16(d)
+#define LL_I_96(d) LL_INT_0(d), LL_INT_16(d), LL_INT_32(d)
+#define LL_I_128(d) LL_INT_0(d), LL_INT_16(d), LL_INT_32(d), LL_INT_48(d)
+#define LL_I_192(d) LL_INT_0(d), LL_INT_16(d), LL_INT_32(d), LL_INT_48(d), LL_INT_64(d), LL_INT_80(d)
 
+#define LL_INTEGERS(N, A, B)                                                                       \
+  static __device__ __forceinline__ void shared(float (&d)[N / 2], uint64 a, uint64 b, int) {      \
+    asm volatile("{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n"                                     \
+                 "wgmma.mma_async.sync.aligned.m64n" #N "k32.s32.s8.s8 " LL_D_##N ", "             \
+                 A ", " B ", p;\n}\n"                                                          \
+                 : LL_I_##N(d) : "l"(a), "l"(b));                                                  \
+  }
 #define LL_SHARED(N, K, TYPES, TRANSPOSE, A, B, P)                                                \
   static __device__ __forceinline__ void shared(float (&d)[N / 2], uint64 a, uint64 b, int keep) { \
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P ", 0;\n"                                  \
@@ -116,6 +137,10 @@ struct Wgmma<kBfloat16, 176> {
   LL_SHARED(176, 16, "bf16.bf16", ", 0, 0", "%88", "%89", "%90")
 };
 template <>
+struct Wgmma<kBfloat16, 192> {
+  LL_SHARED(192, 16, "bf16.bf16", ", 0, 0", "%96", "%97", "%98")
+};
+template <>
 struct Wgmma<kFloat16, 64> {
   LL_SHARED(64, 16, "f16.f16", ", 0, 0", "%32", "%33", "%34")
   LL_REGISTERS(64, 16, "f16.f16", ", 1", "%32", "%33", "%34", "%35", "%36")
@@ -146,6 +171,10 @@ struct Wgmma<kFloat16, 176> {
   LL_SHARED(176, 16, "f16.f16", ", 0, 0", "%88", "%89", "%90")
 };
 template <>
+struct Wgmma<kFloat16, 192> {
+  LL_SHARED(192, 16, "f16.f16", ", 0, 0", "%96", "%97", "%98")
+};
+template <>
 struct Wgmma<kE4M3, 64> {
   LL_SHARED(64, 32, "e4m3.e4m3", "", "%32", "%33", "%34")
   LL_REGISTERS(64, 32, "e4m3.e4m3", "", "%32", "%33", "%34", "%35", "%36")
@@ -174,5 +203,27 @@ struct Wgmma<kE4M3, 160> {
 template <>
 struct Wgmma<kE4M3, 176> {
   LL_SHARED(176, 32, "e4m3.e4m3", "", "%88", "%89", "%90")
+};
+template <>
+struct Wgmma<kE4M3, 192> {
+  LL_SHARED(192, 32, "e4m3.e4m3", "", "%96", "%97", "%98")
+};
+// Integer sums are added to what the accumulators hold: start them at the bits of 1.5 x 2^23, and the
+// result, read as a float, is 1.5 x 2^23 + sum without a conversion.
+template <>
+struct Wgmma<kInt8, 64> {
+  LL_INTEGERS(64, "%32", "%33")
+};
+template <>
+struct Wgmma<kInt8, 96> {
+  LL_INTEGERS(96, "%48", "%49")
+};
+template <>
+struct Wgmma<kInt8, 128> {
+  LL_INTEGERS(128, "%64", "%65")
+};
+template <>
+struct Wgmma<kInt8, 192> {
+  LL_INTEGERS(192, "%96", "%97")
 };
 // clang-format on

@@ -4,13 +4,15 @@ import os
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
-from av.filter import Graph
+import numpy as np
 
 from ...errors import UsageError
 from .base import FrameWriter, Pixels, PrefixFile, make_folder, partial_path
 from .mp4 import exact_fps
+from .palette import quantize
 
 _MAX_FPS = 50
 _PICTURE, _EXTENSION, _TRAILER = b"\x2c\x21\x3b"
@@ -21,54 +23,27 @@ class GifWriter(FrameWriter):
         super().__init__(path, height, width)
         if fps > _MAX_FPS:
             raise UsageError(
-                f"{path}: a GIF shows at most {_MAX_FPS} frames/s, and this video has {fps:g}; "
-                "write an .mp4 file"
+                f"{path}: a GIF shows at most {_MAX_FPS} frames/s, and this video has "
+                f"{float(fps):g}; write an .mp4 file"
             )
         make_folder(path.parent)
-        self._time_base = 1 / exact_fps(fps)
         self._partial = partial_path(path)
         self._file = PrefixFile(self._partial)
         self._container = av.open(self._file, "w", format="gif")
         self._stream = self._container.add_stream("gif", rate=exact_fps(fps))
         self._stream.height, self._stream.width = height, width
         self._stream.pix_fmt = "pal8"
-        self._graph = self._palette_graph()
-
-    def _palette_graph(self) -> Graph:
-        graph = Graph()
-        source = graph.add(
-            "buffer",
-            f"width={self.width}:height={self.height}:pix_fmt=rgb24:time_base={self._time_base}",
-        )
-        split = graph.add("split")
-        palette = graph.add("palettegen", "stats_mode=single")
-        paint = graph.add("paletteuse", "new=1")
-        source.link_to(split)
-        split.link_to(palette, 0, 0)
-        split.link_to(paint, 1, 0)
-        palette.link_to(paint, 0, 1)
-        paint.link_to(graph.add("buffersink"))
-        graph.configure()
-        return graph
 
     def _write_frame(self, frame: Pixels) -> None:
-        picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-        picture.pts, picture.time_base = self.frames_written, self._time_base
-        self._graph.vpush(picture)
-        self._encode_painted()
+        indices, palette = quantize(frame)
+        argb = np.pad(palette, ((0, 0), (1, 0)), constant_values=255)
+        # PyAV takes such a pair for this format, which its type hints leave out.
+        picture = av.VideoFrame.from_ndarray(cast(Pixels, (indices, argb)), format="pal8")
+        picture.pts = self.frames_written
+        self._container.mux(self._stream.encode(picture))
         self._file.check()
 
-    def _encode_painted(self) -> None:
-        while True:
-            try:
-                picture = self._graph.vpull()
-            except (av.BlockingIOError, av.EOFError):
-                return
-            self._container.mux(self._stream.encode(picture))
-
     def _finish(self) -> None:
-        self._graph.vpush(None)
-        self._encode_painted()
         self._container.mux(self._stream.encode(None))
         self._container.close()
         self._file.sync()

@@ -169,7 +169,7 @@ def test_missing_unknown_and_misshapen_tensors(tmp_path: Path) -> None:
     state["blocks.0.norm9.weight"] = torch.zeros(2, 3)
     save_file(state, tmp_path / "base.safetensors")
     lines = message_of(tmp_path / "base.safetensors").splitlines()
-    assert lines[0].endswith("base.safetensors does not fit the transformer: 3 tensors differ")
+    assert lines[0].endswith("does not fit the transformer; tensors that differ: 3")
     assert lines[1:] == [
         "  blocks.0.ffn.0.bias: missing, expected [40]",
         "  blocks.0.norm3.weight: expected [24], found [25]",

@@ -60,7 +60,7 @@ def test_intermediates_are_golden(decoder: VaeDecoder, golden: dict[str, Tensor]
         stage.register_forward_hook(lambda *call, name=name: seen.update({name: call[-1]}))
         for name, stage in stages.items()
     ]
-    decoder.decode(golden["latents"])
+    decoder.decode(golden["latents"][:, :3])
     for hook in hooks:
         hook.remove()
     rates = {"conv1": 1, "middle0": 1, "middle2": 1, "ups3": 2, "ups7": 4}
@@ -144,7 +144,7 @@ def small_configs(draw: st.DrawFn) -> VaeConfig:
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     config=small_configs(),
     chunks=st.lists(st.integers(1, 3), max_size=3),
@@ -204,14 +204,18 @@ def test_half_precision_stays_close(
 ) -> None:
     half = VaeDecoder(decoder.config).eval().requires_grad_(False)
     half.load_state_dict(decoder.state_dict())
-    frames = torch.cat(list(stream(half.to(dtype), golden["latents"].to(dtype), [1, 6])), dim=1)
+    latents = golden["latents"][:, :2].to(dtype)
+    frames = torch.cat(list(stream(half.to(dtype), latents, [1, 1])), dim=1)
     assert frames.dtype == dtype
-    assert error(frames.float(), golden["decode.raw"].transpose(1, 2)) <= tolerance
+    assert error(frames.float(), golden["decode.raw"].transpose(1, 2)[:, :5]) <= tolerance
 
 
-def test_small_half_precision_values_are_normalized() -> None:
-    values = torch.full((1, 4, 1, 1, 1), 1e-5, dtype=torch.float16)
-    assert torch.equal(ChannelNorm(4).half()(values), torch.ones_like(values))
+@pytest.mark.parametrize(("value", "normalized"), [(0.0, 0.0), (1e-5, 1.0), (4e4, 1.0)])
+def test_half_precision_norms_neither_underflow_nor_overflow(
+    value: float, normalized: float
+) -> None:
+    values = torch.full((1, 4, 1, 1, 1), value, dtype=torch.float16)
+    assert torch.equal(ChannelNorm(4).half()(values), torch.full_like(values, normalized))
 
 
 def test_pixels_are_clamped_and_truncated() -> None:

@@ -327,9 +327,17 @@ class TestGif:
             assert container.duration == pytest.approx(2 * av.time_base, abs=0.01 * av.time_base)
         assert left_in(tmp_path) == ["video.gif"]
 
-    def test_too_fast_for_a_gif(self, tmp_path):
+    def test_few_colors_stay_exact(self, tmp_path):
+        colors = np.random.default_rng(0).integers(0, 8, (3, 8, 8, 3)) * 32 + 16
+        frames = np.kron(colors, np.ones((1, 6, 8, 1))).astype(np.uint8)
+        with GifWriter(tmp_path / "video.gif", FPS, HEIGHT, WIDTH) as writer:
+            writer.write(frames)
+        np.testing.assert_allclose(decoded(tmp_path / "video.gif"), frames, atol=1)
+
+    @pytest.mark.parametrize("fps", [60, Fraction(60)])
+    def test_too_fast_for_a_gif(self, tmp_path, fps):
         with pytest.raises(UsageError, match="at most 50 frames/s, and this video has 60"):
-            open_writer(tmp_path / "video.gif", 60, 8, 8, overwrite=False)
+            open_writer(tmp_path / "video.gif", fps, 8, 8, overwrite=False)
         assert left_in(tmp_path) == []
 
     def test_nothing_written_leaves_nothing(self, tmp_path):

@@ -1,0 +1,118 @@
+"""The build: an export goes in, a bundle comes out, whole or not at all."""
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import BundleError, UsageError
+from ..exports import TOKENIZER_NAME, ExportRecord, check_export, read_export
+from ..files import publish_directory, sha256_file
+from ..precision import Precision, precision_named
+from . import onnxruntime
+from .bundle import (
+    FORMAT,
+    MANIFEST_NAME,
+    EngineKind,
+    FileEntry,
+    Manifest,
+    check_files,
+    read_manifest,
+)
+
+logger = logging.getLogger(__name__)
+
+ENGINES = (onnxruntime.KIND,)
+
+Report = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    manifest: Manifest
+    was_current: bool
+    """Nothing had changed, so nothing was built."""
+
+
+def build(
+    export_folder: Path,
+    out: Path,
+    precision_name: str,
+    engine: str = onnxruntime.KIND,
+    *,
+    command: str = "",
+    force: bool = False,
+    report: Report = lambda _what, _done, _total: None,
+) -> BuildResult:
+    precision = precision_named(precision_name)
+    if engine not in ENGINES:
+        raise UsageError(f"engine {engine} is unknown; allowed: {', '.join(ENGINES)}")
+    record = read_export(export_folder)
+    check_export(export_folder, record)
+    kind = EngineKind(onnxruntime.KIND, onnxruntime.version(), "cpu")
+    key = _key(record, kind, precision)
+    current = None if force else _current(out, key)
+    if current is not None:
+        return BuildResult(current, was_current=True)
+    _require_replaceable(out)
+    started = time.monotonic()
+    with publish_directory(out) as folder:
+        for done, name in enumerate(record.graphs):
+            report(f"building {name}", done, len(record.graphs))
+            onnxruntime.build_graph(export_folder / f"{name}.onnx", folder, precision)
+        if TOKENIZER_NAME in record.files:
+            shutil.copyfile(export_folder / TOKENIZER_NAME, folder / TOKENIZER_NAME)
+        manifest = Manifest(
+            key=key,
+            config=record.config,
+            engine=kind,
+            precision=precision.name,
+            graphs=record.graphs,
+            checkpoints=record.checkpoints,
+            onnx=record.files,
+            files=_entries(folder),
+            command=command,
+            duration_s=round(time.monotonic() - started, 3),
+        )
+        (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    return BuildResult(manifest, was_current=False)
+
+
+def _key(record: ExportRecord, kind: EngineKind, precision: Precision) -> str:
+    decisive = [FORMAT, record.files, kind.kind, kind.version, kind.target, precision.name]
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def _current(out: Path, key: str) -> Manifest | None:
+    """The bundle that is there already, if it is the one asked for and sound."""
+    if not (out / MANIFEST_NAME).is_file():
+        return None
+    try:
+        manifest = read_manifest(out)
+        if manifest.key != key:
+            logger.info("%s: built from something else; building again", out)
+            return None
+        check_files(out, manifest)
+    except BundleError as error:
+        logger.warning("%s; building again", error)
+        return None
+    return manifest
+
+
+def _require_replaceable(out: Path) -> None:
+    """An older bundle may be replaced; anything else is somebody's."""
+    if out.is_file():
+        raise UsageError(f"{out}: a file is in the way; give --out another folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST_NAME).is_file():
+        raise UsageError(f"{out}: not empty and not a bundle; give --out another folder")
+
+
+def _entries(folder: Path) -> dict[str, FileEntry]:
+    return {
+        path.name: FileEntry(sha256_file(path), path.stat().st_size)
+        for path in sorted(folder.iterdir())
+    }

@@ -1,0 +1,157 @@
+"""The bundle: a folder of compiled engines with a manifest that answers for every byte."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..configs import ModelConfig
+from ..configs.dump import config_values
+from ..configs.loader import configure
+from ..errors import BundleError, ConfigError, UsageError
+from ..exports import GRAPH_COMPONENTS, TOKENIZER_NAME, GraphInfo, graph_info_from_values
+from ..files import sha256_file
+
+MANIFEST_NAME = "manifest.json"
+FORMAT = 1
+
+_ADDED_BY = {"transformer": "--transformer", "vae": "--vae", "text_encoder": "--text-encoder"}
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class EngineKind:
+    """Which compiler made the engines, in which version, and for what."""
+
+    kind: str
+    version: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    key: str
+    """Hash of all that decides what the engines compute; equal keys mean equal bundles."""
+    config: ModelConfig
+    engine: EngineKind
+    precision: str
+    graphs: dict[str, GraphInfo]
+    checkpoints: dict[str, str]
+    onnx: dict[str, str]
+    """sha256 of every file that the engines were built from."""
+    files: dict[str, FileEntry]
+    plugins: dict[str, str] = field(default_factory=dict)
+    command: str = ""
+    duration_s: float = 0.0
+
+    def to_json(self) -> str:
+        values: dict[str, Any] = {"format": FORMAT, **asdict(self)}
+        values["config"] = config_values(self.config)
+        return json.dumps(values, indent=1) + "\n"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.manifest.config
+
+    @property
+    def tokenizer(self) -> Path:
+        path = self.folder / TOKENIZER_NAME
+        if TOKENIZER_NAME not in self.manifest.files:
+            raise UsageError(
+                f"{self.folder}: the bundle has no tokenizer, so it cannot read prompts; "
+                f"export with --tokenizer FOLDER (or --random-weights) and build again"
+            )
+        return path
+
+    def has(self, graph: str) -> bool:
+        return graph in self.manifest.graphs
+
+    def require(self, graph: str, purpose: str) -> None:
+        if self.has(graph):
+            return
+        component = GRAPH_COMPONENTS[graph]
+        raise UsageError(
+            f"{self.folder}: {purpose} needs the {component.replace('_', ' ')}, which was never "
+            f"exported; run `longlive-trt export` with {_ADDED_BY[component]} and build again"
+        )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Parse the manifest without looking at the files it lists."""
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        what = f"no {MANIFEST_NAME} inside" if folder.is_dir() else "no such folder"
+        raise UsageError(f"{folder}: {what}; give a bundle that `longlive-trt build` made")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        found = values.pop("format")
+    except (ValueError, KeyError, AttributeError):
+        raise BundleError(f"{path}: not a readable manifest; build or fetch the bundle again") from None
+    if found != FORMAT:
+        newer = isinstance(found, int) and found > FORMAT
+        remedy = "update longlive-trt" if newer else "build the bundle again"
+        raise BundleError(f"{path}: format {found}, and this version reads {FORMAT}; {remedy}")
+    try:
+        return _manifest(values, path)
+    except (ValueError, KeyError, TypeError, ConfigError) as error:
+        raise BundleError(f"{path}: not a valid manifest ({error}); build the bundle again") from None
+
+
+def _manifest(values: dict[str, Any], path: Path) -> Manifest:
+    graphs = {name: graph_info_from_values(info) for name, info in values.pop("graphs").items()}
+    files = {name: FileEntry(**entry) for name, entry in values.pop("files").items()}
+    for name in files:
+        _require_inside(name)
+    return Manifest(
+        config=configure(values.pop("config"), origin=str(path)),
+        engine=EngineKind(**values.pop("engine")),
+        graphs=graphs,
+        files=files,
+        **values,
+    )
+
+
+def _require_inside(name: str) -> None:
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\\" in name:
+        raise ValueError(f"file name {name!r} leads outside the bundle")
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Read a bundle and check every file of it before anything is loaded."""
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    return Bundle(folder, manifest)
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    # Sizes first: they cost nothing and find what is cut short.
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if path.is_symlink() or not path.is_file():
+            raise BundleError(f"{path}: missing; build or fetch the bundle again")
+        if path.stat().st_size != entry.bytes:
+            raise BundleError(
+                f"{path}: {path.stat().st_size} bytes, expected {entry.bytes}; "
+                f"build or fetch the bundle again"
+            )
+    with ThreadPoolExecutor() as pool:
+        hashes = pool.map(lambda name: sha256_file(folder / name), manifest.files)
+        for (name, entry), found in zip(manifest.files.items(), hashes, strict=True):
+            if found != entry.sha256:
+                raise BundleError(
+                    f"{folder / name}: altered: sha256 {found}, expected {entry.sha256}; "
+                    f"build or fetch the bundle again"
+                )

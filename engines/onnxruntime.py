@@ -1,0 +1,190 @@
+"""ONNX Runtime: the engine that runs everywhere, and the one that a CPU uses."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+
+from ..errors import BundleError, EngineError, UsageError
+from ..precision import Precision, compute_precision, retype
+from .base import Array, TensorSpec
+
+logger = logging.getLogger(__name__)
+
+KIND = "onnxruntime"
+SUFFIX = ".onnx"
+
+_TYPES: dict[str, tuple[np.dtype[np.generic], int]] = {
+    name: (np.dtype(numpy_type), onnx_type)
+    for name, numpy_type, onnx_type in (
+        ("tensor(float)", np.float32, onnx.TensorProto.FLOAT),
+        ("tensor(float16)", np.float16, onnx.TensorProto.FLOAT16),
+        ("tensor(bfloat16)", ml_dtypes.bfloat16, onnx.TensorProto.BFLOAT16),
+        ("tensor(int64)", np.int64, onnx.TensorProto.INT64),
+        ("tensor(int32)", np.int32, onnx.TensorProto.INT32),
+        ("tensor(uint8)", np.uint8, onnx.TensorProto.UINT8),
+        ("tensor(bool)", np.bool_, onnx.TensorProto.BOOL),
+    )
+}
+
+
+def version() -> str:
+    return str(ort.__version__)
+
+
+def require_compatible(built_with: str) -> None:
+    """Optimized models may hold operators that an older runtime does not know."""
+    if _numbers(version()) < _numbers(built_with):
+        raise BundleError(
+            f"the bundle was built with onnxruntime {built_with}, and {version()} is installed; "
+            f"run `pip install 'onnxruntime>={built_with}'`, or build the bundle again here"
+        )
+
+
+def build_graph(source: Path, folder: Path, precision: Precision) -> None:
+    """Optimize a graph ahead of time; the model and its weights go to ``folder``."""
+    name = source.stem
+    retyped = _retyped(source, folder, precision)
+    options = _options()
+    # Higher levels would tie the model to this machine's processor.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(folder / f"{name}{SUFFIX}")
+    for key, value in (
+        ("optimized_model_external_initializers_file_name", f"{name}.weights"),
+        ("optimized_model_external_initializers_min_size_in_bytes", "1024"),
+        # Packed copies would cost memory and are not saved.
+        ("disable_prepacking", "1"),
+    ):
+        options.add_session_config_entry(f"session.{key}", value)
+    _open_session(retyped or source, options)
+    for leftover in folder.glob(f".{name}.retyped*"):
+        leftover.unlink()
+
+
+def _retyped(source: Path, folder: Path, precision: Precision) -> Path | None:
+    model = ir.load(source)
+    if compute_precision(model) == precision:
+        return None
+    retype(model, precision)
+    path = folder / f".{source.stem}.retyped.onnx"
+    ir.save(model, path, external_data=f"{path.name}.weights")
+    return path
+
+
+class OnnxRuntimeEngine:
+    """One graph in one inference session."""
+
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        options = _options()
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        self._session = _open_session(path, options)
+        self.name = path.stem
+        self._inputs = {spec.name: spec for spec in map(_spec, self._session.get_inputs())}
+        self._outputs = {spec.name: spec for spec in map(_spec, self._session.get_outputs())}
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        return self._outputs
+
+    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> "OnnxRuntimeBinding":
+        missing = self._inputs.keys() - inputs.keys()
+        if missing:
+            raise EngineError(f"graph {self.name}: inputs are missing: {', '.join(sorted(missing))}")
+        for given, known in ((inputs, self._inputs), (outputs, self._outputs)):
+            for name, array in given.items():
+                _require_fit(self.name, name, array, known.get(name))
+        return OnnxRuntimeBinding(self._session, self.name, inputs, outputs)
+
+    def close(self) -> None:
+        del self._session
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class OnnxRuntimeBinding:
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        graph: str,
+        inputs: Mapping[str, Array],
+        outputs: Mapping[str, Array],
+    ) -> None:
+        self._session, self._graph = session, graph
+        self._binding = session.io_binding()
+        # The binding knows addresses only; whoever holds it holds the arrays.
+        self._arrays = (dict(inputs), dict(outputs))
+        for name, array in inputs.items():
+            self._binding.bind_input(name, "cpu", 0, *_address(array))
+        for name, array in outputs.items():
+            self._binding.bind_output(name, "cpu", 0, *_address(array))
+
+    def run(self) -> None:
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # onnxruntime's errors have no common base
+            raise EngineError(f"graph {self._graph} failed in onnxruntime: {error}") from error
+
+
+def _options() -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return options
+
+
+def _open_session(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no common base
+        reason = str(error)
+        if "NOT_IMPLEMENTED" in reason and "loat16" in reason:
+            raise UsageError(
+                f"graph {path.stem.strip('.')}: onnxruntime has no bfloat16 arithmetic on a CPU; "
+                f"build with --precision fp32 or fp16"
+            ) from None
+        raise EngineError(f"{path}: onnxruntime cannot load the graph: {reason}") from None
+
+
+def _spec(value: ort.NodeArg) -> TensorSpec:
+    return TensorSpec(value.name, _TYPES[value.type][0], tuple(value.shape))
+
+
+def _address(array: Array) -> tuple[object, tuple[int, ...], int]:
+    onnx_type = next(code for dtype, code in _TYPES.values() if dtype == array.dtype)
+    return onnx_type, array.shape, array.ctypes.data
+
+
+def _require_fit(graph: str, name: str, array: Array, spec: TensorSpec | None) -> None:
+    if spec is None:
+        raise EngineError(f"graph {graph} has no tensor {name}")
+    fixed = [(have, want) for have, want in zip(array.shape, spec.shape) if isinstance(want, int)]
+    if array.ndim != len(spec.shape) or any(have != want for have, want in fixed):
+        raise EngineError(f"graph {graph}: {name} is {list(array.shape)}, expected {list(spec.shape)}")
+    if array.dtype != spec.dtype:
+        raise EngineError(f"graph {graph}: {name} is {array.dtype}, expected {spec.dtype}")
+    if not array.flags.c_contiguous:
+        raise EngineError(f"graph {graph}: {name} is not contiguous in memory")
+
+
+def _numbers(version_text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version_text.split("+")[0].split(".") if part.isdigit())

@@ -1,0 +1,215 @@
+"""Which frames the key/value cache holds, where, and what a pass is told about them.
+
+Pure bookkeeping: no tensors. The cache is a prefix of ``sink`` slots and a ring of ``past``
+slots, one latent frame each. Slots fill in order, so what is valid is always a prefix, and
+softmax does not care in which order it meets the keys: the ring never moves anything.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ..configs import ModelConfig, RolloutConfig
+from ..configs.schema import GLOBAL_ATTENTION_TOKENS, ROPE_TABLE_FRAMES
+from ..errors import UsageError
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Frames of a pass's own keys and values that go to consecutive slots."""
+
+    source_frame: int
+    slot: int
+    frames: int
+
+
+@dataclass(frozen=True)
+class PassPlan:
+    frames: tuple[int, ...]
+    """Global numbers of the latent frames that the pass computes."""
+    frame_index: tuple[int, ...]
+    cache_index: tuple[int, ...]
+    sink_frames: int
+    window_frames: int
+    commits: tuple[Copy, ...]
+
+
+@dataclass(frozen=True)
+class RingLayout:
+    """The cache's shape, for a rollout of ``total_frames`` or (None) without end."""
+
+    block: int
+    sink: int
+    window: int
+    """Frames attended in all: sink, past and current."""
+    moving_sink: bool
+    relative: bool
+    unbounded: bool
+    """Global attention: positions count all frames, and a switch rewrites the sink."""
+
+    @classmethod
+    def of(cls, config: ModelConfig, total_frames: int | None) -> "RingLayout":
+        rollout = config.rollout
+        require_supported(config, total_frames)
+        return cls(
+            block=rollout.frames_per_block,
+            sink=rollout.sink_frames,
+            window=_window_frames(config, total_frames),
+            moving_sink=not rollout.global_sink,
+            relative=rollout.rope == "relative",
+            unbounded=rollout.is_global,
+        )
+
+    @property
+    def past(self) -> int:
+        return self.window - self.sink - self.block
+
+    @property
+    def slots(self) -> int:
+        return self.sink + self.past
+
+
+def require_supported(config: ModelConfig, total_frames: int | None) -> None:
+    """Refuse, before any work, what the cache or the position table cannot hold."""
+    rollout = config.rollout
+    if rollout.sink_frames > rollout.frames_per_block:
+        raise UsageError(
+            f"rollout.sink_frames ({rollout.sink_frames}) is more than "
+            f"rollout.frames_per_block ({rollout.frames_per_block}): upstream freezes noisy keys "
+            f"in such a sink, which compiled graphs do not do; allowed: at most "
+            f"{rollout.frames_per_block}"
+        )
+    _require_positions(rollout, total_frames)
+    if rollout.is_global:
+        _require_whole_budget(config, total_frames)
+
+
+def _require_positions(rollout: RolloutConfig, total_frames: int | None) -> None:
+    counts_frames = rollout.rope == "absolute" or rollout.is_global
+    longest = ROPE_TABLE_FRAMES // rollout.frames_per_block * rollout.frames_per_block
+    if counts_frames and (total_frames is None or total_frames > longest):
+        asked = "an endless video" if total_frames is None else f"{total_frames} latent frames"
+        raise UsageError(
+            f"{asked}: absolute positions end after {longest} latent frames; make a shorter "
+            f"video, or export with rollout.rope=relative and a window"
+        )
+    if not counts_frames and rollout.window_frames > ROPE_TABLE_FRAMES:
+        raise UsageError(
+            f"rollout.window_frames is {rollout.window_frames}; allowed: "
+            f"at most {ROPE_TABLE_FRAMES}"
+        )
+
+
+def _require_whole_budget(config: ModelConfig, total_frames: int | None) -> None:
+    tokens = config.tokens_per_frame
+    budget, rest = divmod(GLOBAL_ATTENTION_TOKENS, tokens)
+    if total_frames is not None and total_frames * tokens > GLOBAL_ATTENTION_TOKENS and rest:
+        raise UsageError(
+            f"{total_frames} latent frames: global attention sees the last "
+            f"{GLOBAL_ATTENTION_TOKENS} tokens, which are no whole number of frames at "
+            f"{tokens} tokens a frame; make at most {budget} frames, or set rollout.window_frames"
+        )
+
+
+def _window_frames(config: ModelConfig, total_frames: int | None) -> int:
+    rollout = config.rollout
+    if not rollout.is_global:
+        return rollout.window_frames
+    assert total_frames is not None
+    smallest = rollout.sink_frames + rollout.frames_per_block
+    return max(smallest, min(total_frames, GLOBAL_ATTENTION_TOKENS // config.tokens_per_frame))
+
+
+@dataclass(frozen=True)
+class Ring:
+    """The state between two blocks; every change makes a new one."""
+
+    layout: RingLayout
+    next_frame: int = 0
+    sink_start: int = 0
+    """The first frame of the sink: it moves with a prompt switch if the sink does."""
+
+    def block_plan(self) -> PassPlan:
+        """What every pass of the next block sees, and where its clean keys go."""
+        start, layout = self.next_frame, self.layout
+        frames = tuple(range(start, start + layout.block))
+        past = self._past_frames()
+        held = min(layout.sink, start - self.sink_start)
+        return PassPlan(
+            frames=frames,
+            frame_index=self._positions(frames, held + len(past)),
+            cache_index=self._cache_positions(past),
+            sink_frames=held,
+            window_frames=len(past),
+            commits=self._commits(frames),
+        )
+
+    def after_block(self) -> "Ring":
+        return replace(self, next_frame=self.next_frame + self.layout.block)
+
+    def recache_plan(self) -> PassPlan:
+        """The pass that recomputes the cache under a new prompt; see also :meth:`after_recache`.
+
+        Frames whose results nothing attends any more are left out.
+        """
+        layout, start = self.layout, self.next_frame
+        keeps_sink = not (self._rewrites_everything() or layout.moving_sink)
+        recomputed = min(start, layout.window - (layout.sink if keeps_sink else 0))
+        frames = tuple(range(start - recomputed, start))
+        if layout.unbounded and recomputed < start:
+            recent = start - (layout.window - layout.sink)
+            frames = (*range(layout.sink), *range(recent, start))
+        held = layout.sink if keeps_sink else 0
+        return PassPlan(
+            frames=frames,
+            frame_index=self._positions(frames, held),
+            cache_index=(*range(held), *(0,) * (layout.slots - held)),
+            sink_frames=held,
+            window_frames=0,
+            commits=self.after_recache()._commits(frames),
+        )
+
+    def after_recache(self) -> "Ring":
+        if self.layout.moving_sink and not self._rewrites_everything():
+            return replace(self, sink_start=self.next_frame - self.layout.window)
+        return self if not self._rewrites_everything() else replace(self, sink_start=0)
+
+    def _rewrites_everything(self) -> bool:
+        """An early switch recomputes from frame 0 on, the sink included."""
+        return self.layout.unbounded or self.next_frame <= self.layout.window
+
+    def _past_frames(self) -> range:
+        oldest = max(self.sink_start + self.layout.sink, self.next_frame - self.layout.past)
+        return range(min(oldest, self.next_frame), self.next_frame)
+
+    def _slot(self, frame: int) -> int:
+        offset = frame - self.sink_start
+        sink = self.layout.sink
+        return offset if offset < sink else sink + (offset - sink) % self.layout.past
+
+    def _positions(self, frames: Sequence[int], cached: int) -> tuple[int, ...]:
+        if self.layout.relative and not self.layout.unbounded:
+            return tuple(range(cached, cached + len(frames)))
+        return tuple(frames)
+
+    def _cache_positions(self, past: range) -> tuple[int, ...]:
+        """Where each slot stands in time: the window's own order, or the video's."""
+        layout = self.layout
+        positions = [*range(layout.sink), *(0,) * layout.past]
+        for rank, frame in enumerate(past):
+            positions[self._slot(frame)] = frame if layout.unbounded else layout.sink + rank
+        return tuple(positions)
+
+    def _commits(self, frames: Sequence[int]) -> tuple[Copy, ...]:
+        """Sink frames, and the newest that the ring has room for, in runs of slots."""
+        newest = frames[-1] + 1 - self.layout.past
+        copies: list[Copy] = []
+        for source, frame in enumerate(frames):
+            in_sink = frame < self.sink_start + self.layout.sink
+            if not in_sink and frame < newest:
+                continue
+            slot, last = self._slot(frame), copies[-1] if copies else None
+            if last and (source, slot) == (last.source_frame + last.frames, last.slot + last.frames):
+                copies[-1] = replace(last, frames=last.frames + 1)
+            else:
+                copies.append(Copy(source, slot, 1))
+        return tuple(copies)
