@@ -20,7 +20,9 @@ class TensorSpec:
 
     def sized(self, **sizes: int) -> tuple[int, ...]:
         """The shape with every named size filled in; ``24*cache_frames`` is a product."""
-        return tuple(size if isinstance(size, int) else _evaluate(size, sizes) for size in self.shape)
+        return tuple(
+            size if isinstance(size, int) else _evaluate(size, sizes) for size in self.shape
+        )
 
 
 def _evaluate(expression: str, sizes: Mapping[str, int]) -> int:

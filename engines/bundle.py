@@ -98,7 +98,9 @@ def read_manifest(folder: Path) -> Manifest:
         values = json.loads(path.read_text(encoding="utf-8"))
         found = values.pop("format")
     except (ValueError, KeyError, AttributeError):
-        raise BundleError(f"{path}: not a readable manifest; build or fetch the bundle again") from None
+        raise BundleError(
+            f"{path}: not a readable manifest; build or fetch the bundle again"
+        ) from None
     if found != FORMAT:
         newer = isinstance(found, int) and found > FORMAT
         remedy = "update longlive-trt" if newer else "build the bundle again"
@@ -106,7 +108,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return _manifest(values, path)
     except (ValueError, KeyError, TypeError, ConfigError) as error:
-        raise BundleError(f"{path}: not a valid manifest ({error}); build the bundle again") from None
+        raise BundleError(
+            f"{path}: not a valid manifest ({error}); build the bundle again"
+        ) from None
 
 
 def _manifest(values: dict[str, Any], path: Path) -> Manifest:

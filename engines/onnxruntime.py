@@ -98,10 +98,14 @@ class OnnxRuntimeEngine:
     def outputs(self) -> Mapping[str, TensorSpec]:
         return self._outputs
 
-    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> "OnnxRuntimeBinding":
+    def bind(
+        self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]
+    ) -> "OnnxRuntimeBinding":
         missing = self._inputs.keys() - inputs.keys()
         if missing:
-            raise EngineError(f"graph {self.name}: inputs are missing: {', '.join(sorted(missing))}")
+            raise EngineError(
+                f"graph {self.name}: inputs are missing: {', '.join(sorted(missing))}"
+            )
         for given, known in ((inputs, self._inputs), (outputs, self._outputs)):
             for name, array in given.items():
                 _require_fit(self.name, name, array, known.get(name))
@@ -179,7 +183,9 @@ def _require_fit(graph: str, name: str, array: Array, spec: TensorSpec | None) -
         raise EngineError(f"graph {graph} has no tensor {name}")
     fixed = [(have, want) for have, want in zip(array.shape, spec.shape) if isinstance(want, int)]
     if array.ndim != len(spec.shape) or any(have != want for have, want in fixed):
-        raise EngineError(f"graph {graph}: {name} is {list(array.shape)}, expected {list(spec.shape)}")
+        raise EngineError(
+            f"graph {graph}: {name} is {list(array.shape)}, expected {list(spec.shape)}"
+        )
     if array.dtype != spec.dtype:
         raise EngineError(f"graph {graph}: {name} is {array.dtype}, expected {spec.dtype}")
     if not array.flags.c_contiguous:

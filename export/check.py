@@ -74,9 +74,9 @@ class _Reference:
 
     def load(self, module: nn.Module) -> nn.Module:
         """The module in float32 with weights rounded as the graph has them."""
-        rounded = getattr(torch, {"fp32": "float32", "fp16": "float16"}.get(
-            self.precision.name, "bfloat16"
-        ))
+        rounded = getattr(
+            torch, {"fp32": "float32", "fp16": "float16"}.get(self.precision.name, "bfloat16")
+        )
         for name, parameter in module.named_parameters():
             parameter.copy_(self.weights.load(name).to(rounded))
         return module.eval()
@@ -187,9 +187,7 @@ _REFERENCES: Mapping[str, Callable[[_Reference, Tensors], Tensors]] = {
 }
 
 
-def _run_graph(
-    spec: GraphSpec, folder: Path, precision: Precision, inputs: Tensors
-) -> Tensors:
+def _run_graph(spec: GraphSpec, folder: Path, precision: Precision, inputs: Tensors) -> Tensors:
     path = folder / f"{spec.name}.onnx"
     runnable = PRECISIONS["fp32"] if precision.name == "bf16" else precision
     if runnable is not precision:
@@ -202,9 +200,7 @@ def _run_graph(
     # Packed copies of the weights would double the memory for a graph that runs once.
     options.add_session_config_entry("session.disable_prepacking", "1")
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    feeds = {
-        value.name: _as_type(inputs[value.name], value.type) for value in session.get_inputs()
-    }
+    feeds = {value.name: _as_type(inputs[value.name], value.type) for value in session.get_inputs()}
     names = [value.name for value in session.get_outputs()]
     outputs = dict(zip(names, session.run(names, feeds), strict=True))
     if runnable is not precision:

@@ -177,9 +177,7 @@ def vae_specs(config: ModelConfig) -> tuple[GraphSpec, GraphSpec]:
     assert vae is not None
     with FakeTensorMode():
         shapes = VaeDecoder(vae).cache_shapes(config.latent.height, config.latent.width)
-    caches = [
-        GraphInput(f"cache.{index}", ("batch", *shape)) for index, shape in enumerate(shapes)
-    ]
+    caches = [GraphInput(f"cache.{index}", ("batch", *shape)) for index, shape in enumerate(shapes)]
     outputs = ["frames", "pixels", *(f"cache_next.{index}" for index in range(len(shapes)))]
     frame = config.latent_shape
     first = GraphSpec(

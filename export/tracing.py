@@ -93,9 +93,7 @@ def trace(spec: GraphSpec) -> TracedGraph:
 
 
 def _export_program(spec: GraphSpec) -> torch.export.ExportedProgram:
-    dims = {
-        name: torch.export.Dim(name, min=1) for name in spec.examples
-    }
+    dims = {name: torch.export.Dim(name, min=1) for name in spec.examples}
     with FakeTensorMode():
         module = spec.module().eval()
         for parameter in module.parameters():
@@ -115,9 +113,7 @@ def _map(
 
 
 def _flat(inputs: Sequence[GraphInput | Sequence[GraphInput]]) -> list[GraphInput]:
-    return [
-        leaf for item in inputs for leaf in ([item] if isinstance(item, GraphInput) else item)
-    ]
+    return [leaf for item in inputs for leaf in ([item] if isinstance(item, GraphInput) else item)]
 
 
 def _example(item: GraphInput, sizes: Mapping[str, int]) -> Tensor:
@@ -163,9 +159,7 @@ def _name_sizes(model: ir.Model, spec: GraphSpec) -> None:
         _rename_sizes(value, symbols, names)
 
 
-def _rename_sizes(
-    value: ir.Value, symbols: re.Pattern[str], names: Mapping[str, str]
-) -> None:
+def _rename_sizes(value: ir.Value, symbols: re.Pattern[str], names: Mapping[str, str]) -> None:
     if value.shape is not None:
         value.shape = ir.Shape(
             symbols.sub(lambda match: names[match[1]], str(size.value))

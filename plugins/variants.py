@@ -9,6 +9,7 @@ ELEMENTS = {"bfloat16": 0, "float16": 1, "float8_e4m3": 2, "int8": 3}
 EIGHT_BIT = ("float8_e4m3", "int8")
 MAX_PIECES = 3
 _BARRIER_BYTES = 512
+_QUERY_BUFFERS = 2
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Variant:
     def shared_bytes(self, dtype: str, head_dim: int) -> int:
         item = 1 if dtype in EIGHT_BIT else 2
         ring = 2 * self.stages * self.tile_keys * head_dim * item
-        queries = self.tile_rows * head_dim * item
+        queries = _QUERY_BUFFERS * self.tile_rows * head_dim * item
         staging = self.tile_rows * head_dim * 2 if item == 1 else 0
         return ring + queries + staging + _BARRIER_BYTES
 
@@ -69,4 +70,4 @@ def default_variant(dtype: str, head_dim: int) -> Variant:
         return Variant(warpgroups=3, tile_keys=96, stages=4)
     if head_dim == 64:
         return Variant(warpgroups=3, tile_keys=128, stages=3)
-    return Variant(warpgroups=3, tile_keys=80, stages=4)
+    return Variant(warpgroups=3, tile_keys=80, stages=3)

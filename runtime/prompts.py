@@ -54,7 +54,9 @@ class PromptEncoder:
         if prompt not in self._kept:
             self._kept[prompt] = self._encode(prompt)
         self._kept.move_to_end(prompt)
-        while len(self._kept) > 1 and sum(map(total_bytes, self._kept.values())) > self._budget_bytes:
+        while (
+            len(self._kept) > 1 and sum(map(total_bytes, self._kept.values())) > self._budget_bytes
+        ):
             self._kept.popitem(last=False)
         return self._kept[prompt]
 

@@ -208,7 +208,10 @@ class Ring:
             if not in_sink and frame < newest:
                 continue
             slot, last = self._slot(frame), copies[-1] if copies else None
-            if last and (source, slot) == (last.source_frame + last.frames, last.slot + last.frames):
+            if last and (source, slot) == (
+                last.source_frame + last.frames,
+                last.slot + last.frames,
+            ):
                 copies[-1] = replace(last, frames=last.frames + 1)
             else:
                 copies.append(Copy(source, slot, 1))

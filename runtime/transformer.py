@@ -77,7 +77,9 @@ class TransformerPasses:
         self._bind(context, clean, latents, np.zeros_like(latents), new, position).run()
         self._commit(new, plan.commits)
 
-    def _allocate(self, specs: Mapping[str, TensorSpec], *prefixes: str, **sizes: int) -> dict[str, Array]:
+    def _allocate(
+        self, specs: Mapping[str, TensorSpec], *prefixes: str, **sizes: int
+    ) -> dict[str, Array]:
         return allocate(named(specs, *prefixes), batch=self._batch, **sizes)
 
     def _bind(

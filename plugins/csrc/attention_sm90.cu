@@ -39,6 +39,7 @@ constexpr int kStepKeys = 32 / kElementBytes;  // keys per matrix instruction in
 constexpr int kQueryBytes = kTileRows * kHeadDim * kElementBytes;
 constexpr int kOutBytes = kTileRows * kHeadDim * 2;
 constexpr int kStageBytes = kTileKeys * kHeadDim * kElementBytes;
+constexpr int kQueryBuffers = 2;
 constexpr int kThreads = 128 * (kWarpgroups + 1);
 constexpr int kConsumerRegisters = kWarpgroups == 3 ? 160 : 240;
 // What the launch grants the whole block (168 or 128 a thread) bounds the sum over warpgroups.
@@ -78,8 +79,8 @@ struct Params {
 };
 
 struct Barriers {
-  uint64 query_full;
-  uint64 query_empty;
+  uint64 query_full[kQueryBuffers];
+  uint64 query_empty[kQueryBuffers];
   uint64 tail;
   uint64 key_full[kStages];
   uint64 key_empty[kStages];
@@ -87,29 +88,31 @@ struct Barriers {
   uint64 value_empty[kStages];
   int key_valid[kStages];
   int is_last[kWarpgroups];
-  Segment segment;  // what the queries in shared memory belong to
-  bool finished;
+  Segment segments[kQueryBuffers];  // what the queries in shared memory belong to
 };
 
-struct Ring {
+template <int kLength>
+struct RingPosition {
   int stage = 0;
   uint32 phase = 0;
   __device__ __forceinline__ void advance() {
-    if (++stage == kStages) {
+    if (++stage == kLength) {
       stage = 0;
       phase ^= 1;
     }
   }
 };
+using Ring = RingPosition<kStages>;
+using QueryRing = RingPosition<kQueryBuffers>;
 
 struct TilePlace {
   int batch;
   int head;
   int row;
-  __device__ __forceinline__ TilePlace(const Params& params, int tile) {
+  __device__ __forceinline__ TilePlace(const Params& params, const Segment& segment) {
     const int tiles_per_head = ceil_div(params.queries, kTileRows);
-    const int head_index = tile / tiles_per_head;
-    row = (tile - head_index * tiles_per_head) * kTileRows;
+    const int head_index = segment.tile / tiles_per_head;
+    row = (segment.tile - head_index * tiles_per_head) * kTileRows + segment.first_row;
     batch = head_index / params.heads;
     head = head_index - batch * params.heads;
   }
@@ -121,25 +124,28 @@ __device__ __forceinline__ int count_tiles(const Params& params) {
 
 // ------------------------------------------------------------------------------------- producer
 
-__device__ __forceinline__ void load_queries(const Params& params, Schedule schedule,
+__device__ __forceinline__ void load_queries(const Params& params, Schedule<kWarpgroups> schedule,
                                              uint8* queries, Barriers* barriers) {
   Segment segment;
-  uint32 phase = 0;
-  while (schedule.next(segment)) {
-    const TilePlace place(params, segment.tile);
-    barrier_wait(&barriers->query_empty, phase ^ 1);
-    barriers->segment = segment;
-    barrier_expect_bytes(&barriers->query_full, kQueryBytes);
+  QueryRing ring;
+  while (true) {
+    if (!schedule.next(segment)) segment.tile = -1;
+    barrier_wait(&barriers->query_empty[ring.stage], ring.phase ^ 1);
+    barriers->segments[ring.stage] = segment;
+    uint64* full = &barriers->query_full[ring.stage];
+    if (segment.tile < 0) {
+      barrier_arrive(full);
+      return;
+    }
+    const TilePlace place(params, segment);
+    barrier_expect_bytes(full, kQueryBytes);
 #pragma unroll
     for (int panel = 0; panel < kRowPanels; ++panel) {
-      load_box(queries + panel * kTileRows * kPanelBytes, &params.q, &barriers->query_full,
+      load_box(queries + ring.stage * kQueryBytes + panel * kTileRows * kPanelBytes, &params.q, full,
                panel * kPanelBytes / kElementBytes, place.head, place.row, place.batch);
     }
-    phase ^= 1;
+    ring.advance();
   }
-  barrier_wait(&barriers->query_empty, phase ^ 1);
-  barriers->finished = true;
-  barrier_arrive(&barriers->query_full);
 }
 
 __device__ __forceinline__ void load_keys(const Params& params, uint8* stage, uint64* full,
@@ -203,16 +209,16 @@ __device__ __forceinline__ void clear_invalid_values(uint8* stage, int valid) {
 }
 
 __device__ __forceinline__ void load_pieces(const Params& params, const PieceLengths& pieces,
-                                            Schedule schedule, uint8* keys, uint8* values,
+                                            Schedule<kWarpgroups> schedule, uint8* keys, uint8* values,
                                             Barriers* barriers) {
   const bool leader = threadIdx.x % 32 == 0;
   Segment segment;
   Ring ring;
   uint32 tail_phase = 0;
   while (schedule.next(segment)) {
-    const TilePlace place(params, segment.tile);
+    const TilePlace place(params, segment);
     KeyCursor<kTileKeys> cursor(pieces, segment.first_block);
-    for (int block = segment.first_block; block < segment.last_block; ++block) {
+    for (int block = 0; block < segment.blocks; ++block) {
       const int valid = cursor.valid_rows(pieces);
       uint8* value_stage = values + ring.stage * kStageBytes;
       barrier_wait(&barriers->key_empty[ring.stage], ring.phase ^ 1);
@@ -397,6 +403,15 @@ struct Consumer {
   uint32 values;
   int warpgroup;
   Ring ring;
+  uint64* pending_release;  // the query buffer whose outputs may still be leaving
+
+  __device__ __forceinline__ void release_queries() {
+    if (threadIdx.x % 128 == 0 && pending_release != nullptr) {
+      store_wait_source_read();
+      barrier_arrive(pending_release);
+    }
+    pending_release = nullptr;
+  }
 
   __device__ __forceinline__ void start_scores(float (&scores)[kScores]) {
     issue_scores(scores, queries, keys + ring.stage * kStageBytes);
@@ -437,6 +452,7 @@ struct Consumer {
     turn_begin(warpgroup);
     start_scores(scores);
     turn_end(warpgroup);
+    release_queries();
     wgmma_wait<0>();
     finish_scores(scores);
     softmax_step(scores, state, factor, scales);
@@ -475,6 +491,21 @@ struct Consumer {
     wgmma_wait<0>();
     finish_outputs(outputs, probabilities, ring);
     ring.advance();
+  }
+
+  // A warpgroup without rows of its own keeps the others' barriers moving.
+  __device__ __forceinline__ void stand_by(int blocks) {
+#pragma unroll 1
+    for (int block = 0; block < blocks; ++block) {
+      wait_keys();
+      turn_begin(warpgroup);
+      turn_end(warpgroup);
+      release(&barriers->key_empty[ring.stage]);
+      barrier_wait(&barriers->value_full[ring.stage], ring.phase);
+      release(&barriers->value_empty[ring.stage]);
+      ring.advance();
+    }
+    release_queries();
   }
 };
 
@@ -579,22 +610,22 @@ __device__ __forceinline__ void write_outputs(const Params& params, const TilePl
   }
   fence_async_proxy();
   named_sync(1 + kWarpgroups + warpgroup, 128);
-  if (thread == 0 && place.row + warpgroup * 64 < params.queries) {
+  if (thread == 0) {
 #pragma unroll
     for (int panel = 0; panel < kOutPanels; ++panel) {
       store_box(&params.out, staging + (panel * kTileRows + warpgroup * 64) * kPanelBytes,
                 panel * 64, place.head, place.row + warpgroup * 64, place.batch);
     }
     store_commit();
-    store_wait_source_read();
   }
 }
 
-__device__ __forceinline__ RowScales row_scales(const Params& params, int tile, int warpgroup) {
+__device__ __forceinline__ RowScales row_scales(const Params& params, const Segment& segment,
+                                                int warpgroup) {
   RowScales scales;
   scales.log2[0] = params.scale_log2;
   if constexpr (kBytes) {
-    const TilePlace place(params, tile);
+    const TilePlace place(params, segment);
     const float* q_scale = params.q_scale + place.batch * params.q_scale_batch_stride +
                            place.head * params.q_scale_head_stride;
     const float shared_scale = params.scale_log2 * params.k_scale[place.head];
@@ -608,42 +639,57 @@ __device__ __forceinline__ RowScales row_scales(const Params& params, int tile, 
   return scales;
 }
 
+__device__ __forceinline__ bool has_rows(const Params& params, const Segment& segment,
+                                         int warpgroup) {
+  return warpgroup * 64 < segment.rows &&
+         TilePlace(params, segment).row + warpgroup * 64 < params.queries;
+}
+
 __device__ __forceinline__ void consume(const Params& params, uint8* queries, uint8* staging,
                                         uint32 keys, uint32 values, Barriers* barriers,
                                         int warpgroup) {
-  Consumer consumer{barriers, shared_address(queries) + warpgroup * 64 * kPanelBytes,
-                    keys, values, warpgroup, Ring{}};
-  uint32 query_phase = 0;
+  Consumer consumer{barriers, 0, keys, values, warpgroup, Ring{}, nullptr};
+  QueryRing query_ring;
   if (kOrdered && warpgroup == kWarpgroups - 1) turn_end(warpgroup);
 #pragma unroll 1
   while (true) {
-    barrier_wait(&barriers->query_full, query_phase);
-    query_phase ^= 1;
-    if (barriers->finished) break;
-    const RowScales scales = row_scales(params, barriers->segment.tile, warpgroup);
+    barrier_wait(&barriers->query_full[query_ring.stage], query_ring.phase);
+    const Segment& segment = barriers->segments[query_ring.stage];
+    if (segment.tile < 0) break;
+    uint8* tile_queries = queries + query_ring.stage * kQueryBytes;
+    consumer.queries = shared_address(tile_queries) + warpgroup * 64 * kPanelBytes;
+    uint64* release_when_stored = &barriers->query_empty[query_ring.stage];
+    query_ring.advance();
+    if (!has_rows(params, segment, warpgroup)) {
+      consumer.stand_by(segment.blocks);
+      consumer.pending_release = release_when_stored;
+      continue;
+    }
+    const RowScales scales = row_scales(params, segment, warpgroup);
     float outputs[kOutputs];
 #pragma unroll
     for (int i = 0; i < kOutputs; ++i) outputs[i] = 0.0f;
     RowState state;
-    const int blocks = barriers->segment.last_block - barriers->segment.first_block;
-    if (blocks > 0) consumer.attend(blocks, outputs, state, scales);
-    const Segment segment = barriers->segment;
+    if (segment.blocks > 0) consumer.attend(segment.blocks, outputs, state, scales);
+    consumer.release_queries();  // also when there were no keys
     const bool finished = segment.shares == 1 || gather_shares(params, segment, barriers, warpgroup,
                                                                outputs, state, scales);
     if (finished) {
-      const TilePlace place(params, segment.tile);
+      const TilePlace place(params, segment);
       const float value_scale = kBytes ? params.v_scale[place.head] : 1.0f;
-      write_outputs(params, place, staging, warpgroup, outputs, state, value_scale);
+      write_outputs(params, place, kBytes ? staging : tile_queries, warpgroup, outputs, state,
+                    value_scale);
     }
-    named_sync(1 + kWarpgroups + warpgroup, 128);
-    if (threadIdx.x % 128 == 0) barrier_arrive(&barriers->query_empty);
+    consumer.pending_release = release_when_stored;
   }
   if (threadIdx.x % 128 == 0) store_wait_all();
 }
 
 __device__ __forceinline__ void init_barriers(Barriers* barriers) {
-  barrier_init(&barriers->query_full, 1);
-  barrier_init(&barriers->query_empty, kWarpgroups);
+  for (int buffer = 0; buffer < kQueryBuffers; ++buffer) {
+    barrier_init(&barriers->query_full[buffer], 1);
+    barrier_init(&barriers->query_empty[buffer], kWarpgroups);
+  }
   barrier_init(&barriers->tail, 1);
   for (int stage = 0; stage < kStages; ++stage) {
     barrier_init(&barriers->key_full[stage], 1);
@@ -651,7 +697,6 @@ __device__ __forceinline__ void init_barriers(Barriers* barriers) {
     barrier_init(&barriers->key_empty[stage], 4 * kWarpgroups);
     barrier_init(&barriers->value_empty[stage], 4 * kWarpgroups);
   }
-  barriers->finished = false;
   fence_barrier_init();
 }
 
@@ -663,9 +708,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   uint8* keys = shared;
   uint8* values = keys + kStages * kStageBytes;
   uint8* queries = values + kStages * kStageBytes;
-  // 8-bit queries are too small to hold the outputs.
-  uint8* staging = kBytes ? queries + kQueryBytes : queries;
-  Barriers* barriers = reinterpret_cast<Barriers*>(staging + kOutBytes);
+  // Outputs leave through the memory of their queries, or beside it where 8-bit queries are too small.
+  uint8* staging = queries + kQueryBuffers * kQueryBytes;
+  Barriers* barriers = reinterpret_cast<Barriers*>(staging + (kBytes ? kOutBytes : 0));
 
   if (threadIdx.x == 0) init_barriers(barriers);
   __syncthreads();
@@ -674,7 +719,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
     shrink_registers<kProducerRegisters>();
     if (threadIdx.x >= 64) return;
     const PieceLengths pieces = read_lengths<kTileKeys>(params.lengths, params.capacities);
-    const Schedule schedule(count_tiles(params), pieces.total_blocks, params.partials != nullptr);
+    const Schedule<kWarpgroups> schedule(count_tiles(params), pieces.total_blocks, params.partials != nullptr);
     if (threadIdx.x < 32) {
       load_pieces(params, pieces, schedule, keys, values, barriers);
     } else if (threadIdx.x == 32) {

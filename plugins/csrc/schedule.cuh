@@ -2,7 +2,8 @@
 //
 // A tile is a group of query rows of one head. Blocks take whole tiles while there are enough for
 // every block; what remains is cut along the keys into equal shares, so that no multiprocessor idles
-// in a partly filled last wave. The shares of one tile are summed in a fixed order.
+// in a partly filled last wave. The shares of one tile are summed in a fixed order. When there are
+// too few keys for that to pay, the remaining tiles are cut along their rows instead.
 #pragma once
 
 #include "common.cuh"
@@ -70,15 +71,18 @@ struct KeyCursor {
 
 // One thread block's part of one tile.
 struct Segment {
-  int tile;
+  int tile;          // negative: no more work
+  int first_row;     // of the tile
+  int rows;
   int first_block;
-  int last_block;
+  int blocks;
   int shares;        // how many thread blocks work on this tile
   int first_sharer;  // the thread block that holds share 0; the others follow it
   int first_slot;    // where share 0 leaves its sums
   int remainder;     // index among the shared tiles
 };
 
+template <int kWarpgroups>
 class Schedule {
  public:
   __device__ __forceinline__ Schedule(int tiles, int key_blocks, bool may_split)
@@ -86,7 +90,9 @@ class Schedule {
     const int left = tiles % grid_;
     const int saved = key_blocks - static_cast<int>(static_cast<int64>(key_blocks) * left / grid_);
     const bool split = may_split && left > 0 && saved > kWorthSplitting;
-    whole_tiles_ = split ? tiles - left : tiles;
+    whole_tiles_ = tiles - left;
+    row_cuts_ = left * kWarpgroups <= grid_ ? kWarpgroups : left * 2 <= grid_ ? 2 : 1;
+    row_shares_ = split ? 0 : left * row_cuts_;
     shared_blocks_ = split ? static_cast<int64>(left) * key_blocks : 0;
     position_ = shared_blocks_ * blockIdx.x / grid_;
     limit_ = shared_blocks_ * (blockIdx.x + 1) / grid_;
@@ -94,7 +100,16 @@ class Schedule {
 
   __device__ __forceinline__ bool next(Segment& segment) {
     if (next_ < whole_tiles_) {
-      segment = {next_, 0, key_blocks_, 1, 0, 0, 0};
+      segment = {next_, 0, 64 * kWarpgroups, 0, key_blocks_, 1, 0, 0, 0};
+      next_ += grid_;
+      return true;
+    }
+    if (next_ < whole_tiles_ + row_shares_) {
+      const int share = next_ - whole_tiles_;
+      const int rows = 64 * ceil_div(kWarpgroups, row_cuts_);
+      const int first_row = share % row_cuts_ * rows;
+      segment = {whole_tiles_ + share / row_cuts_, first_row,
+                 smaller(rows, 64 * kWarpgroups - first_row), 0, key_blocks_, 1, 0, 0, 0};
       next_ += grid_;
       return true;
     }
@@ -103,8 +118,10 @@ class Schedule {
     const int64 start = static_cast<int64>(remainder) * key_blocks_;
     const int64 end = smaller(limit_, start + key_blocks_);
     segment.tile = whole_tiles_ + remainder;
+    segment.first_row = 0;
+    segment.rows = 64 * kWarpgroups;
     segment.first_block = static_cast<int>(position_ - start);
-    segment.last_block = static_cast<int>(end - start);
+    segment.blocks = static_cast<int>(end - position_);
     segment.first_sharer = owner(start);
     segment.shares = owner(start + key_blocks_ - 1) - segment.first_sharer + 1;
     // A thread block holds shares of at most two tiles: the end of one and the start of the next.
@@ -124,6 +141,8 @@ class Schedule {
   int next_;
   int grid_;
   int whole_tiles_;
+  int row_cuts_;
+  int row_shares_;
   int64 shared_blocks_;
   int64 position_;
   int64 limit_;
