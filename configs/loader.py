@@ -1,4 +1,4 @@
-"""YAML and ``--set`` overrides into :class:`ModelConfig`; every error names file, key and choice."""
+"""YAML and ``--set`` into :class:`ModelConfig`; every error names file, key and choice."""
 
 import dataclasses
 import difflib
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from ..errors import ConfigError
-from .schema import InvalidValue, ModelConfig
+from .schema import InvalidValueError, ModelConfig
 
 _HERE = Path(__file__).parent
 
@@ -60,16 +60,8 @@ def configure(
     try:
         config = _build(ModelConfig, merged, "")
     except ConfigError as error:
-        raise type_preserving(error, f"{origin}: {error}") from None
+        raise ConfigError(f"{origin}: {error}") from None
     return typing.cast(ModelConfig, config)
-
-
-def type_preserving(error: ConfigError, message: str) -> ConfigError:
-    if isinstance(error, InvalidValue):
-        prefixed = InvalidValue(error.key, error.value, error.allowed)
-        prefixed.args = (message,)
-        return prefixed
-    return ConfigError(message)
 
 
 def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
@@ -144,18 +136,14 @@ def _build(kind: type, values: Mapping[str, Any], section: str) -> object:
     }
     try:
         return kind(**arguments)
-    except InvalidValue as error:
+    except InvalidValueError as error:
         raise (error.within(section[:-1]) if section else error) from None
 
 
 def _unknown_key(key: str, known: set[str], section: str) -> ConfigError:
     close = difflib.get_close_matches(key, known, n=1)
-    hint = f"; did you mean {section}{close[0]}?" if close else ""
-    return ConfigError(
-        f"unknown key {section}{key}{hint} Known here: {', '.join(sorted(known))}"
-        if hint
-        else f"unknown key {section}{key}; known here: {', '.join(sorted(known))}"
-    )
+    hint = f" (did you mean {section}{close[0]}?)" if close else ""
+    return ConfigError(f"unknown key {section}{key}{hint}; known here: {', '.join(sorted(known))}")
 
 
 def _coerce(hint: Any, value: Any, key: str) -> Any:
@@ -167,24 +155,24 @@ def _coerce(hint: Any, value: Any, key: str) -> Any:
         return _coerce(inner, value, key)
     if origin is Literal:
         if value not in choices:
-            raise InvalidValue(key, value, ", ".join(map(str, choices)))
+            raise InvalidValueError(key, value, ", ".join(map(str, choices)))
         return value
     if origin is tuple:
         return _coerce_tuple(choices, value, key)
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise InvalidValue(key, value, "a section of keys and values")
+            raise InvalidValueError(key, value, "a section of keys and values")
         return _build(typing.cast(type, hint), value, f"{key}.")
     return _coerce_scalar(hint, value, key)
 
 
 def _coerce_tuple(kinds: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
-        raise InvalidValue(key, value, "a list")
+        raise InvalidValueError(key, value, "a list")
     if kinds[-1] is Ellipsis:
         kinds = (kinds[0],) * len(value)
     if len(value) != len(kinds):
-        raise InvalidValue(key, value, f"a list of {len(kinds)}")
+        raise InvalidValueError(key, value, f"a list of {len(kinds)}")
     items = zip(kinds, value, strict=True)
     return tuple(_coerce(kind, item, f"{key}[{i}]") for i, (kind, item) in enumerate(items))
 
@@ -196,12 +184,12 @@ def _coerce_scalar(kind: type, value: Any, key: str) -> Any:
         try:
             value = float(value)
         except ValueError:
-            raise InvalidValue(key, value, names[kind]) from None
+            raise InvalidValueError(key, value, names[kind]) from None
     fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
     if not fits or (isinstance(value, bool) and kind is not bool):
-        raise InvalidValue(key, value, names[kind])
+        raise InvalidValueError(key, value, names[kind])
     if kind is float:
         value = float(value)
         if value != value or value in (float("inf"), float("-inf")):
-            raise InvalidValue(key, value, "a finite number")
+            raise InvalidValueError(key, value, "a finite number")
     return value

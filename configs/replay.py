@@ -1,8 +1,9 @@
-"""Replay files: everything random of a rollout, so that any engine can be compared with any other."""
+"""Replay files: all that is random in a rollout, so that engines can be compared."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,7 @@ def _parse_schedule(
         raise UsageError(f"{where} is missing or not JSON of the form {expected}") from None
     if not schedule or schedule[0].frame != 0:
         raise UsageError(f"{where} must begin with frame 0")
-    for earlier, later in zip(schedule, schedule[1:], strict=False):
+    for earlier, later in pairwise(schedule):
         if later.frame <= earlier.frame:
             raise UsageError(f"{where}: frame {later.frame} comes after frame {earlier.frame}")
     for switch in schedule:

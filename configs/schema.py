@@ -1,32 +1,34 @@
 """The configuration as frozen dataclasses; the defaults are LongLive 1.3B.
 
-Each class validates itself when it is made: an impossible value raises :class:`InvalidValue`,
+Each class validates itself when it is made: an impossible value raises :class:`InvalidValueError`,
 which names the key and the values it may take. The loader adds the file.
 """
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 from ..errors import ConfigError
 
 GLOBAL_WINDOW = -1
 ROPE_TABLE_FRAMES = 1024
+WAN_TEMPORAL_FACTOR = 4
 GLOBAL_ATTENTION_TOKENS = 32_760
 
 
-class InvalidValue(ConfigError):
+class InvalidValueError(ConfigError):
     def __init__(self, key: str, value: object, allowed: str) -> None:
         super().__init__(f"{key} is {value!r}; allowed: {allowed}")
         self.key, self.value, self.allowed = key, value, allowed
 
-    def within(self, section: str) -> "InvalidValue":
-        return InvalidValue(f"{section}.{self.key}", self.value, self.allowed)
+    def within(self, section: str) -> "InvalidValueError":
+        return InvalidValueError(f"{section}.{self.key}", self.value, self.allowed)
 
 
 def _require(condition: bool, key: str, value: object, allowed: str) -> None:
     if not condition:
-        raise InvalidValue(key, value, allowed)
+        raise InvalidValueError(key, value, allowed)
 
 
 def _require_positive(config: object, *keys: str) -> None:
@@ -98,7 +100,7 @@ class RolloutConfig:
             self.window_frames,
             f"-1 (global attention), or at least sink_frames + frames_per_block ({smallest})",
         )
-        falling = all(a > b for a, b in zip(self.steps, self.steps[1:], strict=False))
+        falling = all(a > b for a, b in pairwise(self.steps))
         _require(
             bool(self.steps) and falling and self.steps[-1] > 0 and self.steps[0] <= 1000,
             "steps",
@@ -232,6 +234,11 @@ class ModelConfig:
                 self.text_encoder.dim,
                 f"transformer.text_dim ({self.transformer.text_dim})",
             )
+
+    @property
+    def temporal_factor(self) -> int:
+        """Video frames per latent frame after the first; Wan's, where no VAE is configured."""
+        return self.vae.temporal_factor if self.vae else WAN_TEMPORAL_FACTOR
 
     @cached_property
     def token_grid(self) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from .bundle import (
     Manifest,
     check_files,
     read_manifest,
+    require_replaceable,
 )
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def build(
     current = None if force else _current(out, key)
     if current is not None:
         return BuildResult(current, was_current=True)
-    _require_replaceable(out)
+    require_replaceable(out)
     started = time.monotonic()
     with publish_directory(out) as folder:
         for done, name in enumerate(record.graphs):
@@ -101,14 +102,6 @@ def _current(out: Path, key: str) -> Manifest | None:
         logger.warning("%s; building again", error)
         return None
     return manifest
-
-
-def _require_replaceable(out: Path) -> None:
-    """An older bundle may be replaced; anything else is somebody's."""
-    if out.is_file():
-        raise UsageError(f"{out}: a file is in the way; give --out another folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST_NAME).is_file():
-        raise UsageError(f"{out}: not empty and not a bundle; give --out another folder")
 
 
 def _entries(folder: Path) -> dict[str, FileEntry]:

@@ -1,6 +1,8 @@
 """The bundle: a folder of compiled engines with a manifest that answers for every byte."""
 
+import hashlib
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -15,7 +17,9 @@ from ..files import sha256_file
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = 1
+MANIFEST_LIMIT_BYTES = 16 << 20
 
+_SEAL = re.compile(rb'"sha256": "([0-9a-f]{64})"')
 _ADDED_BY = {"transformer": "--transformer", "vae": "--vae", "text_encoder": "--text-encoder"}
 
 
@@ -23,6 +27,12 @@ _ADDED_BY = {"transformer": "--transformer", "vae": "--vae", "text_encoder": "--
 class FileEntry:
     sha256: str
     bytes: int
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch("[0-9a-f]{64}", self.sha256):
+            raise ValueError(f"{self.sha256!r} is not a sha256")
+        if type(self.bytes) is not int or self.bytes < 0:
+            raise ValueError(f"{self.bytes!r} is not a size")
 
 
 @dataclass(frozen=True)
@@ -51,9 +61,12 @@ class Manifest:
     duration_s: float = 0.0
 
     def to_json(self) -> str:
-        values: dict[str, Any] = {"format": FORMAT, **asdict(self)}
+        """The text of the file, sealed: its first sha256 is that of the text without it."""
+        values: dict[str, Any] = {"format": FORMAT, "sha256": "", **asdict(self)}
         values["config"] = config_values(self.config)
-        return json.dumps(values, indent=1) + "\n"
+        text = json.dumps(values, indent=1) + "\n"
+        seal = hashlib.sha256(text.encode()).hexdigest()
+        return text.replace('"sha256": ""', f'"sha256": "{seal}"', 1)
 
 
 @dataclass(frozen=True)
@@ -94,32 +107,56 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         what = f"no {MANIFEST_NAME} inside" if folder.is_dir() else "no such folder"
         raise UsageError(f"{folder}: {what}; give a bundle that `longlive-trt build` made")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        found = values.pop("format")
-    except (ValueError, KeyError, AttributeError):
+    with path.open("rb") as file:
+        return parse_manifest(file.read(MANIFEST_LIMIT_BYTES + 1), str(path))
+
+
+def parse_manifest(data: bytes, origin: str) -> Manifest:
+    """The manifest from its file's bytes, which must be exactly those that were written."""
+    if len(data) > MANIFEST_LIMIT_BYTES:
         raise BundleError(
-            f"{path}: not a readable manifest; build or fetch the bundle again"
+            f"{origin}: larger than {MANIFEST_LIMIT_BYTES >> 20} MiB, which no manifest is; "
+            f"build or fetch the bundle again"
+        )
+    try:
+        values = json.loads(data)
+        found = values.pop("format")
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        raise BundleError(
+            f"{origin}: not a readable manifest; build or fetch the bundle again"
         ) from None
     if found != FORMAT:
         newer = isinstance(found, int) and found > FORMAT
         remedy = "update longlive-trt" if newer else "build the bundle again"
-        raise BundleError(f"{path}: format {found}, and this version reads {FORMAT}; {remedy}")
-    try:
-        return _manifest(values, path)
-    except (ValueError, KeyError, TypeError, ConfigError) as error:
+        raise BundleError(f"{origin}: format {found}, and this version reads {FORMAT}; {remedy}")
+    if not _is_sealed(data):
         raise BundleError(
-            f"{path}: not a valid manifest ({error}); build the bundle again"
+            f"{origin}: altered: its own sha256 does not match; build or fetch the bundle again"
+        )
+    try:
+        return _manifest(values, origin)
+    except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise BundleError(
+            f"{origin}: not a valid manifest ({error}); build the bundle again"
         ) from None
 
 
-def _manifest(values: dict[str, Any], path: Path) -> Manifest:
+def _is_sealed(data: bytes) -> bool:
+    seal = _SEAL.search(data)
+    if seal is None:
+        return False
+    unsealed = data[: seal.start(1)] + data[seal.end(1) :]
+    return hashlib.sha256(unsealed).hexdigest().encode() == seal[1]
+
+
+def _manifest(values: dict[str, Any], origin: str) -> Manifest:
+    del values["sha256"]
     graphs = {name: graph_info_from_values(info) for name, info in values.pop("graphs").items()}
     files = {name: FileEntry(**entry) for name, entry in values.pop("files").items()}
     for name in files:
         _require_inside(name)
     return Manifest(
-        config=configure(values.pop("config"), origin=str(path)),
+        config=configure(values.pop("config"), origin=origin),
         engine=EngineKind(**values.pop("engine")),
         graphs=graphs,
         files=files,
@@ -128,9 +165,18 @@ def _manifest(values: dict[str, Any], path: Path) -> Manifest:
 
 
 def _require_inside(name: str) -> None:
-    parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or ".." in parts or "\\" in name:
-        raise ValueError(f"file name {name!r} leads outside the bundle")
+    path = PurePosixPath(name)
+    is_plain = str(path) == name and name.isprintable() and "\\" not in name
+    if not is_plain or path.is_absolute() or ".." in path.parts or name in (".", MANIFEST_NAME):
+        raise ValueError(f"file name {name!r} leads outside the bundle or is not plain")
+
+
+def require_replaceable(out: Path) -> None:
+    """An older bundle may be replaced; anything else is somebody's."""
+    if out.is_file():
+        raise UsageError(f"{out}: a file is in the way; give --out another folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST_NAME).is_file():
+        raise UsageError(f"{out}: not empty and not a bundle; give --out another folder")
 
 
 def open_bundle(folder: Path) -> Bundle:

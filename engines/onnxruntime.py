@@ -181,8 +181,11 @@ def _address(array: Array) -> tuple[object, tuple[int, ...], int]:
 def _require_fit(graph: str, name: str, array: Array, spec: TensorSpec | None) -> None:
     if spec is None:
         raise EngineError(f"graph {graph} has no tensor {name}")
-    fixed = [(have, want) for have, want in zip(array.shape, spec.shape) if isinstance(want, int)]
-    if array.ndim != len(spec.shape) or any(have != want for have, want in fixed):
+    fits = array.ndim == len(spec.shape) and all(
+        have == want or isinstance(want, str)
+        for have, want in zip(array.shape, spec.shape, strict=True)
+    )
+    if not fits:
         raise EngineError(
             f"graph {graph}: {name} is {list(array.shape)}, expected {list(spec.shape)}"
         )

@@ -20,6 +20,7 @@ from .text_encoder import TextEncoder
 from .tracing import GraphInput, GraphSpec
 from .transformer import Transformer, full_attention, rope_table, rotate, sinusoid
 from .vae import VaeDecoder
+from .weights_file import TORCH_TYPES
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +75,7 @@ class _Reference:
 
     def load(self, module: nn.Module) -> nn.Module:
         """The module in float32 with weights rounded as the graph has them."""
-        rounded = getattr(
-            torch, {"fp32": "float32", "fp16": "float16"}.get(self.precision.name, "bfloat16")
-        )
+        rounded = TORCH_TYPES[self.precision.name]
         for name, parameter in module.named_parameters():
             parameter.copy_(self.weights.load(name).to(rounded))
         return module.eval()
@@ -155,7 +154,7 @@ def _reference_step(reference: _Reference, inputs: Tensors) -> Tensors:
 def _reference_prompt(reference: _Reference, inputs: Tensors) -> Tensors:
     model = reference.load(Transformer(reference.config.transformer))
     assert isinstance(model, Transformer)
-    outputs = {}
+    outputs: Tensors = {}
     for layer, (key, value) in enumerate(model.prompt(inputs["text_states"])):
         outputs |= {f"context_k.{layer}": key, f"context_v.{layer}": value}
     return outputs

@@ -81,9 +81,10 @@ def _transformer(config: ModelConfig, sources: Sources) -> Component | None:
 
 
 def _vae(config: ModelConfig, sources: Sources) -> Component | None:
-    if config.vae is None:
-        return _refuse_without_section("vae", sources.vae)
     vae = config.vae
+    if vae is None:
+        _require_no_path("vae", sources.vae)
+        return None
     shapes = expected_shapes(lambda: VaeDecoder(vae))
     if sources.random_seed is not None:
         weights = random_weights(shapes, sources.random_seed)
@@ -95,9 +96,10 @@ def _vae(config: ModelConfig, sources: Sources) -> Component | None:
 
 
 def _text_encoder(config: ModelConfig, sources: Sources) -> Component | None:
-    if config.text_encoder is None:
-        return _refuse_without_section("text_encoder", sources.text_encoder)
     text_encoder = config.text_encoder
+    if text_encoder is None:
+        _require_no_path("text_encoder", sources.text_encoder)
+        return None
     shapes = expected_shapes(lambda: TextEncoder(text_encoder))
     if sources.random_seed is not None:
         weights = random_weights(shapes, sources.random_seed)
@@ -108,7 +110,7 @@ def _text_encoder(config: ModelConfig, sources: Sources) -> Component | None:
     return Component("text_encoder", weights, (text_spec(config),))
 
 
-def _refuse_without_section(section: str, path: Path | None) -> None:
+def _require_no_path(section: str, path: Path | None) -> None:
     if path is not None:
         option = "--" + section.replace("_", "-")
         raise UsageError(

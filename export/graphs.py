@@ -13,7 +13,14 @@ from ..configs import ModelConfig, TextEncoderConfig, VaeConfig
 from ..configs.schedule import TRAINING_STEPS
 from ..configs.schema import ROPE_TABLE_FRAMES
 from .text_encoder import TextEncoder
-from .transformer import KeyValue, Transformer, rope_angles, sinusoid, split_rope_channels
+from .transformer import (
+    KeyValue,
+    Transformer,
+    rope_angles,
+    sinusoid,
+    split_heads,
+    split_rope_channels,
+)
 from .vae import VaeDecoder, to_pixels
 
 LOCAL_DOMAIN = "longlive"
@@ -145,7 +152,7 @@ def _rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     turned = torch.onnx.ops.rotary_embedding(
         flat, cos, sin, interleaved=True, num_heads=x.shape[-2]
     )
-    return turned.to(x.dtype).unflatten(-1, x.shape[-2:])
+    return split_heads(turned.to(x.dtype), x.shape[-2])
 
 
 def _sink_window_attention(
@@ -173,7 +180,7 @@ def _cross_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         shape=(*q.shape[:2], heads * q.shape[-1]),
         version=24,
     )
-    return attended.unflatten(-1, (heads, -1))
+    return split_heads(attended, heads)
 
 
 class VaeFirstGraph(nn.Module):

@@ -52,7 +52,7 @@ class Placement:
 
 
 class ReferenceRollout:
-    """One video: ``switch_prompt`` takes the first or another prompt, ``run_block`` makes a block."""
+    """One video: ``switch_prompt`` takes the first or a new prompt, ``run_block`` makes a block."""
 
     def __init__(
         self,

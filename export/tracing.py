@@ -204,12 +204,14 @@ def _fold_transposes(weights: Mapping[str, ir.Value]) -> frozenset[str]:
     folded = set()
     for name, value in weights.items():
         users = [use.node for use in value.uses()]
-        if not all(user.op_type == "Transpose" and len(value.shape or ()) == 2 for user in users):
+        shape = value.shape
+        if shape is None or len(shape) != 2 or any(user.op_type != "Transpose" for user in users):
             continue
         for user in users:
             user.outputs[0].replace_all_uses_with(value)
+            assert user.graph is not None
             user.graph.remove(user, safe=True)
-        value.shape = ir.Shape(tuple(reversed(value.shape.numpy())))
+        value.shape = ir.Shape(tuple(reversed(shape.numpy())))
         folded.add(name)
     return frozenset(folded)
 

@@ -5,7 +5,7 @@ keys a query sees and where new ones are kept is the caller's ``attend``. The re
 keeps an upstream-like cache there; the exported graph reads cache tensors.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,13 +46,10 @@ class AttentionProjections(nn.Module):
         self.norm_k = RmsNorm(dim, config.eps)
 
     def query(self, x: Tensor) -> Tensor:
-        return self._split(self.norm_q(self.q(x)))
+        return split_heads(self.norm_q(self.q(x)), self.heads)
 
     def key_value(self, x: Tensor) -> KeyValue:
-        return self._split(self.norm_k(self.k(x))), self._split(self.v(x))
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1))
+        return split_heads(self.norm_k(self.k(x)), self.heads), split_heads(self.v(x), self.heads)
 
 
 class Block(nn.Module):
@@ -82,7 +79,8 @@ class Block(nn.Module):
         x = x + gate * self.self_attn.o(attended.flatten(-2))
         crossed = cross_attend(self.cross_attn.query(self.norm3(x)))
         x = x + self.cross_attn.o(crossed.flatten(-2))
-        return x + ffn_gate * self.ffn(modulate(x, ffn_shift, ffn_scale, self.eps))
+        fed: Tensor = self.ffn(modulate(x, ffn_shift, ffn_scale, self.eps))
+        return x + ffn_gate * fed
 
 
 class Head(nn.Module):
@@ -120,7 +118,7 @@ class Transformer(nn.Module):
     def prompt(self, text_states: Tensor) -> list[KeyValue]:
         """Cross-attention keys and values of every layer, from [B, text_len, text_dim]."""
         embedded = self.text_embedding(text_states)
-        return [block.cross_attn.key_value(embedded) for block in self.blocks]
+        return [block.cross_attn.key_value(embedded) for block in self._blocks()]
 
     def forward(
         self,
@@ -135,7 +133,7 @@ class Transformer(nn.Module):
         time = self.time_embedding(time_features)
         block_time = self.time_projection(time).unflatten(-1, (6, -1))
         x = self.patchify(latents)
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(self._blocks()):
             key, value = context[layer]
             x = block(
                 x,
@@ -144,6 +142,11 @@ class Transformer(nn.Module):
                 lambda q, key=key, value=value: cross_attention(q, key, value),
             )
         return self.unpatchify(self.head(x, time), latents)
+
+    def _blocks(self) -> Iterator[Block]:
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            yield block
 
     def patchify(self, latents: Tensor) -> Tensor:
         """[B, F, C, H, W] -> tokens [B, F*P, dim]: frame-major, then row, then column."""
@@ -157,7 +160,14 @@ class Transformer(nn.Module):
         rows, columns = like.shape[-2] // patch_height, like.shape[-1] // patch_width
         split = tokens.unflatten(-1, (patch_height, patch_width, self.config.channels))
         grid = split.unflatten(1, (-1, rows, columns))
-        return grid.permute(0, 1, 6, 2, 4, 3, 5).flatten(-2).flatten(-3, -2)
+        frames: Tensor = grid.permute(0, 1, 6, 2, 4, 3, 5).flatten(-2).flatten(-3, -2)
+        return frames
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """[..., heads * head_dim] -> [..., heads, head_dim]"""
+    split: Tensor = x.unflatten(-1, (heads, -1))
+    return split
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
@@ -213,7 +223,7 @@ def rope_table(frames: Tensor, grid: tuple[int, int], head_dim: int) -> Tensor:
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn adjacent channel pairs of [B, S, heads, head_dim] by float64 angles [S, head_dim / 2]."""
+    """Turn channel pairs of [B, S, heads, head_dim] by float64 angles [S, head_dim / 2]."""
     cos, sin = angles.cos()[:, None], angles.sin()[:, None]
     even, odd = x.to(angles.dtype).unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)

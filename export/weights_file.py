@@ -15,7 +15,7 @@ from .tracing import TracedGraph
 # Offsets at which a file can be mapped into memory on every common system.
 _ALIGNMENT_BYTES = 65_536
 
-_TORCH_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+TORCH_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 OnTensor = Callable[[int, int], None]
 """(tensors written, tensors in all)"""
@@ -36,7 +36,7 @@ def write_weights(
         for done, name in enumerate(names, start=1):
             position += file.write(bytes(-position % _ALIGNMENT_BYTES))
             tensor = _stored(name, weights.load(name), precision, users[name])
-            length = file.write(memoryview(tensor.view(torch.uint8).numpy()))
+            length = file.write(tensor.view(torch.uint8).numpy().data)
             for graph in users[name]:
                 _refer(graph.weights[name], path, position, length, precision, tensor.shape)
             position += length
@@ -55,7 +55,7 @@ def _stored(
     name: str, tensor: Tensor, precision: Precision, users: Sequence[TracedGraph]
 ) -> Tensor:
     (transposed,) = {name in graph.transposed for graph in users}
-    converted = tensor.to(_TORCH_TYPES[precision.name])
+    converted = tensor.to(TORCH_TYPES[precision.name])
     if not torch.isfinite(converted).all():
         raise ExportError(
             f"{name} has values beyond the range of {precision.name} "
@@ -72,6 +72,7 @@ def _refer(
     precision: Precision,
     shape: Sequence[int],
 ) -> None:
+    assert value.name is not None
     value.const_value = ir.ExternalTensor(
         path.name,
         position,

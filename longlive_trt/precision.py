@@ -97,7 +97,7 @@ def _converted(tensor: ir.TensorProtocol, precision: Precision) -> ir.TensorProt
     return ir.LazyTensor(
         lambda: ir.tensor(tensor.numpy().astype(precision.numpy), dtype=precision.onnx),
         dtype=precision.onnx,
-        shape=ir.Shape(tensor.shape),
+        shape=ir.Shape(tensor.shape.numpy()),
         name=tensor.name,
     )
 

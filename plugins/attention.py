@@ -129,11 +129,9 @@ class SinkWindowAttention:
         factors = self._check_scales(scales, queries)
         used_scale = check_scale(scale, self.head_dim)
         parameters = self._pack(queries, target, checked, factors, used_scale * _LOG2_E)
-        tiles = batch * heads * -(-tokens // self.variant.tile_rows)
-        grid = self._blocks if self._partials else min(self._blocks, tiles)
         handle = stream_handle(stream, q, out)
         self._kernel.launch(
-            (grid,), self.variant.threads, self._shared_bytes, handle, parameters
+            (self._blocks,), self.variant.threads, self._shared_bytes, handle, parameters
         )
 
     def _check(

@@ -52,7 +52,7 @@ class Session:
         self.passes = TransformerPasses(step, config, self.ring.layout, batch)
         self.history = LatentHistory(self.ring.layout)
         self.decoder = decoder
-        self._noise = noise
+        self._noise, self._total_frames = noise, total_frames
         self._context: Context | None = None
         self._pending: Context | None = None
         self._decoding = ThreadPoolExecutor(1, "decode")
@@ -63,6 +63,13 @@ class Session:
     def blocks_made(self) -> int:
         return self.ring.next_frame // self.ring.layout.block
 
+    @property
+    def context(self) -> Context:
+        """The prompt that the last block was made under."""
+        if self._context is None:
+            raise UsageError("a session needs a prompt before its first block")
+        return self._context
+
     def switch_prompt(self, context: Context) -> None:
         """Take a prompt at the next block boundary; the latest one before it counts."""
         self._pending = context
@@ -71,8 +78,7 @@ class Session:
         """Make the next block."""
         if self._pending is not None:
             self._take_prompt(self._pending)
-        if self._context is None:
-            raise UsageError("a session needs a prompt before its first block")
+        assert self.context
         index, plan = self.blocks_made, self.ring.block_plan()
         made = self.passes.run_block(plan, self._noise_of(index))
         self.history.add(plan.frames[0], made)
@@ -119,5 +125,8 @@ class Session:
             noise = self._drawn[1].result()
         else:
             noise = self._noise.block(index)
-        self._drawn = (index + 1, self._drawing.submit(self._noise.block, index + 1))
+        self._drawn = None
+        following = index + 1
+        if self._total_frames is None or following * self.ring.layout.block < self._total_frames:
+            self._drawn = (following, self._drawing.submit(self._noise.block, following))
         return noise

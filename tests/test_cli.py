@@ -187,6 +187,7 @@ def test_a_reader_that_goes_away_is_no_traceback(source: str) -> None:
     process = subprocess.run(
         [sys.executable, "-c", source],
         cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},
         stdout=write_end,
         stderr=subprocess.PIPE,
         timeout=60,

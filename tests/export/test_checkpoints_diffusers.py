@@ -131,6 +131,13 @@ def test_shard_that_is_missing(root: Path, tmp_path: Path) -> None:
         open_transformer(tmp_path, shapes_of(TRANSFORMER))
 
 
+def test_shard_of_another_component(root: Path, tmp_path: Path) -> None:
+    shard = tmp_path / "model-00001-of-00002.safetensors"
+    shard.write_bytes((root / "text_encoder" / "model.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match="pass it as --text-encoder"):
+        open_transformer(shard, shapes_of(TRANSFORMER))
+
+
 def test_component_under_the_wrong_option(root: Path) -> None:
     for wrong, option in (("vae", "--vae"), ("text_encoder", "--text-encoder")):
         file = next((root / wrong).glob("*.safetensors"))

@@ -1,0 +1,30 @@
+"""Ctrl-C once finishes the block and keeps everything; twice stops at once."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class StopRequest:
+    def __init__(self) -> None:
+        self.made = False
+
+
+@contextmanager
+def stop_on_signals(notify: Callable[[str], None]) -> Iterator[StopRequest]:
+    request = StopRequest()
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        if request.made:
+            raise KeyboardInterrupt
+        request.made = True
+        notify("stopping after this block; press Ctrl-C again to stop at once")
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
