@@ -153,6 +153,9 @@ def _manifest(values: dict[str, Any], origin: str) -> Manifest:
     del values["sha256"]
     graphs = {name: graph_info_from_values(info) for name, info in values.pop("graphs").items()}
     files = {name: FileEntry(**entry) for name, entry in values.pop("files").items()}
+    for name in graphs:
+        if not name.isidentifier():
+            raise ValueError(f"graph name {name!r} is not a plain name")
     for name in files:
         _require_inside(name)
     return Manifest(

@@ -45,12 +45,26 @@ def publish_directory(path: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        if path.exists():
-            _exchange(partial, path)
-        else:
-            partial.replace(path)
+        replace_directory(path, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def replace_directory(path: Path, ready: Path) -> None:
+    """Give a finished folder its name; an older one of that name goes."""
+    if path.exists():
+        _exchange(ready, path)
+        shutil.rmtree(ready, ignore_errors=True)
+    else:
+        ready.replace(path)
+
+
+def free_bytes(path: Path) -> int:
+    """What the disk that would hold ``path`` still takes."""
+    existing = next(
+        place for place in (path.absolute(), *path.absolute().parents) if place.exists()
+    )
+    return shutil.disk_usage(existing).free
 
 
 def discard_partials(path: Path) -> None:

@@ -165,9 +165,7 @@ def default_cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "longlive-trt" / "kernels"
 
 
-def cache_key(
-    source: KernelSource, architecture: str, kind: BinaryKind, compiler: Compiler
-) -> str:
+def cache_key(source: KernelSource, architecture: str, kind: BinaryKind, compiler: Compiler) -> str:
     digest = hashlib.sha256()
     facts = [str(_CACHE_FORMAT), source.file, source.entry, architecture, kind, compiler.name]
     facts += [compiler.version(), *_BASE_OPTIONS, *source.definitions()]
@@ -249,9 +247,7 @@ def _nvcc_version(executable: Path) -> str:
     return match.group(1)
 
 
-def _compile_error(
-    source: KernelSource, architecture: str, compiler: str, log: str
-) -> PluginError:
+def _compile_error(source: KernelSource, architecture: str, compiler: str, log: str) -> PluginError:
     constants = " ".join(source.definitions()) or "no constants"
     return PluginError(
         f"{compiler} could not compile {source.file} for {architecture} ({constants}):\n"

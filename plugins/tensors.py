@@ -56,8 +56,8 @@ def as_device_tensor(value: Any, name: str) -> DeviceTensor:
     if hasattr(value, "__dlpack__"):
         return _from_dlpack(value, name)
     raise PluginError(
-        f"{name} is a {type(value).__name__}: pass a DeviceTensor, a torch tensor on a CUDA device, "
-        "or an object with __dlpack__"
+        f"{name} is a {type(value).__name__}: pass a DeviceTensor, a torch tensor on a CUDA "
+        "device, or an object with __dlpack__"
     )
 
 
@@ -89,7 +89,7 @@ def _from_dlpack(value: Any, name: str) -> DeviceTensor:
 
 
 def stream_handle(stream: Any, *tensors: Any) -> int:
-    """The driver's handle of a stream; without one, torch's current stream if torch owns a tensor."""
+    """The driver's handle of a stream; by default torch's current one if torch owns a tensor."""
     if stream is None:
         torch = sys.modules.get("torch")
         if torch is None:
@@ -120,9 +120,7 @@ def require_rank(tensor: DeviceTensor, name: str, axes: str) -> None:
         )
 
 
-def require_shape(
-    tensor: DeviceTensor, name: str, wanted: Sequence[int | None], axes: str
-) -> None:
+def require_shape(tensor: DeviceTensor, name: str, wanted: Sequence[int | None], axes: str) -> None:
     require_rank(tensor, name, axes)
     for axis, size, expected in zip(axes.split(","), tensor.shape, wanted, strict=True):
         if expected is not None and size != expected:

@@ -59,15 +59,27 @@ class Variant:
         return 2 * blocks * self.warpgroups * vectors * 128 * 16
 
 
-def default_variant(dtype: str, head_dim: int) -> Variant:
+_LONG = Variant(warpgroups=3, tile_keys=80, stages=3)
+_SHORT = Variant(warpgroups=3, tile_keys=128, stages=2, pipelined=False)
+_NARROW = Variant(warpgroups=3, tile_keys=128, stages=3)
+_EIGHT_BIT = Variant(warpgroups=3, tile_keys=96, stages=4)
+_SHORT_KEYS = 1024
+
+
+def check_kind(dtype: str, head_dim: int) -> None:
     if dtype not in ELEMENTS:
-        raise PluginError(f"dtype is {dtype}: allowed is {' or '.join(ELEMENTS)}")
+        raise PluginError(f"dtype is {dtype}: allowed is {', '.join(ELEMENTS)}")
     if head_dim not in HEAD_DIMS:
         raise PluginError(f"head_dim is {head_dim}: allowed is 64 or 128")
+    if dtype in EIGHT_BIT and head_dim != 128:
+        raise PluginError(f"head_dim is {head_dim}: {dtype} attention takes 128 only")
+
+
+def choose_variant(dtype: str, head_dim: int, keys: int) -> Variant:
+    """The fastest of those measured (docs/plugins.md) for a number of keys."""
+    check_kind(dtype, head_dim)
     if dtype in EIGHT_BIT:
-        if head_dim != 128:
-            raise PluginError(f"head_dim is {head_dim}: {dtype} attention takes 128 only")
-        return Variant(warpgroups=3, tile_keys=96, stages=4)
+        return _EIGHT_BIT
     if head_dim == 64:
-        return Variant(warpgroups=3, tile_keys=128, stages=3)
-    return Variant(warpgroups=3, tile_keys=80, stages=3)
+        return _NARROW
+    return _SHORT if keys <= _SHORT_KEYS else _LONG

@@ -219,11 +219,11 @@ def _decodes(request: Request) -> bool:
 
 
 def _open_switches(engines: Engines, request: Request, progress: Progress) -> Switches:
-    def tell(prompt: str, rest: str) -> None:
+    def tell(prompt: str, kept: str) -> None:
         limit = request.config.transformer.text_len
         progress.notice(
-            f"the prompt is longer than {limit} tokens; left out from here on: "
-            f"{_shortened(rest)!r} (prompt: {_shortened(prompt)!r})"
+            f"the prompt that begins {prompt[:30]!r} is longer than {limit} tokens; "
+            f"it was cut after {kept[-30:]!r}"
         )
 
     if request.replay is not None:
@@ -279,7 +279,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _shortened(text: str, limit: int = 60) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -43,7 +43,7 @@ class PromptEncoder:
         contexts: PromptContexts,
         *,
         budget_bytes: int = DEFAULT_BUDGET_BYTES,
-        on_truncation: Callable[[str, str], None] = lambda _prompt, _rest: None,
+        on_truncation: Callable[[str, str], None] = lambda _prompt, _kept: None,
     ) -> None:
         self._tokenizer, self._text, self._contexts = tokenizer, text, contexts
         self._budget_bytes = budget_bytes

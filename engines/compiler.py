@@ -1,0 +1,83 @@
+"""What a compiler offers the build, and what it may be asked for."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal, Protocol
+
+from ..configs import ModelConfig
+from ..errors import UsageError
+from ..exports import ExportRecord, GraphInfo
+from ..precision import Precision
+from .bundle import EngineKind
+
+Report = Callable[[str, int, int], None]
+"""(what is being done, how much is done, of how much)"""
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What was asked for; a default leaves the choice to the compiler."""
+
+    gpu: str | None = None
+    batch: int = 1
+    attention: Literal["standard", "plugin"] | None = None
+    allow_decomposed_attention: bool = False
+    optimization_level: int | None = None
+    workspace_bytes: int | None = None
+    weight_streaming_bytes: int | None = None
+    hardware_compatibility: Literal["same-capability", "ampere-plus"] | None = None
+    version_compatible: bool = False
+    refittable: bool = False
+    strip: bool = False
+    timing_cache: Path | None = None
+
+    def refuse_others(self, engine: str, taken: Collection[str]) -> None:
+        for option in fields(self):
+            if getattr(self, option.name) != option.default and option.name not in taken:
+                raise UsageError(
+                    f"{option_flag(option.name)} does not apply to --engine {engine}; leave it out"
+                )
+
+
+def option_flag(name: str) -> str:
+    flags = {"workspace_bytes": "--workspace-gib", "weight_streaming_bytes": "--weights-gib"}
+    return flags.get(name, "--" + name.replace("_", "-"))
+
+
+@dataclass(frozen=True)
+class GraphSource:
+    """One exported graph, and what is needed to compile it."""
+
+    name: str
+    path: Path
+    info: GraphInfo
+    config: ModelConfig
+    precision: Precision
+
+
+class Compiler(Protocol):
+    @property
+    def kind(self) -> EngineKind: ...
+
+    @property
+    def options(self) -> Mapping[str, object]:
+        """Every choice that changes the engines; part of the bundle's key and manifest."""
+        ...
+
+    @property
+    def plugins(self) -> Mapping[str, str]:
+        """Hashes of the kernels that the engines hold, by name."""
+        ...
+
+    def check(self, record: ExportRecord, precision: Precision) -> None:
+        """Refuse, before any work, what can be known to fail."""
+        ...
+
+    def compile(self, source: GraphSource, folder: Path, report: Report) -> None:
+        """Leave the graph's engine in ``folder``."""
+        ...
+
+    def finish(self, folder: Path) -> None:
+        """Leave there what concerns all graphs, and save what later builds can use."""
+        ...

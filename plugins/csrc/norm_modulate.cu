@@ -1,0 +1,137 @@
+// Layer normalization followed by a modulation that is shared by a group of rows (a frame), or by an
+// affine weight and bias; and the gated residual. All over rows of LL_DIM values.
+//
+// LL_MODULATE 1: round(round(round(norm) * round(1 + scale)) + shift), as the unfused 16-bit
+// computation rounds. LL_MODULATE 0: norm * weight + bias in float32, rounded once.
+// LL_QUANTIZE 2: the result leaves as float8 E4M3, multiplied by 1 / output_scale.
+#include "rows.cuh"
+
+#ifndef LL_MODULATE
+#define LL_MODULATE 1
+#define LL_QUANTIZE 0
+#endif
+
+namespace {
+
+struct NormParams {
+  const uint8* input;
+  uint8* output;
+  const uint8* scale;  // or weight
+  const uint8* shift;  // or bias
+  const float* output_scale;
+  int64 group_bytes;  // between the modulations of two groups
+  int rows;
+  int rows_per_group;
+  float epsilon;
+};
+
+struct GateParams {
+  const uint8* residual;
+  const uint8* update;
+  const uint8* gate;
+  uint8* output;
+  int64 group_bytes;
+  int rows;
+  int rows_per_group;
+};
+
+__device__ __forceinline__ void mean_and_inverse(const uint4 (&words)[kVectors], float epsilon,
+                                                 float& mean, float& inverse) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    const Eight x = unpack(words[i]);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) sum += x.value[j];
+  }
+  mean = warp_sum(sum) / kDim;
+  float squares = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    if (!in_row(i)) continue;
+    const Eight x = unpack(words[i]);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const float centered = x.value[j] - mean;
+      squares = fmaf(centered, centered, squares);
+    }
+  }
+  inverse = rsqrtf(warp_sum(squares) / kDim + epsilon);
+}
+
+__device__ __forceinline__ Eight modulate(Eight x, const Eight& scale, const Eight& shift) {
+  if constexpr (LL_MODULATE) {
+    Eight factor;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) factor.value[j] = 1.0f + scale.value[j];
+    factor = rounded(factor);
+    x = rounded(x);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) x.value[j] *= factor.value[j];
+    x = rounded(x);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) x.value[j] += shift.value[j];
+  } else {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) x.value[j] = fmaf(x.value[j], scale.value[j], shift.value[j]);
+  }
+  return x;
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(32 * kRowWarps)
+    norm_modulate(const __grid_constant__ NormParams params) {
+  const int row = blockIdx.x * kRowWarps + threadIdx.x / 32;
+  if (row >= params.rows) return;
+  uint4 words[kVectors];
+  load_row(words, params.input + static_cast<int64>(row) * (kDim * 2));
+  const int64 group = row / params.rows_per_group * params.group_bytes;
+  float mean;
+  float inverse;
+  mean_and_inverse(words, params.epsilon, mean, inverse);
+  const float factor = LL_QUANTIZE ? 1.0f / *params.output_scale : 1.0f;
+  const uint4 zero = make_uint4(0, 0, 0, 0);
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    const Eight scale = unpack(load_vector(params.scale + group, i, zero));
+    const Eight shift = unpack(load_vector(params.shift + group, i, zero));
+    Eight x = unpack(words[i]);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) x.value[j] = (x.value[j] - mean) * inverse;
+    x = modulate(x, scale, shift);
+    if (!in_row(i)) continue;
+    if constexpr (LL_QUANTIZE) {
+      uint8* target = params.output + static_cast<int64>(row) * kDim + column(i);
+      *reinterpret_cast<uint2*>(target) = pack_bytes_e4m3(rounded(x), factor);
+    } else {
+      uint8* target = params.output + static_cast<int64>(row) * (kDim * 2) + column(i) * 2;
+      *reinterpret_cast<uint4*>(target) = pack(x);
+    }
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(32 * kRowWarps)
+    gated_residual(const __grid_constant__ GateParams params) {
+  const int row = blockIdx.x * kRowWarps + threadIdx.x / 32;
+  if (row >= params.rows) return;
+  const int64 offset = static_cast<int64>(row) * (kDim * 2);
+  uint4 residual[kVectors];
+  uint4 update[kVectors];
+  load_row(residual, params.residual + offset);
+  load_row(update, params.update + offset);
+  const uint8* gate_row = params.gate + row / params.rows_per_group * params.group_bytes;
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    if (!in_row(i)) continue;
+    const Eight gate = unpack(load_vector(gate_row, i, make_uint4(0, 0, 0, 0)));
+    const Eight base = unpack(residual[i]);
+    Eight x = unpack(update[i]);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) x.value[j] *= gate.value[j];
+    x = rounded(x);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) x.value[j] += base.value[j];
+    *reinterpret_cast<uint4*>(params.output + offset + column(i) * 2) = pack(x);
+  }
+}

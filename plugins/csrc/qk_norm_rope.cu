@@ -1,0 +1,143 @@
+// RMS normalization over all heads, rotary embedding, and the way to where attention reads: queries
+// to a buffer, keys (and, as they are, values) to their slot of the cache.
+//
+// Rounding points are those of the unfused computation: normalized values are rounded to 16 bits,
+// then multiplied by the weight and rounded again, then rotated in float32 and rounded once more.
+// LL_QUANTIZE: 0 none, 2 float8 E4M3 by given scales, 3 int8 (queries by their own row maximum).
+#include "rows.cuh"
+
+#ifndef LL_HEAD_DIM
+#define LL_HEAD_DIM 128
+#define LL_QUANTIZE 0
+#endif
+
+namespace {
+
+constexpr int kHeadDim = LL_HEAD_DIM;
+constexpr int kQuantize = LL_QUANTIZE;
+constexpr int kHeadLanes = kHeadDim / 8;
+static_assert(kDim % kHeadDim == 0 && 256 % kHeadDim == 0, "a head is a power of two of lanes");
+
+struct Params {
+  const uint8* input[3];  // q, k, v rows; v may be null
+  uint8* output[3];
+  const uint8* weight[2];
+  const float* cosine;  // [tokens, head_dim / 2]
+  const float* sine;
+  const float* static_scale[2];  // [heads], for what is quantized by a given scale
+  float* query_scale;            // [batch, heads, tokens], written for int8 queries
+  int64 input_row_bytes[3];
+  int64 output_batch_bytes[3];
+  int64 output_row_bytes[3];
+  int batch;
+  int tokens;
+  float epsilon;
+};
+
+__device__ __forceinline__ float inverse_rms(const uint4 (&words)[kVectors], float epsilon) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    const Eight x = unpack(words[i]);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) sum = fmaf(x.value[j], x.value[j], sum);
+  }
+  return rsqrtf(warp_sum(sum) / kDim + epsilon);
+}
+
+__device__ __forceinline__ Eight normalize(const uint4& words, const uint4& weight, float inverse) {
+  Eight x = unpack(words);
+  const Eight w = unpack(weight);
+#pragma unroll
+  for (int j = 0; j < 8; ++j) x.value[j] *= inverse;
+  x = rounded(x);
+#pragma unroll
+  for (int j = 0; j < 8; ++j) x.value[j] *= w.value[j];
+  return rounded(x);
+}
+
+__device__ __forceinline__ Eight rotate(const Eight& x, const float4& cosine, const float4& sine) {
+  const float c[4] = {cosine.x, cosine.y, cosine.z, cosine.w};
+  const float s[4] = {sine.x, sine.y, sine.z, sine.w};
+  Eight y;
+#pragma unroll
+  for (int pair = 0; pair < 4; ++pair) {
+    const float a = x.value[2 * pair];
+    const float b = x.value[2 * pair + 1];
+    y.value[2 * pair] = a * c[pair] - b * s[pair];
+    y.value[2 * pair + 1] = a * s[pair] + b * c[pair];
+  }
+  return y;
+}
+
+__device__ __forceinline__ float head_maximum(const Eight& x) {
+  float maximum = 0.0f;
+#pragma unroll
+  for (int j = 0; j < 8; ++j) maximum = fmaxf(maximum, fabsf(x.value[j]));
+#pragma unroll
+  for (int offset = kHeadLanes / 2; offset > 0; offset /= 2) {
+    maximum = fmaxf(maximum, __shfl_xor_sync(0xffffffffu, maximum, offset));
+  }
+  return maximum;
+}
+
+__device__ __forceinline__ void store(const Params& params, int which, uint8* row, int vector,
+                                      const Eight& x, int batch, int token) {
+  const int head = column(vector) / kHeadDim;
+  if constexpr (kQuantize == 0) {
+    if (in_row(vector)) *reinterpret_cast<uint4*>(row + column(vector) * 2) = pack(x);
+    return;
+  }
+  uint2 bytes;
+  if (kQuantize == 3 && which == 0) {
+    const float maximum = head_maximum(x);
+    bytes = pack_bytes_int8(x, maximum > 0.0f ? 127.0f / maximum : 0.0f);
+    if (lane_id() % kHeadLanes == 0 && in_row(vector)) {
+      const int heads = kDim / kHeadDim;
+      params.query_scale[(batch * heads + head) * params.tokens + token] = maximum / 127.0f;
+    }
+  } else {
+    const float factor = in_row(vector) ? 1.0f / params.static_scale[which][head] : 0.0f;
+    bytes = kQuantize == 3 ? pack_bytes_int8(x, factor) : pack_bytes_e4m3(x, factor);
+  }
+  if (in_row(vector)) *reinterpret_cast<uint2*>(row + column(vector)) = bytes;
+}
+
+__device__ __forceinline__ void copy_values(const uint8* source, uint8* target) {
+  uint4 words[kVectors];
+  load_row(words, source);
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    if (in_row(i)) *reinterpret_cast<uint4*>(target + column(i) * 2) = words[i];
+  }
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(32 * kRowWarps)
+    qk_norm_rope(const __grid_constant__ Params params) {
+  const int row = blockIdx.x * kRowWarps + threadIdx.x / 32;
+  if (row >= params.batch * params.tokens) return;
+  const int which = blockIdx.y;
+  const int batch = row / params.tokens;
+  const int token = row - batch * params.tokens;
+  const uint8* source = params.input[which] + row * params.input_row_bytes[which];
+  uint8* target = params.output[which] + batch * params.output_batch_bytes[which] +
+                  token * params.output_row_bytes[which];
+  if (which == 2) {
+    copy_values(source, target);
+    return;
+  }
+  uint4 words[kVectors];
+  load_row(words, source);
+  const int pair = token * (kHeadDim / 2) + lane_id() % kHeadLanes * 4;
+  const float4 cosine = *reinterpret_cast<const float4*>(params.cosine + pair);
+  const float4 sine = *reinterpret_cast<const float4*>(params.sine + pair);
+  const float inverse = inverse_rms(words, params.epsilon);
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    const uint4 weight = load_vector(params.weight[which], i, make_uint4(0, 0, 0, 0));
+    const Eight x = rotate(normalize(words[i], weight, inverse), cosine, sine);
+    store(params, which, target, i, x, batch, token);
+  }
+}

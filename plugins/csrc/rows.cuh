@@ -1,0 +1,102 @@
+// One warp works on one row of LL_DIM values, eight neighbors to a lane at a time: every load of the
+// row is in flight before the first is used, and sums need no shared memory.
+#pragma once
+
+#include "common.cuh"
+
+#ifndef LL_ELEMENT
+#define LL_ELEMENT 0
+#endif
+#ifndef LL_DIM
+#define LL_DIM 1536
+#endif
+
+namespace {
+
+constexpr int kElement = LL_ELEMENT;
+constexpr int kDim = LL_DIM;
+constexpr int kVectors = (kDim + 255) / 256;
+constexpr int kRowWarps = 8;
+static_assert(kDim % 8 == 0, "rows are read sixteen bytes at a time");
+
+__device__ __forceinline__ int lane_id() { return threadIdx.x % 32; }
+__device__ __forceinline__ int column(int vector) { return (vector * 32 + lane_id()) * 8; }
+__device__ __forceinline__ bool in_row(int vector) {
+  return kDim % 256 == 0 || column(vector) < kDim;
+}
+
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
+  return x;
+}
+
+__device__ __forceinline__ void unpack_halves(uint32 packed, float& low, float& high) {
+  if constexpr (kElement == kFloat16) {
+    asm("{\n.reg .b16 l, h;\nmov.b32 {l, h}, %2;\ncvt.f32.f16 %0, l;\ncvt.f32.f16 %1, h;\n}\n"
+        : "=f"(low), "=f"(high)
+        : "r"(packed));
+  } else {
+    low = __uint_as_float(packed << 16);
+    high = __uint_as_float(packed & 0xffff0000u);
+  }
+}
+
+struct Eight {
+  float value[8];
+};
+
+__device__ __forceinline__ Eight unpack(const uint4& words) {
+  Eight eight;
+  unpack_halves(words.x, eight.value[0], eight.value[1]);
+  unpack_halves(words.y, eight.value[2], eight.value[3]);
+  unpack_halves(words.z, eight.value[4], eight.value[5]);
+  unpack_halves(words.w, eight.value[6], eight.value[7]);
+  return eight;
+}
+
+__device__ __forceinline__ uint4 pack(const Eight& e) {
+  return make_uint4(pack_halves<kElement>(e.value[0], e.value[1]),
+                    pack_halves<kElement>(e.value[2], e.value[3]),
+                    pack_halves<kElement>(e.value[4], e.value[5]),
+                    pack_halves<kElement>(e.value[6], e.value[7]));
+}
+
+// To the 16-bit type and back: where the unfused computation rounds.
+__device__ __forceinline__ Eight rounded(const Eight& e) { return unpack(pack(e)); }
+
+__device__ __forceinline__ uint2 pack_bytes_e4m3(const Eight& e, float factor) {
+  const float* v = e.value;
+  return make_uint2(
+      pack_e4m3(v[0] * factor, v[1] * factor, v[2] * factor, v[3] * factor),
+      pack_e4m3(v[4] * factor, v[5] * factor, v[6] * factor, v[7] * factor));
+}
+
+__device__ __forceinline__ uint32 pack_int8(float a, float b, float c, float d) {
+  const auto byte = [](float x) {
+    return static_cast<uint32>(smaller(127, larger(-127, __float2int_rn(x)))) & 0xffu;
+  };
+  return byte(a) | byte(b) << 8 | byte(c) << 16 | byte(d) << 24;
+}
+
+__device__ __forceinline__ uint2 pack_bytes_int8(const Eight& e, float factor) {
+  const float* v = e.value;
+  return make_uint2(
+      pack_int8(v[0] * factor, v[1] * factor, v[2] * factor, v[3] * factor),
+      pack_int8(v[4] * factor, v[5] * factor, v[6] * factor, v[7] * factor));
+}
+
+template <typename T>
+__device__ __forceinline__ T load_vector(const void* row, int vector, T fallback) {
+  if (!in_row(vector)) return fallback;
+  return *reinterpret_cast<const T*>(static_cast<const uint8*>(row) + column(vector) * 2);
+}
+
+__device__ __forceinline__ void load_row(uint4 (&words)[kVectors], const void* row) {
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    words[i] = load_vector(row, i, make_uint4(0, 0, 0, 0));
+  }
+}
+
+}  // namespace
