@@ -10,7 +10,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, cast
 
 import zstandard
 
@@ -80,7 +80,7 @@ def unpack(
     require_replaceable(out)
     with _opened(archive) as contents:
         manifest, data = contents.manifest()
-        require_space(out, manifest)
+        require_space(out, sum(entry.bytes for entry in manifest.files.values()))
         with publish_directory(out) as folder:
             (folder / MANIFEST_NAME).write_bytes(data)
             for done, name in enumerate(contents.names(manifest)):
@@ -105,11 +105,11 @@ def check_seal(archive: Path) -> str:
         return sealed.digest.hexdigest()
 
 
-def require_space(out: Path, manifest: Manifest) -> None:
-    needed, free = sum(entry.bytes for entry in manifest.files.values()), free_bytes(out)
+def require_space(out: Path, needed: int) -> None:
+    free = free_bytes(out)
     if needed > free:
         raise OutputError(
-            f"{out}: the bundle needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; "
+            f"{out}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; "
             f"free some space or give --out on another disk"
         )
 
@@ -139,7 +139,7 @@ def _write_archive(
 ) -> None:
     sealing = _SealingWriter(file)
     compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
-    with compressor.stream_writer(sealing, closefd=False) as stream:
+    with compressor.stream_writer(cast(BinaryIO, sealing), closefd=False) as stream:
         stream.write(_header(MANIFEST_NAME, len(data)) + data + _padding(len(data)))
         for done, name in enumerate(sorted(manifest.files)):
             report(f"packing {name}", done, len(manifest.files))
@@ -233,7 +233,7 @@ def _opened(path: Path) -> Iterator["_Contents"]:
         if not _head(path).startswith(_ZSTD_MAGIC):
             raise BundleError(f"{path}: altered at its start; fetch the archive again")
         zstd = zstandard.ZstdDecompressor(max_window_size=_WINDOW_LIMIT_BYTES)
-        with zstd.stream_reader(sealed, closefd=False) as stream:
+        with zstd.stream_reader(cast(BinaryIO, sealed), closefd=False) as stream:
             try:
                 yield _Contents(path, sealed, stream)
             except zstandard.ZstdError as error:

@@ -5,11 +5,10 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..errors import BundleError, UsageError
+from ..errors import BundleError
 from ..exports import TOKENIZER_NAME, ExportRecord, check_export, read_export
 from ..files import publish_directory, sha256_file
 from ..precision import Precision, precision_named
@@ -17,19 +16,18 @@ from . import onnxruntime
 from .bundle import (
     FORMAT,
     MANIFEST_NAME,
-    EngineKind,
     FileEntry,
     Manifest,
     check_files,
     read_manifest,
     require_replaceable,
 )
+from .compiler import BuildOptions, Compiler, GraphSource, Report
+from .compilers import compiler_named
 
 logger = logging.getLogger(__name__)
 
-ENGINES = (onnxruntime.KIND,)
-
-Report = Callable[[str, int, int], None]
+_NO_OPTIONS = BuildOptions()
 
 
 @dataclass(frozen=True)
@@ -45,37 +43,41 @@ def build(
     precision_name: str,
     engine: str = onnxruntime.KIND,
     *,
+    options: BuildOptions = _NO_OPTIONS,
     command: str = "",
     force: bool = False,
     report: Report = lambda _what, _done, _total: None,
 ) -> BuildResult:
     precision = precision_named(precision_name)
-    if engine not in ENGINES:
-        raise UsageError(f"engine {engine} is unknown; allowed: {', '.join(ENGINES)}")
     record = read_export(export_folder)
+    compiler = compiler_named(engine, options, precision, record.config)
     check_export(export_folder, record)
-    kind = EngineKind(onnxruntime.KIND, onnxruntime.version(), "cpu")
-    key = _key(record, kind, precision)
+    compiler.check(record)
+    key = _key(record, compiler, precision)
     current = None if force else _current(out, key)
     if current is not None:
         return BuildResult(current, was_current=True)
     require_replaceable(out)
     started = time.monotonic()
     with publish_directory(out) as folder:
-        for done, name in enumerate(record.graphs):
+        for done, (name, info) in enumerate(record.graphs.items()):
             report(f"building {name}", done, len(record.graphs))
-            onnxruntime.build_graph(export_folder / f"{name}.onnx", folder, precision)
+            source = GraphSource(name, export_folder / f"{name}.onnx", info, record.config)
+            compiler.compile(source, folder, report)
+        compiler.finish(folder)
         if TOKENIZER_NAME in record.files:
             shutil.copyfile(export_folder / TOKENIZER_NAME, folder / TOKENIZER_NAME)
         manifest = Manifest(
             key=key,
             config=record.config,
-            engine=kind,
+            engine=compiler.kind,
             precision=precision.name,
             graphs=record.graphs,
             checkpoints=record.checkpoints,
             onnx=record.files,
             files=_entries(folder),
+            options=dict(compiler.options),
+            plugins=dict(compiler.plugins),
             command=command,
             duration_s=round(time.monotonic() - started, 3),
         )
@@ -83,8 +85,9 @@ def build(
     return BuildResult(manifest, was_current=False)
 
 
-def _key(record: ExportRecord, kind: EngineKind, precision: Precision) -> str:
-    decisive = [FORMAT, record.files, kind.kind, kind.version, kind.target, precision.name]
+def _key(record: ExportRecord, compiler: Compiler, precision: Precision) -> str:
+    choices = [asdict(compiler.kind), dict(compiler.options), dict(compiler.plugins)]
+    decisive = [FORMAT, record.files, precision.name, *choices]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 

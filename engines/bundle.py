@@ -57,6 +57,8 @@ class Manifest:
     """sha256 of every file that the engines were built from."""
     files: dict[str, FileEntry]
     plugins: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    """What the compiler was asked for, in its own terms."""
     command: str = ""
     duration_s: float = 0.0
 

@@ -117,12 +117,18 @@ def _wrong_library(entry: Entry, machine: Machine) -> str | None:
     if entry.kind == ONNXRUNTIME:
         older = _numbers(found) < _numbers(entry.version)
         return f"onnxruntime is {found}: {_install(entry)}" if older else None
-    if _numbers(found) != _numbers(entry.version):
+    if not _same_version(found, entry.version):
         return (
             f"it was built with {entry.kind} {entry.version} and runs with no other; {found} is "
             f"installed"
         )
     return None
+
+
+def _same_version(first: str, second: str) -> bool:
+    """Package and library may write the same version with and without its build number."""
+    pairs = zip(_numbers(first), _numbers(second), strict=False)
+    return all(own == other for own, other in pairs)
 
 
 def _too_little_memory(entry: Entry, machine: Machine) -> str | None:

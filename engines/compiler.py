@@ -8,7 +8,6 @@ from typing import Literal, Protocol
 from ..configs import ModelConfig
 from ..errors import UsageError
 from ..exports import ExportRecord, GraphInfo
-from ..precision import Precision
 from .bundle import EngineKind
 
 Report = Callable[[str, int, int], None]
@@ -53,7 +52,6 @@ class GraphSource:
     path: Path
     info: GraphInfo
     config: ModelConfig
-    precision: Precision
 
 
 class Compiler(Protocol):
@@ -70,7 +68,7 @@ class Compiler(Protocol):
         """Hashes of the kernels that the engines hold, by name."""
         ...
 
-    def check(self, record: ExportRecord, precision: Precision) -> None:
+    def check(self, record: ExportRecord) -> None:
         """Refuse, before any work, what can be known to fail."""
         ...
 

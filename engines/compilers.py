@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..configs import ModelConfig
 from ..errors import UsageError
 from ..exports import ExportRecord
 from ..precision import Precision
@@ -15,16 +16,21 @@ from .tensorrt_flavors import FLAVORS
 ENGINES = (onnxruntime.KIND, *FLAVORS)
 
 
-def compiler_named(engine: str, options: BuildOptions) -> Compiler:
+def compiler_named(
+    engine: str, options: BuildOptions, precision: Precision, config: ModelConfig
+) -> Compiler:
     if engine == onnxruntime.KIND:
         options.refuse_others(engine, ())
-        return OnnxRuntimeCompiler()
+        return OnnxRuntimeCompiler(precision)
     if engine in FLAVORS:
-        return TensorRtCompiler(FLAVORS[engine], options)
+        return TensorRtCompiler(FLAVORS[engine], options, precision, config)
     raise UsageError(f"engine {engine} is unknown; allowed: {', '.join(ENGINES)}")
 
 
 class OnnxRuntimeCompiler:
+    def __init__(self, precision: Precision) -> None:
+        self._precision = precision
+
     @property
     def kind(self) -> EngineKind:
         return EngineKind(onnxruntime.KIND, onnxruntime.version(), "cpu")
@@ -37,11 +43,11 @@ class OnnxRuntimeCompiler:
     def plugins(self) -> Mapping[str, str]:
         return {}
 
-    def check(self, record: ExportRecord, precision: Precision) -> None:
-        """Nothing can be known before ONNX Runtime has seen the graph."""
+    def check(self, record: ExportRecord) -> None:
+        onnxruntime.require_arithmetic(self._precision)
 
     def compile(self, source: GraphSource, folder: Path, report: Report) -> None:
-        onnxruntime.build_graph(source.path, folder, source.precision)
+        onnxruntime.build_graph(source.path, folder, self._precision)
 
     def finish(self, folder: Path) -> None:
         """All is in the models."""

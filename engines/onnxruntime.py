@@ -48,6 +48,15 @@ def require_compatible(built_with: str) -> None:
         )
 
 
+def require_arithmetic(precision: Precision) -> None:
+    """Refuse what no kernel on this machine computes in."""
+    if precision.name == "bf16" and "CUDAExecutionProvider" not in ort.get_available_providers():
+        raise UsageError(
+            "onnxruntime has no bfloat16 arithmetic on a CPU; build with --precision fp32 or fp16, "
+            "or install onnxruntime-gpu where there is a GPU"
+        )
+
+
 def build_graph(source: Path, folder: Path, precision: Precision) -> None:
     """Optimize a graph ahead of time; the model and its weights go to ``folder``."""
     name = source.stem
@@ -160,13 +169,7 @@ def _open_session(path: Path, options: ort.SessionOptions) -> ort.InferenceSessi
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common base
-        reason = str(error)
-        if "NOT_IMPLEMENTED" in reason and "loat16" in reason:
-            raise UsageError(
-                f"graph {path.stem.strip('.')}: onnxruntime has no bfloat16 arithmetic on a CPU; "
-                f"build with --precision fp32 or fp16"
-            ) from None
-        raise EngineError(f"{path}: onnxruntime cannot load the graph: {reason}") from None
+        raise EngineError(f"{path}: onnxruntime cannot load the graph: {error}") from None
 
 
 def _spec(value: ort.NodeArg) -> TensorSpec:

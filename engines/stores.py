@@ -1,5 +1,7 @@
 """Places that hold bundles: a folder on anything that fsspec reaches."""
 
+import errno
+import io
 import logging
 import shutil
 import time
@@ -9,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
 
-import fsspec
+import fsspec  # type: ignore[import-untyped]
 
 from ..errors import BundleError, OutputError, UsageError
 from ..files import publish_file
@@ -22,7 +24,10 @@ INSTALL = "pip install 'longlive-trt[ship]'"
 _CHUNK_BYTES = 4 << 20
 _STALLED_AFTER_S = 60
 _READ_ONLY = {"http", "https"}
+_FLAT = {"s3", "s3a", "gs", "gcs", "abfs", "az", "hf"}
 _RETRIED_STATUS = {408, 425, 429}
+_BEYOND_THE_END = 416
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 # Their errors have no common base; whatever is none of their business is not retried.
 _NETWORK_LIBRARIES = {"aiohttp", "aiobotocore", "botocore", "gcsfs", "httpx", "requests", "urllib3"}
 
@@ -123,7 +128,8 @@ class Store:
 
     def _send(self, name: str, send: Callable[[], object]) -> None:
         try:
-            self._system.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
+            if self._protocol not in _FLAT:
+                self._system.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
             self.patiently(name, send)
         except (BundleError, FileNotFoundError) as error:
             raise OutputError(f"{error}; nothing was published") from error
@@ -141,7 +147,12 @@ class Store:
         if start:
             headers["Range"] = f"bytes={start}-"
         # Any size spares a request for it: it is not used.
-        file = self._system.open(self._path(name), block_size=0, size=1, headers=headers)
+        try:
+            file = self._system.open(self._path(name), block_size=0, size=1, headers=headers)
+        except Exception as error:
+            if _status(error) == _BEYOND_THE_END:
+                return io.BytesIO()
+            raise
         is_from_offset = file.r.status == 206
         skipped = start if is_from_offset else 0
         while skipped < start and (chunk := file.read(min(_CHUNK_BYTES, start - skipped))):
@@ -158,6 +169,8 @@ class Store:
 
     def _failure(self, name: str, error: Exception) -> Exception:
         if isinstance(error, BundleError | FileNotFoundError) and not is_transient(error):
+            return error
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
             return error
         advice = "check the address and the connection, and run the command again"
         if _status(error) in (401, 403) or isinstance(error, PermissionError):

@@ -71,11 +71,15 @@ def _values(model: ir.Model) -> Iterator[ir.Value]:
 
 
 def _as_plugin_nodes(model: ir.Model) -> int:
-    """Take the standard bodies away, so that the parser asks for a plugin of that name."""
+    """Take the standard bodies away, so that the parser asks for a plugin of that name.
+
+    The plugin has a second output, its working memory.
+    """
     for identifier in [key for key in model.functions if key[0] == LOCAL_DOMAIN]:
         del model.functions[identifier]
     nodes = [node for node in model.graph if node.op_type == SINK_WINDOW_ATTENTION]
     for node in nodes:
+        node.resize_outputs(2)
         node.attributes["plugin_namespace"] = ir.AttrString("plugin_namespace", LOCAL_DOMAIN)
         node.attributes["plugin_version"] = ir.AttrString("plugin_version", "1")
     return len(nodes)
@@ -117,13 +121,13 @@ def _cast_to_bytes_last(model: ir.Model) -> None:
         cast = transpose.inputs[0].producer() if transpose.inputs[0] else None
         if transpose.op_type == "Transpose" and cast is not None and cast.op_type == "Cast":
             model.graph.outputs[index] = _swapped(cast, transpose, output)
+            model.graph.remove((transpose, cast), safe=True)
 
 
 def _swapped(cast: ir.Node, transpose: ir.Node, output: ir.Value) -> ir.Value:
     wide = cast.inputs[0]
     assert wide is not None and transpose.graph is not None
     turned = ir.Node("", "Transpose", [wide], transpose.attributes.values(), num_outputs=1)
-    turned.outputs[0].dtype, turned.outputs[0].shape = wide.dtype, output.shape
     narrow = ir.Value(name=output.name, type=output.type, shape=output.shape)
     narrowed = ir.Node("", "Cast", turned.outputs, cast.attributes.values(), outputs=[narrow])
     transpose.graph.insert_before(transpose, (turned, narrowed))

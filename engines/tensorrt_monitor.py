@@ -3,12 +3,14 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
 _POLL_S = 0.05
 LAYER_LIST = "Layers:\n"
+
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -93,7 +95,7 @@ def make_monitor(trt: Any, phases: Phases) -> Any:
     return Monitor()
 
 
-def run_watched[Result](
+def run_watched(
     work: Callable[[], Result], phases: Phases, show: Callable[[float], None]
 ) -> tuple[Result, int]:
     """The result of work in another thread, and the peak of this process's memory.

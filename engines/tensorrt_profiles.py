@@ -66,9 +66,7 @@ def _pass_profiles(config: ModelConfig, batch: int) -> list[Profile]:
     cache = Range(shortest, window - block, window - block)
 
     def profile(name: str, frames: Range) -> Profile:
-        return Profile(
-            name, {"batch": Range.fixed(batch), "frames": frames, "cache_frames": cache}
-        )
+        return Profile(name, {"batch": Range.fixed(batch), "frames": frames, "cache_frames": cache})
 
     keeps_sink = rollout.global_sink and not rollout.is_global
     full = window - rollout.sink_frames if keeps_sink else window

@@ -8,6 +8,8 @@ from typing import Any
 
 from .tensorrt_graph import AttentionSite
 
+REPORT_NAME = "report.json"
+
 _PIECES = re.compile(
     r"^Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], "
     r"(?:Constants: \[(?P<constants>.*?)\], )?Outputs: \[(?P<outputs>.*?)\], "
@@ -57,9 +59,7 @@ class Layer:
 
     @property
     def runs_in_fp8(self) -> bool:
-        return any(
-            tensor.type.startswith(_FP8) for tensor in (*self.inputs, *self.constants)
-        )
+        return any(tensor.type.startswith(_FP8) for tensor in (*self.inputs, *self.constants))
 
     @property
     def category(self) -> str:
@@ -167,9 +167,7 @@ class GraphReport:
 
     def to_values(self) -> dict[str, Any]:
         values = asdict(self)
-        values["layers"] = [
-            {**asdict(layer), "category": layer.category} for layer in self.layers
-        ]
+        values["layers"] = [{**asdict(layer), "category": layer.category} for layer in self.layers]
         values["categories"] = dict(self.categories)
         values["fp8_matrix_products"] = self.fp8_products
         return values

@@ -6,7 +6,6 @@ run, and the next one goes on from what is in it, however much that is.
 
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -15,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import BundleError, OutputError, UsageError
+from ..errors import BundleError, UsageError
 from ..files import replace_directory, sha256_file
 from .archive import SUFFIX, Report, check_seal, read_archive_manifest, require_space, unpack
 from .bundle import (
@@ -29,7 +28,7 @@ from .bundle import (
     require_replaceable,
 )
 from .catalog import INDEX_NAME, Entry, add_entry, entry_of, read_catalog
-from .stores import Store
+from .stores import Store, is_transient
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +50,8 @@ def push(
     """Upload a bundle or an archive and list it in the catalog; its entry and address."""
     store = Store(url)
     store.require_writable()
-    entry = _push_archive(source, store, report) if source.is_file() else None
-    entry = entry or _push_folder(source, store, report)
+    push_it = _push_archive if source.is_file() else _push_folder
+    entry = push_it(source, store, report)
     add_entry(store, entry)
     return entry, f"{store.url}/{entry.path}"
 
@@ -136,9 +135,11 @@ def _entry_from_catalog(store: Store, choose: Choose | None) -> Entry:
 def _pull_folder(store: Store, data: bytes, out: Path, report: Report) -> Pulled:
     manifest = parse_manifest(data, f"{store.url}/{MANIFEST_NAME}")
     if _is_current(out, data, manifest):
+        shutil.rmtree(_staging_path(out), ignore_errors=True)
         return Pulled(manifest, 0, 0, was_current=True)
-    require_space(out, manifest)
+    total = sum(entry.bytes for entry in manifest.files.values())
     with _staging(out) as staging:
+        require_space(out, total - _stored_bytes(staging))
         whole, parts = staging / "bundle", staging / "parts"
         parts.mkdir(exist_ok=True)
         _discard_unlisted(whole, manifest)
@@ -148,7 +149,6 @@ def _pull_folder(store: Store, data: bytes, out: Path, report: Report) -> Pulled
             fetched += _fetch_file(store, name, entry, whole / name, parts / entry.sha256)
         (whole / MANIFEST_NAME).write_bytes(data)
         replace_directory(out, whole)
-    total = sum(entry.bytes for entry in manifest.files.values())
     return Pulled(manifest, fetched, max(0, total - fetched))
 
 
@@ -159,9 +159,10 @@ def _pull_archive(
     if size is None:
         raise UsageError(f"{store.url}/{name}: no such archive, or its size is not told")
     with _staging(out) as staging:
-        identity = entry.sha256 if entry else hashlib.sha256(f"{store.url} {size}".encode())
-        stem = identity if isinstance(identity, str) else identity.hexdigest()
-        archive = staging / f"{stem}{SUFFIX}"
+        address = f"{store.url}/{name} {size}"
+        identity = entry.sha256 if entry else hashlib.sha256(address.encode()).hexdigest()
+        archive = staging / f"{identity}{SUFFIX}"
+        require_space(out, size - _stored_bytes(staging))
         report(f"pulling {name}", 0, 2)
         fetched = _fetch(store, name, size, archive)
         report(f"unpacking {name}", 1, 2)
@@ -192,7 +193,7 @@ def _is_current(out: Path, data: bytes, manifest: Manifest) -> bool:
 @contextmanager
 def _staging(out: Path) -> Iterator[Path]:
     """The folder of this pull, ours alone; it goes when the pull ends well."""
-    staging = out.parent / f".{out.name}.pull"
+    staging = _staging_path(out)
     staging.mkdir(parents=True, exist_ok=True)
     lock = os.open(staging, os.O_RDONLY)
     try:
@@ -205,6 +206,14 @@ def _staging(out: Path) -> Iterator[Path]:
         shutil.rmtree(staging)
     finally:
         os.close(lock)
+
+
+def _staging_path(out: Path) -> Path:
+    return out.absolute().parent / f".{out.absolute().name}.pull"
+
+
+def _stored_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _discard_unlisted(whole: Path, manifest: Manifest) -> None:
@@ -236,6 +245,12 @@ def _fetch_file(store: Store, name: str, entry: FileEntry, target: Path, part: P
     return fetched
 
 
+def _is_sound(path: Path, entry: FileEntry) -> bool:
+    return (
+        path.is_file() and path.stat().st_size == entry.bytes and sha256_file(path) == entry.sha256
+    )
+
+
 def _fetch(store: Store, name: str, size: int, part: Path) -> int:
     """Append to ``part`` until it has its size. Attempts count only while nothing comes."""
     part.touch()
@@ -258,27 +273,14 @@ def _fetch(store: Store, name: str, size: int, part: Path) -> int:
 
 def _append(store: Store, name: str, size: int, part: Path) -> None:
     """One connection's worth. Progress before an error is kept, and is no failed attempt."""
-    start = left = size - part.stat().st_size
+    start = part.stat().st_size
     with part.open("ab") as file:
         try:
-            for chunk in store.chunks(name, size - left):
-                file.write(chunk[:left])
-                left -= len(chunk)
-                if left <= 0:
+            for chunk in store.chunks(name, start):
+                file.write(chunk[: size - file.tell()])
+                if file.tell() == size:
                     return
-        except OSError as error:
-            if error.errno is not None and error.filename is None and _is_full(error):
-                raise OutputError(f"{part}: the disk is full; free some space") from error
-            if left == start:
+        except Exception as error:
+            if file.tell() == start or not is_transient(error):
                 raise
             logger.warning("%s/%s: %s; going on from there", store.url, name, error)
-
-
-def _is_full(error: OSError) -> bool:
-    import errno
-
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def describe(pulled: Pulled) -> str:
-    return json.dumps({"key": pulled.manifest.key, "fetched_bytes": pulled.fetched_bytes})

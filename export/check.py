@@ -17,7 +17,7 @@ from ..errors import ExportError
 from ..precision import PRECISIONS, Precision, retype
 from .checkpoints import Weights
 from .text_encoder import TextEncoder
-from .tracing import GraphInput, GraphSpec
+from .tracing import GraphInput, GraphSpec, in_compute_type
 from .transformer import Transformer, full_attention, rope_table, rotate, sinusoid
 from .vae import VaeDecoder
 from .weights_file import TORCH_TYPES
@@ -51,13 +51,14 @@ def check_graph(
         return CheckResult(spec.name, None, note)
     inputs = _random_inputs(spec, config)
     with torch.no_grad():
-        expected = _REFERENCES[spec.name](_Reference(config, weights, precision), inputs)
+        expected = _REFERENCES[spec.name](_Reference(spec, config, weights, precision), inputs)
     found = _run_graph(spec, folder, precision, inputs)
     error = max(relative_error(found[name], expected[name]) for name in expected)
-    if not error <= TOLERANCES[precision.name]:
+    tolerance = max(TOLERANCES[precision.name], spec.tolerance)
+    if not error <= tolerance:
         raise ExportError(
             f"graph {spec.name} differs from torch by {error:.2e} (relative L2, allowed "
-            f"{TOLERANCES[precision.name]:.0e}); nothing was written. This is a defect: report it"
+            f"{tolerance:.0e}); nothing was written. This is a defect: report it"
         )
     return CheckResult(spec.name, error)
 
@@ -69,6 +70,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 @dataclass(frozen=True)
 class _Reference:
+    spec: GraphSpec
     config: ModelConfig
     weights: Weights
     precision: Precision
@@ -76,8 +78,9 @@ class _Reference:
     def load(self, module: nn.Module) -> nn.Module:
         """The module in float32 with weights rounded as the graph has them."""
         rounded = TORCH_TYPES[self.precision.name]
+        self.spec.adapt(module)
         for name, parameter in module.named_parameters():
-            parameter.copy_(self.weights.load(name).to(rounded))
+            parameter.copy_(in_compute_type(self.weights.load(name), rounded))
         return module.eval()
 
 

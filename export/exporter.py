@@ -18,6 +18,7 @@ from ..exports import (
     TOKENIZER_NAME,
     ExportRecord,
     GraphInfo,
+    Quantization,
     TensorInfo,
 )
 from ..files import publish_directory, sha256_file
@@ -51,14 +52,40 @@ def export(
     report: Report = lambda _what, _done, _total: None,
 ) -> ExportResult:
     """Write the graphs and weights of every component that there are weights for."""
-    _require_replaceable(out)
+    require_replaceable(out)
     tokenizer_file = _find_tokenizer(tokenizer)
-    parts = components(config, sources)
+
+    def add_tokenizer(folder: Path) -> None:
+        _write_tokenizer(folder, tokenizer_file, config, sources)
+
+    return export_components(
+        config,
+        components(config, sources),
+        out,
+        precision,
+        add_files=add_tokenizer,
+        check=check,
+        report=report,
+    )
+
+
+def export_components(
+    config: ModelConfig,
+    parts: Sequence[Component],
+    out: Path,
+    precision: Precision,
+    *,
+    quantization: Quantization | None = None,
+    add_files: Callable[[Path], None] = lambda _folder: None,
+    check: bool = True,
+    report: Report = lambda _what, _done, _total: None,
+) -> ExportResult:
+    require_replaceable(out)
     with publish_directory(out) as folder:
         traced = {part.name: _export_component(part, folder, precision, report) for part in parts}
-        _write_tokenizer(folder, tokenizer_file, config, sources)
+        add_files(folder)
         graphs = [graph for group in traced.values() for graph in group]
-        record = _record(config, precision, parts, graphs, folder)
+        record = _record(config, precision, quantization, parts, graphs, folder)
         checks = _check_all(parts, graphs, folder, config, precision, report) if check else ()
         (folder / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
     return ExportResult(record, tuple(checks))
@@ -117,12 +144,14 @@ def _check_all(
 def _record(
     config: ModelConfig,
     precision: Precision,
+    quantization: Quantization | None,
     parts: Sequence[Component],
     graphs: Sequence[TracedGraph],
     folder: Path,
 ) -> ExportRecord:
     return ExportRecord(
         precision=precision.name,
+        quantization=quantization,
         config=config,
         checkpoints={part.name: part.weights.digest() for part in parts},
         graphs={graph.spec.name: _graph_info(graph.model) for graph in graphs},
@@ -145,7 +174,7 @@ def _tensor_info(value: ir.Value) -> TensorInfo:
     return TensorInfo(value.name, value.dtype.name.lower(), shape)
 
 
-def _require_replaceable(out: Path) -> None:
+def require_replaceable(out: Path) -> None:
     """An older export may be replaced; anything else is somebody's."""
     if out.is_dir() and any(out.iterdir()) and not (out / RECORD_NAME).is_file():
         raise UsageError(f"{out}: not empty and not an export; give --out another folder")

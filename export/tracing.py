@@ -4,6 +4,7 @@ Modules are traced with fake tensors, so a graph of any size costs no memory for
 weights file is written afterwards, one tensor at a time.
 """
 
+import json
 import logging
 import re
 import warnings
@@ -25,6 +26,9 @@ from .graphs import ATTENTION_OP, LOCAL_DOMAIN
 OPSET = 24
 TRACED = PRECISIONS["fp16"]
 """Half precision, so that every cast of the mixed-precision arithmetic is in the graph."""
+
+QUANTIZED_TYPES = (torch.float8_e4m3fn, torch.int8)
+TRANSPOSED_KEY = "longlive.transposed"
 
 Size = int | str | tuple[int, str]
 """A fixed size, a named one, or a multiple of a named one."""
@@ -53,6 +57,10 @@ class GraphSpec:
     """Values of the module's buffers."""
     weight_prefix: str = ""
     """What stands before the checkpoint's names in the module."""
+    adapt: Callable[[nn.Module], None] = lambda _model: None
+    """Changes the component's model, in the graph and in what the graph is checked against."""
+    tolerance: float = 0.0
+    """Relative L2 error that the check allows where the graph itself rounds coarsely."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,7 @@ def trace(spec: GraphSpec) -> TracedGraph:
     transposed = _fold_transposes(weights)
     _add_attention_function(model)
     mark_compute_type(model, TRACED.onnx)
+    model.metadata_props[TRANSPOSED_KEY] = json.dumps(sorted(transposed))
     _require_exact_constants(model)
     return TracedGraph(spec, model, weights, transposed)
 
@@ -96,11 +105,17 @@ def _export_program(spec: GraphSpec) -> torch.export.ExportedProgram:
     dims = {name: torch.export.Dim(name, min=1) for name in spec.examples}
     with FakeTensorMode():
         module = spec.module().eval()
+        spec.adapt(module.get_submodule(spec.weight_prefix.removesuffix(".")))
         for parameter in module.parameters():
-            parameter.data = parameter.data.to(torch.float16)
+            parameter.data = in_compute_type(parameter.data, torch.float16)
         arguments = tuple(_map(spec.inputs, lambda item: _example(item, spec.examples)))
         shapes = tuple(_map(spec.inputs, lambda item: _dynamic(item, dims)))
         return torch.export.export(module, arguments, dynamic_shapes=shapes, strict=False)
+
+
+def in_compute_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Quantized values have a type of their own, which no compute type changes."""
+    return tensor if tensor.dtype in QUANTIZED_TYPES else tensor.to(dtype)
 
 
 def _map(

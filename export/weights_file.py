@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import ExportError
 from ..precision import Precision
 from .checkpoints import Weights
-from .tracing import TracedGraph
+from .tracing import TracedGraph, in_compute_type
 
 # Offsets at which a file can be mapped into memory on every common system.
 _ALIGNMENT_BYTES = 65_536
@@ -36,9 +36,9 @@ def write_weights(
         for done, name in enumerate(names, start=1):
             position += file.write(bytes(-position % _ALIGNMENT_BYTES))
             tensor = _stored(name, weights.load(name), precision, users[name])
-            length = file.write(tensor.view(torch.uint8).numpy().data)
+            length = file.write(tensor.flatten().view(torch.uint8).numpy().data)
             for graph in users[name]:
-                _refer(graph.weights[name], path, position, length, precision, tensor.shape)
+                _refer(graph.weights[name], path, position, length, tensor.shape)
             position += length
             on_tensor(done, len(names))
 
@@ -55,8 +55,8 @@ def _stored(
     name: str, tensor: Tensor, precision: Precision, users: Sequence[TracedGraph]
 ) -> Tensor:
     (transposed,) = {name in graph.transposed for graph in users}
-    converted = tensor.to(TORCH_TYPES[precision.name])
-    if not torch.isfinite(converted).all():
+    converted = in_compute_type(tensor, TORCH_TYPES[precision.name])
+    if not torch.isfinite(converted.float()).all():
         raise ExportError(
             f"{name} has values beyond the range of {precision.name} "
             f"(largest {tensor.abs().max().item():.3g}); export with --precision fp32 or bf16"
@@ -69,15 +69,14 @@ def _refer(
     path: Path,
     position: int,
     length: int,
-    precision: Precision,
     shape: Sequence[int],
 ) -> None:
-    assert value.name is not None
+    assert value.name is not None and value.dtype is not None
     value.const_value = ir.ExternalTensor(
         path.name,
         position,
         length,
-        precision.onnx,
+        value.dtype,
         shape=ir.Shape(shape),
         name=value.name,
         base_dir=path.parent,

@@ -23,7 +23,12 @@ SUMMARIES = {
     "generate": "Make a video from a bundle and prompts.",
     "demo": "Export, build and generate in one go, on this machine.",
     "verify": "Check a bundle, file by file and against its reference.",
-    "inspect": "Show what a bundle or a graph holds.",
+    "inspect": "Show what a bundle or an archive holds.",
+    "pack": "Put a bundle into one file.",
+    "unpack": "Take a bundle out of its file, every byte checked.",
+    "push": "Store a bundle in a folder, a bucket or on a hub.",
+    "pull": "Fetch a bundle, or the best one for this machine.",
+    "export-triton": "Write a model repository for NVIDIA Triton.",
     "bench": "Measure how fast a bundle runs.",
     "doctor": "Show what this machine can do, and how to add what is missing.",
 }

@@ -95,13 +95,13 @@ def _machine() -> Iterable[Finding]:
     yield Finding(
         "memory",
         "ok",
-        f"{_memory_limit(memory.total) / GIB:.1f} GiB, {memory.available / GIB:.1f} GiB free",
+        f"{memory_limit(memory.total) / GIB:.1f} GiB, {memory.available / GIB:.1f} GiB free",
     )
     free = shutil.disk_usage(Path.cwd()).free
     yield Finding("disk", "ok", f"{free / GIB:.1f} GiB free in {Path.cwd()}")
 
 
-def _memory_limit(total_bytes: int) -> int:
+def memory_limit(total_bytes: int) -> int:
     """A container may be allowed less than the machine has."""
     try:
         return min(total_bytes, int(MEMORY_LIMIT.read_text()))

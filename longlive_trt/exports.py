@@ -38,6 +38,16 @@ class GraphInfo:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """How the graphs' layers are quantized; the compute type is the record's precision."""
+
+    precision: str
+    """fp8 or int8"""
+    recipe: str
+    calibration_sha256: str
+
+
+@dataclass(frozen=True)
 class ExportRecord:
     precision: str
     config: ModelConfig
@@ -47,6 +57,7 @@ class ExportRecord:
     files: dict[str, str]
     """sha256 of every file beside the record."""
     versions: dict[str, str]
+    quantization: Quantization | None = None
 
     def to_json(self) -> str:
         values: dict[str, Any] = {"format": FORMAT, **asdict(self)}
@@ -68,7 +79,13 @@ def read_export(folder: Path) -> ExportRecord:
             raise UsageError(f"{path}: of another version; export again with this version")
         graphs = {name: graph_info_from_values(info) for name, info in values.pop("graphs").items()}
         config = configure(values.pop("config"), origin=str(path))
-        return ExportRecord(config=config, graphs=graphs, **values)
+        quantization = values.pop("quantization", None)
+        return ExportRecord(
+            config=config,
+            graphs=graphs,
+            quantization=Quantization(**quantization) if quantization else None,
+            **values,
+        )
     except (ValueError, KeyError, TypeError):
         raise UsageError(f"{path}: not a readable export record; export again") from None
 

@@ -25,8 +25,9 @@ from .tensors import (
 from .variants import ELEMENTS
 
 _HALVES = ("bfloat16", "float16")
-_ROWS_PER_BLOCK = 8
-_ROW_THREADS = 256
+_ROWS_PER_BLOCK = 4
+_ROW_THREADS = 128
+_VALUE_TOKENS = 128
 _BSHD = "batch, tokens, heads, head_dim"
 _QUANTIZE = {"none": 0, "float8_e4m3": 2, "int8": 3}
 _MAX_DIM = 8192
@@ -239,7 +240,7 @@ def quantize_values(
     kernel = driver.load_kernel(
         "quantize_values.cu", "quantize_values", constants, 0, source.device
     )
-    blocks = (first_token + tokens - 1) // 64 - first_token // 64 + 1
+    blocks = (first_token + tokens - 1) // _VALUE_TOKENS - first_token // _VALUE_TOKENS + 1
     kernel.launch((blocks, batch * heads), 256, 0, stream_handle(stream, v), parameters)
 
 

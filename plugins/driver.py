@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from ..errors import PluginError
-from .compilation import KernelSource, compile_kernel
+from .compilation import BinaryKind, KernelSource, compile_kernel
 
 
 @dataclass(frozen=True)
@@ -84,17 +84,24 @@ class LoadedKernel:
 def load_kernel(
     file: str, entry: str, constants: tuple[tuple[str, int], ...], shared_bytes: int, ordinal: int
 ) -> LoadedKernel:
+    source = KernelSource(file, entry, dict(constants))
+    binary = compile_kernel(source, architecture_of(device_facts(ordinal).capability))
+    return load_image(binary, "cubin", entry, shared_bytes, ordinal)
+
+
+def load_image(
+    image: bytes, kind: BinaryKind, entry: str, shared_bytes: int, ordinal: int
+) -> LoadedKernel:
     facts = device_facts(ordinal)
     if shared_bytes > facts.shared_bytes_per_block:
         raise PluginError(
-            f"{file} needs {shared_bytes} bytes of shared memory: {facts.name} offers "
+            f"{entry} needs {shared_bytes} bytes of shared memory: {facts.name} offers "
             f"{facts.shared_bytes_per_block}"
         )
-    source = KernelSource(file, entry, dict(constants))
-    binary = compile_kernel(source, architecture_of(facts.capability))
     core, driver = _import("cuda.core"), _import("cuda.bindings.driver")
     core.Device(ordinal).set_current()
-    code = core.ObjectCode.from_cubin(binary)
+    read = core.ObjectCode.from_cubin if kind == "cubin" else core.ObjectCode.from_ptx
+    code = read(image)
     kernel = code.get_kernel(entry)
     limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     device = check(driver.cuDeviceGet(ordinal), "open a device")

@@ -40,6 +40,15 @@ for area in (configs, engines, plugins, runtime):
     assert Path(area.__file__).is_relative_to(Path(longlive_trt.__file__).parent), area
 PYTHON
 
+echo "wheel: making a video with it, from a bundle that the checkout built"
+"$python" "$root/cli.py" export --config tiny --random-weights 0 --no-check \
+    --out "$scratch/onnx" >/dev/null 2>&1
+"$python" "$root/cli.py" build --onnx "$scratch/onnx" --out "$scratch/bundle" 2>/dev/null
+! python -c "import torch" 2>/dev/null || { echo "torch must not be here" >&2; exit 1; }
+longlive-trt generate --bundle "$scratch/bundle" --prompt "A red kite over the sea" \
+    --frames 6 --out video.mp4
+test -s video.mp4 && test -s video.mp4.json
+
 mkdir -p "$root/dist"
 cp "$scratch"/dist/* "$root/dist/"
 echo "wheel: good; kept in dist/"

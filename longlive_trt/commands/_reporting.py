@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from ..exports import TensorInfo
+
 Report = Callable[[str, int, int], None]
 
 
@@ -37,3 +39,17 @@ def _line_reporter() -> Report:
             sys.stderr.flush()
 
     return report
+
+
+def folded(tensors: tuple[TensorInfo, ...]) -> list[tuple[str, str, str]]:
+    """One row for the tensors that come once a layer."""
+    rows: dict[tuple[str, str, str], int] = {}
+    for tensor in tensors:
+        stem, _, number = tensor.name.rpartition(".")
+        name = f"{stem}.*" if number.isdigit() else tensor.name
+        key = (name, tensor.dtype, " x ".join(map(str, tensor.shape)))
+        rows[key] = rows.get(key, 0) + 1
+    return [
+        (f"{name} ({count})" if name.endswith(".*") else name, dtype, shape)
+        for (name, dtype, shape), count in rows.items()
+    ]

@@ -9,9 +9,8 @@ from rich.table import Table
 from ..configs import load_config
 from ..export.components import Sources
 from ..export.exporter import ExportResult, export
-from ..exports import TensorInfo
 from ..precision import PRECISIONS, precision_named
-from ._reporting import stage_reporter
+from ._reporting import folded, stage_reporter
 
 _PATH = click.Path(path_type=Path)
 
@@ -85,24 +84,10 @@ def _show(result: ExportResult, out: Path) -> None:
         table.add_column(column)
     for name, graph in result.record.graphs.items():
         for direction, tensors in (("in", graph.inputs), ("out", graph.outputs)):
-            for tensor in _folded(tensors):
+            for tensor in folded(tensors):
                 table.add_row(name, direction, *tensor)
         table.add_section()
     console.print(table)
     for check in result.checks:
         outcome = check.note or f"differs from torch by {check.error:.1e} (relative L2)"
         console.print(f"{check.graph}: {outcome}", highlight=False)
-
-
-def _folded(tensors: tuple[TensorInfo, ...]) -> list[tuple[str, str, str]]:
-    """One row for the tensors that come once a layer."""
-    rows: dict[tuple[str, str, str], int] = {}
-    for tensor in tensors:
-        stem, _, number = tensor.name.rpartition(".")
-        name = f"{stem}.*" if number.isdigit() else tensor.name
-        key = (name, tensor.dtype, " x ".join(map(str, tensor.shape)))
-        rows[key] = rows.get(key, 0) + 1
-    return [
-        (f"{name} ({count})" if name.endswith(".*") else name, dtype, shape)
-        for (name, dtype, shape), count in rows.items()
-    ]

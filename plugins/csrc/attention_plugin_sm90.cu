@@ -1,7 +1,8 @@
 // Sink-window attention for Hopper as a TensorRT ahead-of-time plugin launches it: the arguments are
-// tensor pointers and integers only, so there are no tensor maps and no workspace that survives a
-// launch. The producer warpgroup copies sixteen bytes a thread instead of whole boxes, and tiles that
-// do not fill the last wave are cut along their rows instead of their keys.
+// tensor pointers and integers only, so there are no tensor maps, and the producer warpgroup copies
+// sixteen bytes a thread instead of whole boxes. The sums of shared tiles go through a second output
+// that nobody reads. Its contents are arbitrary before each launch, so the counters of who has arrived
+// are kept with the code: see `claim_counters`.
 //
 // Keys and values: the valid prefix of the cache, then this pass's own. LL_SCALE_BITS are the bits of
 // the float32 scale x log2(e).
@@ -19,6 +20,29 @@ static_assert(!kBytes, "the plugin takes 16-bit tensors");
 constexpr int kRowChunks = kHeadDim * 2 / 16;
 constexpr int kRowsPerPass = 128 / kRowChunks;
 static_assert(kTileKeys % kRowsPerPass == 0, "a tile is whole passes");
+
+// One set of counters for each workspace that was ever used with this code. A workspace belongs to one
+// execution at a time, so its counters do too; they are zero between launches, because the last to
+// arrive clears them. Sets are never given back: when all are taken, every thread block sees that, and
+// tiles are cut along their rows instead of their keys, which needs no counters.
+constexpr int kCounterSets = 64;
+constexpr int kMaxBlocks = 192;
+
+__device__ uint64 counter_owners[kCounterSets];
+__device__ uint32 counters[kCounterSets][kMaxBlocks * kWarpgroups];
+
+__device__ __forceinline__ uint32* claim_counters(const void* workspace) {
+  const uint64 owner = reinterpret_cast<uint64>(workspace);
+  if (owner == 0 || gridDim.x > kMaxBlocks) return nullptr;
+  const int start = static_cast<int>((owner >> 8) % kCounterSets);
+  for (int i = 0; i < kCounterSets; ++i) {
+    const int set = (start + i) % kCounterSets;
+    uint64 found = *const_cast<volatile uint64*>(&counter_owners[set]);
+    if (found == 0) found = atomicCAS(&counter_owners[set], 0ull, owner);
+    if (found == 0 || found == owner) return counters[set];
+  }
+  return nullptr;
+}
 
 struct Tensors {
   const uint8* q;
@@ -171,7 +195,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
     sink_window_attention_plugin(const uint8* q, const uint8* k_new, const uint8* v_new,
                                  const uint8* k_cache, const uint8* v_cache,
                                  const int64* cache_length, int batch, int heads, int queries,
-                                 int cache_tokens, uint8* out) {
+                                 int cache_tokens, uint8* out, float4* workspace) {
   extern __shared__ __align__(1024) uint8 shared[];
   uint8* keys = shared;
   uint8* values = keys + kStages * kStageBytes;
@@ -188,13 +212,19 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   problem.queries = queries;
   problem.scale_log2 = __int_as_float(LL_SCALE_BITS);
 
-  if (threadIdx.x == 0) init_barriers(barriers, 128);
+  if (threadIdx.x == 0) {
+    init_barriers(barriers, 128);
+    barriers->counters = claim_counters(workspace);
+  }
   __syncthreads();
+  problem.arrivals = barriers->counters;
+  problem.partials = problem.arrivals != nullptr ? workspace : nullptr;
   const int role = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
   if (role == 0) {
     shrink_registers<kProducerRegisters>();
     const PieceLengths pieces = read_lengths<kTileKeys>(problem.lengths, problem.capacities);
-    const Schedule<kWarpgroups> schedule(count_tiles(problem), pieces.total_blocks, false);
+    const Schedule<kWarpgroups> schedule(count_tiles(problem), pieces.total_blocks,
+                                         problem.partials != nullptr);
     produce(problem, tensors, pieces, schedule, shared_address(query_memory), shared_address(keys),
             shared_address(values), barriers);
   } else {

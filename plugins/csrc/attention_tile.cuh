@@ -85,6 +85,7 @@ struct Barriers {
   uint64 value_empty[kStages];
   int key_valid[kStages];
   int is_last[kWarpgroups];
+  uint32* counters;  // of arrivals at shared tiles, where they are not an argument
   Segment segments[kQueryBuffers];  // what the queries in shared memory belong to
 };
 

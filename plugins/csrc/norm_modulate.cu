@@ -80,7 +80,7 @@ __device__ __forceinline__ Eight modulate(Eight x, const Eight& scale, const Eig
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(32 * kRowWarps)
+extern "C" __global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks)
     norm_modulate(const __grid_constant__ NormParams params) {
   const int row = blockIdx.x * kRowWarps + threadIdx.x / 32;
   if (row >= params.rows) return;
@@ -111,7 +111,7 @@ extern "C" __global__ void __launch_bounds__(32 * kRowWarps)
   }
 }
 
-extern "C" __global__ void __launch_bounds__(32 * kRowWarps)
+extern "C" __global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks)
     gated_residual(const __grid_constant__ GateParams params) {
   const int row = blockIdx.x * kRowWarps + threadIdx.x / 32;
   if (row >= params.rows) return;

@@ -114,7 +114,7 @@ __device__ __forceinline__ void copy_values(const uint8* source, uint8* target) 
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(32 * kRowWarps)
+extern "C" __global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks)
     qk_norm_rope(const __grid_constant__ Params params) {
   const int row = blockIdx.x * kRowWarps + threadIdx.x / 32;
   if (row >= params.batch * params.tokens) return;

@@ -1,7 +1,7 @@
 // Values to the transposed 8-bit layout that attention reads: [batch, heads, head_dim, pitch] bytes of
 // float8 E4M3, sixteen keys to a group, key 8i + 2t + e of a group at byte 4t + 2i + e.
 //
-// A thread block handles 64 tokens of the destination and one head. A group that other tokens share
+// A thread block handles 128 tokens of the destination and one head. A group that other tokens share
 // (at either end of a slot) is written byte by byte.
 #include "rows.cuh"
 
@@ -12,10 +12,10 @@
 namespace {
 
 constexpr int kHeadDim = LL_HEAD_DIM;
-constexpr int kTokens = 64;
+constexpr int kTokens = 128;
 constexpr int kThreads = 256;
 constexpr int kRowWords = kHeadDim / 8;
-constexpr int kPitch = kTokens + 16;
+constexpr int kPitch = kTokens / 4 + 1;  // in words: neighbors in a column lie in different banks
 
 struct Params {
   const uint8* input;  // [batch, tokens, heads, head_dim], 16-bit
@@ -32,16 +32,15 @@ struct Params {
   int first_token;  // of the destination
 };
 
-__device__ __forceinline__ int position(int token) {
-  const int key = token % 16;
-  return token / 16 * 16 + (key & 7) / 2 * 4 + (key >> 3) * 2 + (key & 1);
+__device__ __forceinline__ int position(int key) {
+  return (key & 7) / 2 * 4 + (key >> 3) * 2 + (key & 1);
 }
 
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(kThreads)
     quantize_values(const __grid_constant__ Params params) {
-  __shared__ __align__(16) uint8 tile[kHeadDim][kPitch];
+  __shared__ uint32 tile[kHeadDim][kPitch];
   const int head = blockIdx.y % params.heads;
   const int batch = blockIdx.y / params.heads;
   const int start = params.first_token / kTokens * kTokens + blockIdx.x * kTokens;
@@ -49,21 +48,27 @@ extern "C" __global__ void __launch_bounds__(kThreads)
   const uint8* source = params.input + batch * params.input_batch_bytes +
                         head * params.input_head_bytes;
 #pragma unroll
-  for (int i = threadIdx.x; i < kTokens * kRowWords; i += kThreads) {
-    // Neighboring threads take neighboring tokens, so that the bytes they store do not collide.
-    const int local = i / kRowWords;
+  for (int i = threadIdx.x; i < kTokens / 4 * kRowWords; i += kThreads) {
+    // A thread takes the four tokens whose bytes are neighbors, and eight values of each.
     const int word = i % kRowWords;
-    const int token = start + local - params.first_token;
-    uint2 bytes = make_uint2(0, 0);
-    if (token >= 0 && token < params.tokens) {
-      bytes = pack_bytes_e4m3(unpack(*reinterpret_cast<const uint4*>(
-                                  source + token * params.input_token_bytes + word * 16)),
-                              factor);
+    const int quad = i / kRowWords;
+    const int first = quad / 4 * 16 + quad % 4 * 2 + start - params.first_token;
+    Eight values[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int token = first + (j & 1) + (j >> 1) * 8;
+      uint4 loaded = make_uint4(0, 0, 0, 0);
+      if (token >= 0 && token < params.tokens) {
+        loaded = *reinterpret_cast<const uint4*>(source + token * params.input_token_bytes +
+                                                 word * 16);
+      }
+      values[j] = unpack(loaded);
     }
-    const int at = position(local);
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-      tile[word * 8 + j][at] = static_cast<uint8>((j < 4 ? bytes.x : bytes.y) >> (8 * (j % 4)));
+      tile[word * 8 + j][quad] =
+          pack_e4m3(values[0].value[j] * factor, values[1].value[j] * factor,
+                    values[2].value[j] * factor, values[3].value[j] * factor);
     }
   }
   __syncthreads();
@@ -77,12 +82,14 @@ extern "C" __global__ void __launch_bounds__(kThreads)
     const int last = first + params.tokens;
     if (first >= 16 || last <= 0) continue;
     uint8* line = target + row * params.output_row_bytes + group;
+    const uint32* words = &tile[row][group / 4];
     if (first <= 0 && last >= 16) {
-      *reinterpret_cast<uint4*>(line) = *reinterpret_cast<const uint4*>(&tile[row][group]);
+      *reinterpret_cast<uint4*>(line) = make_uint4(words[0], words[1], words[2], words[3]);
       continue;
     }
     for (int key = larger(0, first); key < smaller(16, last); ++key) {
-      line[position(key)] = tile[row][group + position(key)];
+      const int at = position(key);
+      line[at] = static_cast<uint8>(words[at / 4] >> (at % 4 * 8));
     }
   }
 }

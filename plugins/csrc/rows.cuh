@@ -16,7 +16,11 @@ namespace {
 constexpr int kElement = LL_ELEMENT;
 constexpr int kDim = LL_DIM;
 constexpr int kVectors = (kDim + 255) / 256;
-constexpr int kRowWarps = 8;
+constexpr int kRowWarps = 4;
+#ifndef LL_ROW_BLOCKS
+#define LL_ROW_BLOCKS 9
+#endif
+constexpr int kRowBlocks = LL_ROW_BLOCKS;  // per multiprocessor: enough rows in flight, few enough registers
 static_assert(kDim % 8 == 0, "rows are read sixteen bytes at a time");
 
 __device__ __forceinline__ int lane_id() { return threadIdx.x % 32; }
@@ -72,18 +76,20 @@ __device__ __forceinline__ uint2 pack_bytes_e4m3(const Eight& e, float factor) {
       pack_e4m3(v[4] * factor, v[5] * factor, v[6] * factor, v[7] * factor));
 }
 
-__device__ __forceinline__ uint32 pack_int8(float a, float b, float c, float d) {
-  const auto byte = [](float x) {
-    return static_cast<uint32>(smaller(127, larger(-127, __float2int_rn(x)))) & 0xffu;
+// Adding 1.5 x 2^23 rounds to the nearest integer and leaves it in the low bits.
+__device__ __forceinline__ uint32 pack_int8(float a, float b, float c, float d, float factor) {
+  const auto bits = [factor](float x) {
+    return __float_as_uint(fminf(fmaxf(x * factor, -127.0f), 127.0f) + 12582912.0f);
   };
-  return byte(a) | byte(b) << 8 | byte(c) << 16 | byte(d) << 24;
+  const uint32 low = __byte_perm(bits(a), bits(b), 0x0040);
+  const uint32 high = __byte_perm(bits(c), bits(d), 0x0040);
+  return __byte_perm(low, high, 0x5410);
 }
 
 __device__ __forceinline__ uint2 pack_bytes_int8(const Eight& e, float factor) {
   const float* v = e.value;
-  return make_uint2(
-      pack_int8(v[0] * factor, v[1] * factor, v[2] * factor, v[3] * factor),
-      pack_int8(v[4] * factor, v[5] * factor, v[6] * factor, v[7] * factor));
+  return make_uint2(pack_int8(v[0], v[1], v[2], v[3], factor),
+                    pack_int8(v[4], v[5], v[6], v[7], factor));
 }
 
 template <typename T>

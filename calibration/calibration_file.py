@@ -1,0 +1,161 @@
+"""The calibration file: what was measured, on which checkpoint, from which prompts."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..configs import ModelConfig, TransformerConfig
+from ..errors import UsageError
+from ..files import publish_file
+from .modelopt import ATTENTION_PARTS, LayerRanges
+from .recipes import recipe_named
+
+FORMAT = "1"
+FILE_NAME = "calibration.safetensors"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What decides a calibration's numbers, but for the code."""
+
+    checkpoint: str
+    transformer: str
+    """Hash of the transformer's configuration."""
+    rollout: str
+    prompts: str
+    videos: int
+    blocks: int
+    seed: int
+    compute: str
+    text_states: str
+    """``encoder``, or ``synthetic`` for a model without one."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    origin: Origin
+    recipe: str
+    layers: Mapping[str, LayerRanges]
+    channels: Mapping[str, Tensor]
+    """Largest magnitude of every input channel of a layer, and of every attention head."""
+    statistics: Mapping[str, Mapping[str, float]]
+    """Largest, mean and least range of a layer over the videos."""
+    versions: Mapping[str, str]
+
+    def head_amax(self, block: int, part: str) -> Tensor:
+        return self.channels[f"blocks.{block}.self_attn.{part}_heads"]
+
+    def to_bytes(self) -> bytes:
+        tensors = {f"channels.{name}": tensor for name, tensor in self.channels.items()}
+        for name, ranges in self.layers.items():
+            for key, value in vars(ranges).items():
+                if value is not None:
+                    tensors[f"{key}.{name}"] = value
+        metadata = {
+            "format": FORMAT,
+            "recipe": self.recipe,
+            "origin": json.dumps(asdict(self.origin), sort_keys=True),
+            "layers": json.dumps(list(self.layers)),
+            "statistics": json.dumps(self.statistics, sort_keys=True),
+            "versions": json.dumps(self.versions, sort_keys=True),
+        }
+        return save({name: value.contiguous() for name, value in tensors.items()}, metadata)
+
+    def sha256(self) -> str:
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+
+def value_hash(config: object) -> str:
+    values = asdict(config)  # type: ignore[call-overload]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def save_calibration(calibration: Calibration, path: Path) -> None:
+    with publish_file(path) as partial:
+        partial.write_bytes(calibration.to_bytes())
+
+
+def load_calibration(path: Path) -> Calibration:
+    path = path / FILE_NAME if path.is_dir() else path
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; give one that `longlive-trt calibrate` made")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        raise UsageError(f"{path}: not a calibration file, or cut short; calibrate again") from None
+    if metadata.get("format") != FORMAT:
+        raise UsageError(
+            f"{path}: not a calibration file of this version (format "
+            f"{metadata.get('format', 'missing')}, expected {FORMAT}); calibrate again"
+        )
+    try:
+        return _calibration(metadata, tensors)
+    except (KeyError, ValueError, TypeError, AttributeError):
+        raise UsageError(f"{path}: incomplete or altered; calibrate again") from None
+
+
+def _calibration(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Calibration:
+    for tensor in tensors.values():
+        if not (torch.isfinite(tensor).all() and (tensor >= 0).all()):
+            raise ValueError("ranges are finite and not negative")
+    values: dict[str, Any] = {key: json.loads(metadata[key]) for key in ("origin", "layers")}
+    return Calibration(
+        origin=Origin(**values["origin"]),
+        recipe=recipe_named(metadata["recipe"]).name,
+        layers={
+            name: LayerRanges(
+                tensors[f"input_amax.{name}"],
+                tensors[f"weight_amax.{name}"],
+                tensors.get(f"pre_quant_scale.{name}"),
+            )
+            for name in values["layers"]
+        },
+        channels={
+            name.removeprefix("channels."): tensor
+            for name, tensor in tensors.items()
+            if name.startswith("channels.")
+        },
+        statistics=json.loads(metadata["statistics"]),
+        versions=json.loads(metadata["versions"]),
+    )
+
+
+def require_fit(
+    calibration: Calibration, path: Path, config: ModelConfig, checkpoint: str, precision: str
+) -> None:
+    """Refuse a calibration of another model, checkpoint or precision."""
+    origin = calibration.origin
+    made_for = recipe_named(calibration.recipe).format.name
+    if origin.transformer != value_hash(config.transformer):
+        raise UsageError(
+            f"{path}: made for a transformer of another shape than {config.name}; "
+            f"calibrate this model"
+        )
+    if origin.checkpoint != checkpoint:
+        raise UsageError(
+            f"{path}: made for another checkpoint (digest {origin.checkpoint[:12]}, this one has "
+            f"{checkpoint[:12]}); calibrate this checkpoint"
+        )
+    if made_for != precision:
+        raise UsageError(
+            f"{path}: made for {made_for} ({calibration.recipe}), and {precision} was asked for; "
+            f"ask for {made_for}, or calibrate for {precision}"
+        )
+    _require_whole(calibration, path, config.transformer)
+
+
+def _require_whole(calibration: Calibration, path: Path, config: TransformerConfig) -> None:
+    heads = [f"blocks.{i}.self_attn.{p}_heads" for i in range(config.layers) for p in ATTENTION_PARTS]
+    missing = [name for name in (*calibration.layers, *heads) if name not in calibration.channels]
+    if missing:
+        raise UsageError(f"{path}: no ranges of {missing[0]} inside; calibrate again")

@@ -1,0 +1,174 @@
+"""The calibration: rollouts of all videos, resumed where it was interrupted, and their ranges."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..configs import ModelConfig
+from ..errors import UsageError
+from ..export.checkpoints import Weights
+from ..export.transformer import Transformer
+from ..export.weights_file import TORCH_TYPES
+from ..files import publish_file
+from .calibration_file import Calibration, Origin, value_hash
+from .modelopt import RangeWatcher
+from .prompts import prompts_sha256
+from .recipes import Recipe
+from .targets import linear_layers, select_layers, Selection
+from .texts import TextStates
+from .videos import Video, plan_videos, run_video
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    recipe: Recipe
+    prompts: tuple[str, ...]
+    selection: Selection = Selection()
+    seed: int = 0
+    blocks: int | None = None
+    """Of each video; None is just enough for the steady state and a switch in it."""
+    compute: str = "fp32"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise UsageError("no prompts to calibrate with; give a file with one prompt a line")
+        if self.blocks is not None and self.blocks < 1:
+            raise UsageError(f"--blocks is {self.blocks}; a video needs at least 1")
+
+
+@dataclass
+class Progress:
+    """What the finished videos showed; kept in a file until the calibration is complete."""
+
+    channels: dict[str, Tensor]
+    by_video: list[dict[str, float]]
+
+    def add(self, seen: Mapping[str, Tensor]) -> None:
+        for name, amax in seen.items():
+            known = self.channels.get(name)
+            self.channels[name] = amax if known is None else torch.maximum(known, amax)
+        self.by_video.append({name: float(amax.amax()) for name, amax in seen.items()})
+
+    def statistics(self) -> dict[str, dict[str, float]]:
+        return {
+            name: {
+                "largest": max(video[name] for video in self.by_video),
+                "mean": sum(video[name] for video in self.by_video) / len(self.by_video),
+                "least": min(video[name] for video in self.by_video),
+            }
+            for name in self.channels
+        }
+
+
+def calibrate(
+    config: ModelConfig,
+    weights: Weights,
+    request: Request,
+    texts: TextStates,
+    progress_file: Path,
+    report: Report = lambda _what, _done, _total: None,
+) -> Calibration:
+    layers = select_layers(config.transformer, request.selection)
+    videos = plan_videos(len(request.prompts), config, request.blocks)
+    origin = _origin(config, weights, request, videos, texts)
+    progress = _resume(progress_file, origin)
+    states = texts.of(request.prompts)
+    model = load_model(config, weights, request.compute, request.device)
+    # All layers are watched, so that another choice of layers needs no other rollouts.
+    watcher = RangeWatcher(model, linear_layers(config.transformer), config.transformer.layers)
+    for video in videos[len(progress.by_video) :]:
+        report("calibrating", video.number, len(videos))
+        seen = watcher.watch(
+            lambda video=video: run_video(
+                model, config, video, states, request.seed, watcher.observe_attention
+            ),
+            _described(video, request.prompts),
+        )
+        progress.add(seen)
+        _save_progress(progress_file, origin, progress)
+    report("computing scales", len(videos), len(videos))
+    ranges = watcher.ranges(progress.channels, request.recipe)
+    return Calibration(
+        origin=origin,
+        recipe=request.recipe.name,
+        layers={name: ranges[name] for name in layers},
+        channels=progress.channels,
+        statistics=progress.statistics(),
+        versions={name: version(name) for name in ("nvidia-modelopt", "torch")},
+    )
+
+
+def load_model(config: ModelConfig, weights: Weights, compute: str, device: str) -> Transformer:
+    dtype = TORCH_TYPES[compute]
+    with torch.device("meta"):
+        model = Transformer(config.transformer)
+    model.to_empty(device=device).to(dtype).requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        parameter.copy_(weights.load(name))
+    return model.eval()
+
+
+def _described(video: Video, prompts: Sequence[str]) -> str:
+    shown = " and ".join(f"{number + 1} ({prompts[number][:60]!r})" for number in video.prompts)
+    return f"the rollout of prompt {shown}"
+
+
+def _origin(
+    config: ModelConfig,
+    weights: Weights,
+    request: Request,
+    videos: Sequence[Video],
+    texts: TextStates,
+) -> Origin:
+    return Origin(
+        checkpoint=weights.digest(),
+        transformer=value_hash(config.transformer),
+        rollout=value_hash(config.rollout),
+        prompts=prompts_sha256(request.prompts),
+        videos=len(videos),
+        blocks=videos[0].blocks,
+        seed=request.seed,
+        compute=request.compute,
+        text_states=texts.kind,
+    )
+
+
+def _resume(path: Path, origin: Origin) -> Progress:
+    if not path.is_file():
+        return Progress({}, [])
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            channels = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if json.loads(metadata["origin"]) == asdict(origin):
+            progress = Progress(channels, json.loads(metadata["by_video"]))
+            logger.warning("%s: going on after %d videos", path, len(progress.by_video))
+            return progress
+    except (SafetensorError, OSError, KeyError, ValueError):
+        logger.warning("%s: not readable; starting over", path)
+        return Progress({}, [])
+    logger.warning("%s: of another calibration; starting over", path)
+    return Progress({}, [])
+
+
+def _save_progress(path: Path, origin: Origin, progress: Progress) -> None:
+    metadata = {
+        "origin": json.dumps(asdict(origin)),
+        "by_video": json.dumps(progress.by_video),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with publish_file(path) as partial:
+        save_file(progress.channels, partial, metadata)

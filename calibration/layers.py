@@ -1,0 +1,72 @@
+"""Layers that hold real FP8 or INT8 weights.
+
+Run by torch they compute what was calibrated; traced they become QuantizeLinear and
+DequantizeLinear around the operator, which every compiler turns into a low-precision kernel.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .quantization import dequantize, rounded
+from .recipes import Format
+
+OPSET = 24
+
+
+class QuantizedLinear(nn.Module):
+    """The weight is [in, out], as MatMul takes it."""
+
+    def __init__(self, linear: nn.Linear, format_: Format, *, smoothed: bool) -> None:
+        super().__init__()
+        self.format = format_
+        self.weight = _constant(linear.in_features, linear.out_features, dtype=format_.dtype)
+        self.weight_scale = _constant(linear.out_features)
+        self.input_scale = _constant()
+        self.pre_quant_scale = _constant(linear.in_features) if smoothed else None
+        self.bias = _constant(linear.out_features) if linear.bias is not None else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.pre_quant_scale is not None:
+            x = x * self.pre_quant_scale
+        x = fake_quantize(x, self.input_scale, self.format)
+        y = x @ dequantized(self.weight, self.weight_scale, axis=1)
+        return y if self.bias is None else y + self.bias
+
+
+def fake_quantize(x: Tensor, scale: Tensor, format_: Format) -> Tensor:
+    if not torch.compiler.is_exporting():
+        return rounded(x, scale, format_)
+    quantized: Tensor = torch.onnx.ops.symbolic(
+        "QuantizeLinear",
+        (x, scale),
+        {"output_dtype": ONNX_TYPES[format_.dtype]},
+        dtype=format_.dtype,
+        shape=x.shape,
+        version=OPSET,
+    )
+    return dequantized(quantized, scale)
+
+
+def dequantized(quantized: Tensor, scale: Tensor, axis: int | None = None) -> Tensor:
+    """One scale for all, or one for each index of ``axis``."""
+    if not torch.compiler.is_exporting():
+        if axis is not None:
+            scale = scale.reshape([-1 if i == axis else 1 for i in range(quantized.ndim)])
+        return dequantize(quantized, scale)
+    restored: Tensor = torch.onnx.ops.symbolic(
+        "DequantizeLinear",
+        (quantized, scale),
+        {} if axis is None else {"axis": axis},
+        dtype=scale.dtype,
+        shape=quantized.shape,
+        version=OPSET,
+    )
+    return restored
+
+
+# Numbers of onnx.TensorProto.DataType.
+ONNX_TYPES = {torch.float8_e4m3fn: 17, torch.int8: 3}
+
+
+def _constant(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)

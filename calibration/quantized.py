@@ -1,0 +1,113 @@
+"""The rewrite: a component whose layers and weights are quantized as a calibration says."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ..export.checkpoint_weights import Weights
+from ..export.components import Component
+from .calibration_file import Calibration
+from .layers import QuantizedLinear
+from .modelopt import LayerRanges
+from .quantization import quantize, scale_of
+from .recipes import Format, recipe_named
+
+# A value that lies between two numbers of the format may go either way: two programs that agree
+# to the last bit elsewhere differ by the format's step there.
+_TOLERANCE = 2e-2
+
+
+def quantized_component(component: Component, calibration: Calibration) -> Component:
+    adapt = layer_swapper(calibration)
+    return replace(
+        component,
+        weights=QuantizedWeights(component.weights, calibration),
+        graphs=tuple(
+            replace(graph, adapt=adapt, tolerance=_TOLERANCE) for graph in component.graphs
+        ),
+    )
+
+
+def layer_swapper(calibration: Calibration) -> Callable[[nn.Module], None]:
+    """Puts quantized layers into a transformer, for their weights to be loaded."""
+    format_ = recipe_named(calibration.recipe).format
+
+    def swap(model: nn.Module) -> None:
+        for name, ranges in calibration.layers.items():
+            parent, _, leaf = name.rpartition(".")
+            layer = model.get_submodule(name)
+            assert isinstance(layer, nn.Linear)
+            smoothed = ranges.pre_quant_scale is not None
+            quantized = QuantizedLinear(layer, format_, smoothed=smoothed)
+            setattr(model.get_submodule(parent), leaf, quantized)
+
+    return swap
+
+
+class QuantizedWeights(Weights):
+    """A checkpoint's weights, in which quantized layers have scales beside their values."""
+
+    def __init__(self, base: Weights, calibration: Calibration) -> None:
+        self._base, self._calibration = base, calibration
+        self._format = recipe_named(calibration.recipe).format
+        self._names = [name for given in base.names for name in self._with_scales(given)]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._names)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        layer, _, kind = name.rpartition(".")
+        ranges = self._calibration.layers.get(layer)
+        if ranges is None or kind == "bias":
+            return self._base.shape(name)
+        features_out, features_in = self._base.shape(f"{layer}.weight")
+        return {
+            "weight": (features_in, features_out),
+            "weight_scale": (features_out,),
+            "input_scale": (),
+            "pre_quant_scale": (features_in,),
+        }[kind]
+
+    def dtype(self, name: str) -> torch.dtype:
+        layer, _, kind = name.rpartition(".")
+        if layer not in self._calibration.layers or kind == "bias":
+            return self._base.dtype(name)
+        return self._format.dtype if kind == "weight" else torch.float32
+
+    def load(self, name: str) -> Tensor:
+        layer, _, kind = name.rpartition(".")
+        ranges = self._calibration.layers.get(layer)
+        if ranges is None or kind == "bias":
+            return self._base.load(name)
+        if kind == "weight":
+            return quantized_weight(self._base.load(name), ranges, self._format)
+        if kind == "pre_quant_scale":
+            assert ranges.pre_quant_scale is not None
+            return ranges.pre_quant_scale
+        amax = ranges.weight_amax if kind == "weight_scale" else ranges.input_amax
+        return scale_of(amax, self._format)
+
+    def digest(self) -> str:
+        """Still that of the checkpoint: the record names the calibration beside it."""
+        return self._base.digest()
+
+    def _with_scales(self, name: str) -> list[str]:
+        layer, _, kind = name.rpartition(".")
+        ranges = self._calibration.layers.get(layer)
+        if ranges is None or kind != "weight":
+            return [name]
+        extra = ["weight_scale", "input_scale"]
+        if ranges.pre_quant_scale is not None:
+            extra.append("pre_quant_scale")
+        return [name, *(f"{layer}.{kind}" for kind in extra)]
+
+
+def quantized_weight(weight: Tensor, ranges: LayerRanges, format_: Format) -> Tensor:
+    """[out, in] float32 into [in, out] of the format."""
+    if ranges.pre_quant_scale is not None:
+        weight = weight / ranges.pre_quant_scale
+    scale = scale_of(ranges.weight_amax, format_)
+    return quantize(weight, scale[:, None], format_).t().contiguous()

@@ -1,0 +1,54 @@
+"""What can be made of a layer: number formats, and the recipes that use them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..errors import UsageError
+
+
+@dataclass(frozen=True)
+class Format:
+    name: str
+    dtype: torch.dtype
+    largest: float
+    modelopt_bits: int | tuple[int, int]
+
+
+FP8 = Format("fp8", torch.float8_e4m3fn, 448.0, (4, 3))
+INT8 = Format("int8", torch.int8, 127.0, 8)
+FORMATS = {format_.name: format_ for format_ in (FP8, INT8)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Weights have a scale for each output channel, activations one for the whole tensor."""
+
+    name: str
+    format: Format
+    smoothing: float | None = None
+    """SmoothQuant's alpha: how much of an activation's range moves into the weights."""
+
+    @property
+    def algorithm(self) -> str | dict[str, Any]:
+        """In ModelOpt's terms."""
+        if self.smoothing is None:
+            return "max"
+        return {"method": "smoothquant", "alpha": self.smoothing}
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("fp8", FP8),
+        Recipe("int8", INT8),
+        Recipe("int8-smoothquant", INT8, smoothing=0.5),
+    )
+}
+
+
+def recipe_named(name: str) -> Recipe:
+    if name not in RECIPES:
+        raise UsageError(f"recipe {name} is unknown; allowed: {', '.join(RECIPES)}")
+    return RECIPES[name]

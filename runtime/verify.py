@@ -1,0 +1,306 @@
+"""The same rollout on two sets of engines: how far one strays from the other.
+
+A graph's own error is measured on identical inputs: wherever the reference runs a graph, the
+candidate runs it on the very same tensors, and the rollout goes on with the reference's results.
+A second rollout, of the candidate alone, then shows how these errors add up from block to block.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from ..configs import ModelConfig
+from ..configs.dump import config_values
+from ..configs.replay import Replay, Switch, prompts_by_block
+from ..engines.base import Array, Binding, Engine, TensorSpec
+from ..engines.bundle import Bundle
+from ..errors import UsageError
+from .assembly import Engines
+from .decoder import VaeStream
+from .memory import allocate
+from .noise import FloatArray, ReplayNoise, SeededNoise
+from .session import Session
+from .tokenizer import PromptTokenizer
+
+# Relative L2; by what the coarser of the two computes in.
+TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "fp8": 3e-1, "int8": 3e-1}
+PROMPTS = ("A red fox walks through fresh snow.", "The fox lies down beside a warm fire.")
+DEFAULT_BLOCKS = 6
+
+_FRAME_RANGE = 2.0  # Decoded frames lie in [-1, 1].
+
+
+@dataclass
+class GraphError:
+    """The largest error of any output in any run."""
+
+    error: float = 0.0
+    output: str = ""
+    runs: int = 0
+
+    def add(self, output: str, error: float) -> None:
+        if not self.output or not error <= self.error:
+            self.error, self.output = error, output
+
+
+@dataclass(frozen=True)
+class BlockError:
+    latents: float
+    psnr_db: float | None
+    """Infinite where the frames are the same; None where nothing was decoded."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    tolerance: float
+    graphs: Mapping[str, GraphError]
+    blocks: tuple[BlockError, ...]
+
+    @property
+    def passed(self) -> bool:
+        # Written so that NaN fails.
+        errors = [graph.error for graph in self.graphs.values()]
+        errors += [block.latents for block in self.blocks]
+        return all(error <= self.tolerance for error in errors)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    latents: tuple[FloatArray, ...]
+    """Of each block."""
+    frames: tuple[Array, ...]
+
+
+def default_tolerance(*precisions: str) -> float:
+    return max(TOLERANCES.get(precision, max(TOLERANCES.values())) for precision in precisions)
+
+
+def compare(
+    reference: Bundle, candidate: Bundle, tolerance: float, replay: Replay | None, blocks: int
+) -> Comparison:
+    require_comparable(reference, candidate)
+    with Engines(candidate) as alone, PairedEngines(reference, alone) as paired:
+        states = _text_states(paired)
+        replay = replay or generated_replay(reference.config, states, blocks)
+        expected = roll_out(paired, reference.config, replay, decode=paired.can_decode)
+        found = roll_out(alone, reference.config, replay, decode=paired.can_decode)
+        return Comparison(tolerance, paired.errors, _block_errors(expected, found))
+
+
+def require_comparable(reference: Bundle, candidate: Bundle) -> None:
+    for bundle in (reference, candidate):
+        bundle.require("step", "replaying a rollout")
+        bundle.require("prompt", "replaying a rollout")
+    expected, found = _compiled_in(reference.config), _compiled_in(candidate.config)
+    shared = expected.keys() & found.keys()
+    differing = sorted(key for key in shared if expected[key] != found[key])
+    if differing:
+        key = differing[0]
+        raise UsageError(
+            f"{candidate.folder}: graphs of another configuration than {reference.folder}: {key} "
+            f"is {found[key]!r}, and {expected[key]!r} there; compare builds of the same export"
+        )
+
+
+def _compiled_in(config: ModelConfig) -> dict[str, Any]:
+    """What the graphs fix, as flat keys; a component that is left out has none."""
+    values = config_values(config)
+    rollout = values["rollout"]
+    fixed = {"rollout.rope": rollout["rope"], "rollout.frames": rollout["frames_per_block"]}
+    for section in ("transformer", "latent", "vae", "text_encoder"):
+        fixed |= {f"{section}.{key}": value for key, value in (values.get(section) or {}).items()}
+    return fixed
+
+
+class PairedEngines(Engines):
+    """The reference's engines; the candidate runs along and its errors are noted."""
+
+    def __init__(self, reference: Bundle, candidate: Engines) -> None:
+        super().__init__(reference)
+        self._candidate = candidate
+        self.errors: dict[str, GraphError] = {}
+
+    def has(self, graph: str) -> bool:
+        return self.bundle.has(graph) and self._candidate.bundle.has(graph)
+
+    @property
+    def can_decode(self) -> bool:
+        return self.has("vae_first") and self.has("vae_next")
+
+    def get(self, graph: str, purpose: str) -> Engine:
+        pair = super().get(graph, purpose), self._candidate.get(graph, purpose)
+        return _PairedEngine(*pair, self.errors.setdefault(graph, GraphError()))
+
+
+@dataclass
+class _PairedEngine:
+    _reference: Engine
+    _candidate: Engine
+    _error: GraphError
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        return self._reference.inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        return self._reference.outputs
+
+    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Binding:
+        own_inputs = _like(inputs, self._candidate.inputs)
+        own_outputs = _like(outputs, self._candidate.outputs)
+        return _PairedBinding(
+            self._reference.bind(inputs, outputs),
+            self._candidate.bind(own_inputs, own_outputs),
+            [(inputs[name], array) for name, array in own_inputs.items()],
+            {name: (outputs[name], array) for name, array in own_outputs.items()},
+            self._error,
+        )
+
+    def close(self) -> None:
+        """Both belong to the engines that loaded them."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class _PairedBinding:
+    _reference: Binding
+    _candidate: Binding
+    _inputs: list[tuple[Array, Array]]
+    _outputs: dict[str, tuple[Array, Array]] = field(default_factory=dict)
+    _error: GraphError = field(default_factory=GraphError)
+
+    def run(self) -> None:
+        for given, own in self._inputs:
+            own[...] = given
+        self._reference.run()
+        self._candidate.run()
+        self._error.runs += 1
+        for name, (expected, found) in self._outputs.items():
+            self._error.add(name, relative_error(found, expected))
+
+
+def _like(arrays: Mapping[str, Array], specs: Mapping[str, TensorSpec]) -> dict[str, Array]:
+    """Arrays of the same shapes in the candidate's own types; it may lack unused tensors."""
+    return {
+        name: np.zeros(array.shape, specs[name].dtype)
+        for name, array in arrays.items()
+        if name in specs
+    }
+
+
+def roll_out(engines: Engines, config: ModelConfig, replay: Replay, *, decode: bool) -> Rollout:
+    contexts = engines.contexts(replay.batch)
+    block_frames = config.rollout.frames_per_block
+    switches = prompts_by_block(replay.schedule, block_frames)
+    latents, frames = [], []
+    with Session(
+        engines.get("step", "replaying a rollout"),
+        config,
+        ReplayNoise(replay, block_frames),
+        batch=replay.batch,
+        total_frames=replay.frames,
+        decoder=_frame_stream(engines, replay.batch) if decode else None,
+    ) as session:
+        for _, (_, prompt) in zip(range(replay.frames // block_frames), switches, strict=False):
+            if prompt is not None:
+                session.switch_prompt(contexts.of_states(replay.prompts[prompt]))
+            block = session.step()
+            latents.append(block.latents)
+            if decode:
+                frames.append(block.pixels())
+    return Rollout(tuple(latents), tuple(frames))
+
+
+def _frame_stream(engines: Engines, batch: int) -> VaeStream:
+    first, following = (engines.get(name, "decoding") for name in ("vae_first", "vae_next"))
+    # Bytes would hide small errors, and make a large one of a value that is rounded otherwise.
+    return VaeStream(first, following, batch, "frames")
+
+
+def _text_states(engines: PairedEngines) -> list[FloatArray]:
+    """The prompts through the text encoder, where both have one."""
+    if not engines.has("text"):
+        return []
+    text_len = engines.bundle.config.transformer.text_len
+    tokenizer = PromptTokenizer.load(engines.bundle.tokenizer, text_len)
+    text = engines.get("text", "reading a prompt")
+    states = []
+    for prompt in PROMPTS:
+        tokens, outputs = tokenizer.encode(prompt), allocate(text.outputs.values(), batch=1)
+        text.bind({"ids": tokens.ids[None], "mask": tokens.mask[None]}, outputs).run()
+        states.append(outputs["text_states"].astype(np.float32))
+    return states
+
+
+def generated_replay(
+    config: ModelConfig, states: list[FloatArray], blocks: int, seed: int = 0
+) -> Replay:
+    """A rollout of so many blocks with a prompt switch in the middle, the same everywhere."""
+    rollout = config.rollout
+    shape = (1, rollout.frames_per_block, *config.latent_shape)
+    source = SeededNoise(seed, shape, len(rollout.steps))
+    drawn = [source.block(index) for index in range(blocks)]
+    schedule = [Switch(0, 0)]
+    if blocks > 1:
+        schedule.append(Switch(blocks // 2 * rollout.frames_per_block, 1))
+    return Replay(
+        noise=np.concatenate([block.initial for block in drawn], axis=1),
+        renoise=np.stack([np.stack(list(block.renoise)) for block in drawn])
+        if len(rollout.steps) > 1
+        else np.zeros((blocks, 0, *shape), np.float32),
+        prompts=dict(enumerate(states or _made_up_states(config, seed))),
+        schedule=tuple(schedule),
+    )
+
+
+def _made_up_states(config: ModelConfig, seed: int) -> Iterator[FloatArray]:
+    shape = (config.transformer.text_len, config.transformer.text_dim)
+    for number, _ in enumerate(PROMPTS):
+        source = SeededNoise(seed + 1 + number, (1, *shape), 1)
+        states = source.block(0).initial
+        # As after an encoder: the rows past the prompt's end are zero.
+        states[:, shape[0] // 2 :] = 0
+        yield states
+
+
+def _block_errors(expected: Rollout, found: Rollout) -> tuple[BlockError, ...]:
+    frames = zip(expected.frames, found.frames, strict=True)
+    psnr = [psnr_db(own, other) for other, own in frames] or [None] * len(expected.latents)
+    return tuple(
+        BlockError(relative_error(own, other), decibels)
+        for other, own, decibels in zip(expected.latents, found.latents, psnr, strict=True)
+    )
+
+
+def relative_error(found: Array, expected: Array) -> float:
+    """Relative L2; NaN where either holds one."""
+    reference = expected.astype(np.float64)
+    distance = float(np.linalg.norm(found.astype(np.float64) - reference))
+    if distance == 0:
+        return 0.0
+    norm = float(np.linalg.norm(reference))
+    return distance / norm if norm else float("inf")
+
+
+def psnr_db(found: Array, expected: Array) -> float:
+    low, high = -_FRAME_RANGE / 2, _FRAME_RANGE / 2
+    clipped = (np.clip(frames.astype(np.float64), low, high) for frames in (found, expected))
+    error = float(np.mean(np.square(np.subtract(*clipped))))
+    return float(10 * np.log10(_FRAME_RANGE**2 / error)) if error else float("inf")
+
+

@@ -1,0 +1,157 @@
+"""Exports and bundles that many tests share: each is made once, for all workers of a run.
+
+They are for reading. A test that changes one makes a copy of its own first.
+"""
+
+import fcntl
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from longlive_trt.configs import ModelConfig, load_config
+from longlive_trt.configs.loader import configure
+from longlive_trt.precision import precision_named
+
+DATA = Path(__file__).parent / "data"
+
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+GOLDEN = {
+    "name": "golden-a",
+    "transformer": {
+        "dim": 256,
+        "heads": 2,
+        "layers": 2,
+        "ffn_dim": 512,
+        "text_len": 16,
+        "text_dim": 64,
+    },
+    "latent": {"height": 8, "width": 12},
+}
+SMALL = {"layers": 2, "ffn_dim": 48, "freq_dim": 16, "text_len": 5, "text_dim": 12}
+MINIS: dict[str, dict[str, Any]] = {
+    # 2 x 3 tokens a frame, 12 channels a head.
+    "relative": {
+        "name": "mini-relative",
+        "transformer": {"dim": 36, "heads": 3, **SMALL},
+        "latent": {"height": 4, "width": 6},
+        "rollout": {"rope": "relative"},
+    },
+    # 3 x 5 tokens a frame, 64 channels a head.
+    "absolute": {
+        "name": "mini-absolute",
+        "transformer": {"dim": 128, "heads": 2, **SMALL},
+        "latent": {"height": 6, "width": 10},
+        "rollout": {"rope": "absolute"},
+    },
+}
+MINI_SEED = 3
+
+
+@pytest.fixture(scope="session")
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    root.mkdir(exist_ok=True)
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        path = root / name
+        with (root / f".{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                make(path)
+        return path
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def tiny_export(make_once: MakeOnce) -> Path:
+    """The shipped model ``tiny`` with random weights: all five graphs and a tokenizer."""
+    return make_once("tiny-export", lambda path: _export(load_config("tiny"), path, random_seed=1))
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(make_once: MakeOnce, tiny_export: Path) -> Path:
+    return make_once("tiny-bundle", lambda path: _build(tiny_export, path, "fp32"))
+
+
+@pytest.fixture(scope="session")
+def golden_config() -> ModelConfig:
+    return configure(GOLDEN, origin="conftest")
+
+
+@pytest.fixture(scope="session")
+def golden_export(make_once: MakeOnce, golden_config: ModelConfig) -> Path:
+    """The golden transformer; prompts come encoded, as no text encoder belongs to it."""
+    checkpoint = DATA / "transformer" / "transformer.safetensors"
+    return make_once(
+        "golden-export", lambda path: _export(golden_config, path, transformer=checkpoint)
+    )
+
+
+@pytest.fixture(scope="session")
+def golden_bundle_fp32(make_once: MakeOnce, golden_export: Path) -> Path:
+    return make_once("golden-fp32", lambda path: _build(golden_export, path, "fp32"))
+
+
+@pytest.fixture(scope="session")
+def golden_bundle_fp16(make_once: MakeOnce, golden_export: Path) -> Path:
+    return make_once("golden-fp16", lambda path: _build(golden_export, path, "fp16"))
+
+
+@pytest.fixture(scope="session")
+def mini_bundle(make_once: MakeOnce) -> Callable[[str], Path]:
+    """A transformer of a few thousand weights, by its kind of rotary embedding."""
+
+    def bundle(rope: str) -> Path:
+        config = configure(MINIS[rope], origin="conftest")
+        exported = make_once(
+            f"mini-{rope}-export", lambda path: _export(config, path, random_seed=MINI_SEED)
+        )
+        return make_once(f"mini-{rope}", lambda path: _build(exported, path, "fp32"))
+
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def golden_vae_bundle(make_once: MakeOnce) -> Path:
+    """The golden VAE alone, for the latents it was recorded with."""
+    from safetensors.numpy import load_file
+
+    recorded = load_file(DATA / "vae" / "decode.safetensors")
+    vae = {"dim": 16, **{key: recorded[key].tolist() for key in ("mean", "std")}}
+    values = {"name": "golden-vae", "latent": {"height": 4, "width": 6}, "vae": vae}
+    config = configure(values, origin="conftest")
+    checkpoint = DATA / "vae" / "vae.safetensors"
+    exported = make_once("vae-export", lambda path: _export(config, path, vae=checkpoint))
+    return make_once("vae-fp32", lambda path: _build(exported, path, "fp32"))
+
+
+@pytest.fixture(scope="session")
+def relative_error() -> Callable[[object, object], float]:
+    """The L2 norm of the difference over that of what is expected."""
+
+    def error(found: object, expected: object) -> float:
+        a, b = (np.asarray(x, np.float64) for x in (found, expected))
+        assert a.shape == b.shape
+        return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+    return error
+
+
+def _export(config: ModelConfig, path: Path, **sources: Any) -> None:
+    from longlive_trt.export.components import Sources
+    from longlive_trt.export.exporter import export
+
+    export(config, Sources(**sources), path, precision_named("fp32"))
+
+
+def _build(exported: Path, path: Path, precision: str) -> None:
+    from longlive_trt.engines.build import build
+
+    build(exported, path, precision)
