@@ -3,6 +3,7 @@
 All work on rows of ``heads * head_dim`` 16-bit values and round where the unfused computation does.
 """
 
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from .variants import ELEMENTS
 _HALVES = ("bfloat16", "float16")
 _ROWS_PER_BLOCK = 4
 _ROW_THREADS = 128
+_RESIDENT_BLOCKS = 5  # per multiprocessor, as kRowBlocks in rows.cuh
 _VALUE_TOKENS = 128
 _BSHD = "batch, tokens, heads, head_dim"
 _QUANTIZE = {"none": 0, "float8_e4m3": 2, "int8": 3}
@@ -118,7 +120,7 @@ def qk_norm_rope(
     )
     constants = _constants(first.dtype, dim, LL_HEAD_DIM=head_dim, LL_QUANTIZE=_QUANTIZE[quantize])
     kernel = driver.load_kernel("qk_norm_rope.cu", "qk_norm_rope", constants, 0, first.device)
-    grid = (-(-batch * tokens // _ROWS_PER_BLOCK), len(sources))
+    grid = (_walking_blocks(batch * tokens, first.device, len(sources)), len(sources))
     kernel.launch(grid, _ROW_THREADS, 0, stream_handle(stream, *inputs), parameters)
 
 
@@ -212,6 +214,8 @@ def quantize_values(
     batch, tokens, heads, head_dim = source.shape
     if head_dim not in (64, 128):
         raise PluginError(f"v has head_dim {head_dim}: allowed is 64 or 128")
+    if math.prod(source.shape) == 0:
+        return
     require_alignment(source, "v")
     target = as_device_tensor(out, "out")
     require_dtype(target, "out", ["float8_e4m3"])
@@ -226,8 +230,6 @@ def quantize_values(
         )
     factor = _vector(scale, "scale", (heads,), source, "float32")
     _require_eight_bit(source.device)
-    if batch * tokens * heads == 0:
-        return
     item = source.item_bytes
     parameters = struct.pack(
         "<9Q3i4x",
@@ -253,7 +255,16 @@ def _launch_rows(
     stream: int,
 ) -> None:
     kernel = driver.load_kernel("norm_modulate.cu", entry, constants, 0, source.device)
-    kernel.launch((-(-rows // _ROWS_PER_BLOCK),), _ROW_THREADS, 0, stream, parameters)
+    blocks = -(-rows // _ROWS_PER_BLOCK)
+    if entry == "norm_modulate":
+        blocks = _walking_blocks(rows, source.device)
+    kernel.launch((blocks,), _ROW_THREADS, 0, stream, parameters)
+
+
+def _walking_blocks(rows: int, device: int, tensors: int = 1) -> int:
+    """As many thread blocks as run at once, shared among the tensors; their warps walk the rows."""
+    resident = driver.device_facts(device).multiprocessors * _RESIDENT_BLOCKS
+    return max(1, min(-(-rows // _ROWS_PER_BLOCK), resident // tensors))
 
 
 def _constants(dtype: str, dim: int, **others: int) -> tuple[tuple[str, int], ...]:

@@ -12,12 +12,12 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from ..errors import PluginError
 
@@ -84,45 +84,52 @@ class NvccCompiler:
 
 
 class NvrtcCompiler:
+    """NVRTC itself: ``cuda.core.Program`` asks for a driver before it gives PTX."""
+
     name = "nvrtc"
 
     def version(self) -> str:
-        core = import_module("cuda.bindings.nvrtc")
-        status, major, minor = core.nvrtcVersion()
+        nvrtc = import_module("cuda.bindings.nvrtc")
+        status, major, minor = nvrtc.nvrtcVersion()
         if int(status) != 0:
             raise PluginError(f"NVRTC does not answer: {status}")
         return f"{major}.{minor}"
 
     def compile(self, source: KernelSource, architecture: str, kind: BinaryKind) -> bytes:
-        core = import_module("cuda.core")
-        options = core.ProgramOptions(
-            arch=architecture if kind == "cubin" else virtual_architecture(architecture),
-            std="c++17",
-            lineinfo=True,
-            include_path=str(SOURCE_DIR),
-            define_macro=[(name, str(value)) for name, value in sorted(source.constants.items())],
-        )
-        program = core.Program(source.path.read_text(), "c++", options)
-        log = _TextSink()
+        nvrtc = import_module("cuda.bindings.nvrtc")
+        target = architecture if kind == "cubin" else virtual_architecture(architecture)
+        options = [f"--gpu-architecture={target}", *_BASE_OPTIONS, *source.definitions()]
+        options.append(f"--include-path={SOURCE_DIR}")
+        text, name = source.path.read_bytes(), source.file.encode()
+        program = _nvrtc_check(nvrtc.nvrtcCreateProgram(text, name, 0, [], []))
         try:
-            compiled = program.compile(kind, logs=log)
-        except Exception as error:  # cuda.core raises several private types
-            raise _compile_error(source, architecture, self.name, f"{error}\n{log}") from error
-        code = compiled.code
-        return code.encode() if isinstance(code, str) else bytes(code)
+            encoded = [option.encode() for option in options]
+            (status,) = nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)
+            if int(status) != 0:
+                read = nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog
+                log = _nvrtc_read(program, *read).decode(errors="replace")
+                raise _compile_error(source, architecture, self.name, log)
+            if kind == "cubin":
+                return _nvrtc_read(program, nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)
+            ptx = _nvrtc_read(program, nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX)
+            return ptx.rstrip(b"\0")
+        finally:
+            nvrtc.nvrtcDestroyProgram(program)
 
 
-class _TextSink:
-    """What ``Program.compile`` writes its log to."""
+def _nvrtc_check(result: tuple[Any, Any]) -> Any:
+    status, value = result
+    if int(status) != 0:
+        raise PluginError(f"NVRTC failed: {status}")
+    return value
 
-    def __init__(self) -> None:
-        self._parts: list[str] = []
 
-    def write(self, text: str) -> None:
-        self._parts.append(text)
-
-    def __str__(self) -> str:
-        return "".join(self._parts)
+def _nvrtc_read(program: Any, size: Callable[..., Any], read: Callable[..., Any]) -> bytes:
+    content = bytes(_nvrtc_check(size(program)))  # written in place
+    (status,) = read(program, content)
+    if int(status) != 0:
+        raise PluginError(f"NVRTC failed: {status}")
+    return content
 
 
 def find_nvcc() -> Path | None:

@@ -14,13 +14,17 @@ _QUERY_BUFFERS = 2
 
 @dataclass(frozen=True)
 class Variant:
-    """``warpgroups`` of 64 query rows each against blocks of ``tile_keys`` keys."""
+    """``warpgroups`` of 64 query rows each against blocks of ``tile_keys`` keys.
+
+    ``checked`` kernels are slower and show a race checker how their threads are ordered.
+    """
 
     warpgroups: int
     tile_keys: int
     stages: int
     pipelined: bool = True
     ordered: bool = True
+    checked: bool = False
 
     @property
     def tile_rows(self) -> int:
@@ -39,6 +43,7 @@ class Variant:
             ("LL_STAGES", self.stages),
             ("LL_PIPELINED", int(self.pipelined)),
             ("LL_ORDERED", int(self.ordered)),
+            ("LL_CHECKED", int(self.checked)),
         )
 
     def shared_bytes(self, dtype: str, head_dim: int) -> int:

@@ -17,6 +17,9 @@
 #define LL_PIPELINED 1
 #define LL_ORDERED 1
 #endif
+#ifndef LL_CHECKED
+#define LL_CHECKED 0
+#endif
 
 namespace {
 
@@ -31,6 +34,12 @@ constexpr int kTileKeys = LL_TILE_KEYS;
 constexpr int kStages = LL_STAGES;
 constexpr bool kPipelined = LL_PIPELINED;
 constexpr bool kOrdered = LL_ORDERED;
+
+// In a checked build every thread arrives at a barrier for itself, which is slower and lets a race
+// checker follow what otherwise one thread arrives for.
+constexpr bool kChecked = LL_CHECKED;
+constexpr int kQueryReleases = kChecked ? 128 : 1;  // per warpgroup
+constexpr int kStageReleases = kChecked ? 128 : 4;
 
 constexpr int kPanelBytes = 128;  // the width of the swizzle: tiles are stored in panels this wide
 constexpr int kRowPanels = kHeadDim * kElementBytes / kPanelBytes;
@@ -106,14 +115,14 @@ using QueryRing = RingPosition<kQueryBuffers>;
 __device__ __forceinline__ void init_barriers(Barriers* barriers, int producers) {
   for (int buffer = 0; buffer < kQueryBuffers; ++buffer) {
     barrier_init(&barriers->query_full[buffer], producers);
-    barrier_init(&barriers->query_empty[buffer], kWarpgroups);
+    barrier_init(&barriers->query_empty[buffer], kQueryReleases * kWarpgroups);
   }
   barrier_init(&barriers->tail, 1);
   for (int stage = 0; stage < kStages; ++stage) {
     barrier_init(&barriers->key_full[stage], producers);
     barrier_init(&barriers->value_full[stage], producers);
-    barrier_init(&barriers->key_empty[stage], 4 * kWarpgroups);
-    barrier_init(&barriers->value_empty[stage], 4 * kWarpgroups);
+    barrier_init(&barriers->key_empty[stage], kStageReleases * kWarpgroups);
+    barrier_init(&barriers->value_empty[stage], kStageReleases * kWarpgroups);
   }
   fence_barrier_init();
 }
@@ -273,7 +282,7 @@ __device__ __forceinline__ void turn_end(int warpgroup) {
 
 __device__ __forceinline__ void release(uint64* barrier) {
   __syncwarp();
-  if (threadIdx.x % 32 == 0) barrier_arrive(barrier);
+  if (kChecked || threadIdx.x % 32 == 0) barrier_arrive(barrier);
 }
 
 // The keys of a block are read before its values, one ring position apart.
@@ -287,7 +296,7 @@ struct Consumer {
   uint64* pending_release;  // the query buffer whose outputs may still be leaving
 
   __device__ __forceinline__ void release_queries() {
-    if (threadIdx.x % 128 == 0 && pending_release != nullptr) {
+    if ((kChecked || threadIdx.x % 128 == 0) && pending_release != nullptr) {
       store_wait_source_read();
       barrier_arrive(pending_release);
     }

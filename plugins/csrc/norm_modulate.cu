@@ -59,33 +59,21 @@ __device__ __forceinline__ void mean_and_inverse(const uint4 (&words)[kVectors],
   inverse = rsqrtf(warp_sum(squares) / kDim + epsilon);
 }
 
-__device__ __forceinline__ Eight modulate(Eight x, const Eight& scale, const Eight& shift) {
+__device__ __forceinline__ uint4 modulate(const Eight& x, const uint4& scale, const uint4& shift) {
   if constexpr (LL_MODULATE) {
-    Eight factor;
-#pragma unroll
-    for (int j = 0; j < 8; ++j) factor.value[j] = 1.0f + scale.value[j];
-    factor = rounded(factor);
-    x = rounded(x);
-#pragma unroll
-    for (int j = 0; j < 8; ++j) x.value[j] *= factor.value[j];
-    x = rounded(x);
-#pragma unroll
-    for (int j = 0; j < 8; ++j) x.value[j] += shift.value[j];
-  } else {
-#pragma unroll
-    for (int j = 0; j < 8; ++j) x.value[j] = fmaf(x.value[j], scale.value[j], shift.value[j]);
+    const uint4 ones = make_uint4(kOnes, kOnes, kOnes, kOnes);
+    return add(multiply(pack(x), add(scale, ones)), shift);
   }
-  return x;
+  const Eight weight = unpack(scale);
+  const Eight bias = unpack(shift);
+  Eight y;
+#pragma unroll
+  for (int j = 0; j < 8; ++j) y.value[j] = fmaf(x.value[j], weight.value[j], bias.value[j]);
+  return pack(y);
 }
 
-}  // namespace
-
-extern "C" __global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks)
-    norm_modulate(const __grid_constant__ NormParams params) {
-  const int row = blockIdx.x * kRowWarps + threadIdx.x / 32;
-  if (row >= params.rows) return;
-  uint4 words[kVectors];
-  load_row(words, params.input + static_cast<int64>(row) * (kDim * 2));
+__device__ __forceinline__ void norm_row(const NormParams& params, int row,
+                                         const uint4 (&words)[kVectors]) {
   const int64 group = row / params.rows_per_group * params.group_bytes;
   float mean;
   float inverse;
@@ -94,24 +82,34 @@ extern "C" __global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks)
   const uint4 zero = make_uint4(0, 0, 0, 0);
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
-    const Eight scale = unpack(load_vector(params.scale + group, i, zero));
-    const Eight shift = unpack(load_vector(params.shift + group, i, zero));
+    const uint4 scale = load_vector(params.scale + group, i, zero);
+    const uint4 shift = load_vector(params.shift + group, i, zero);
     Eight x = unpack(words[i]);
 #pragma unroll
     for (int j = 0; j < 8; ++j) x.value[j] = (x.value[j] - mean) * inverse;
-    x = modulate(x, scale, shift);
+    const uint4 y = modulate(x, scale, shift);
     if (!in_row(i)) continue;
     if constexpr (LL_QUANTIZE) {
       uint8* target = params.output + static_cast<int64>(row) * kDim + column(i);
-      *reinterpret_cast<uint2*>(target) = pack_bytes_e4m3(rounded(x), factor);
+      *reinterpret_cast<uint2*>(target) = pack_bytes_e4m3(unpack(y), factor);
     } else {
       uint8* target = params.output + static_cast<int64>(row) * (kDim * 2) + column(i) * 2;
-      *reinterpret_cast<uint4*>(target) = pack(x);
+      *reinterpret_cast<uint4*>(target) = y;
     }
   }
 }
 
+}  // namespace
+
 extern "C" __global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks)
+    norm_modulate(const __grid_constant__ NormParams params) {
+  for_each_row(
+      params.rows,
+      [&](int row) { return params.input + static_cast<int64>(row) * (kDim * 2); },
+      [&](const uint4(&words)[kVectors], int row) { norm_row(params, row, words); });
+}
+
+extern "C" __global__ void __launch_bounds__(32 * kRowWarps, 7)
     gated_residual(const __grid_constant__ GateParams params) {
   const int row = blockIdx.x * kRowWarps + threadIdx.x / 32;
   if (row >= params.rows) return;
@@ -124,14 +122,8 @@ extern "C" __global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks)
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     if (!in_row(i)) continue;
-    const Eight gate = unpack(load_vector(gate_row, i, make_uint4(0, 0, 0, 0)));
-    const Eight base = unpack(residual[i]);
-    Eight x = unpack(update[i]);
-#pragma unroll
-    for (int j = 0; j < 8; ++j) x.value[j] *= gate.value[j];
-    x = rounded(x);
-#pragma unroll
-    for (int j = 0; j < 8; ++j) x.value[j] += base.value[j];
-    *reinterpret_cast<uint4*>(params.output + offset + column(i) * 2) = pack(x);
+    const uint4 gate = load_vector(gate_row, i, make_uint4(0, 0, 0, 0));
+    *reinterpret_cast<uint4*>(params.output + offset + column(i) * 2) =
+        add(residual[i], multiply(update[i], gate));
   }
 }

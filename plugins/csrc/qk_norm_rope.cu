@@ -47,13 +47,9 @@ __device__ __forceinline__ float inverse_rms(const uint4 (&words)[kVectors], flo
 
 __device__ __forceinline__ Eight normalize(const uint4& words, const uint4& weight, float inverse) {
   Eight x = unpack(words);
-  const Eight w = unpack(weight);
 #pragma unroll
   for (int j = 0; j < 8; ++j) x.value[j] *= inverse;
-  x = rounded(x);
-#pragma unroll
-  for (int j = 0; j < 8; ++j) x.value[j] *= w.value[j];
-  return rounded(x);
+  return unpack(multiply(pack(x), weight));
 }
 
 __device__ __forceinline__ Eight rotate(const Eight& x, const float4& cosine, const float4& sine) {
@@ -91,46 +87,39 @@ __device__ __forceinline__ void store(const Params& params, int which, uint8* ro
   uint2 bytes;
   if (kQuantize == 3 && which == 0) {
     const float maximum = head_maximum(x);
-    bytes = pack_bytes_int8(x, maximum > 0.0f ? 127.0f / maximum : 0.0f);
+    bytes = pack_bytes_int8<false>(x, maximum > 0.0f ? __fdividef(127.0f, maximum) : 0.0f);
     if (lane_id() % kHeadLanes == 0 && in_row(vector)) {
       const int heads = kDim / kHeadDim;
       params.query_scale[(batch * heads + head) * params.tokens + token] = maximum / 127.0f;
     }
   } else {
-    const float factor = in_row(vector) ? 1.0f / params.static_scale[which][head] : 0.0f;
-    bytes = kQuantize == 3 ? pack_bytes_int8(x, factor) : pack_bytes_e4m3(x, factor);
+    const float scale = in_row(vector) ? params.static_scale[which][head] : 1.0f;
+    const float factor = __fdividef(1.0f, scale);
+    bytes = kQuantize == 3 ? pack_bytes_int8<true>(x, factor) : pack_bytes_e4m3(x, factor);
   }
   if (in_row(vector)) *reinterpret_cast<uint2*>(row + column(vector)) = bytes;
 }
 
-__device__ __forceinline__ void copy_values(const uint8* source, uint8* target) {
-  uint4 words[kVectors];
-  load_row(words, source);
-#pragma unroll
-  for (int i = 0; i < kVectors; ++i) {
-    if (in_row(i)) *reinterpret_cast<uint4*>(target + column(i) * 2) = words[i];
-  }
-}
+struct RowPlace {
+  int batch;
+  int token;
+  __device__ __forceinline__ RowPlace(const Params& params, int row)
+      : batch(row / params.tokens), token(row - batch * params.tokens) {}
+};
 
-}  // namespace
-
-extern "C" __global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks)
-    qk_norm_rope(const __grid_constant__ Params params) {
-  const int row = blockIdx.x * kRowWarps + threadIdx.x / 32;
-  if (row >= params.batch * params.tokens) return;
-  const int which = blockIdx.y;
-  const int batch = row / params.tokens;
-  const int token = row - batch * params.tokens;
-  const uint8* source = params.input[which] + row * params.input_row_bytes[which];
-  uint8* target = params.output[which] + batch * params.output_batch_bytes[which] +
-                  token * params.output_row_bytes[which];
+__device__ __forceinline__ void finish_row(const Params& params, int which, int row,
+                                           const uint4 (&words)[kVectors]) {
+  const RowPlace place(params, row);
+  uint8* target = params.output[which] + place.batch * params.output_batch_bytes[which] +
+                  place.token * params.output_row_bytes[which];
   if (which == 2) {
-    copy_values(source, target);
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      if (in_row(i)) *reinterpret_cast<uint4*>(target + column(i) * 2) = words[i];
+    }
     return;
   }
-  uint4 words[kVectors];
-  load_row(words, source);
-  const int pair = token * (kHeadDim / 2) + lane_id() % kHeadLanes * 4;
+  const int pair = place.token * (kHeadDim / 2) + lane_id() % kHeadLanes * 4;
   const float4 cosine = *reinterpret_cast<const float4*>(params.cosine + pair);
   const float4 sine = *reinterpret_cast<const float4*>(params.sine + pair);
   const float inverse = inverse_rms(words, params.epsilon);
@@ -138,6 +127,17 @@ extern "C" __global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks)
   for (int i = 0; i < kVectors; ++i) {
     const uint4 weight = load_vector(params.weight[which], i, make_uint4(0, 0, 0, 0));
     const Eight x = rotate(normalize(words[i], weight, inverse), cosine, sine);
-    store(params, which, target, i, x, batch, token);
+    store(params, which, target, i, x, place.batch, place.token);
   }
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks)
+    qk_norm_rope(const __grid_constant__ Params params) {
+  const int which = blockIdx.y;
+  for_each_row(
+      params.batch * params.tokens,
+      [&](int row) { return params.input[which] + row * params.input_row_bytes[which]; },
+      [&](const uint4(&words)[kVectors], int row) { finish_row(params, which, row, words); });
 }

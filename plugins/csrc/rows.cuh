@@ -2,7 +2,7 @@
 // row is in flight before the first is used, and sums need no shared memory.
 #pragma once
 
-#include "common.cuh"
+#include "async_copy.cuh"
 
 #ifndef LL_ELEMENT
 #define LL_ELEMENT 0
@@ -17,10 +17,6 @@ constexpr int kElement = LL_ELEMENT;
 constexpr int kDim = LL_DIM;
 constexpr int kVectors = (kDim + 255) / 256;
 constexpr int kRowWarps = 4;
-#ifndef LL_ROW_BLOCKS
-#define LL_ROW_BLOCKS 9
-#endif
-constexpr int kRowBlocks = LL_ROW_BLOCKS;  // per multiprocessor: enough rows in flight, few enough registers
 static_assert(kDim % 8 == 0, "rows are read sixteen bytes at a time");
 
 __device__ __forceinline__ int lane_id() { return threadIdx.x % 32; }
@@ -66,8 +62,30 @@ __device__ __forceinline__ uint4 pack(const Eight& e) {
                     pack_halves<kElement>(e.value[6], e.value[7]));
 }
 
-// To the 16-bit type and back: where the unfused computation rounds.
-__device__ __forceinline__ Eight rounded(const Eight& e) { return unpack(pack(e)); }
+// a * b + c on pairs of 16-bit values, rounded once: with c = -0 a rounded product, with b = 1 a
+// rounded sum, which is what the unfused 16-bit computation gives.
+__device__ __forceinline__ uint32 fma_pair(uint32 a, uint32 b, uint32 c) {
+  uint32 d;
+  if constexpr (kElement == kFloat16) {
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  } else {
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  }
+  return d;
+}
+
+__device__ __forceinline__ uint4 multiply(const uint4& a, const uint4& b) {
+  constexpr uint32 kMinusZero = 0x80008000u;
+  return make_uint4(fma_pair(a.x, b.x, kMinusZero), fma_pair(a.y, b.y, kMinusZero),
+                    fma_pair(a.z, b.z, kMinusZero), fma_pair(a.w, b.w, kMinusZero));
+}
+
+constexpr uint32 kOnes = kElement == kFloat16 ? 0x3c003c00u : 0x3f803f80u;
+
+__device__ __forceinline__ uint4 add(const uint4& a, const uint4& b) {
+  return make_uint4(fma_pair(a.x, kOnes, b.x), fma_pair(a.y, kOnes, b.y),
+                    fma_pair(a.z, kOnes, b.z), fma_pair(a.w, kOnes, b.w));
+}
 
 __device__ __forceinline__ uint2 pack_bytes_e4m3(const Eight& e, float factor) {
   const float* v = e.value;
@@ -76,20 +94,25 @@ __device__ __forceinline__ uint2 pack_bytes_e4m3(const Eight& e, float factor) {
       pack_e4m3(v[4] * factor, v[5] * factor, v[6] * factor, v[7] * factor));
 }
 
-// Adding 1.5 x 2^23 rounds to the nearest integer and leaves it in the low bits.
+// Adding 1.5 x 2^23 rounds to the nearest integer and leaves it in the low bits. `kClamp` is for
+// values that may exceed 127 / factor.
+template <bool kClamp>
 __device__ __forceinline__ uint32 pack_int8(float a, float b, float c, float d, float factor) {
   const auto bits = [factor](float x) {
-    return __float_as_uint(fminf(fmaxf(x * factor, -127.0f), 127.0f) + 12582912.0f);
+    constexpr float kBias = 12582912.0f;
+    const float biased = fmaf(x, factor, kBias);
+    return __float_as_uint(kClamp ? fminf(fmaxf(biased, kBias - 127.0f), kBias + 127.0f) : biased);
   };
   const uint32 low = __byte_perm(bits(a), bits(b), 0x0040);
   const uint32 high = __byte_perm(bits(c), bits(d), 0x0040);
   return __byte_perm(low, high, 0x5410);
 }
 
+template <bool kClamp>
 __device__ __forceinline__ uint2 pack_bytes_int8(const Eight& e, float factor) {
   const float* v = e.value;
-  return make_uint2(pack_int8(v[0], v[1], v[2], v[3], factor),
-                    pack_int8(v[4], v[5], v[6], v[7], factor));
+  return make_uint2(pack_int8<kClamp>(v[0], v[1], v[2], v[3], factor),
+                    pack_int8<kClamp>(v[4], v[5], v[6], v[7], factor));
 }
 
 template <typename T>
@@ -102,6 +125,54 @@ __device__ __forceinline__ void load_row(uint4 (&words)[kVectors], const void* r
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     words[i] = load_vector(row, i, make_uint4(0, 0, 0, 0));
+  }
+}
+
+// A warp walks rows a grid apart, with the next ones on their way to shared memory: registers could
+// not hold as many bytes in flight as it takes to keep the memory busy. Each lane reads back only what
+// it copied itself, so the lanes need no barrier.
+constexpr int kRowBlocks = 5;  // per multiprocessor; as many are launched as run at once
+constexpr int kRowStages = kDim <= 2048 ? 3 : 1;
+
+template <typename Address, typename Work>
+__device__ __forceinline__ void for_each_row(int rows, const Address& address, const Work& work) {
+  const int stride = gridDim.x * kRowWarps;
+  int row = blockIdx.x * kRowWarps + threadIdx.x / 32;
+  if constexpr (kRowStages == 1) {
+    for (; row < rows; row += stride) {
+      uint4 words[kVectors];
+      load_row(words, address(row));
+      work(words, row);
+    }
+  } else {
+    __shared__ __align__(16) uint8 memory[kRowWarps][kRowStages][kVectors * 512];
+    const auto at = [&](int stage, int vector) {
+      return memory[threadIdx.x / 32][stage] + vector * 512 + lane_id() * 16;
+    };
+    const auto fetch = [&](int stage, int wanted) {
+      if (wanted < rows) {
+#pragma unroll
+        for (int i = 0; i < kVectors; ++i) {
+          const uint8* source = address(wanted);
+          copy_chunk(shared_address(at(stage, i)), source + (in_row(i) ? column(i) * 2 : 0),
+                     in_row(i));
+        }
+      }
+      copy_commit();
+    };
+#pragma unroll
+    for (int ahead = 0; ahead < kRowStages - 1; ++ahead) fetch(ahead, row + ahead * stride);
+    int stage = 0;
+    for (; row < rows; row += stride) {
+      const int free_stage = stage == 0 ? kRowStages - 1 : stage - 1;
+      fetch(free_stage, row + (kRowStages - 1) * stride);
+      copy_wait<kRowStages - 1>();
+      uint4 words[kVectors];
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i) words[i] = *reinterpret_cast<const uint4*>(at(stage, i));
+      work(words, row);
+      stage = stage == kRowStages - 1 ? 0 : stage + 1;
+    }
   }
 }
 

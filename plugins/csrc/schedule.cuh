@@ -10,6 +10,7 @@
 
 constexpr int kMaxPieces = 3;
 constexpr int kWorthSplitting = 6;  // key blocks saved per tile before a split pays for its sums
+constexpr int kLeastShare = 3;      // key blocks that a share holds at least
 
 struct PieceLengths {
   int valid[kMaxPieces];
@@ -88,14 +89,17 @@ class Schedule {
   __device__ __forceinline__ Schedule(int tiles, int key_blocks, bool may_split)
       : key_blocks_(key_blocks), next_(blockIdx.x), grid_(gridDim.x) {
     const int left = tiles % grid_;
-    const int saved = key_blocks - static_cast<int>(static_cast<int64>(key_blocks) * left / grid_);
+    const int64 left_blocks = static_cast<int64>(left) * key_blocks;
+    sharers_ = static_cast<int>(larger<int64>(1, smaller<int64>(grid_, left_blocks / kLeastShare)));
+    const int saved = key_blocks - static_cast<int>(left_blocks / sharers_);
     const bool split = may_split && left > 0 && saved > kWorthSplitting;
     whole_tiles_ = tiles - left;
     row_cuts_ = left * kWarpgroups <= grid_ ? kWarpgroups : left * 2 <= grid_ ? 2 : 1;
     row_shares_ = split ? 0 : left * row_cuts_;
-    shared_blocks_ = split ? static_cast<int64>(left) * key_blocks : 0;
-    position_ = shared_blocks_ * blockIdx.x / grid_;
-    limit_ = shared_blocks_ * (blockIdx.x + 1) / grid_;
+    shared_blocks_ = split ? left_blocks : 0;
+    const int sharer = smaller(static_cast<int>(blockIdx.x), sharers_);
+    position_ = first_of(sharer);
+    limit_ = first_of(smaller(sharer + 1, sharers_));
   }
 
   __device__ __forceinline__ bool next(Segment& segment) {
@@ -125,7 +129,7 @@ class Schedule {
     segment.first_sharer = owner(start);
     segment.shares = owner(start + key_blocks_ - 1) - segment.first_sharer + 1;
     // A thread block holds shares of at most two tiles: the end of one and the start of the next.
-    const int64 begin = shared_blocks_ * segment.first_sharer / grid_;
+    const int64 begin = first_of(segment.first_sharer);
     segment.first_slot = 2 * segment.first_sharer + (begin < start ? 1 : 0);
     segment.remainder = remainder;
     position_ = end;
@@ -133,8 +137,13 @@ class Schedule {
   }
 
  private:
+  __device__ __forceinline__ int64 first_of(int sharer) const {
+    return shared_blocks_ * sharer / sharers_;
+  }
+
+  // The sharer whose range holds a position; every sharer has a range, as shares are never empty.
   __device__ __forceinline__ int owner(int64 position) const {
-    return static_cast<int>(((position + 1) * grid_ - 1) / shared_blocks_);
+    return static_cast<int>(((position + 1) * sharers_ - 1) / shared_blocks_);
   }
 
   int key_blocks_;
@@ -143,6 +152,7 @@ class Schedule {
   int whole_tiles_;
   int row_cuts_;
   int row_shares_;
+  int sharers_;
   int64 shared_blocks_;
   int64 position_;
   int64 limit_;
