@@ -15,7 +15,7 @@ from torch import Tensor
 from ..configs import ModelConfig, TransformerConfig
 from ..errors import UsageError
 from ..files import publish_file
-from .modelopt import ATTENTION_PARTS, LayerRanges
+from .modelopt import CACHE_PARTS, LayerRanges
 from .recipes import recipe_named
 
 FORMAT = "1"
@@ -155,7 +155,7 @@ def require_fit(
 
 
 def _require_whole(calibration: Calibration, path: Path, config: TransformerConfig) -> None:
-    heads = [f"blocks.{i}.self_attn.{p}_heads" for i in range(config.layers) for p in ATTENTION_PARTS]
+    heads = [f"blocks.{i}.self_attn.{p}_heads" for i in range(config.layers) for p in CACHE_PARTS]
     missing = [name for name in (*calibration.layers, *heads) if name not in calibration.channels]
     if missing:
         raise UsageError(f"{path}: no ranges of {missing[0]} inside; calibrate again")

@@ -3,7 +3,8 @@
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from .calibration_file import Calibration, Origin, value_hash
 from .modelopt import RangeWatcher
 from .prompts import prompts_sha256
 from .recipes import Recipe
-from .targets import linear_layers, select_layers, Selection
+from .targets import Selection, linear_layers, select_layers
 from .texts import TextStates
 from .videos import Video, plan_videos, run_video
 
@@ -35,7 +36,7 @@ Report = Callable[[str, int, int], None]
 class Request:
     recipe: Recipe
     prompts: tuple[str, ...]
-    selection: Selection = Selection()
+    selection: Selection = field(default_factory=Selection)
     seed: int = 0
     blocks: int | None = None
     """Of each video; None is just enough for the steady state and a switch in it."""
@@ -91,12 +92,8 @@ def calibrate(
     watcher = RangeWatcher(model, linear_layers(config.transformer), config.transformer.layers)
     for video in videos[len(progress.by_video) :]:
         report("calibrating", video.number, len(videos))
-        seen = watcher.watch(
-            lambda video=video: run_video(
-                model, config, video, states, request.seed, watcher.observe_attention
-            ),
-            _described(video, request.prompts),
-        )
+        run = partial(run_video, model, config, video, states, request.seed, watcher.observe_cache)
+        seen = watcher.watch(run, _described(video, request.prompts))
         progress.add(seen)
         _save_progress(progress_file, origin, progress)
     report("computing scales", len(videos), len(videos))

@@ -21,7 +21,7 @@ from .recipes import FP8, Recipe
 
 logger = logging.getLogger(__name__)
 
-ATTENTION_PARTS = ("q", "k", "v")
+CACHE_PARTS = ("k", "v")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class RangeWatcher:
             from modelopt.torch.quantization import quantize
 
             quantize(model, _watching(layers), forward_loop=None)
-            self._add_attention_quantizers()
+            self._add_cache_quantizers()
         for name in layers:
             model.get_submodule(name).register_forward_pre_hook(self._finite_check(name))
 
@@ -61,10 +61,14 @@ class RangeWatcher:
             calibrate(self._model, "max", forward_loop=lambda _model: run())
         return {name: q.amax.detach().float().flatten().cpu() for name, q in quantizers.items()}
 
-    def observe_attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        module = self._model.get_submodule(self._attention[layer])
-        for part, tensor in zip(ATTENTION_PARTS, (q, k, v), strict=True):
+    def observe_cache(self, layer: int, k: Tensor, v: Tensor) -> None:
+        module = self._layer(self._attention[layer])
+        for part, tensor in zip(CACHE_PARTS, (k, v), strict=True):
             getattr(module, f"{part}_bmm_quantizer")(tensor)
+
+    def _layer(self, name: str) -> Any:
+        """A linear layer as ModelOpt made it, with attributes that no stub knows."""
+        return self._model.get_submodule(name)
 
     def ranges(self, channels: Mapping[str, Tensor], recipe: Recipe) -> dict[str, LayerRanges]:
         """The recipe's ranges from those of single channels. The model's weights may change."""
@@ -74,25 +78,25 @@ class RangeWatcher:
 
             set_quantizer_by_cfg(self._model, _recipe_entries(self._layers, recipe))
             for name in self._layers:
-                self._model.get_submodule(name).input_quantizer.reset_amax()
+                self._layer(name).input_quantizer.reset_amax()
             calibrate(self._model, recipe.algorithm, lambda _model: self._feed(rows))
         return {name: self._read(name, recipe) for name in self._layers}
 
     def _quantizers(self) -> Iterator[tuple[str, Any]]:
         for name in self._layers:
-            yield name, self._model.get_submodule(name).input_quantizer
+            yield name, self._layer(name).input_quantizer
         for name in self._attention:
-            for part in ATTENTION_PARTS:
-                quantizer = getattr(self._model.get_submodule(name), f"{part}_bmm_quantizer")
+            for part in CACHE_PARTS:
+                quantizer = getattr(self._layer(name), f"{part}_bmm_quantizer")
                 yield f"{name}.{part}_heads", quantizer
 
-    def _add_attention_quantizers(self) -> None:
+    def _add_cache_quantizers(self) -> None:
         from modelopt.torch.quantization.config import QuantizerAttributeConfig
         from modelopt.torch.quantization.nn import TensorQuantizer
 
         per_head = QuantizerAttributeConfig(num_bits=FP8.modelopt_bits, axis=-2)
         for name in self._attention:
-            for part in ATTENTION_PARTS:
+            for part in CACHE_PARTS:
                 module = self._model.get_submodule(name)
                 setattr(module, f"{part}_bmm_quantizer", TensorQuantizer(per_head))
 
@@ -111,13 +115,11 @@ class RangeWatcher:
     @torch.no_grad()
     def _feed(self, rows: Mapping[str, Tensor]) -> None:
         for name, row in rows.items():
-            layer = self._model.get_submodule(name)
-            weight = layer.weight
-            assert isinstance(weight, Tensor)
-            layer(row.to(weight.device, weight.dtype)[None, None])
+            layer = self._layer(name)
+            layer(row.to(layer.weight.device, layer.weight.dtype)[None, None])
 
     def _read(self, name: str, recipe: Recipe) -> LayerRanges:
-        layer = self._model.get_submodule(name)
+        layer = self._layer(name)
         inputs, weights = layer.input_quantizer, layer.weight_quantizer
         input_amax, weight_amax = (_plain(q.amax) for q in (inputs, weights))
         if recipe.smoothing is None:

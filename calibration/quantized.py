@@ -6,17 +6,21 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from ..configs import ModelConfig
 from ..export.checkpoint_weights import Weights
 from ..export.components import Component
+from ..export.tracing import in_compute_type
+from ..export.transformer import Transformer
+from ..export.weights_file import TORCH_TYPES
 from .calibration_file import Calibration
 from .layers import QuantizedLinear
 from .modelopt import LayerRanges
 from .quantization import quantize, scale_of
 from .recipes import Format, recipe_named
 
-# A value that lies between two numbers of the format may go either way: two programs that agree
-# to the last bit elsewhere differ by the format's step there.
-_TOLERANCE = 2e-2
+# A value that lies between two numbers of the format may go either way: two programs that all but
+# agree elsewhere differ by the format's whole step there.
+_TOLERANCES = {"fp32": 5e-3, "fp16": 1e-1, "bf16": 5e-3}
 
 
 def quantized_component(component: Component, calibration: Calibration) -> Component:
@@ -25,7 +29,7 @@ def quantized_component(component: Component, calibration: Calibration) -> Compo
         component,
         weights=QuantizedWeights(component.weights, calibration),
         graphs=tuple(
-            replace(graph, adapt=adapt, tolerance=_TOLERANCE) for graph in component.graphs
+            replace(graph, adapt=adapt, tolerances=_TOLERANCES) for graph in component.graphs
         ),
     )
 
@@ -44,6 +48,21 @@ def layer_swapper(calibration: Calibration) -> Callable[[nn.Module], None]:
             setattr(model.get_submodule(parent), leaf, quantized)
 
     return swap
+
+
+def load_quantized(
+    config: ModelConfig, weights: Weights, calibration: Calibration, compute: str, device: str
+) -> Transformer:
+    """The transformer with its quantized layers, in torch."""
+    dtype = TORCH_TYPES[compute]
+    stored = QuantizedWeights(weights, calibration)
+    with torch.device("meta"):
+        model = Transformer(config.transformer)
+        layer_swapper(calibration)(model)
+    model.to_empty(device=device).requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        parameter.data = in_compute_type(stored.load(name), dtype).to(device)
+    return model.eval()
 
 
 class QuantizedWeights(Weights):

@@ -17,8 +17,8 @@ from ..export.transformer import Transformer, rotate
 _EARLY_BLOCK = 2
 _BLOCKS_WITHOUT_WINDOW = 4
 
-Observer = Callable[[int, Tensor, Tensor, Tensor], None]
-"""(layer, queries, keys, values) as attention meets them, [B, S, heads, head_dim]."""
+Observer = Callable[[int, Tensor, Tensor], None]
+"""(layer, keys, values) as the cache keeps them, [B, S, heads, head_dim]."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def plan_videos(prompt_count: int, config: ModelConfig, blocks: int | None = Non
 
 
 class ObservedRollout(ReferenceRollout):
-    """Shows what attention meets, after rotation."""
+    """Shows what goes into the cache."""
 
     observer: Observer | None = None
 
@@ -57,9 +57,10 @@ class ObservedRollout(ReferenceRollout):
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, place: Placement, start: int
     ) -> Tensor:
         if self.observer is not None:
-            first = place.first_slot if self.rollout.rope == "relative" else start
-            angles = self._angles(first, q.shape[1])
-            self.observer(layer, rotate(q, angles), rotate(k, angles), v)
+            kept = k
+            if self.rollout.rope == "absolute":
+                kept = rotate(k, self._angles(start, k.shape[1]))
+            self.observer(layer, kept, v)
         return super()._attend(layer, q, k, v, place, start)
 
 
@@ -71,16 +72,16 @@ def run_video(
     states: Sequence[Tensor],
     seed: int,
     observer: Observer | None = None,
+    watch: Callable[[str, Tensor], None] | None = None,
 ) -> list[Tensor]:
     """The latents of every block; noise depends on the seed and the video's number only."""
     device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + video.number)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + 1 + video.number)
     shape = (1, config.rollout.frames_per_block, *config.latent_shape)
     # The rollout makes its cache and tables on the default device.
     with torch.device(device):
-        rollout = ObservedRollout(
-            model, config, 1, video.blocks * config.rollout.frames_per_block
-        )
+        frames = video.blocks * config.rollout.frames_per_block
+        rollout = ObservedRollout(model, config, 1, frames, watch)
         rollout.observer = observer
         for block in range(video.blocks):
             if block == 0 or (block == video.switch_block and len(video.prompts) > 1):

@@ -14,6 +14,7 @@ from onnx import shape_inference
 from ..configs import ModelConfig
 from ..errors import ExportError, UsageError
 from ..exports import (
+    GRAPH_COMPONENTS,
     RECORD_NAME,
     TOKENIZER_NAME,
     ExportRecord,
@@ -33,6 +34,33 @@ logger = logging.getLogger(__name__)
 
 Report = Callable[[str, int, int], None]
 """(what is being done, how much is done, of how much)"""
+
+
+@dataclass(frozen=True)
+class KeptGraphs:
+    """What a new export takes over from an older one as it is."""
+
+    folder: Path
+    record: ExportRecord
+    components: frozenset[str]
+
+    @property
+    def graphs(self) -> dict[str, GraphInfo]:
+        return {n: g for n, g in self.record.graphs.items() if n in self._graph_names}
+
+    @property
+    def checkpoints(self) -> dict[str, str]:
+        return {n: d for n, d in self.record.checkpoints.items() if n in self.components}
+
+    def copy_into(self, folder: Path) -> None:
+        names = {f"{name}.onnx" for name in self._graph_names}
+        names |= {f"{name}.weights" for name in self.components} | {TOKENIZER_NAME}
+        for name in names & self.record.files.keys():
+            shutil.copyfile(self.folder / name, folder / name)
+
+    @property
+    def _graph_names(self) -> set[str]:
+        return {n for n in self.record.graphs if GRAPH_COMPONENTS[n] in self.components}
 
 
 @dataclass(frozen=True)
@@ -76,6 +104,7 @@ def export_components(
     precision: Precision,
     *,
     quantization: Quantization | None = None,
+    kept: KeptGraphs | None = None,
     add_files: Callable[[Path], None] = lambda _folder: None,
     check: bool = True,
     report: Report = lambda _what, _done, _total: None,
@@ -83,9 +112,11 @@ def export_components(
     require_replaceable(out)
     with publish_directory(out) as folder:
         traced = {part.name: _export_component(part, folder, precision, report) for part in parts}
+        if kept is not None:
+            kept.copy_into(folder)
         add_files(folder)
         graphs = [graph for group in traced.values() for graph in group]
-        record = _record(config, precision, quantization, parts, graphs, folder)
+        record = _record(config, precision, quantization, parts, graphs, kept, folder)
         checks = _check_all(parts, graphs, folder, config, precision, report) if check else ()
         (folder / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
     return ExportResult(record, tuple(checks))
@@ -147,14 +178,17 @@ def _record(
     quantization: Quantization | None,
     parts: Sequence[Component],
     graphs: Sequence[TracedGraph],
+    kept: KeptGraphs | None,
     folder: Path,
 ) -> ExportRecord:
+    checkpoints = {part.name: part.weights.digest() for part in parts}
+    infos = {graph.spec.name: _graph_info(graph.model) for graph in graphs}
     return ExportRecord(
         precision=precision.name,
         quantization=quantization,
         config=config,
-        checkpoints={part.name: part.weights.digest() for part in parts},
-        graphs={graph.spec.name: _graph_info(graph.model) for graph in graphs},
+        checkpoints=checkpoints | (kept.checkpoints if kept else {}),
+        graphs=infos | (kept.graphs if kept else {}),
         files={path.name: sha256_file(path) for path in sorted(folder.iterdir())},
         versions={name: version(name) for name in ("torch", "onnx", "onnxscript")},
     )

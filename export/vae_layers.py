@@ -117,7 +117,9 @@ class FrameAttention(nn.Module):
         _, channels, _, height, width = frames.shape
         qkv = self.to_qkv(self.norm(frames)).permute(0, 2, 3, 4, 1).flatten(2, 3)
         query, key, value = qkv.split(channels, dim=-1)
-        logits = (query * channels**-0.5) @ key.transpose(-1, -2)
+        # In float32: as a number of a half type, the scale itself would be rounded.
+        scaled = (query.float() * channels**-0.5).to(query.dtype)
+        logits = scaled @ key.transpose(-1, -2)
         attended = logits.softmax(dim=-1, dtype=torch.float32).to(value.dtype) @ value
         attended = attended.unflatten(2, (height, width)).permute(0, 4, 1, 2, 3)
         result: Tensor = frames + self.proj(attended)

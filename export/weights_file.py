@@ -12,8 +12,10 @@ from ..precision import Precision
 from .checkpoints import Weights
 from .tracing import TracedGraph, in_compute_type
 
-# Offsets at which a file can be mapped into memory on every common system.
+# Offsets at which a file can be mapped into memory on every common system. Small tensors are not
+# worth the gaps.
 _ALIGNMENT_BYTES = 65_536
+_SMALL_ALIGNMENT_BYTES = 256
 
 TORCH_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -34,13 +36,17 @@ def write_weights(
     position = 0
     with path.open("wb") as file:
         for done, name in enumerate(names, start=1):
-            position += file.write(bytes(-position % _ALIGNMENT_BYTES))
             tensor = _stored(name, weights.load(name), precision, users[name])
+            position += file.write(bytes(-position % _alignment_bytes(tensor.nbytes)))
             length = file.write(tensor.flatten().view(torch.uint8).numpy().data)
             for graph in users[name]:
                 _refer(graph.weights[name], path, position, length, tensor.shape)
             position += length
             on_tensor(done, len(names))
+
+
+def _alignment_bytes(length: int) -> int:
+    return _ALIGNMENT_BYTES if length >= _ALIGNMENT_BYTES else _SMALL_ALIGNMENT_BYTES
 
 
 def _users(graphs: Sequence[TracedGraph]) -> Mapping[str, list[TracedGraph]]:

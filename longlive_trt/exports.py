@@ -79,6 +79,7 @@ def read_export(folder: Path) -> ExportRecord:
             raise UsageError(f"{path}: of another version; export again with this version")
         graphs = {name: graph_info_from_values(info) for name, info in values.pop("graphs").items()}
         config = configure(values.pop("config"), origin=str(path))
+        values["files"] = dict(values["files"])
         quantization = values.pop("quantization", None)
         return ExportRecord(
             config=config,
@@ -86,7 +87,7 @@ def read_export(folder: Path) -> ExportRecord:
             quantization=Quantization(**quantization) if quantization else None,
             **values,
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(f"{path}: not a readable export record; export again") from None
 
 

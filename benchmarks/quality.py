@@ -1,0 +1,238 @@
+"""What each precision costs in quality: rollouts in torch against float32.
+
+    python benchmarks/quality.py            # writes docs/results/quality_*.json, docs/quality.md
+
+Everything is measured on the small golden model (random weights): how far a rollout of 20 blocks
+with one prompt switch is from the same rollout in float32, in latents and in decoded frames.
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from longlive_trt.calibration.cache import NarrowCacheRollout, cache_bytes
+from longlive_trt.calibration.calibration_file import Calibration
+from longlive_trt.calibration.calibrator import Request, calibrate, load_model
+from longlive_trt.calibration.prompts import shipped_prompts
+from longlive_trt.calibration.quantized import load_quantized
+from longlive_trt.calibration.recipes import FORMATS, RECIPES
+from longlive_trt.calibration.targets import Selection
+from longlive_trt.calibration.texts import SyntheticTexts
+from longlive_trt.configs import LatentConfig, ModelConfig, TransformerConfig, VaeConfig
+from longlive_trt.export.checkpoint_weights import Weights
+from longlive_trt.export.checkpoints import open_transformer, open_vae
+from longlive_trt.export.components import expected_shapes
+from longlive_trt.export.rollout import ReferenceRollout
+from longlive_trt.export.transformer import Transformer
+from longlive_trt.export.vae import VaeDecoder, to_pixels
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "tests" / "data"
+BLOCKS, SWITCH_BLOCK = 20, 10
+CONFIG = ModelConfig(
+    name="golden-a",
+    transformer=TransformerConfig(
+        dim=256, heads=2, layers=2, ffn_dim=512, text_len=16, text_dim=64
+    ),
+    latent=LatentConfig(height=8, width=12),
+    vae=VaeConfig(dim=16),
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    name: str
+    compute: str = "fp32"
+    recipe: str | None = None
+    cache: str | None = None
+    exclude: tuple[str, ...] = ()
+
+    @property
+    def calibration_key(self) -> tuple[str, tuple[str, ...]] | None:
+        return (self.recipe, self.exclude) if self.recipe else None
+
+
+VARIANTS = (
+    Variant("fp16", compute="fp16"),
+    Variant("bf16", compute="bf16"),
+    Variant("FP8", recipe="fp8"),
+    Variant("INT8", recipe="int8"),
+    Variant("INT8-SmoothQuant", recipe="int8-smoothquant"),
+    Variant("FP8 + KV8 (FP8 cache)", recipe="fp8", cache="fp8"),
+    Variant("FP8 + KV8 (INT8 cache)", recipe="fp8", cache="int8"),
+    Variant("FP8 in bf16", compute="bf16", recipe="fp8"),
+    Variant("FP8, first block left out", recipe="fp8", exclude=("blocks.0.*",)),
+    Variant("FP8, last block left out", recipe="fp8", exclude=("blocks.1.*",)),
+    Variant("FP8, cross-attention left out", recipe="fp8", exclude=("*.cross_attn.*",)),
+    Variant("FP8, FFN left out", recipe="fp8", exclude=("*.ffn.*",)),
+    Variant(
+        "FP8, cross-attention k and v left out",
+        recipe="fp8",
+        exclude=("*.cross_attn.k", "*.cross_attn.v"),
+    ),
+    Variant("FP8, cross-attention o left out", recipe="fp8", exclude=("*.cross_attn.o",)),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, default=16, help="of the shipped ones")
+    parser.add_argument("--no-table", action="store_true", help="leave docs/quality.md as it is")
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    weights = open_transformer(
+        DATA / "transformer" / "transformer.safetensors",
+        expected_shapes(lambda: Transformer(CONFIG.transformer)),
+    )
+    calibrations = _calibrations(weights, shipped_prompts()[: arguments.prompts])
+    vae = _vae()
+    baseline = _rollout(weights, Variant("fp32"), None)
+    frames = _decode(vae, baseline)
+    rows = []
+    for variant in VARIANTS:
+        key = variant.calibration_key
+        latents = _rollout(weights, variant, calibrations[key] if key else None)
+        rows.append(_row(variant.name, latents, baseline, _decode(vae, latents), frames))
+        print(rows[-1]["name"], f"{rows[-1]['latents_relative_l2']:.2e}")
+    result = {
+        "model": "golden model A (random weights)",
+        "blocks": BLOCKS,
+        "switch_block": SWITCH_BLOCK,
+        "calibration_prompts": arguments.prompts,
+        "text_states": "synthetic",
+        "cache_bytes": {
+            "longlive-1.3b, bf16": cache_bytes(ModelConfig(), 2),
+            "longlive-1.3b, KV8": cache_bytes(ModelConfig(), 1),
+        },
+        "rows": rows,
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, CPU",
+        "duration_s": round(time.monotonic() - started, 1),
+    }
+    path = ROOT / "docs" / "results" / "quality_golden_a.json"
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if not arguments.no_table:
+        _write_table(result)
+
+
+def _calibrations(
+    weights: Weights, prompts: list[str]
+) -> dict[tuple[str, tuple[str, ...]], Calibration]:
+    keys = {key for variant in VARIANTS if (key := variant.calibration_key)}
+    with TemporaryDirectory() as scratch:
+        # One set of rollouts serves all: a calibration that finds them done goes on from there.
+        progress = Path(scratch) / "progress"
+        return {
+            (recipe, exclude): calibrate(
+                CONFIG,
+                weights,
+                Request(RECIPES[recipe], tuple(prompts), Selection(exclude=exclude)),
+                SyntheticTexts(CONFIG),
+                progress,
+                lambda what, done, total: print(f"{what}: {done} of {total}"),
+            )
+            for recipe, exclude in sorted(keys)
+        }
+
+
+@torch.no_grad()
+def _rollout(weights: Weights, variant: Variant, calibration: Calibration | None) -> Tensor:
+    total = BLOCKS * CONFIG.rollout.frames_per_block
+    if calibration is None:
+        model = load_model(CONFIG, weights, variant.compute, "cpu")
+    else:
+        model = load_quantized(CONFIG, weights, calibration, variant.compute, "cpu")
+    rollout = ReferenceRollout(model, CONFIG, 1, total)
+    if variant.cache is not None and calibration is not None:
+        format_ = FORMATS[variant.cache]
+        rollout = NarrowCacheRollout(model, CONFIG, 1, total, calibration, format_)
+    # Prompts that the calibration has not seen.
+    states = SyntheticTexts(CONFIG).of(shipped_prompts()[-2:])
+    for block, (noise, *renoise) in enumerate(_noises()):
+        if block in (0, SWITCH_BLOCK):
+            rollout.switch_prompt(states[min(block, 1)])
+        rollout.run_block(noise, renoise)
+    return torch.cat(rollout.frames, dim=1).float()
+
+
+def _noises() -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(2024)
+    shape = (len(CONFIG.rollout.steps), 1, CONFIG.rollout.frames_per_block, *CONFIG.latent_shape)
+    for _ in range(BLOCKS):
+        yield torch.randn(shape, generator=generator)
+
+
+def _vae() -> VaeDecoder:
+    assert CONFIG.vae is not None
+    vae_config = CONFIG.vae
+    vae = VaeDecoder(vae_config)
+    stored = open_vae(DATA / "vae" / "vae.safetensors", expected_shapes(_maker(vae_config)))
+    vae.load_state_dict({name: stored.load(name).float() for name in stored.names})
+    return vae.eval()
+
+
+def _maker(config: VaeConfig) -> Callable[[], VaeDecoder]:
+    return lambda: VaeDecoder(config)
+
+
+@torch.no_grad()
+def _decode(vae: VaeDecoder, latents: Tensor) -> Tensor:
+    return to_pixels(vae.decode(latents)).float()
+
+
+def _row(
+    name: str, latents: Tensor, baseline: Tensor, frames: Tensor, baseline_frames: Tensor
+) -> dict[str, object]:
+    by_block = zip(
+        latents.split(CONFIG.rollout.frames_per_block, dim=1),
+        baseline.split(CONFIG.rollout.frames_per_block, dim=1),
+        strict=True,
+    )
+    return {
+        "name": name,
+        "latents_relative_l2": _relative(latents, baseline),
+        "by_block": [_relative(found, expected) for found, expected in by_block],
+        "frames_psnr_db": _psnr(frames, baseline_frames),
+    }
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def _psnr(found: Tensor, expected: Tensor) -> float:
+    error = (found - expected).square().mean()
+    return float(10 * torch.log10(255**2 / error.clamp_min(1e-12)))
+
+
+def _write_table(result: dict[str, object]) -> None:
+    rows = result["rows"]
+    assert isinstance(rows, list)
+    lines = [
+        "| against float32 | latents, relative L2 | first 5 blocks | last 5 | frames, PSNR |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        first, last = (sum(part) / 5 for part in (row["by_block"][:5], row["by_block"][-5:]))
+        lines.append(
+            f"| {row['name']} | {row['latents_relative_l2']:.1e} | {first:.1e} | {last:.1e} "
+            f"| {row['frames_psnr_db']:.1f} dB |"
+        )
+    path = ROOT / "docs" / "quality.md"
+    start, end = "<!-- table: golden-a -->", "<!-- end -->"
+    text = path.read_text(encoding="utf-8")
+    before, rest = text.split(start)
+    _, after = rest.split(end)
+    table = "\n".join(lines)
+    path.write_text(f"{before}{start}\n{table}\n{end}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

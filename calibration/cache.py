@@ -1,0 +1,56 @@
+"""The key/value cache in eight bits: one scale for each head."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from ..configs import ModelConfig
+from ..export.rollout import ReferenceRollout
+from ..export.transformer import Transformer
+from .calibration_file import Calibration
+from .quantization import rounded, scale_of
+from .recipes import Format
+
+
+def cache_scales(calibration: Calibration, block: int, format_: Format) -> dict[str, Tensor]:
+    """[heads] for keys and for values."""
+    return {part: scale_of(calibration.head_amax(block, part), format_) for part in ("k", "v")}
+
+
+class NarrowCacheRollout(ReferenceRollout):
+    """What a rollout makes of a cache in eight bits: a pass sees its own keys unrounded."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        config: ModelConfig,
+        batch: int,
+        total_frames: int,
+        calibration: Calibration,
+        format_: Format,
+    ) -> None:
+        super().__init__(model, config, batch, total_frames)
+        self._format = format_
+        self._scales: list[Mapping[str, Tensor]] = [
+            cache_scales(calibration, block, format_) for block in range(config.transformer.layers)
+        ]
+
+    def forward(
+        self, latents: Tensor, start: int, timestep: float, *, rewrite_sink: bool = False
+    ) -> Tensor:
+        flow = super().forward(latents, start, timestep, rewrite_sink=rewrite_sink)
+        for layer, scales in enumerate(self._scales):
+            self.cache.keys[layer] = self._rounded(self.cache.keys[layer], scales["k"])
+            self.cache.values[layer] = self._rounded(self.cache.values[layer], scales["v"])
+        return flow
+
+    def _rounded(self, cached: Tensor, scale: Tensor) -> Tensor:
+        return rounded(cached, scale.to(cached.device)[:, None], self._format)
+
+
+def cache_bytes(config: ModelConfig, bytes_per_value: float) -> int:
+    """Of all layers' keys and values in the frames that the runtime keeps, for one video."""
+    rollout, transformer = config.rollout, config.transformer
+    frames = rollout.window_frames - rollout.frames_per_block
+    values = 2 * transformer.layers * frames * config.tokens_per_frame * transformer.dim
+    return round(values * bytes_per_value)

@@ -1,0 +1,98 @@
+"""A small model, its export, and its calibrations: each is made once."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from longlive_trt.calibration.calibration_file import Calibration
+from longlive_trt.calibration.calibrator import Request, calibrate
+from longlive_trt.calibration.folders import SourceExport, write_quantized
+from longlive_trt.calibration.prompts import shipped_prompts
+from longlive_trt.calibration.recipes import RECIPES
+from longlive_trt.calibration.texts import SyntheticTexts
+from longlive_trt.configs import ModelConfig
+from longlive_trt.configs.loader import configure
+from longlive_trt.export.checkpoint_random import RandomWeights
+from longlive_trt.export.checkpoint_weights import Weights
+from longlive_trt.export.components import Sources, expected_shapes
+from longlive_trt.export.exporter import export
+from longlive_trt.export.transformer import Transformer
+
+from longlive_trt.precision import PRECISIONS
+
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+SMALL = {
+    "name": "calibrated-small",
+    # Two heads of 64: TensorRT fuses such attention.
+    "transformer": {
+        "dim": 128,
+        "heads": 2,
+        "layers": 2,
+        "ffn_dim": 256,
+        "freq_dim": 32,
+        "text_len": 8,
+        "text_dim": 48,
+    },
+    "latent": {"height": 4, "width": 4},
+    "rollout": {"window_frames": 9},
+}
+SEED = 5
+
+
+@pytest.fixture(scope="session")
+def small_config() -> ModelConfig:
+    return configure(SMALL, origin="conftest")
+
+
+@pytest.fixture(scope="session")
+def small_weights(small_config: ModelConfig) -> Weights:
+    return RandomWeights(expected_shapes(lambda: Transformer(small_config.transformer)), SEED)
+
+
+@pytest.fixture(scope="session")
+def calibrations(
+    small_config: ModelConfig, small_weights: Weights, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, Calibration]:
+    """One for each recipe; the rollouts are shared, as they are the same."""
+    progress = tmp_path_factory.mktemp("calibration") / "progress"
+    prompts = tuple(shipped_prompts()[:2])
+    return {
+        name: calibrate(
+            small_config,
+            small_weights,
+            Request(recipe, prompts),
+            SyntheticTexts(small_config),
+            progress,
+        )
+        for name, recipe in RECIPES.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def small_export(make_once: MakeOnce, small_config: ModelConfig) -> Path:
+    def make(path: Path) -> None:
+        export(small_config, Sources(random_seed=SEED), path, PRECISIONS["fp16"], check=False)
+
+    return make_once("calibration-export", make)
+
+
+@pytest.fixture(scope="session")
+def quantized_export(
+    make_once: MakeOnce, small_export: Path, calibrations: Mapping[str, Calibration]
+) -> Callable[[str], Path]:
+    def exported(recipe: str) -> Path:
+        def make(path: Path) -> None:
+            source = SourceExport.open(small_export)
+            write_quantized(source, calibrations[recipe], path)
+
+        return make_once(f"calibration-{recipe}", make)
+
+    return exported
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """The model is too small to share out."""
+    torch.set_num_threads(1)
