@@ -68,7 +68,7 @@ def load_replay(path: Path, config: ModelConfig) -> Replay:
     prompts = {
         int(name.removeprefix("prompt.")): tensor
         for name, tensor in tensors.items()
-        if name.removeprefix("prompt.").isdigit()
+        if name.removeprefix("prompt.").isdecimal()
     }
     schedule = _parse_schedule(path, metadata.get("schedule"), prompts)
     replay = Replay(tensors["noise"], tensors["renoise"], prompts, schedule)
@@ -95,7 +95,9 @@ def _parse_schedule(
     expected = '[{"frame": 0, "prompt": 0}, ...]'
     try:
         entries = json.loads(text or "")
-        schedule = tuple(Switch(int(entry["frame"]), int(entry["prompt"])) for entry in entries)
+        schedule = tuple(
+            Switch(_whole(entry["frame"]), _whole(entry["prompt"])) for entry in entries
+        )
     except (ValueError, TypeError, KeyError):
         raise UsageError(f"{where} is missing or not JSON of the form {expected}") from None
     if not schedule or schedule[0].frame != 0:
@@ -109,7 +111,18 @@ def _parse_schedule(
     return schedule
 
 
+def _whole(value: object) -> int:
+    if type(value) is not int:
+        raise TypeError(value)
+    return value
+
+
 def _check_shapes(path: Path, replay: Replay, config: ModelConfig) -> None:
+    if replay.noise.ndim != 5 or replay.batch == 0:
+        raise UsageError(
+            f"{path}: noise is {list(replay.noise.shape)}; "
+            f"it needs [batch, frames, channels, height, width]"
+        )
     batch, frames = replay.noise.shape[:2]
     block = config.rollout.frames_per_block
     if frames == 0 or frames % block:

@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..configs.dump import config_sha256
 from ..errors import BundleError
 from ..exports import TOKENIZER_NAME, ExportRecord, check_export, read_export
 from ..files import publish_directory, sha256_file
@@ -71,11 +72,11 @@ def build(
             key=key,
             config=record.config,
             engine=compiler.kind,
-            precision=precision.name,
+            precision=record.quantization.precision if record.quantization else precision.name,
             graphs=record.graphs,
             checkpoints=record.checkpoints,
             onnx=record.files,
-            files=_entries(folder),
+            files=bundle_entries(folder),
             options=dict(compiler.options),
             plugins=dict(compiler.plugins),
             command=command,
@@ -87,7 +88,7 @@ def build(
 
 def _key(record: ExportRecord, compiler: Compiler, precision: Precision) -> str:
     choices = [asdict(compiler.kind), dict(compiler.options), dict(compiler.plugins)]
-    decisive = [FORMAT, record.files, precision.name, *choices]
+    decisive = [FORMAT, config_sha256(record.config), record.files, precision.name, *choices]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
@@ -107,7 +108,7 @@ def _current(out: Path, key: str) -> Manifest | None:
     return manifest
 
 
-def _entries(folder: Path) -> dict[str, FileEntry]:
+def bundle_entries(folder: Path) -> dict[str, FileEntry]:
     return {
         path.name: FileEntry(sha256_file(path), path.stat().st_size)
         for path in sorted(folder.iterdir())

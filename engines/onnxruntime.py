@@ -60,10 +60,16 @@ def require_arithmetic(precision: Precision) -> None:
 def build_graph(source: Path, folder: Path, precision: Precision) -> None:
     """Optimize a graph ahead of time; the model and its weights go to ``folder``."""
     name = source.stem
-    retyped = _retyped(source, folder, precision)
+    model = ir.load(source)
+    retyped = _retyped(model, source, folder, precision)
     options = _options()
-    # Higher levels would tie the model to this machine's processor.
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    # Higher levels would tie the model to this machine's processor. FP8 stays FP8 at the basic
+    # level only: the others put integer kernels around it, which refuse it.
+    levels = ort.GraphOptimizationLevel
+    basic = _holds_fp8(model)
+    options.graph_optimization_level = (
+        levels.ORT_ENABLE_BASIC if basic else levels.ORT_ENABLE_EXTENDED
+    )
     options.optimized_model_filepath = str(folder / f"{name}{SUFFIX}")
     for key, value in (
         ("optimized_model_external_initializers_file_name", f"{name}.weights"),
@@ -77,8 +83,13 @@ def build_graph(source: Path, folder: Path, precision: Precision) -> None:
         leftover.unlink()
 
 
-def _retyped(source: Path, folder: Path, precision: Precision) -> Path | None:
-    model = ir.load(source)
+def _holds_fp8(model: ir.Model) -> bool:
+    return any(
+        value.dtype == ir.DataType.FLOAT8E4M3FN for value in model.graph.initializers.values()
+    )
+
+
+def _retyped(model: ir.Model, source: Path, folder: Path, precision: Precision) -> Path | None:
     if compute_precision(model) == precision:
         return None
     retype(model, precision)
@@ -92,6 +103,8 @@ class OnnxRuntimeEngine:
 
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
         options = _options()
+        # The build found every place for an integer kernel; what is left is for float ones.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
         if threads is not None:
             options.intra_op_num_threads = threads
         self._session = _open_session(path, options)
@@ -156,12 +169,15 @@ class OnnxRuntimeBinding:
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # onnxruntime's errors have no common base
-            raise EngineError(f"graph {self._graph} failed in onnxruntime: {error}") from error
+            raise EngineError(
+                f"graph {self._graph} failed in onnxruntime: {_brief(error)}"
+            ) from error
 
 
 def _options() -> ort.SessionOptions:
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    # Failures come as exceptions, and are told once.
+    options.log_severity_level = 4
     return options
 
 
@@ -169,7 +185,11 @@ def _open_session(path: Path, options: ort.SessionOptions) -> ort.InferenceSessi
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common base
-        raise EngineError(f"{path}: onnxruntime cannot load the graph: {error}") from None
+        raise EngineError(f"{path}: onnxruntime cannot load the graph: {_brief(error)}") from None
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _spec(value: ort.NodeArg) -> TensorSpec:

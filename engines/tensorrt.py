@@ -15,6 +15,7 @@ from ..precision import Precision
 from . import timing_cache
 from .bundle import EngineKind
 from .compiler import BuildOptions, GraphSource, Report
+from .tensorrt_engine import PLAN_SUFFIX
 from .tensorrt_failures import explain_failure, require_attention, require_memory
 from .tensorrt_flavors import Flavor, Inspection
 from .tensorrt_graph import PreparedGraph, attentions_of, connect_lengths, prepare
@@ -22,8 +23,6 @@ from .tensorrt_monitor import BuildLog, Phases, make_logger, make_monitor, run_w
 from .tensorrt_plugins import plugin_hashes, register_plugin, uses_plugin
 from .tensorrt_profiles import Profile, profiles
 from .tensorrt_report import REPORT_NAME, GraphReport, count_attention, parse_layers
-
-SUFFIX = ".engine"
 
 _FIRST_WITH_FP8 = (8, 9)
 _STEPS_SHOWN = 1000
@@ -50,6 +49,8 @@ class TensorRtCompiler:
         asked = {k: v for k, v in asdict(self._asked).items() if k in self._flavor.options}
         # Where times are kept changes no engine, and the GPU is the target.
         kept = {k: v for k, v in asked.items() if k not in ("timing_cache", "gpu")}
+        if self._target.gpu_name:
+            kept["gpu_name"] = self._target.gpu_name
         return {**kept, "attention": "plugin" if self._plugin else "standard"}
 
     @property
@@ -59,7 +60,7 @@ class TensorRtCompiler:
     def check(self, record: ExportRecord) -> None:
         for graph, info in record.graphs.items():
             profiles(graph, info, record.config, self._asked.batch)
-        if self._precision.name == "fp8":
+        if record.quantization is not None and record.quantization.precision == "fp8":
             self._require_fp8()
         has_attention = "step" in record.graphs
         if has_attention and self._precision.name == "fp32" and not self._may_decompose:
@@ -93,7 +94,7 @@ class TensorRtCompiler:
             require_memory(source.name, graph.weights_bytes)
             log = BuildLog()
             plan, peak_bytes = self._build(source, graph, shapes, log, folder, report)
-        path = folder / f"{source.name}{SUFFIX}"
+        path = folder / f"{source.name}{PLAN_SUFFIX}"
         path.write_bytes(plan)
         layers = tuple(parse_layers(log.layers))
         self._reports.append(
@@ -201,7 +202,6 @@ class TensorRtCompiler:
     def finish(self, folder: Path) -> None:
         values = {
             "engine": asdict(self.kind),
-            "gpu_name": self._target.gpu_name,
             "precision": self._precision.name,
             "options": dict(self.options),
             "graphs": [report.to_values() for report in self._reports],

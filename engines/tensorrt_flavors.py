@@ -45,6 +45,8 @@ class Flavor(Protocol):
     kind: ClassVar[str]
     options: ClassVar[frozenset[str]]
     has_plugins: ClassVar[bool]
+    captures_itself: ClassVar[bool]
+    """The runtime makes CUDA graphs of its own."""
 
     def load(self) -> Any:
         """The bindings."""
@@ -58,6 +60,10 @@ class Flavor(Protocol):
 
     def inspect(self, trt: Any, logger: Any, plan: Any) -> Inspection: ...
 
+    def create_context(self, trt: Any, engine: Any, cuda_graphs: bool) -> Any:
+        """An execution context whose scratch memory is the caller's."""
+        ...
+
 
 class TensorRtRtx:
     """Compiles ahead of time, on any machine, for the consumer GPUs that it names."""
@@ -65,6 +71,7 @@ class TensorRtRtx:
     kind: ClassVar[str] = "tensorrt-rtx"
     options: ClassVar[frozenset[str]] = _EVERYWHERE
     has_plugins: ClassVar[bool] = False
+    captures_itself: ClassVar[bool] = True
 
     def load(self) -> Any:
         return load_bindings("tensorrt_rtx", "tensorrt_rtx_bindings")
@@ -91,6 +98,21 @@ class TensorRtRtx:
         # Loading an engine needs a GPU; the builder's log has the list of layers.
         return Inspection()
 
+    def create_context(self, trt: Any, engine: Any, cuda_graphs: bool) -> Any:
+        config = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(
+            trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+        strategies = trt.CudaGraphStrategy
+        config.cuda_graph_strategy = (
+            strategies.WHOLE_GRAPH_CAPTURE if cuda_graphs else strategies.DISABLED
+        )
+        # Profiles that are not static get kernels for the shapes at hand, before they are needed.
+        config.dynamic_shapes_kernel_specialization_strategy = (
+            trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        )
+        return engine.create_execution_context(config)
+
 
 class TensorRt:
     """Compiles for the GPU in this machine, by measuring on it."""
@@ -105,6 +127,7 @@ class TensorRt:
         "timing_cache",
     }
     has_plugins: ClassVar[bool] = True
+    captures_itself: ClassVar[bool] = False
 
     def load(self) -> Any:
         return load_bindings("tensorrt")
@@ -147,6 +170,9 @@ class TensorRt:
             layers=inspector.get_engine_information(formats.ONELINE),
             json=inspector.get_engine_information(formats.JSON),
         )
+
+    def create_context(self, trt: Any, engine: Any, cuda_graphs: bool) -> Any:
+        return engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
 
 
 def _flags(options: BuildOptions) -> list[str]:

@@ -80,6 +80,7 @@ def _as_plugin_nodes(model: ir.Model) -> int:
     nodes = [node for node in model.graph if node.op_type == SINK_WINDOW_ATTENTION]
     for node in nodes:
         node.resize_outputs(2)
+        node.outputs[1].name = f"{node.name}.workspace"
         node.attributes["plugin_namespace"] = ir.AttrString("plugin_namespace", LOCAL_DOMAIN)
         node.attributes["plugin_version"] = ir.AttrString("plugin_version", "1")
     return len(nodes)

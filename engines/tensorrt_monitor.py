@@ -104,30 +104,36 @@ def run_watched(
     """
     results: list[Result] = []
     failures: list[BaseException] = []
+    ended = threading.Event()
 
     def run() -> None:
         try:
             results.append(work())
         except BaseException as error:
             failures.append(error)
+        finally:
+            ended.set()
 
     thread = threading.Thread(target=run, name="builder")
     thread.start()
-    peak_bytes = _wait(thread, phases, show)
+    try:
+        peak_bytes = _wait(ended, phases, show)
+    finally:
+        thread.join()
     if failures:
         raise failures[0]
     return results[0], peak_bytes
 
 
-def _wait(thread: threading.Thread, phases: Phases, show: Callable[[float], None]) -> int:
+def _wait(ended: threading.Event, phases: Phases, show: Callable[[float], None]) -> int:
+    # An event, as Python 3.11 loses track of a thread whose join is interrupted.
     process, peak_bytes = psutil.Process(), 0
     try:
-        while thread.is_alive():
+        while not ended.wait(_POLL_S):
             peak_bytes = max(peak_bytes, process.memory_info().rss)
             show(phases.done)
-            thread.join(_POLL_S)
-    except KeyboardInterrupt:
+    except BaseException:
         phases.is_cancelled = True
-        thread.join()
+        ended.wait()
         raise
     return max(peak_bytes, process.memory_info().rss)

@@ -22,7 +22,7 @@ _PROFILE = re.compile(r"\[profile (\d+)\]")
 _FUSED_ATTENTION = re.compile(r"mha|flash|attention", re.IGNORECASE)
 _SOFTMAX = re.compile(r"softmax|MaxSubExpSum|MaxrSubExp|ExpSumDiv", re.IGNORECASE)
 _PRODUCT = re.compile(r"gemm|Fc[A-Z_]|MatMul", re.ASCII)
-_FP8 = ("FP8", "Float8", "E4M3")
+_NARROW = ("FP8", "Int8")
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,11 @@ class Layer:
         )
 
     @property
-    def runs_in_fp8(self) -> bool:
-        return any(tensor.type.startswith(_FP8) for tensor in (*self.inputs, *self.constants))
+    def precision(self) -> str:
+        """The narrowest type of what is multiplied, else the type of the result."""
+        types = {tensor.type for tensor in (*self.inputs, *self.constants)}
+        narrow = [kind for kind in _NARROW if kind in types]
+        return narrow[0] if narrow else self.outputs[0].type if self.outputs else ""
 
     @property
     def category(self) -> str:
@@ -141,7 +144,7 @@ def _kernels_of(site: AttentionSite, layers: Sequence[Layer], profile: int) -> I
 
 
 def _is_integer(tensor: Tensor) -> bool:
-    return tensor.type.startswith("Int")
+    return tensor.type in ("Int32", "Int64")
 
 
 @dataclass(frozen=True)
@@ -162,12 +165,16 @@ class GraphReport:
         return Counter(layer.category for layer in self.layers)
 
     @property
-    def fp8_products(self) -> int:
-        return sum(layer.is_product and layer.runs_in_fp8 for layer in self.layers)
+    def products(self) -> Counter[str]:
+        """Matrix products by precision."""
+        return Counter(layer.precision for layer in self.layers if layer.is_product)
 
     def to_values(self) -> dict[str, Any]:
         values = asdict(self)
-        values["layers"] = [{**asdict(layer), "category": layer.category} for layer in self.layers]
+        values["layers"] = [
+            {**asdict(layer), "category": layer.category, "precision": layer.precision}
+            for layer in self.layers
+        ]
         values["categories"] = dict(self.categories)
-        values["fp8_matrix_products"] = self.fp8_products
+        values["matrix_products"] = dict(self.products)
         return values

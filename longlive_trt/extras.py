@@ -4,6 +4,7 @@ EXTRA_OF_MODULE = {
     "onnx_ir": "export",
     "onnxscript": "export",
     "torch": "export",
+    "PIL": "quantize",
     "huggingface_hub": "quantize",
     "modelopt": "quantize",
     "requests": "quantize",

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and their hashes."""
 
 import ctypes
+import glob
 import hashlib
 import os
 import shutil
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+
+from .errors import UsageError
 
 _CHUNK_BYTES = 1 << 22
 
@@ -39,6 +42,10 @@ def publish_directory(path: Path) -> Iterator[Path]:
 
     An older folder of that name stays whole until the new one is ready, and then goes.
     """
+    # A link stays a link; what it points to is replaced.
+    path = path.resolve()
+    if path in (Path.cwd(), *Path.cwd().parents):
+        raise UsageError(f"{path}: the folder you are in cannot be replaced; give another one")
     path.parent.mkdir(parents=True, exist_ok=True)
     discard_partials(path)
     partial = _partial_name(path)
@@ -68,10 +75,10 @@ def free_bytes(path: Path) -> int:
 
 
 def discard_partials(path: Path) -> None:
-    """Remove what killed runs left beside ``path``; those of running processes stay."""
-    for leftover in path.parent.glob(f".{path.name}.*.partial"):
+    """Remove what killed runs left beside ``path``; those of other running processes stay."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         owner = leftover.name.split(".")[-2]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+        if owner.isdigit() and (int(owner) == os.getpid() or not psutil.pid_exists(int(owner))):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 

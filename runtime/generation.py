@@ -1,6 +1,7 @@
 """One run of ``generate``: the block loop between a session and its outputs."""
 
 import platform
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from ..configs import ModelConfig
 from ..configs.dump import config_values
 from ..configs.replay import Replay
 from ..engines.bundle import Bundle
+from ..errors import UsageError
 from .assembly import Engines
 from .interrupts import StopRequest, stop_on_signals
 from .noise import FloatArray, NoiseSource, ReplayNoise, SeededNoise
@@ -96,6 +98,31 @@ def check_request(bundle: Bundle, request: Request) -> None:
         _ = bundle.tokenizer
     if request.outputs.video is not None:
         bundle.require("vae_first", "making a video")
+    _require_resumable(request)
+
+
+def _require_resumable(request: Request) -> None:
+    """A state fits caches of its own shape only, and holds what its run had to remember."""
+    rollout, saved = request.config.rollout, request.resumed
+    if rollout.is_global and (saved or request.outputs.state):
+        raise UsageError(
+            "rollout.window_frames is -1: global attention keeps no more than the video's length "
+            "asks for, so its state cannot be saved or resumed; set a window"
+        )
+    if saved is None:
+        return
+    for key in ("frames_per_block", "window_frames", "sink_frames"):
+        before, now = getattr(saved.config.rollout, key), getattr(rollout, key)
+        if before != now:
+            raise UsageError(
+                f"--resume: rollout.{key} was {before} when the state was saved, and is {now} now; "
+                f"leave it as it was"
+            )
+    if request.outputs.video is not None and saved.vae_frames is None:
+        raise UsageError(
+            "--resume: the state was saved by a run without --out, so the decoder cannot go on; "
+            "give --latents-out alone, or make the first part again with --out"
+        )
 
 
 def generate(bundle: Bundle, request: Request, progress: Progress) -> bool:
@@ -110,6 +137,7 @@ def generate(bundle: Bundle, request: Request, progress: Progress) -> bool:
             run.make(stop)
         except KeyboardInterrupt:
             stop.made = True
+            run.hand_out_rest()
         finally:
             run.finish(stop.made)
     return stop.made
@@ -129,7 +157,7 @@ class _Run:
         self._switches, self._writers, self._progress = switches, writers, progress
         self._meter = Meter(request.end_block, first_block=request.first_block)
         self._latents: list[FloatArray] = []
-        self._undecoded: Block | None = None
+        self._pending: deque[Block] = deque()
         self._between_blocks = True
 
     def make(self, stop: StopRequest) -> None:
@@ -147,28 +175,41 @@ class _Run:
             self._between_blocks = True
             if request.outputs.latents is not None:
                 self._latents.append(block.latents)
-            # The block before was decoded while this one was made.
-            previous, self._undecoded = self._undecoded, block
-            self._hand_out(previous)
-        last, self._undecoded = self._undecoded, None
-        self._hand_out(last)
+            self._pending.append(block)
+            if len(self._pending) > 1:
+                # The block before was decoded while this one was made.
+                self._hand_out()
+        self.hand_out_rest()
+
+    def hand_out_rest(self) -> None:
+        while self._pending:
+            self._hand_out()
 
     def finish(self, interrupted: bool) -> None:
         """Leave whole files, whatever ended the run."""
         outputs = self._request.outputs
-        for writer in self._writers:
-            writer.close()
-            for notice in writer.notices:
-                self._progress.notice(notice)
-        if outputs.latents is not None and self._latents:
-            write_latents(outputs.latents, np.concatenate(self._latents, axis=1))
-        self._save_state()
+        with ExitStack() as closing:
+            # One that fails does not take the others with it.
+            closing.callback(self._save_state)
+            closing.callback(self._write_latents)
+            for writer in self._writers:
+                closing.callback(self._close, writer)
         finished = self._meter.finished(outputs.video, interrupted)
         if outputs.video is not None and finished.blocks:
             record = _record(self._bundle, self._request, finished.blocks, finished.video_frames)
             for video in outputs.videos(self._request.batch):
                 write_sidecar(str(video).rstrip("/"), record)
         self._progress.finished(finished)
+
+    def _close(self, writer: FrameWriter) -> None:
+        writer.close()
+        for notice in writer.notices:
+            self._progress.notice(notice)
+
+    def _write_latents(self) -> None:
+        path = self._request.outputs.latents
+        if path is not None and self._latents:
+            write_latents(path, np.concatenate(self._latents, axis=1))
 
     def _save_state(self) -> None:
         path = self._request.outputs.state
@@ -181,13 +222,14 @@ class _Run:
         seed, prompt = self._request.seed, self._switches.prompt
         save_state(path, self._session, bundle_key=key, seed=seed, prompt=prompt)
 
-    def _hand_out(self, block: Block | None) -> None:
-        if block is None:
-            return
+    def _hand_out(self) -> None:
+        block = self._pending[0]
+        pixels = block.pixels() if self._session.decoder is not None else ()
+        # Ctrl-C ends the wait above, but lets a write finish first.
+        self._pending.popleft()
+        for row, writer in zip(pixels, self._writers, strict=True):
+            writer.write(row)
         frames = self._request.video_frames(block.index, block.index + 1)
-        if self._session.decoder is not None:
-            for row, writer in zip(block.pixels(), self._writers, strict=True):
-                writer.write(row)
         self._progress.block(self._meter.block(frames))
 
 

@@ -6,7 +6,7 @@ A second rollout, of the candidate alone, then shows how these errors add up fro
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,9 +16,18 @@ import numpy as np
 from ..configs import ModelConfig
 from ..configs.dump import config_values
 from ..configs.replay import Replay, Switch, prompts_by_block
+from ..engines import onnxruntime
 from ..engines.base import Array, Binding, Engine, TensorSpec
-from ..engines.bundle import Bundle
+from ..engines.bundle import (
+    MANIFEST_NAME,
+    Bundle,
+    EngineKind,
+    FileEntry,
+    Manifest,
+    open_bundle,
+)
 from ..errors import UsageError
+from ..exports import RECORD_NAME, check_export, read_export
 from .assembly import Engines
 from .decoder import VaeStream
 from .memory import allocate
@@ -73,6 +82,29 @@ class Rollout:
     latents: tuple[FloatArray, ...]
     """Of each block."""
     frames: tuple[Array, ...]
+
+
+def open_reference(path: Path) -> Bundle:
+    """A bundle, or a folder of exported graphs, which ONNX Runtime runs as they are."""
+    if (path / MANIFEST_NAME).is_file() or not (path / RECORD_NAME).is_file():
+        return open_bundle(path)
+    record = read_export(path)
+    check_export(path, record)
+    quantized = record.quantization
+    manifest = Manifest(
+        key="",
+        config=record.config,
+        engine=EngineKind(onnxruntime.KIND, onnxruntime.version(), "cpu"),
+        precision=quantized.precision if quantized else record.precision,
+        graphs=record.graphs,
+        checkpoints=record.checkpoints,
+        onnx=record.files,
+        files={
+            name: FileEntry(sha256, (path / name).stat().st_size)
+            for name, sha256 in record.files.items()
+        },
+    )
+    return Bundle(path, manifest)
 
 
 def default_tolerance(*precisions: str) -> float:
@@ -181,8 +213,8 @@ class _PairedBinding:
     _reference: Binding
     _candidate: Binding
     _inputs: list[tuple[Array, Array]]
-    _outputs: dict[str, tuple[Array, Array]] = field(default_factory=dict)
-    _error: GraphError = field(default_factory=GraphError)
+    _outputs: dict[str, tuple[Array, Array]]
+    _error: GraphError
 
     def run(self) -> None:
         for given, own in self._inputs:
@@ -258,11 +290,11 @@ def generated_replay(
     schedule = [Switch(0, 0)]
     if blocks > 1:
         schedule.append(Switch(blocks // 2 * rollout.frames_per_block, 1))
+    passes = len(rollout.steps) - 1
+    renoise = [np.reshape(block.renoise, (passes, *shape)) for block in drawn]
     return Replay(
         noise=np.concatenate([block.initial for block in drawn], axis=1),
-        renoise=np.stack([np.stack(list(block.renoise)) for block in drawn])
-        if len(rollout.steps) > 1
-        else np.zeros((blocks, 0, *shape), np.float32),
+        renoise=np.stack(renoise).astype(np.float32),
         prompts=dict(enumerate(states or _made_up_states(config, seed))),
         schedule=tuple(schedule),
     )
@@ -280,7 +312,7 @@ def _made_up_states(config: ModelConfig, seed: int) -> Iterator[FloatArray]:
 
 def _block_errors(expected: Rollout, found: Rollout) -> tuple[BlockError, ...]:
     frames = zip(expected.frames, found.frames, strict=True)
-    psnr = [psnr_db(own, other) for other, own in frames] or [None] * len(expected.latents)
+    psnr: list[float | None] = [psnr_db(own, other) for other, own in frames] or [None] * len(expected.latents)
     return tuple(
         BlockError(relative_error(own, other), decibels)
         for other, own, decibels in zip(expected.latents, found.latents, psnr, strict=True)
@@ -302,5 +334,3 @@ def psnr_db(found: Array, expected: Array) -> float:
     clipped = (np.clip(frames.astype(np.float64), low, high) for frames in (found, expected))
     error = float(np.mean(np.square(np.subtract(*clipped))))
     return float(10 * np.log10(_FRAME_RANGE**2 / error)) if error else float("inf")
-
-

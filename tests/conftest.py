@@ -4,6 +4,7 @@ They are for reading. A test that changes one makes a copy of its own first.
 """
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from longlive_trt.configs import ModelConfig, load_config
 from longlive_trt.configs.loader import configure
+
 from longlive_trt.precision import precision_named
 
 DATA = Path(__file__).parent / "data"
@@ -130,6 +131,44 @@ def golden_vae_bundle(make_once: MakeOnce) -> Path:
     checkpoint = DATA / "vae" / "vae.safetensors"
     exported = make_once("vae-export", lambda path: _export(config, path, vae=checkpoint))
     return make_once("vae-fp32", lambda path: _build(exported, path, "fp32"))
+
+
+@pytest.fixture(scope="session")
+def fake_bundle() -> Callable[..., Path]:
+    """A bundle that is sound as far as files go; what they hold is no engine."""
+    from longlive_trt.engines.bundle import EngineKind, FileEntry, Manifest
+
+    random = np.random.default_rng(0)
+    default = {
+        "step.onnx": b"graph" * 300,
+        "step.weights": random.bytes(120_000) + bytes(80_000),
+        "kernels/attention.ptx": random.bytes(700),
+        "empty": b"",
+    }
+
+    def make(folder: Path, contents: dict[str, bytes] | None = None, **changes: Any) -> Path:
+        contents = default if contents is None else contents
+        for name, data in contents.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+        files = {
+            name: FileEntry(hashlib.sha256(data).hexdigest(), len(data))
+            for name, data in contents.items()
+        }
+        values: dict[str, Any] = {
+            "key": "0" * 64,
+            "config": configure(MINIS["relative"], origin="conftest"),
+            "engine": EngineKind("onnxruntime", "1.24.0", "cpu"),
+            "precision": "fp32",
+            "graphs": {},
+            "checkpoints": {},
+            "onnx": {},
+        }
+        manifest = Manifest(**{**values, "files": files, **changes})
+        (folder / "manifest.json").write_text(manifest.to_json())
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -14,15 +14,32 @@ from ..engines.compiler import BuildOptions
 from ..engines.compilers import ENGINES
 from ..engines.tensorrt_report import REPORT_NAME
 from ..precision import PRECISIONS
+from ._quantized_build import QUANTIZED, plan_build
 from ._reporting import stage_reporter
 
 _PATH = click.Path(path_type=Path)
 _GIB = 1 << 30
+_COLUMNS = (
+    *("graph", "pro-\nfiles", "ker-\nnels", "fused\nattn", "matrix\nproducts", "soft-\nmax"),
+    *("scratch\nMB", "weights\nMB", "time\ns", "host\npeak MB"),
+)
 
 
 @click.command()
 @click.option("--onnx", required=True, type=_PATH, help="Folder that `export` made.")
-@click.option("--precision", type=click.Choice(list(PRECISIONS)), default="fp32", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice([*PRECISIONS, *QUANTIZED]),
+    default="fp32",
+    show_default=True,
+    help="fp8 and int8 calibrate first, unless --onnx is quantized already.",
+)
+@click.option(
+    "--compute",
+    type=click.Choice(list(PRECISIONS)),
+    help="fp8, int8: type of what is not quantized.  [default: fp32 on onnxruntime, else bf16]",
+)
+@click.option("--calibration", type=_PATH, help="fp8, int8: use the scales of this file.")
 @click.option("--engine", type=click.Choice(ENGINES), default=ENGINES[0], show_default=True)
 @click.option("--out", required=True, type=_PATH, help="The bundle.")
 @click.option("--force", is_flag=True, help="Build even if nothing has changed.")
@@ -59,6 +76,8 @@ _GIB = 1 << 30
 def command(
     onnx: Path,
     precision: str,
+    compute: str | None,
+    calibration: Path | None,
     engine: str,
     out: Path,
     force: bool,
@@ -92,10 +111,12 @@ def command(
     )
     line = " ".join(["longlive-trt", *sys.argv[1:]])
     with stage_reporter() as report:
+        plan = plan_build(onnx, precision, compute, calibration, engine)
+        plan.refuse_early(engine, options)
         result = build(
-            onnx,
+            plan.quantize(report),
             out,
-            precision,
+            plan.compute,
             engine,
             options=options,
             command=line,
@@ -125,34 +146,30 @@ def show_result(result: BuildResult, out: Path) -> None:
 
 
 def _show_report(report: dict[str, Any]) -> None:
-    table = Table(title=f"Engines for {report['engine']['target']} ({report['precision']})")
-    columns = (
-        *("graph", "profiles", "kernels", "fused attention", "matrix products", "in FP8"),
-        *("softmax", "activations", "weights", "time", "peak memory"),
-    )
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("graph", "profiles") else "right")
+    title = f"Engines for {report['engine']['target']} ({report['precision']})"
+    table = Table(title=title, box=None, pad_edge=False)
+    for number, column in enumerate(_COLUMNS):
+        table.add_column(column, justify="right" if number else "left")
     for graph in report["graphs"]:
         table.add_row(*_row(graph))
     Console().print(table)
 
 
 def _row(graph: dict[str, Any]) -> tuple[str, ...]:
-    attention, categories = graph["attention"], graph["categories"]
+    attention = graph["attention"]
     return (
         graph["graph"],
-        ", ".join(profile["name"] for profile in graph["profiles"]),
+        str(len(graph["profiles"])),
         str(len(graph["layers"])),
-        f"{attention['fused']} of {attention['expected']}" if attention["expected"] else "-",
-        str(categories.get("matrix product", 0)),
-        str(graph["fp8_matrix_products"]),
-        str(categories.get("softmax", 0)),
+        f"{attention['fused']}/{attention['expected']}" if attention["expected"] else "-",
+        "\n".join(f"{n} {kind}" for kind, n in graph["matrix_products"].items()) or "-",
+        str(graph["categories"].get("softmax", 0)),
         _megabytes(max(graph["activation_bytes"], default=0)),
         _megabytes(graph["weights_bytes"]),
-        f"{graph['duration_s']:.1f} s",
+        f"{graph['duration_s']:.1f}",
         _megabytes(graph["peak_host_bytes"]),
     )
 
 
 def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"
+    return f"{size / 1e6:.1f}"

@@ -157,6 +157,10 @@ def _require_sense(wish: Wish, outputs: Outputs) -> None:
         raise UsageError("--resume goes on with the saved seed: leave out --seed")
     if wish.replay and (wish.seconds is not None or wish.frames is not None or wish.resume):
         raise UsageError("--replay fixes the length: leave out --seconds, --frames and --resume")
+    if wish.replay and outputs.state:
+        raise UsageError(
+            "--replay takes its noise from the file, and a state has a seed: leave out --save-state"
+        )
     if wish.timeline is None and (wish.line is not None or wish.switch_frames):
         raise UsageError("--line and --switch-frames belong to --timeline FILE.jsonl")
 
@@ -254,6 +258,12 @@ def _require_same_bundle(bundle: Bundle, resumed: SavedState, path: Path | None)
 
 
 def _check_outputs(outputs: Outputs, batch: int) -> None:
+    given = [
+        Path(path).resolve() for path in (outputs.video, outputs.latents, outputs.state) if path
+    ]
+    for path in given:
+        if given.count(path) > 1:
+            raise UsageError(f"{path}: two outputs of this name; give each a name of its own")
     for video in outputs.videos(batch):
         if video is not None:
             check_output(video, outputs.overwrite)

@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from longlive_trt.configs import ModelConfig
+from longlive_trt.configs.replay import Replay, Switch, prompts_by_block
 from longlive_trt.engines.base import Engine
 from longlive_trt.engines.bundle import open_bundle
 from longlive_trt.engines.loader import load_engine
@@ -22,8 +24,6 @@ from longlive_trt.runtime.prompts import PromptContexts
 from longlive_trt.runtime.session import Session
 from longlive_trt.runtime.transformer import Context
 
-from longlive_trt.configs import ModelConfig
-from longlive_trt.configs.replay import Replay, Switch, prompts_by_block
 from longlive_trt.errors import UsageError
 
 MINI_SEED = 3
@@ -255,7 +255,9 @@ def seeded(model: Mini, config: ModelConfig, seed: int = 5) -> SeededNoise:
     )
 
 
-def run_blocks(model: Mini, config: ModelConfig, blocks: int, total: int | None, seed: int) -> Array:
+def run_blocks(
+    model: Mini, config: ModelConfig, blocks: int, total: int | None, seed: int
+) -> Array:
     states = make_replay(config, 3).prompts[0]
     noise = seeded(model, config, seed)
     with model.session(config, noise, total=total) as session:
