@@ -1,6 +1,6 @@
 """What is exported: three components, the graphs of each, and where their weights come from."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,8 +54,7 @@ class Component:
 
 def components(config: ModelConfig, sources: Sources) -> list[Component]:
     """The components that there are weights for, opened and checked."""
-    found = [_transformer(config, sources), _vae(config, sources), _text_encoder(config, sources)]
-    return [component for component in found if component is not None]
+    return [*_transformer(config, sources), *_vae(config, sources), *_text_encoder(config, sources)]
 
 
 def expected_shapes(make: Callable[[], nn.Module]) -> Shapes:
@@ -63,51 +62,53 @@ def expected_shapes(make: Callable[[], nn.Module]) -> Shapes:
         return {name: tuple(value.shape) for name, value in make().state_dict().items()}
 
 
-def _transformer(config: ModelConfig, sources: Sources) -> Component | None:
-    shapes = expected_shapes(lambda: Transformer(config.transformer))
-    if sources.random_seed is not None:
-        weights = random_weights(shapes, sources.random_seed)
-    elif sources.transformer is not None:
-        weights = open_transformer(
-            sources.transformer,
+def _transformer(config: ModelConfig, sources: Sources) -> Iterator[Component]:
+    def open_with_adapter(path: Path, shapes: Shapes) -> Weights:
+        return open_transformer(
+            path,
             shapes,
             lora=sources.lora,
             lora_alpha=sources.lora_alpha,
             use_ema=sources.use_ema,
         )
-    else:
-        return None
-    return Component("transformer", weights, (step_spec(config), prompt_spec(config)))
+
+    weights = _weights(
+        sources, sources.transformer, open_with_adapter, lambda: Transformer(config.transformer)
+    )
+    if weights is not None:
+        yield Component("transformer", weights, (step_spec(config), prompt_spec(config)))
 
 
-def _vae(config: ModelConfig, sources: Sources) -> Component | None:
+def _vae(config: ModelConfig, sources: Sources) -> Iterator[Component]:
     vae = config.vae
     if vae is None:
         _require_no_path("vae", sources.vae)
-        return None
-    shapes = expected_shapes(lambda: VaeDecoder(vae))
-    if sources.random_seed is not None:
-        weights = random_weights(shapes, sources.random_seed)
-    elif sources.vae is not None:
-        weights = open_vae(sources.vae, shapes)
-    else:
-        return None
-    return Component("vae", weights, vae_specs(config))
+        return
+    weights = _weights(sources, sources.vae, open_vae, lambda: VaeDecoder(vae))
+    if weights is not None:
+        yield Component("vae", weights, vae_specs(config))
 
 
-def _text_encoder(config: ModelConfig, sources: Sources) -> Component | None:
-    text_encoder = config.text_encoder
-    if text_encoder is None:
+def _text_encoder(config: ModelConfig, sources: Sources) -> Iterator[Component]:
+    encoder = config.text_encoder
+    if encoder is None:
         _require_no_path("text_encoder", sources.text_encoder)
-        return None
-    shapes = expected_shapes(lambda: TextEncoder(text_encoder))
+        return
+    path = sources.text_encoder
+    weights = _weights(sources, path, open_text_encoder, lambda: TextEncoder(encoder))
+    if weights is not None:
+        yield Component("text_encoder", weights, (text_spec(config),))
+
+
+def _weights(
+    sources: Sources,
+    path: Path | None,
+    open_weights: Callable[[Path, Shapes], Weights],
+    make: Callable[[], nn.Module],
+) -> Weights | None:
     if sources.random_seed is not None:
-        weights = random_weights(shapes, sources.random_seed)
-    elif sources.text_encoder is not None:
-        weights = open_text_encoder(sources.text_encoder, shapes)
-    else:
-        return None
-    return Component("text_encoder", weights, (text_spec(config),))
+        return random_weights(expected_shapes(make), sources.random_seed)
+    return None if path is None else open_weights(path, expected_shapes(make))
 
 
 def _require_no_path(section: str, path: Path | None) -> None:

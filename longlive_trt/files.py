@@ -31,6 +31,8 @@ def publish_file(path: Path) -> Iterator[Path]:
     partial = _partial_name(path)
     try:
         yield partial
+        # Some libraries write files that only their owner may read.
+        partial.chmod(0o666 & ~_umask())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -80,6 +82,12 @@ def discard_partials(path: Path) -> None:
         owner = leftover.name.split(".")[-2]
         if owner.isdigit() and (int(owner) == os.getpid() or not psutil.pid_exists(int(owner))):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def _umask() -> int:
+    """Read, not set and set back: other threads may be making files."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.partition("Umask:")[2].split()[0], 8)
 
 
 def _partial_name(path: Path) -> Path:

@@ -267,6 +267,6 @@ def _check_outputs(outputs: Outputs, batch: int) -> None:
     for video in outputs.videos(batch):
         if video is not None:
             check_output(video, outputs.overwrite)
-    for path in (outputs.latents, outputs.state):
-        if path is not None:
-            check_file_output(path, outputs.overwrite)
+    for file in (outputs.latents, outputs.state):
+        if file is not None:
+            check_file_output(file, outputs.overwrite)

@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from ...errors import OutputError
-from .base import interrupts_deferred, make_folder, partial_path, reason
+from ...files import publish_file
+from .base import interrupts_deferred, make_folder, reason
 
 
 def write_latents(path: str | Path, latents: npt.NDArray[np.generic]) -> None:
@@ -39,16 +40,12 @@ def _write_text(target: Path, text: str) -> None:
 
 def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
     make_folder(path.parent)
-    partial = partial_path(path)
     try:
-        with interrupts_deferred():
+        with interrupts_deferred(), publish_file(path) as partial:
             write(partial)
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
-            partial.replace(path)
     except (OSError, SafetensorError) as error:
         raise OutputError(
             f"{path}: cannot be written ({reason(error)}); free some space or choose another place"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
