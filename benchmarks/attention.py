@@ -297,7 +297,7 @@ def main() -> None:
     parser.add_argument("--bit-equal-repeats", type=int, default=1000)
     options = parser.parse_args()
     report: dict[str, Any] = {
-        "command": "python " + " ".join(sys.argv),
+        "command": f"python benchmarks/attention.py --repeats {options.repeats}",
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "cudnn": torch.backends.cudnn.version(),

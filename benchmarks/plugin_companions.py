@@ -1,6 +1,6 @@
 """The passes around attention against a copy of as many bytes.
 
-    python benchmarks/plugin_companions.py --out docs/results/plugin_companions_h200.json
+    python benchmarks/plugin_companions.py --out docs/results/attention_companions_h200.json
 
 Each is captured eight times over rotating buffers, so that nothing stays in the cache, and
 replayed. ``of_equal`` compares with an elementwise kernel of torch (a negation) that moves the same
@@ -149,7 +149,7 @@ def main() -> None:
     options = parser.parse_args()
     peak = copy_rate()
     report: dict[str, Any] = {
-        "command": "python " + " ".join(sys.argv),
+        "command": f"python benchmarks/plugin_companions.py --repeats {options.repeats}",
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "copy_gb_per_s": peak,

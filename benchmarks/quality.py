@@ -22,7 +22,7 @@ from longlive_trt.calibration.calibrator import Request, calibrate, load_model
 from longlive_trt.calibration.prompts import shipped_prompts
 from longlive_trt.calibration.quantized import load_quantized
 from longlive_trt.calibration.recipes import FORMATS, RECIPES
-from longlive_trt.calibration.targets import Selection
+from longlive_trt.calibration.targets import EXCLUDED, Selection
 from longlive_trt.calibration.texts import SyntheticTexts
 from longlive_trt.configs import LatentConfig, ModelConfig, TransformerConfig, VaeConfig
 from longlive_trt.export.checkpoint_weights import Weights
@@ -52,7 +52,7 @@ class Variant:
     compute: str = "fp32"
     recipe: str | None = None
     cache: str | None = None
-    exclude: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = EXCLUDED
 
     @property
     def calibration_key(self) -> tuple[str, tuple[str, ...]] | None:
@@ -67,17 +67,12 @@ VARIANTS = (
     Variant("INT8-SmoothQuant", recipe="int8-smoothquant"),
     Variant("FP8 + KV8 (FP8 cache)", recipe="fp8", cache="fp8"),
     Variant("FP8 + KV8 (INT8 cache)", recipe="fp8", cache="int8"),
-    Variant("FP8 in bf16", compute="bf16", recipe="fp8"),
-    Variant("FP8, first block left out", recipe="fp8", exclude=("blocks.0.*",)),
-    Variant("FP8, last block left out", recipe="fp8", exclude=("blocks.1.*",)),
-    Variant("FP8, cross-attention left out", recipe="fp8", exclude=("*.cross_attn.*",)),
-    Variant("FP8, FFN left out", recipe="fp8", exclude=("*.ffn.*",)),
-    Variant(
-        "FP8, cross-attention k and v left out",
-        recipe="fp8",
-        exclude=("*.cross_attn.k", "*.cross_attn.v"),
-    ),
-    Variant("FP8, cross-attention o left out", recipe="fp8", exclude=("*.cross_attn.o",)),
+    Variant("FP8, the rest in bf16", compute="bf16", recipe="fp8"),
+    Variant("FP8, every linear of the blocks", recipe="fp8", exclude=()),
+    Variant("FP8, and cross-attention left out", recipe="fp8", exclude=("*.cross_attn.*",)),
+    Variant("FP8, and FFN left out", recipe="fp8", exclude=(*EXCLUDED, "*.ffn.*")),
+    Variant("FP8, and first block left out", recipe="fp8", exclude=(*EXCLUDED, "blocks.0.*")),
+    Variant("FP8, and last block left out", recipe="fp8", exclude=(*EXCLUDED, "blocks.1.*")),
 )
 
 

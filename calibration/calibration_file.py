@@ -18,7 +18,8 @@ from ..files import publish_file
 from .modelopt import CACHE_PARTS, LayerRanges
 from .recipes import recipe_named
 
-FORMAT = "1"
+FORMAT = 1
+_METADATA = "longlive_calibration"
 FILE_NAME = "calibration.safetensors"
 
 
@@ -59,14 +60,16 @@ class Calibration:
             for key, value in vars(ranges).items():
                 if value is not None:
                     tensors[f"{key}.{name}"] = value
-        metadata = {
+        facts = {
             "format": FORMAT,
             "recipe": self.recipe,
-            "origin": json.dumps(asdict(self.origin), sort_keys=True),
-            "layers": json.dumps(list(self.layers)),
-            "statistics": json.dumps(self.statistics, sort_keys=True),
-            "versions": json.dumps(self.versions, sort_keys=True),
+            "origin": asdict(self.origin),
+            "layers": list(self.layers),
+            "statistics": self.statistics,
+            "versions": self.versions,
         }
+        # One entry, because several would be written in a random order.
+        metadata = {_METADATA: json.dumps(facts, sort_keys=True)}
         return save({name: value.contiguous() for name, value in tensors.items()}, metadata)
 
     def sha256(self) -> str:
@@ -93,40 +96,43 @@ def load_calibration(path: Path) -> Calibration:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError):
         raise UsageError(f"{path}: not a calibration file, or cut short; calibrate again") from None
-    if metadata.get("format") != FORMAT:
+    try:
+        facts = json.loads(metadata[_METADATA])
+        found = facts["format"]
+    except (KeyError, ValueError, TypeError):
+        raise UsageError(f"{path}: not a calibration file; calibrate again") from None
+    if found != FORMAT:
         raise UsageError(
-            f"{path}: not a calibration file of this version (format "
-            f"{metadata.get('format', 'missing')}, expected {FORMAT}); calibrate again"
+            f"{path}: of another version (format {found}, expected {FORMAT}); calibrate again"
         )
     try:
-        return _calibration(metadata, tensors)
-    except (KeyError, ValueError, TypeError, AttributeError):
+        return _calibration(facts, tensors)
+    except (KeyError, ValueError, TypeError, AttributeError, UsageError):
         raise UsageError(f"{path}: incomplete or altered; calibrate again") from None
 
 
-def _calibration(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Calibration:
+def _calibration(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Calibration:
     for tensor in tensors.values():
         if not (torch.isfinite(tensor).all() and (tensor >= 0).all()):
             raise ValueError("ranges are finite and not negative")
-    values: dict[str, Any] = {key: json.loads(metadata[key]) for key in ("origin", "layers")}
     return Calibration(
-        origin=Origin(**values["origin"]),
-        recipe=recipe_named(metadata["recipe"]).name,
+        origin=Origin(**facts["origin"]),
+        recipe=recipe_named(facts["recipe"]).name,
         layers={
             name: LayerRanges(
                 tensors[f"input_amax.{name}"],
                 tensors[f"weight_amax.{name}"],
                 tensors.get(f"pre_quant_scale.{name}"),
             )
-            for name in values["layers"]
+            for name in facts["layers"]
         },
         channels={
             name.removeprefix("channels."): tensor
             for name, tensor in tensors.items()
             if name.startswith("channels.")
         },
-        statistics=json.loads(metadata["statistics"]),
-        versions=json.loads(metadata["versions"]),
+        statistics=facts["statistics"],
+        versions=facts["versions"],
     )
 
 

@@ -112,7 +112,7 @@ def load_model(config: ModelConfig, weights: Weights, compute: str, device: str)
     dtype = TORCH_TYPES[compute]
     with torch.device("meta"):
         model = Transformer(config.transformer)
-    model.to_empty(device=device).to(dtype).requires_grad_(False)
+    model.to(dtype).to_empty(device=device).requires_grad_(False)
     for name, parameter in model.named_parameters():
         parameter.copy_(weights.load(name))
     return model.eval()

@@ -12,7 +12,9 @@ from ..errors import UsageError
 from ..export.transformer import Transformer
 
 INCLUDED = ("blocks.*",)
-EXCLUDED: tuple[str, ...] = ()
+# These run once a prompt and not in every pass: in docs/quality.md they cost quality, and their
+# speed buys nothing.
+EXCLUDED = ("*.cross_attn.k", "*.cross_attn.v")
 
 
 @dataclass(frozen=True)

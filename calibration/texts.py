@@ -75,7 +75,7 @@ class EncodedTexts:
         assert self._config.text_encoder is not None
         with torch.device("meta"):
             encoder = TextEncoder(self._config.text_encoder)
-        encoder.to_empty(device=self._device).to(self._dtype).requires_grad_(False)
+        encoder.to(self._dtype).to_empty(device=self._device).requires_grad_(False)
         for name, parameter in encoder.named_parameters():
             parameter.copy_(self._weights.load(name))
         return encoder.eval()

@@ -8,11 +8,20 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import onnx_ir as ir
+
 from ..configs.dump import config_sha256
 from ..errors import BundleError
-from ..exports import TOKENIZER_NAME, ExportRecord, check_export, read_export
+from ..exports import (
+    TOKENIZER_NAME,
+    ExportRecord,
+    GraphInfo,
+    check_export,
+    graph_info,
+    read_export,
+)
 from ..files import publish_directory, sha256_file
-from ..precision import Precision, precision_named
+from ..precision import Precision, precision_named, retype
 from . import onnxruntime
 from .bundle import (
     FORMAT,
@@ -73,7 +82,10 @@ def build(
             config=record.config,
             engine=compiler.kind,
             precision=record.quantization.precision if record.quantization else precision.name,
-            graphs=record.graphs,
+            graphs={
+                name: _compiled_info(export_folder / f"{name}.onnx", precision)
+                for name in record.graphs
+            },
             checkpoints=record.checkpoints,
             onnx=record.files,
             files=bundle_entries(folder),
@@ -84,6 +96,13 @@ def build(
         )
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return BuildResult(manifest, was_current=False)
+
+
+def _compiled_info(graph: Path, precision: Precision) -> GraphInfo:
+    """The tensors as the engine has them: those of the compute type in its precision."""
+    model = ir.load(graph)
+    retype(model, precision)
+    return graph_info(model)
 
 
 def _key(record: ExportRecord, compiler: Compiler, precision: Precision) -> str:

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..configs import ModelConfig
@@ -48,6 +48,8 @@ class Entry:
     bytes: int
     memory_bytes: int
     """An estimate from below: the files, and every graph's inputs and outputs."""
+    options: Mapping[str, object] = field(default_factory=dict)
+    """What the compiler was asked for."""
 
     @property
     def is_archive(self) -> bool:
@@ -79,6 +81,7 @@ def entry_of(manifest: Manifest, sha256: str, *, is_archive: bool, size: int) ->
         graphs=tuple(manifest.graphs),
         bytes=size,
         memory_bytes=_memory_bytes(manifest),
+        options=manifest.options,
     )
 
 
@@ -150,11 +153,21 @@ def _parse_entry(where: str, values: Any) -> Entry:
         entry = Entry(**{**values, "graphs": tuple(values["graphs"])})
     except (TypeError, KeyError):
         raise BundleError(f"{where}: an entry has other fields than expected") from None
-    sound = re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", str(entry.path))
-    numbers = (entry.width, entry.height, entry.bytes, entry.memory_bytes)
-    if not sound or not all(type(number) is int and number >= 0 for number in numbers):
+    if not _is_sound(entry):
         raise BundleError(f"{where}: entry {entry.path!r} does not name a bundle of this catalog")
     return entry
+
+
+def _is_sound(entry: Entry) -> bool:
+    texts = (entry.key, entry.config, entry.kind, entry.version, entry.target, entry.precision)
+    numbers = (entry.width, entry.height, entry.bytes, entry.memory_bytes)
+    return (
+        re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", str(entry.path)) is not None
+        and re.fullmatch(r"[0-9a-f]{64}", str(entry.sha256)) is not None
+        and all(isinstance(text, str) and text.isprintable() for text in texts)
+        and all(type(number) is int and number >= 0 for number in numbers)
+        and isinstance(entry.options, dict)
+    )
 
 
 def _entry_files(store: Store) -> list[str]:

@@ -16,6 +16,7 @@ _ON_GPU = ("fp8", "bf16", "fp16", "int8", "fp32")
 # Processors compute in fp32, and convert from anything shorter.
 _ON_CPU = ("fp32", "int8", "fp16")
 _FP8_FROM = (8, 9)
+_AMPERE = (8, 0)
 _RESERVED = 0.9
 """The share of the memory that a bundle may fill; the rest is for activations and others."""
 
@@ -101,8 +102,12 @@ def _wrong_hardware(entry: Entry, machine: Machine) -> str | None:
         return f"{ONNXRUNTIME} has no {entry.precision} arithmetic on a CPU"
     if machine.gpu is None:
         return f"it needs a GPU ({entry.target}), and there is none here"
-    if not _targets(entry.target, machine.gpu.capability):
-        return f"it was built for {entry.target}, and the GPU is {machine.gpu.architecture}"
+    if not _targets(entry, machine.gpu):
+        made_for = entry.options.get("gpu_name") or entry.target
+        return (
+            f"it was built for {made_for}, and the GPU is {machine.gpu.name} "
+            f"({machine.gpu.architecture})"
+        )
     if entry.precision == "fp8" and _numbers(machine.gpu.capability) < _FP8_FROM:
         return f"FP8 needs sm89 or newer, and the GPU is {machine.gpu.architecture}"
     return None
@@ -117,7 +122,9 @@ def _wrong_library(entry: Entry, machine: Machine) -> str | None:
     if entry.kind == ONNXRUNTIME:
         older = _numbers(found) < _numbers(entry.version)
         return f"onnxruntime is {found}: {_install(entry)}" if older else None
-    if not _same_version(found, entry.version):
+    if entry.options.get("strip"):
+        return "it was built without its weights (--strip): pull it, and `longlive-trt refit` it"
+    if not _runs_with(found, entry):
         return (
             f"it was built with {entry.kind} {entry.version} and runs with no other; {found} is "
             f"installed"
@@ -125,10 +132,12 @@ def _wrong_library(entry: Entry, machine: Machine) -> str | None:
     return None
 
 
-def _same_version(first: str, second: str) -> bool:
-    """Package and library may write the same version with and without its build number."""
-    pairs = zip(_numbers(first), _numbers(second), strict=False)
-    return all(own == other for own, other in pairs)
+def _runs_with(found: str, entry: Entry) -> bool:
+    own, built = _numbers(found), _numbers(entry.version)
+    if entry.options.get("version_compatible"):
+        return own[:1] == built[:1] and own >= built
+    # Package and library may write the same version with and without its build number.
+    return all(one == other for one, other in zip(own, built, strict=False))
 
 
 def _too_little_memory(entry: Entry, machine: Machine) -> str | None:
@@ -149,17 +158,13 @@ def _needs_gpu(entry: Entry) -> bool:
     return entry.target != "cpu"
 
 
-def _targets(target: str, capability: str) -> bool:
-    """``sm89``, several with commas between, or ``sm80+`` for that one and all newer."""
-    own = _numbers(capability)
-    for part in re.split(r"[,\s]+", target):
-        match = re.fullmatch(r"sm_?(\d+)(\d)([af]?)(\+?)", part)
-        if match is None:
-            continue
-        built_for = (int(match[1]), int(match[2]))
-        if own == built_for or (match[4] and own >= built_for):
-            return True
-    return False
+def _targets(entry: Entry, gpu: MachineGpu) -> bool:
+    """Engines are for one GPU model, unless they were built for more."""
+    compatibility = entry.options.get("hardware_compatibility")
+    if compatibility == "ampere-plus":
+        return _numbers(gpu.capability) >= _AMPERE
+    any_model = compatibility or entry.options.get("gpu_name") in (None, "", gpu.name)
+    return gpu.architecture == entry.target and bool(any_model)
 
 
 def _rank(entry: Entry, wish: Wish) -> tuple[object, ...]:

@@ -5,8 +5,9 @@ import io
 import logging
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -14,7 +15,6 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import fsspec  # type: ignore[import-untyped]
 
 from ..errors import BundleError, OutputError, UsageError
-from ..files import publish_file
 
 logger = logging.getLogger(__name__)
 
@@ -101,14 +101,14 @@ class Store:
     def put(self, path: Path, name: str) -> None:
         """Upload a file; it appears whole or not at all."""
         if self.is_local:
-            with publish_file(self._local(name)) as partial:
+            with _published(self._local(name)) as partial:
                 shutil.copyfile(path, partial)
         else:
             self._send(name, lambda: self._system.put_file(str(path), self._path(name)))
 
     def write(self, name: str, data: bytes) -> None:
         if self.is_local:
-            with publish_file(self._local(name)) as partial:
+            with _published(self._local(name)) as partial:
                 partial.write_bytes(data)
         else:
             self._send(name, lambda: self._system.pipe_file(self._path(name), data))
@@ -176,6 +176,17 @@ class Store:
         if _status(error) in (401, 403) or isinstance(error, PermissionError):
             advice = "sign in to the store, or ask for access"
         return BundleError(f"{self.url}/{name}: {_reason(error)}; {advice}")
+
+
+@contextmanager
+def _published(path: Path) -> Iterator[Path]:
+    """A name of its own: on a shared disk another machine may have a process of our number."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def is_transient(error: BaseException | None) -> bool:

@@ -146,8 +146,9 @@ class TensorRt:
         return here
 
     def network_flags(self, trt: Any, *, plugin: bool) -> int:
-        flag = trt.NetworkDefinitionCreationFlag.PREFER_AOT_PYTHON_PLUGINS
-        return 1 << int(flag) if plugin else 0
+        if not plugin:
+            return 0
+        return 1 << int(trt.NetworkDefinitionCreationFlag.PREFER_AOT_PYTHON_PLUGINS)
 
     def configure(self, trt: Any, config: Any, target: Target, options: BuildOptions) -> None:
         if options.workspace_bytes is not None:

@@ -118,6 +118,11 @@ def pull(
 def _entry_from_catalog(store: Store, choose: Choose | None) -> Entry:
     entries = read_catalog(store)
     if entries is None:
+        if choose is not None:
+            raise UsageError(
+                f"{store.url}: no catalog ({INDEX_NAME}) there to choose from; leave out --auto "
+                f"if it is the address of a bundle"
+            )
         raise UsageError(
             f"{store.url}: neither a bundle ({MANIFEST_NAME}) nor a catalog ({INDEX_NAME}) is "
             f"there; check the address"

@@ -12,6 +12,7 @@ from ..errors import UsageError
 from ..exports import GraphInfo, TensorInfo
 from ..files import publish_directory
 from .bundle import Bundle
+from .tensorrt_profiles import profiles as profiles_of
 
 _VERSION = "1"
 _TYPES = {
@@ -61,6 +62,11 @@ def _backend_of(bundle: Bundle) -> Backend:
             f"{bundle.folder}: Triton has no backend for {kind} engines; build with --engine "
             f"{' or '.join(_BACKENDS)}"
         )
+    if bundle.manifest.options.get("strip"):
+        raise UsageError(
+            f"{bundle.folder}: its engines were built without their weights (--strip), and Triton "
+            f"cannot add them; run `longlive-trt refit` first"
+        )
     return _BACKENDS[kind]
 
 
@@ -77,15 +83,13 @@ def _write_model(bundle: Bundle, graph: str, backend: Backend, folder: Path) -> 
     version = folder / _VERSION
     version.mkdir(parents=True)
     shutil.copyfile(source, version / backend.model_file)
-    info = bundle.manifest.graphs[graph]
-    if backend.name == "onnxruntime":
-        # The model says where its weights are, and what its tensors became in this precision.
-        model = onnx.load(source, load_external_data=False)
-        info = _graph_info(model)
-        for name in sorted(_weight_files(model)):
+    profiles = 0
+    if backend.name == "tensorrt":
+        profiles = _profile_count(bundle, graph)
+    else:
+        for name in sorted(_weight_files(onnx.load(source, load_external_data=False))):
             shutil.copyfile(_listed(bundle, name), version / name)
-    on_gpu = bundle.manifest.engine.target != "cpu"
-    config = model_config(folder.name, backend, info, on_gpu=on_gpu)
+    config = model_config(folder.name, backend, bundle.manifest.graphs[graph], profiles)
     (folder / "config.pbtxt").write_text(config, encoding="utf-8")
 
 
@@ -116,22 +120,19 @@ def _weight_files(model: onnx.ModelProto) -> set[str]:
     }
 
 
-def _graph_info(model: onnx.ModelProto) -> GraphInfo:
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
-    return GraphInfo(tuple(map(_tensor, inputs)), tuple(map(_tensor, model.graph.output)))
+def _profile_count(bundle: Bundle, graph: str) -> int:
+    manifest = bundle.manifest
+    batch = int(manifest.options.get("batch", 1))
+    return len(profiles_of(graph, manifest.graphs[graph], manifest.config, batch))
 
 
-def _tensor(value: onnx.ValueInfoProto) -> TensorInfo:
-    kind = value.type.tensor_type
-    name = onnx.TensorProto.DataType.Name(kind.elem_type).lower()
-    dims = (dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in kind.shape.dim)
-    return TensorInfo(value.name, name, tuple(dims))
-
-
-def model_config(name: str, backend: Backend, info: GraphInfo, *, on_gpu: bool) -> str:
+def model_config(name: str, backend: Backend, info: GraphInfo, profiles: int) -> str:
     """``config.pbtxt``. The batch is a dimension like others: a session's cache belongs to it."""
-    kind = "KIND_GPU" if on_gpu else "KIND_CPU"
+    group = "count: 1 kind: KIND_CPU"
+    if profiles:
+        # Triton would use the first one alone, and refuse the sizes of a re-cache.
+        names = ", ".join(f'"{number}"' for number in range(profiles))
+        group = f"count: 1 kind: KIND_GPU profile: [ {names} ]"
     lines = [
         f'name: "{name}"',
         f'backend: "{backend.name}"',
@@ -140,7 +141,7 @@ def model_config(name: str, backend: Backend, info: GraphInfo, *, on_gpu: bool) 
         f'default_model_filename: "{backend.model_file}"',
         *_tensors("input", info.inputs),
         *_tensors("output", info.outputs),
-        f"instance_group [ {{ count: 1 kind: {kind} }} ]",
+        f"instance_group [ {{ {group} }} ]",
     ]
     return "\n".join(lines) + "\n"
 

@@ -20,7 +20,7 @@ from ..exports import (
     ExportRecord,
     GraphInfo,
     Quantization,
-    TensorInfo,
+    graph_info,
 )
 from ..files import publish_directory, sha256_file
 from ..precision import Precision, retype
@@ -182,7 +182,7 @@ def _record(
     folder: Path,
 ) -> ExportRecord:
     checkpoints = {part.name: part.weights.digest() for part in parts}
-    infos = {graph.spec.name: _graph_info(graph.model) for graph in graphs}
+    infos = {graph.spec.name: graph_info(graph.model) for graph in graphs}
     return ExportRecord(
         precision=precision.name,
         quantization=quantization,
@@ -192,20 +192,6 @@ def _record(
         files={path.name: sha256_file(path) for path in sorted(folder.iterdir())},
         versions={name: version(name) for name in ("torch", "onnx", "onnxscript")},
     )
-
-
-def _graph_info(model: ir.Model) -> GraphInfo:
-    def infos(values: Sequence[ir.Value]) -> tuple[TensorInfo, ...]:
-        return tuple(_tensor_info(value) for value in values)
-
-    return GraphInfo(infos(model.graph.inputs), infos(model.graph.outputs))
-
-
-def _tensor_info(value: ir.Value) -> TensorInfo:
-    if value.name is None or value.dtype is None or value.shape is None:
-        raise ExportError(f"the tracer left {value.name} without a type or shape")
-    shape = tuple(size if isinstance(size, int) else str(size.value) for size in value.shape)
-    return TensorInfo(value.name, value.dtype.name.lower(), shape)
 
 
 def require_replaceable(out: Path) -> None:

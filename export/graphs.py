@@ -82,14 +82,18 @@ class StepGraph(nn.Module):
         turn_cached = self._rope(cache_index, latents.shape[0]) if relative else None
         cached_tokens = (sink_frames + window_frames) * self.config.tokens_per_frame
 
+        kept = self.transformer.cache_format
+
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            turned, cached = _rotate(k, turn), k_cache[layer]
+            turned, cached = _rotate(k, turn), kept.unpack(layer, "k", k_cache[layer])
             # The relative variant keeps keys as they are before rotation, and turns them anew.
-            new.append((k if relative else turned, v))
+            new_key = k if relative else turned
+            new.append((kept.pack(layer, "k", new_key), kept.pack(layer, "v", v)))
             if turn_cached is not None:
                 cached = _rotate(cached, turn_cached)
+            cached_v = kept.unpack(layer, "v", v_cache[layer])
             return _sink_window_attention(
-                _rotate(q, turn), turned, v, cached, v_cache[layer], cached_tokens
+                _rotate(q, turn), turned, v, cached, cached_v, cached_tokens
             )
 
         flow = self.transformer(

@@ -101,6 +101,16 @@ def _mlp(in_dim: int, dim: int, activation: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Linear(in_dim, dim), activation, nn.Linear(dim, dim))
 
 
+class CacheFormat(nn.Module):
+    """How keys and values [B, S, heads, head_dim] are kept between passes: as they are."""
+
+    def pack(self, layer: int, part: str, x: Tensor) -> Tensor:
+        return x
+
+    def unpack(self, layer: int, part: str, x: Tensor) -> Tensor:
+        return x
+
+
 class Transformer(nn.Module):
     """State dict keys and shapes are those of the public checkpoint."""
 
@@ -114,6 +124,7 @@ class Transformer(nn.Module):
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.head = Head(config)
+        self.cache_format = CacheFormat()
 
     def prompt(self, text_states: Tensor) -> list[KeyValue]:
         """Cross-attention keys and values of every layer, from [B, text_len, text_dim]."""

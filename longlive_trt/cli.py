@@ -18,8 +18,9 @@ from .extras import missing_module_message
 # In the order of the pipeline. Kept here so that `--help` imports no command.
 SUMMARIES = {
     "export": "Turn a checkpoint into ONNX graphs.",
-    "calibrate": "Quantize the graphs to fp8 or int8 with a calibration rollout.",
+    "calibrate": "Quantize the graphs to fp8 or int8, guided by a rollout.",
     "build": "Compile ONNX graphs into a bundle of engines.",
+    "refit": "Give stripped engines their weights.",
     "generate": "Make a video from a bundle and prompts.",
     "demo": "Export, build and generate in one go, on this machine.",
     "verify": "Check a bundle, file by file and against its reference.",
@@ -30,7 +31,7 @@ SUMMARIES = {
     "pull": "Fetch a bundle, or the best one for this machine.",
     "export-triton": "Write a model repository for NVIDIA Triton.",
     "bench": "Measure how fast a bundle runs.",
-    "doctor": "Show what this machine can do, and how to add what is missing.",
+    "doctor": "Show what this machine can do, and how to add the rest.",
 }
 INTERRUPTED = 128 + 2  # what a shell reports for a process ended by SIGINT
 

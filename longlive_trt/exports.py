@@ -1,14 +1,17 @@
 """The folder that ``export`` leaves and ``build`` takes: ONNX graphs, weights, and their record."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from .configs import ModelConfig
 from .configs.dump import config_values
 from .configs.loader import configure
-from .errors import UsageError
+from .errors import ExportError, UsageError
 from .files import sha256_file
 
 RECORD_NAME = "export.json"
@@ -103,6 +106,20 @@ def check_export(folder: Path, record: ExportRecord) -> None:
                 f"{path}: altered since the export (sha256 {found}, expected {expected}); "
                 f"export again"
             )
+
+
+def graph_info(model: ir.Model) -> GraphInfo:
+    def infos(values: Sequence[ir.Value]) -> tuple[TensorInfo, ...]:
+        return tuple(_tensor_info(value) for value in values)
+
+    return GraphInfo(infos(model.graph.inputs), infos(model.graph.outputs))
+
+
+def _tensor_info(value: ir.Value) -> TensorInfo:
+    if value.name is None or value.dtype is None or value.shape is None:
+        raise ExportError(f"the tracer left {value.name} without a type or shape")
+    shape = tuple(size if isinstance(size, int) else str(size.value) for size in value.shape)
+    return TensorInfo(value.name, value.dtype.name.lower(), shape)
 
 
 def graph_info_from_values(values: dict[str, Any]) -> GraphInfo:

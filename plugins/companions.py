@@ -5,7 +5,7 @@ All work on rows of ``heads * head_dim`` 16-bit values and round where the unfus
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,6 @@ from .variants import ELEMENTS
 _HALVES = ("bfloat16", "float16")
 _ROWS_PER_BLOCK = 4
 _ROW_THREADS = 128
-_RESIDENT_BLOCKS = 5  # per multiprocessor, as kRowBlocks in rows.cuh
 _VALUE_TOKENS = 128
 _BSHD = "batch, tokens, heads, head_dim"
 _QUANTIZE = {"none": 0, "float8_e4m3": 2, "int8": 3}
@@ -62,6 +61,40 @@ def qk_norm_rope(
     ``quantize``: none; float8_e4m3 (``query_scale`` and ``key_scale`` are given, float32 [heads]);
     or int8 (``key_scale`` is given; ``query_scale``, float32 [batch, heads, tokens], is written).
     """
+    names = _check_rope_request(inputs, outputs, quantize)
+    sources = [as_device_tensor(x, f"inputs.{n}") for x, n in zip(inputs, names, strict=True)]
+    targets = [as_device_tensor(x, f"outputs.{n}") for x, n in zip(outputs, names, strict=True)]
+    _check_rope_tensors(names, sources, targets, quantize)
+    first = sources[0]
+    batch, tokens, dim = first.shape
+    heads, head_dim = targets[0].shape[2:]
+    given = [
+        *(_vector(w, f"weights.{n}", (dim,), first) for w, n in zip(weights, "qk", strict=True)),
+        _table(tables.cosine, "tables.cosine", (tokens, head_dim // 2), first),
+        _table(tables.sine, "tables.sine", (tokens, head_dim // 2), first),
+        *_rope_scales(quantize, query_scale, key_scale, first, heads),
+    ]
+    if batch * tokens == 0:
+        return
+    parameters = struct.pack(
+        "<22Q2if4x",
+        *_padded(source.pointer for source in sources),
+        *_padded(target.pointer for target in targets),
+        *given,
+        *_padded(source.strides[1] * source.item_bytes for source in sources),
+        *_padded(target.strides[0] * target.item_bytes for target in targets),
+        *_padded(target.strides[1] * target.item_bytes for target in targets),
+        *(batch, tokens),
+        epsilon,
+    )
+    constants = _constants(first.dtype, dim, LL_HEAD_DIM=head_dim, LL_QUANTIZE=_QUANTIZE[quantize])
+    kernel = driver.load_kernel("qk_norm_rope.cu", "qk_norm_rope", constants, 0, first.device)
+    grid = (-(-batch * tokens // _ROWS_PER_BLOCK), len(sources))
+    kernel.launch(grid, _ROW_THREADS, 0, stream_handle(stream, *inputs), parameters)
+
+
+def _check_rope_request(inputs: Sequence[Any], outputs: Sequence[Any], quantize: str) -> str:
+    """The names of the tensors, one letter each."""
     if len(inputs) not in (2, 3) or len(outputs) != len(inputs):
         raise PluginError(
             f"inputs has {len(inputs)} entries and outputs {len(outputs)}: allowed is 2 (q, k) or "
@@ -71,9 +104,12 @@ def qk_norm_rope(
         raise PluginError(f"quantize is {quantize!r}: choose one of {', '.join(_QUANTIZE)}")
     if quantize != "none" and len(inputs) == 3:
         raise PluginError("inputs has values: quantized values go through quantize_values")
-    names = ("q", "k", "v")[: len(inputs)]
-    sources = [as_device_tensor(x, f"inputs.{n}") for x, n in zip(inputs, names, strict=True)]
-    targets = [as_device_tensor(x, f"outputs.{n}") for x, n in zip(outputs, names, strict=True)]
+    return "qkv"[: len(inputs)]
+
+
+def _check_rope_tensors(
+    names: str, sources: list[DeviceTensor], targets: list[DeviceTensor], quantize: str
+) -> None:
     first, target = sources[0], targets[0]
     require_rank(first, "inputs.q", "batch, tokens, heads * head_dim")
     require_rank(target, "outputs.q", _BSHD)
@@ -89,39 +125,15 @@ def qk_norm_rope(
         require_dtype(source, f"inputs.{name}", [first.dtype])
         require_shape(source, f"inputs.{name}", first.shape, "batch, tokens, heads * head_dim")
         _require_rows(source, f"inputs.{name}", first.device)
-        wanted = first.dtype if quantize == "none" else quantize
-        require_dtype(output, f"outputs.{name}", [wanted])
+        require_dtype(output, f"outputs.{name}", [first.dtype if quantize == "none" else quantize])
         require_shape(output, f"outputs.{name}", (batch, tokens, heads, head_dim), _BSHD)
         _require_slot(output, f"outputs.{name}", first.device)
-    pointers = [
-        _vector(w, f"weights.{n}", (dim,), first) for w, n in zip(weights, ("q", "k"), strict=True)
-    ]
-    angles = [
-        _table(t, f"tables.{n}", (tokens, head_dim // 2), first)
-        for t, n in ((tables.cosine, "cosine"), (tables.sine, "sine"))
-    ]
-    scales = _rope_scales(quantize, query_scale, key_scale, first, heads)
-    if batch * tokens == 0:
-        return
-    padded_sources = [*sources, *[None] * (3 - len(sources))]
-    padded_targets = [*targets, *[None] * (3 - len(targets))]
-    parameters = struct.pack(
-        "<22Q2if4x",
-        *(s.pointer if s else 0 for s in padded_sources),
-        *(t.pointer if t else 0 for t in padded_targets),
-        *pointers,
-        *angles,
-        *scales,
-        *(s.strides[1] * s.item_bytes if s else 0 for s in padded_sources),
-        *(t.strides[0] * t.item_bytes if t else 0 for t in padded_targets),
-        *(t.strides[1] * t.item_bytes if t else 0 for t in padded_targets),
-        *(batch, tokens),
-        epsilon,
-    )
-    constants = _constants(first.dtype, dim, LL_HEAD_DIM=head_dim, LL_QUANTIZE=_QUANTIZE[quantize])
-    kernel = driver.load_kernel("qk_norm_rope.cu", "qk_norm_rope", constants, 0, first.device)
-    grid = (_walking_blocks(batch * tokens, first.device, len(sources)), len(sources))
-    kernel.launch(grid, _ROW_THREADS, 0, stream_handle(stream, *inputs), parameters)
+
+
+def _padded(values: Iterable[int]) -> list[int]:
+    """Three entries, as the kernel has room for q, k and v."""
+    given = list(values)
+    return [*given, *[0] * (3 - len(given))]
 
 
 def norm_modulate(
@@ -256,15 +268,7 @@ def _launch_rows(
 ) -> None:
     kernel = driver.load_kernel("norm_modulate.cu", entry, constants, 0, source.device)
     blocks = -(-rows // _ROWS_PER_BLOCK)
-    if entry == "norm_modulate":
-        blocks = _walking_blocks(rows, source.device)
     kernel.launch((blocks,), _ROW_THREADS, 0, stream, parameters)
-
-
-def _walking_blocks(rows: int, device: int, tensors: int = 1) -> int:
-    """As many thread blocks as run at once, shared among the tensors; their warps walk the rows."""
-    resident = driver.device_facts(device).multiprocessors * _RESIDENT_BLOCKS
-    return max(1, min(-(-rows // _ROWS_PER_BLOCK), resident // tensors))
 
 
 def _constants(dtype: str, dim: int, **others: int) -> tuple[tuple[str, int], ...]:

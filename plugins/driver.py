@@ -26,7 +26,7 @@ def device_facts(ordinal: int = 0) -> DeviceFacts:
     try:
         device = core.Device(ordinal)
         device.set_current()
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # cuda.core raises private types
         raise PluginError(f"no CUDA device {ordinal} can be used: {error}") from error
     capability = device.compute_capability
     return DeviceFacts(
@@ -101,8 +101,11 @@ def load_image(
     core, driver = _import("cuda.core"), _import("cuda.bindings.driver")
     core.Device(ordinal).set_current()
     read = core.ObjectCode.from_cubin if kind == "cubin" else core.ObjectCode.from_ptx
-    code = read(image)
-    kernel = code.get_kernel(entry)
+    try:
+        code = read(image)
+        kernel = code.get_kernel(entry)
+    except Exception as error:  # cuda.core raises private types
+        raise PluginError(f"{entry} cannot be loaded on {facts.name}: {error}") from error
     limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     device = check(driver.cuDeviceGet(ordinal), "open a device")
     check(

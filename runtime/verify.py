@@ -311,11 +311,13 @@ def _made_up_states(config: ModelConfig, seed: int) -> Iterator[FloatArray]:
 
 
 def _block_errors(expected: Rollout, found: Rollout) -> tuple[BlockError, ...]:
-    frames = zip(expected.frames, found.frames, strict=True)
-    psnr: list[float | None] = [psnr_db(own, other) for other, own in frames] or [None] * len(expected.latents)
+    pairs = zip(found.frames, expected.frames, strict=True)
+    decibels: list[float | None] = [psnr_db(own, other) for own, other in pairs]
+    if not decibels:
+        decibels = [None] * len(expected.latents)
     return tuple(
-        BlockError(relative_error(own, other), decibels)
-        for other, own, decibels in zip(expected.latents, found.latents, psnr, strict=True)
+        BlockError(relative_error(own, other), psnr)
+        for own, other, psnr in zip(found.latents, expected.latents, decibels, strict=True)
     )
 
 

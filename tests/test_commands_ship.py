@@ -176,13 +176,14 @@ def test_export_triton(
     tmp_path: Path, fake_bundle: MakeBundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = EngineKind("tensorrt", "11.4.0.106", "sm90")
+    text = GraphInfo((TensorInfo("ids", "int64", ("batch", 5)),), ())
     folder = fake_bundle(
-        tmp_path / "plan", {"step.engine": b"p"}, engine=plan, graphs={"step": GRAPH}
+        tmp_path / "plan", {"text.engine": b"p"}, engine=plan, graphs={"text": text}
     )
     code, said, _ = run(capsys, "export-triton", folder, "--out", tmp_path / "models")
     assert code == 0
-    assert "mini-relative_step" in said
-    assert (tmp_path / "models" / "mini-relative_step" / "config.pbtxt").is_file()
+    assert "mini-relative_text" in said
+    assert (tmp_path / "models" / "mini-relative_text" / "config.pbtxt").is_file()
 
 
 @pytest.mark.parametrize(

@@ -37,15 +37,15 @@ struct GateParams {
 
 __device__ __forceinline__ void mean_and_inverse(const uint4 (&words)[kVectors], float epsilon,
                                                  float& mean, float& inverse) {
-  float sum = 0.0f;
+  Eight sums{};  // independent, so that no addition waits for the one before it
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     const Eight x = unpack(words[i]);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) sum += x.value[j];
+    for (int j = 0; j < 8; ++j) sums.value[j] += x.value[j];
   }
-  mean = warp_sum(sum) / kDim;
-  float squares = 0.0f;
+  mean = warp_sum(total(sums)) / kDim;
+  Eight squares{};
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     if (!in_row(i)) continue;
@@ -53,10 +53,10 @@ __device__ __forceinline__ void mean_and_inverse(const uint4 (&words)[kVectors],
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       const float centered = x.value[j] - mean;
-      squares = fmaf(centered, centered, squares);
+      squares.value[j] = fmaf(centered, centered, squares.value[j]);
     }
   }
-  inverse = rsqrtf(warp_sum(squares) / kDim + epsilon);
+  inverse = rsqrtf(warp_sum(total(squares)) / kDim + epsilon);
 }
 
 __device__ __forceinline__ uint4 modulate(const Eight& x, const uint4& scale, const uint4& shift) {
@@ -79,11 +79,10 @@ __device__ __forceinline__ void norm_row(const NormParams& params, int row,
   float inverse;
   mean_and_inverse(words, params.epsilon, mean, inverse);
   const float factor = LL_QUANTIZE ? 1.0f / *params.output_scale : 1.0f;
-  const uint4 zero = make_uint4(0, 0, 0, 0);
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
-    const uint4 scale = load_vector(params.scale + group, i, zero);
-    const uint4 shift = load_vector(params.shift + group, i, zero);
+    const uint4 scale = load_shared_vector(params.scale + group, i);
+    const uint4 shift = load_shared_vector(params.shift + group, i);
     Eight x = unpack(words[i]);
 #pragma unroll
     for (int j = 0; j < 8; ++j) x.value[j] = (x.value[j] - mean) * inverse;
@@ -103,13 +102,14 @@ __device__ __forceinline__ void norm_row(const NormParams& params, int row,
 
 extern "C" __global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks)
     norm_modulate(const __grid_constant__ NormParams params) {
-  for_each_row(
-      params.rows,
-      [&](int row) { return params.input + static_cast<int64>(row) * (kDim * 2); },
-      [&](const uint4(&words)[kVectors], int row) { norm_row(params, row, words); });
+  const int row = blockIdx.x * kRowWarps + threadIdx.x / 32;
+  if (row >= params.rows) return;
+  uint4 words[kVectors];
+  load_row(words, params.input + static_cast<int64>(row) * (kDim * 2));
+  norm_row(params, row, words);
 }
 
-extern "C" __global__ void __launch_bounds__(32 * kRowWarps, 7)
+extern "C" __global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks)
     gated_residual(const __grid_constant__ GateParams params) {
   const int row = blockIdx.x * kRowWarps + threadIdx.x / 32;
   if (row >= params.rows) return;
@@ -122,7 +122,7 @@ extern "C" __global__ void __launch_bounds__(32 * kRowWarps, 7)
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     if (!in_row(i)) continue;
-    const uint4 gate = load_vector(gate_row, i, make_uint4(0, 0, 0, 0));
+    const uint4 gate = load_shared_vector(gate_row, i);
     *reinterpret_cast<uint4*>(params.output + offset + column(i) * 2) =
         add(residual[i], multiply(update[i], gate));
   }

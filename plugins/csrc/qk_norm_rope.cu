@@ -35,14 +35,14 @@ struct Params {
 };
 
 __device__ __forceinline__ float inverse_rms(const uint4 (&words)[kVectors], float epsilon) {
-  float sum = 0.0f;
+  Eight squares{};  // independent, so that no addition waits for the one before it
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     const Eight x = unpack(words[i]);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) sum = fmaf(x.value[j], x.value[j], sum);
+    for (int j = 0; j < 8; ++j) squares.value[j] = fmaf(x.value[j], x.value[j], squares.value[j]);
   }
-  return rsqrtf(warp_sum(sum) / kDim + epsilon);
+  return rsqrtf(warp_sum(total(squares)) / kDim + epsilon);
 }
 
 __device__ __forceinline__ Eight normalize(const uint4& words, const uint4& weight, float inverse) {
@@ -125,7 +125,7 @@ __device__ __forceinline__ void finish_row(const Params& params, int which, int 
   const float inverse = inverse_rms(words, params.epsilon);
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
-    const uint4 weight = load_vector(params.weight[which], i, make_uint4(0, 0, 0, 0));
+    const uint4 weight = load_shared_vector(params.weight[which], i);
     const Eight x = rotate(normalize(words[i], weight, inverse), cosine, sine);
     store(params, which, target, i, x, place.batch, place.token);
   }
@@ -136,8 +136,9 @@ __device__ __forceinline__ void finish_row(const Params& params, int which, int 
 extern "C" __global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks)
     qk_norm_rope(const __grid_constant__ Params params) {
   const int which = blockIdx.y;
-  for_each_row(
-      params.batch * params.tokens,
-      [&](int row) { return params.input[which] + row * params.input_row_bytes[which]; },
-      [&](const uint4(&words)[kVectors], int row) { finish_row(params, which, row, words); });
+  const int row = blockIdx.x * kRowWarps + threadIdx.x / 32;
+  if (row >= params.batch * params.tokens) return;
+  uint4 words[kVectors];
+  load_row(words, params.input[which] + row * params.input_row_bytes[which]);
+  finish_row(params, which, row, words);
 }

@@ -2,7 +2,7 @@
 // row is in flight before the first is used, and sums need no shared memory.
 #pragma once
 
-#include "async_copy.cuh"
+#include "common.cuh"
 
 #ifndef LL_ELEMENT
 #define LL_ELEMENT 0
@@ -17,6 +17,7 @@ constexpr int kElement = LL_ELEMENT;
 constexpr int kDim = LL_DIM;
 constexpr int kVectors = (kDim + 255) / 256;
 constexpr int kRowWarps = 4;
+constexpr int kRowBlocks = 5;  // per multiprocessor, at least
 static_assert(kDim % 8 == 0, "rows are read sixteen bytes at a time");
 
 __device__ __forceinline__ int lane_id() { return threadIdx.x % 32; }
@@ -53,6 +54,11 @@ __device__ __forceinline__ Eight unpack(const uint4& words) {
   unpack_halves(words.z, eight.value[4], eight.value[5]);
   unpack_halves(words.w, eight.value[6], eight.value[7]);
   return eight;
+}
+
+__device__ __forceinline__ float total(const Eight& e) {
+  const float* v = e.value;
+  return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
 }
 
 __device__ __forceinline__ uint4 pack(const Eight& e) {
@@ -115,64 +121,25 @@ __device__ __forceinline__ uint2 pack_bytes_int8(const Eight& e, float factor) {
                     pack_int8<kClamp>(v[4], v[5], v[6], v[7], factor));
 }
 
-template <typename T>
-__device__ __forceinline__ T load_vector(const void* row, int vector, T fallback) {
-  if (!in_row(vector)) return fallback;
-  return *reinterpret_cast<const T*>(static_cast<const uint8*>(row) + column(vector) * 2);
+// What many rows share is kept close; the rows themselves pass by once and must not displace it.
+__device__ __forceinline__ uint4 load_shared_vector(const void* row, int vector) {
+  if (!in_row(vector)) return make_uint4(0, 0, 0, 0);
+  uint4 words;
+  asm("ld.global.L1::evict_last.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+      : "l"(static_cast<const uint8*>(row) + column(vector) * 2));
+  return words;
 }
 
 __device__ __forceinline__ void load_row(uint4 (&words)[kVectors], const void* row) {
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
-    words[i] = load_vector(row, i, make_uint4(0, 0, 0, 0));
-  }
-}
-
-// A warp walks rows a grid apart, with the next ones on their way to shared memory: registers could
-// not hold as many bytes in flight as it takes to keep the memory busy. Each lane reads back only what
-// it copied itself, so the lanes need no barrier.
-constexpr int kRowBlocks = 5;  // per multiprocessor; as many are launched as run at once
-constexpr int kRowStages = kDim <= 2048 ? 3 : 1;
-
-template <typename Address, typename Work>
-__device__ __forceinline__ void for_each_row(int rows, const Address& address, const Work& work) {
-  const int stride = gridDim.x * kRowWarps;
-  int row = blockIdx.x * kRowWarps + threadIdx.x / 32;
-  if constexpr (kRowStages == 1) {
-    for (; row < rows; row += stride) {
-      uint4 words[kVectors];
-      load_row(words, address(row));
-      work(words, row);
-    }
-  } else {
-    __shared__ __align__(16) uint8 memory[kRowWarps][kRowStages][kVectors * 512];
-    const auto at = [&](int stage, int vector) {
-      return memory[threadIdx.x / 32][stage] + vector * 512 + lane_id() * 16;
-    };
-    const auto fetch = [&](int stage, int wanted) {
-      if (wanted < rows) {
-#pragma unroll
-        for (int i = 0; i < kVectors; ++i) {
-          const uint8* source = address(wanted);
-          copy_chunk(shared_address(at(stage, i)), source + (in_row(i) ? column(i) * 2 : 0),
-                     in_row(i));
-        }
-      }
-      copy_commit();
-    };
-#pragma unroll
-    for (int ahead = 0; ahead < kRowStages - 1; ++ahead) fetch(ahead, row + ahead * stride);
-    int stage = 0;
-    for (; row < rows; row += stride) {
-      const int free_stage = stage == 0 ? kRowStages - 1 : stage - 1;
-      fetch(free_stage, row + (kRowStages - 1) * stride);
-      copy_wait<kRowStages - 1>();
-      uint4 words[kVectors];
-#pragma unroll
-      for (int i = 0; i < kVectors; ++i) words[i] = *reinterpret_cast<const uint4*>(at(stage, i));
-      work(words, row);
-      stage = stage == kRowStages - 1 ? 0 : stage + 1;
-    }
+    words[i] = make_uint4(0, 0, 0, 0);
+    if (!in_row(i)) continue;
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[i].x), "=r"(words[i].y), "=r"(words[i].z), "=r"(words[i].w)
+                 : "l"(static_cast<const uint8*>(row) + column(i) * 2)
+                 : "memory");
   }
 }
 

@@ -10,6 +10,7 @@ from longlive_trt.calibration.calibrator import Request, calibrate
 from longlive_trt.calibration.folders import SourceExport, write_quantized
 from longlive_trt.calibration.prompts import shipped_prompts
 from longlive_trt.calibration.recipes import RECIPES
+from longlive_trt.calibration.targets import Selection
 from longlive_trt.calibration.texts import SyntheticTexts
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.loader import configure
@@ -29,7 +30,7 @@ SMALL = {
     "transformer": {
         "dim": 128,
         "heads": 2,
-        "layers": 2,
+        "layers": 1,
         "ffn_dim": 256,
         "freq_dim": 32,
         "text_len": 8,
@@ -62,7 +63,7 @@ def calibrations(
         name: calibrate(
             small_config,
             small_weights,
-            Request(recipe, prompts),
+            Request(recipe, prompts, Selection(exclude=())),
             SyntheticTexts(small_config),
             progress,
         )

@@ -74,8 +74,19 @@ def test_the_best_for_each_machine(machine: Machine, wish: Wish, best: str) -> N
     ("item", "machine", "obstacle"),
     [
         (entry("tensorrt", "sm90", "fp8"), CPU, "needs a GPU (sm90)"),
-        (entry("tensorrt", "sm90", "fp16"), ADA, "built for sm90, and the GPU is sm89"),
-        (entry("tensorrt", "sm80+", "fp8"), AMPERE, "FP8 needs sm89"),
+        (entry("tensorrt", "sm90", "fp16"), ADA, "built for sm90, and the GPU is RTX 4090 (sm89)"),
+        (entry("tensorrt", "sm86", "fp8"), AMPERE, "FP8 needs sm89"),
+        (
+            entry("tensorrt", "sm90", "fp8", options={"gpu_name": "NVIDIA H200"}),
+            H100,
+            "built for NVIDIA H200, and the GPU is NVIDIA H100",
+        ),
+        (entry("tensorrt", "sm90", "fp8", options={"strip": True}), H100, "longlive-trt refit"),
+        (
+            entry("tensorrt", "sm90", "fp8", version="12.0", options={"version_compatible": True}),
+            H100,
+            "built with tensorrt 12.0",
+        ),
         (
             entry("tensorrt", "sm90", "fp8", version="11.3.0.9"),
             H100,
@@ -114,11 +125,22 @@ def test_an_empty_catalog() -> None:
         choose([], CPU, Wish(), "there")
 
 
-def test_one_bundle_for_several_architectures() -> None:
-    both = entry("tensorrt-rtx", "sm89,sm120", "fp16")
-    assert choose([both], ADA, Wish(), "there").best is both
-    newest = replace(ADA, gpu=MachineGpu("RTX 5090", "12.0", 32 * GB))
-    assert choose([both], newest, Wish(), "there").best is both
+@pytest.mark.parametrize(
+    "item",
+    [
+        entry("tensorrt", "sm90", "fp8", options={"gpu_name": "NVIDIA H100"}),
+        entry("tensorrt", "sm80", "fp8", options={"hardware_compatibility": "ampere-plus"}),
+        entry(
+            "tensorrt",
+            "sm90",
+            "fp8",
+            options={"gpu_name": "NVIDIA H200", "hardware_compatibility": "same-capability"},
+        ),
+        entry("tensorrt", "sm90", "fp8", version="11.2.1", options={"version_compatible": True}),
+    ],
+)
+def test_engines_that_were_built_to_travel(item: Entry) -> None:
+    assert choose([item], H100, Wish(), "there").best is item
 
 
 def test_of_equals_the_larger_picture_and_the_newer_engine() -> None:

@@ -106,13 +106,18 @@ def test_shared_code_uses_names_that_both_bindings_have(
     path: Path, tensorrt_names: NameTable, rtx_names: NameTable
 ) -> None:
     shared, only_rtx = classes_of(path)
-    for name, line in used_names(shared):
-        assert name in tensorrt_names or name in OWN_NAMES, f"{path.name}:{line}: TensorRT has no {name}"
-    for name, line in used_names(only_rtx):
-        assert name in rtx_names or name in OWN_NAMES, f"{path.name}:{line}: TensorRT-RTX has no {name}"
+    assert missing(shared, tensorrt_names) == []
+    assert missing(only_rtx, rtx_names) == []
     if path.stem != "tensorrt_flavors":
-        for name, line in used_names(shared):
-            assert name in rtx_names or name in OWN_NAMES, f"{path.name}:{line}: TensorRT-RTX: {name}"
+        assert missing(shared, rtx_names) == []
+
+
+def missing(tree: ast.Module, table: NameTable) -> list[str]:
+    return [
+        f"line {line}: {name}"
+        for name, line in used_names(tree)
+        if name not in table and name not in OWN_NAMES
+    ]
 
 
 def test_the_flavors_differ_where_the_bindings_do(

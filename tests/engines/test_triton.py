@@ -25,7 +25,7 @@ TENSOR = {"name": "string", "data_type": "DataType", "dims": "int64*"}
 MESSAGES = {
     "ModelInput": TENSOR,
     "ModelOutput": TENSOR,
-    "ModelInstanceGroup": {"name": "string", "kind": "Kind", "count": "int32", "gpus": "int32*"},
+    "ModelInstanceGroup": {"kind": "Kind", "count": "int32", "profile": "string*"},
     "ModelConfig": {
         "name": "string",
         "platform": "string",
@@ -129,19 +129,24 @@ def require_same(described: Any, served: Any) -> None:
     assert found == expected
 
 
-def plan_bundle(folder: Path, fake_bundle: MakeBundle, kind: str = "tensorrt") -> Bundle:
+def plan_bundle(
+    folder: Path, fake_bundle: MakeBundle, kind: str = "tensorrt", **options: object
+) -> Bundle:
     info = GraphInfo(
         (
-            TensorInfo("latents", "bfloat16", ("batch", 3, 16, 60, 104)),
-            TensorInfo("frame_index", "int64", (3,)),
+            TensorInfo("latents", "bfloat16", ("batch", "frames", 16, 4, 6)),
+            TensorInfo("sigma", "float", (1,)),
+            TensorInfo("frame_index", "int64", ("frames",)),
         ),
-        (TensorInfo("latents_next", "bfloat16", ("batch", 3, 16, 60, 104)),),
+        (TensorInfo("latents_next", "bfloat16", ("batch", "frames", 16, 4, 6)),),
     )
     made = fake_bundle(
         folder,
         {"step.engine": b"plan"},
         graphs={"step": info},
         engine=EngineKind(kind, "11.4.0.106", "sm90"),
+        precision="bf16",
+        options=options,
     )
     return open_bundle(made)
 
@@ -151,8 +156,11 @@ def test_a_tensorrt_plan(tmp_path: Path, fake_bundle: MakeBundle) -> None:
     (config,) = parse(tmp_path / "models").values()
     assert (config.backend, config.platform) == ("tensorrt", "tensorrt_plan")
     assert [enum_name(group, "kind") for group in config.instance_group] == ["KIND_GPU"]
-    assert [list(item.dims) for item in config.input] == [[-1, 3, 16, 60, 104], [3]]
-    assert enum_name(config.input[0], "data_type") == "TYPE_BF16"
+    # The denoising pass, the re-cache, and the re-cache of a window that is not full yet.
+    assert list(config.instance_group[0].profile) == ["0", "1", "2"]
+    assert [list(item.dims) for item in config.input] == [[-1, -1, 16, 4, 6], [1], [-1]]
+    types = [enum_name(item, "data_type") for item in (*config.input, *config.output)]
+    assert types == ["TYPE_BF16", "TYPE_FP32", "TYPE_INT64", "TYPE_BF16"]
     plan = tmp_path / "models" / config.name / "1" / config.default_model_filename
     assert plan.read_bytes() == b"plan"
 
@@ -161,6 +169,9 @@ def test_what_triton_cannot_serve(tmp_path: Path, fake_bundle: MakeBundle) -> No
     rtx = plan_bundle(tmp_path / "b", fake_bundle, "tensorrt-rtx")
     with pytest.raises(UsageError, match="no backend for tensorrt-rtx"):
         export_triton(rtx, tmp_path / "models")
+    stripped = plan_bundle(tmp_path / "s", fake_bundle, strip=True)
+    with pytest.raises(UsageError, match="without their weights"):
+        export_triton(stripped, tmp_path / "models")
     assert not (tmp_path / "models").exists()
 
 

@@ -1,12 +1,13 @@
 """What the kernel tests share: a GPU by capability, random inputs, float64 results."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from longlive_trt.plugins import driver
 from longlive_trt.plugins.arguments import KVPiece
+from longlive_trt.plugins.compilation import CACHE_ENVIRONMENT
 
 from longlive_trt.errors import PluginError
 
@@ -16,6 +17,14 @@ except ImportError:  # the tests that need it say so themselves
     torch = None
 
 Piece = tuple[int, int]  # valid tokens, capacity
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One cache for the whole run, and none of it in the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_ENVIRONMENT, str(tmp_path_factory.mktemp("kernels")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ torch = pytest.importorskip("torch")
 
 from longlive_trt.plugins.arguments import KVPiece  # noqa: E402
 from longlive_trt.plugins.attention import SinkWindowAttention  # noqa: E402
+from longlive_trt.plugins.tensors import DeviceTensor  # noqa: E402
 from longlive_trt.plugins.variants import Variant  # noqa: E402
 
 from longlive_trt.errors import PluginError  # noqa: E402
@@ -119,6 +120,44 @@ def test_a_captured_graph_follows_the_device_lengths():
     eager = torch.full_like(problem.out, float("nan"))
     attention(problem.q, [KVPiece(piece.k, piece.v, 100)], eager)
     assert torch.equal(eager, problem.out)
+
+
+class OnlyDlpack:
+    """A tensor of some other library."""
+
+    def __init__(self, tensor):
+        self._tensor = tensor
+
+    def __dlpack__(self, **options):
+        return self._tensor.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self._tensor.__dlpack_device__()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_any_library_with_dlpack_will_do(dtype):
+    problem = make_problem(1, 300, 2, [(200, 300)], dtype=dtype)
+    wrapped = [
+        KVPiece(OnlyDlpack(p.k), OnlyDlpack(p.v), OnlyDlpack(p.length)) for p in problem.pieces
+    ]
+    stream = torch.cuda.current_stream()
+    attention = SinkWindowAttention(dtype)
+    attention(OnlyDlpack(problem.q), wrapped, OnlyDlpack(problem.out), stream=stream)
+    assert problem.error() <= 2 * problem.reference_error()
+
+
+def test_pointers_will_do():
+    problem = make_problem(1, 300, 2, [(300, 300)])
+
+    def view(tensor):
+        return DeviceTensor.contiguous(tensor.data_ptr(), tuple(tensor.shape), "bfloat16")
+
+    piece = problem.pieces[0]
+    attention = SinkWindowAttention()
+    attention(view(problem.q), [KVPiece(view(piece.k), view(piece.v))], view(problem.out))
+    torch.cuda.synchronize()
+    assert problem.error() <= 2 * problem.reference_error()
 
 
 def test_a_tensor_on_the_cpu_is_refused_by_name():

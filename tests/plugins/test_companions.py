@@ -156,3 +156,20 @@ def test_groups_must_divide_the_rows():
     x = random_normal((10, 64), "bfloat16", 1)
     with pytest.raises(PluginError, match="gate has 3 groups: they must divide the 10 rows"):
         companions.gated_residual(x, x, x[:3], x)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"inputs": 1}, "inputs has 1 entries and outputs 3: allowed is 2"),
+        ({"quantize": "fp4"}, "quantize is 'fp4': choose one of none, float8_e4m3, int8"),
+        ({"quantize": "int8"}, "inputs has values: quantized values go through quantize_values"),
+    ],
+)
+def test_bad_rope_requests_are_refused(change, message):
+    x = random_normal((1, 4, 128), "bfloat16", 1)
+    out = x.unflatten(-1, (1, 128))
+    weight, tables = x[0, 0], RopeTables(*make_tables(4, 128))
+    inputs = [x] * change.pop("inputs", 3)
+    with pytest.raises(PluginError, match=message):
+        companions.qk_norm_rope(inputs, (weight, weight), tables, [out] * 3, **change)

@@ -1,6 +1,7 @@
 """The VAE as a stream, against recorded frames of the public model."""
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def test_the_recorded_one_shot_decode(
 @given(cuts=st.sets(st.integers(1, 6)))
 def test_chunking_changes_no_bit(engines: Engines, frames: Array, cuts: set[int]) -> None:
     bounds = [0, *sorted(cuts), 7]
-    sizes = [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
+    sizes = [end - start for start, end in pairwise(bounds)]
     assert np.array_equal(decoded(VaeStream(*engines, 1, "frames"), sizes), frames)
 
 

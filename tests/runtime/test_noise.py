@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from longlive_trt.configs.replay import Replay, Switch
 from longlive_trt.runtime.noise import ReplayNoise, SeededNoise
 
+Shape = tuple[int, ...]
+
 _WORD = 2**64 - 1
 
 

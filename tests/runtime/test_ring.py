@@ -177,7 +177,7 @@ def rollouts(draw: st.DrawFn) -> RolloutConfig:
     )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     rollout=rollouts(),
     blocks=st.integers(1, 14),
@@ -189,7 +189,7 @@ def test_every_pass_attends_what_upstream_attends(
     compare(rollout, blocks, switches, budget=blocks * rollout.frames_per_block)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     rollout=rollouts(),
     blocks=st.integers(1, 14),

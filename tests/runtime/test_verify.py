@@ -1,7 +1,7 @@
 """The comparison of two sets of engines: it passes what is the same, and finds what is not."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,10 @@ import numpy as np
 import onnx
 import pytest
 from longlive_trt.configs.replay import Switch
+from longlive_trt.engines.base import Array, TensorSpec
 from longlive_trt.engines.build import build
 from longlive_trt.engines.bundle import Bundle, open_bundle
+from longlive_trt.runtime import assembly
 from longlive_trt.runtime.verify import (
     BlockError,
     Comparison,
@@ -25,6 +27,7 @@ from longlive_trt.runtime.verify import (
 from onnx import numpy_helper
 
 from longlive_trt.errors import UsageError
+from longlive_trt.exports import GraphInfo
 
 
 def with_one_weight_changed(bundle: Bundle, folder: Path, graph: str, factor: float) -> Bundle:
@@ -101,19 +104,75 @@ def test_nan_fails(mini: Bundle, tmp_path: Path) -> None:
     assert np.isnan(result.graphs["step"].error)
 
 
-def test_decoded_frames_and_text_are_compared(tiny_bundle: Path) -> None:
-    bundle = open_bundle(tiny_bundle)
-    result = compare(bundle, bundle, 1e-12, None, 1)
-    assert result.passed
-    assert set(result.graphs) == {"text", "prompt", "step", "vae_first", "vae_next"}
-    assert result.blocks == (BlockError(0.0, float("inf")),)
+class FakeVae:
+    """Two frames to a latent one, each the mean of its channels and of the latent before."""
+
+    def __init__(self, gain: float) -> None:
+        self.gain = gain
+        size = ("batch", 1, 16, 4, 6)
+        frames = TensorSpec("frames", np.dtype(np.float32), ("batch", 2, 4, 6, 3))
+        self.inputs = {name: float_spec(name, size) for name in ("latents", "cache.0")}
+        self.outputs = {"frames": frames, "cache_next.0": float_spec("cache_next.0", size)}
+
+    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> "FakeVae.Run":
+        return FakeVae.Run(self.gain, inputs, outputs)
+
+    def close(self) -> None:
+        pass
+
+    @dataclass
+    class Run:
+        gain: float
+        inputs: Mapping[str, Array]
+        outputs: Mapping[str, Array]
+
+        def run(self) -> None:
+            latents = self.inputs["latents"].astype(np.float32)
+            before = self.inputs.get("cache.0", latents).astype(np.float32)
+            gray = np.tanh(self.gain * (latents + before).mean(axis=2))[..., None]
+            self.outputs["frames"][...] = gray
+            self.outputs["cache_next.0"][...] = latents
 
 
-def test_graphs_of_another_configuration_are_refused(
-    mini: Bundle, mini_bundle: Callable[[str], Path]
+def float_spec(name: str, shape: tuple[int | str, ...]) -> TensorSpec:
+    return TensorSpec(name, np.dtype(np.float32), shape)
+
+
+@pytest.mark.parametrize("gain", [1.0, 1.001])
+def test_decoded_frames_are_compared(
+    gain: float, mini: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = open_bundle(mini_bundle("absolute"))
-    with pytest.raises(UsageError, match="of another configuration"):
+    info = GraphInfo((), ())
+    graphs = {**mini.manifest.graphs, "vae_first": info, "vae_next": info}
+    with_vae = Bundle(mini.folder, replace(mini.manifest, graphs=graphs))
+    candidate = Bundle(tmp_path, with_vae.manifest)
+    load = assembly.load_engine
+
+    def load_engine(bundle: Bundle, graph: str) -> Any:
+        if graph.startswith("vae"):
+            return FakeVae(gain if bundle is candidate else 1.0)
+        return load(mini, graph)
+
+    monkeypatch.setattr(assembly, "load_engine", load_engine)
+    result = compare(with_vae, candidate, default_tolerance("fp32"), None, 2)
+    assert {name: graph.runs for name, graph in result.graphs.items() if name != "step"} == {
+        "prompt": 2, "vae_first": 1, "vae_next": 5,
+    }  # fmt: skip
+    decibels = [block.psnr_db or 0 for block in result.blocks]
+    if gain == 1:
+        assert result.passed
+        assert decibels == [float("inf")] * 2
+    else:
+        assert not result.passed
+        assert 60 < min(decibels) <= max(decibels) < 100
+        assert result.graphs["vae_next"].error == pytest.approx(1e-3, rel=0.5)
+        assert [block.latents for block in result.blocks] == [0, 0]
+
+
+def test_graphs_of_another_configuration_are_refused(mini: Bundle) -> None:
+    config = replace(mini.config, transformer=replace(mini.config.transformer, heads=2))
+    other = Bundle(mini.folder, replace(mini.manifest, config=config))
+    with pytest.raises(UsageError, match=r"of another configuration.*transformer\.heads is 2"):
         compare(mini, other, 1.0, None, 1)
 
 

@@ -1,0 +1,191 @@
+"""The block loop: outputs whole whatever happens, and nothing that grows."""
+
+import gc
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from longlive_trt.engines.bundle import Bundle, open_bundle
+from longlive_trt.engines.loader import load_engine
+from longlive_trt.runtime import generation
+from longlive_trt.runtime.generation import Outputs, Request, check_request, generate
+from longlive_trt.runtime.noise import SeededNoise
+from longlive_trt.runtime.progress import BlockDone, Finished, QuietProgress
+from longlive_trt.runtime.prompts import PromptContexts
+from longlive_trt.runtime.session import Session
+from longlive_trt.runtime.timeline import Cue
+from safetensors.numpy import load_file
+
+from longlive_trt.errors import OutputError, UsageError
+
+CAT = (Cue(0, "a cat"),)
+
+
+class Recorder(QuietProgress):
+    def __init__(self, on_block: Callable[[], None] = lambda: None) -> None:
+        self.blocks: list[BlockDone] = []
+        self.notices: list[str] = []
+        self.ends: list[Finished] = []
+        self._on_block = on_block
+
+    def block(self, event: BlockDone) -> None:
+        self.blocks.append(event)
+        self._on_block()
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
+
+    def finished(self, event: Finished) -> None:
+        self.ends.append(event)
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Path) -> Bundle:
+    return open_bundle(tiny_bundle)
+
+
+def request(bundle: Bundle, folder: Path, blocks: int | None = 3, **outputs: Any) -> Request:
+    paths = {"latents": folder / "l", "state": folder / "s", **outputs}
+    return Request(bundle.config, Outputs(**paths), blocks, starts=CAT)
+
+
+def frames_in(folder: Path) -> int:
+    return len(list(folder.glob("*.png")))
+
+
+@pytest.mark.parametrize(
+    ("first", "end", "frames"), [(0, 1, 9), (0, 3, 33), (1, 2, 12), (2, 5, 36), (0, 0, 0)]
+)
+def test_video_frames_of_blocks(bundle: Bundle, first: int, end: int, frames: int) -> None:
+    assert request(bundle, Path()).video_frames(first, end) == frames
+
+
+@pytest.mark.parametrize(
+    ("video", "names"),
+    [
+        ("a/v.mp4", ["a/v.0.mp4", "a/v.1.mp4"]),
+        ("frames/", ["frames.0/", "frames.1/"]),
+        (None, [None, None]),
+    ],
+)
+def test_one_video_for_every_row(video: str | None, names: list[str | None]) -> None:
+    assert Outputs(video).videos(2) == names
+    assert Outputs(video).videos(1) == [video]
+
+
+def test_decoding_changes_no_bit_of_the_latents(bundle: Bundle, tmp_path: Path) -> None:
+    with_video, without = tmp_path / "with", tmp_path / "without"
+    generate(bundle, request(bundle, with_video, video=str(tmp_path / "v.mp4")), Recorder())
+    generate(bundle, request(bundle, without), Recorder())
+    found, expected = (load_file(folder / "l")["latents"] for folder in (with_video, without))
+    assert np.array_equal(found, expected)
+
+
+class DiskFull:
+    """A writer for which the disk is full from the second block on."""
+
+    def __init__(self, *_: object) -> None:
+        self.notices: list[str] = []
+        self.written = 0
+
+    def write(self, pixels: Any) -> None:
+        self.written += 1
+        if self.written > 1:
+            raise OutputError("v.mp4: the disk is full")
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_full_disk_keeps_the_other_outputs(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "open_writer", DiskFull)
+    with pytest.raises(OutputError, match="disk is full"):
+        generate(bundle, request(bundle, tmp_path, 9, video=str(tmp_path / "v.mp4")), Recorder())
+    assert load_file(tmp_path / "l")["latents"].shape[1] >= 6
+    assert (tmp_path / "s").is_file()
+
+
+def test_an_output_that_fails_takes_no_other_with_it(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OutputError("l: cannot be written")
+
+    monkeypatch.setattr(generation, "write_latents", fail)
+    with pytest.raises(OutputError, match="l: cannot be written"):
+        generate(bundle, request(bundle, tmp_path, 1), Recorder())
+    assert (tmp_path / "s").is_file()
+
+
+def test_a_second_interrupt_keeps_what_was_made(bundle: Bundle, tmp_path: Path) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    progress = Recorder(interrupt)
+    video = f"{tmp_path / 'frames'}/"
+    with pytest.raises(KeyboardInterrupt):
+        # It is raised once more while the rest is handed out.
+        generate(bundle, request(bundle, tmp_path, 5, video=video), progress)
+    assert frames_in(tmp_path / "frames") in (9, 21)
+    assert (tmp_path / "s").is_file()
+
+
+def test_checks_come_before_files_and_engines(bundle: Bundle, tmp_path: Path) -> None:
+    too_long = replace(bundle.config.rollout, window_frames=2000)
+    asked = request(bundle, tmp_path, video=str(tmp_path / "v.mp4"))
+    with pytest.raises(UsageError, match="2000"):
+        check_request(bundle, replace(asked, config=replace(bundle.config, rollout=too_long)))
+    assert not list(tmp_path.iterdir())
+
+
+# ---- nothing grows ---------------------------------------------------------------------------
+
+
+def resident_bytes() -> int:
+    gc.collect()
+    return int(psutil.Process().memory_info().rss)
+
+
+@pytest.mark.slow
+def test_400_blocks_in_constant_memory(mini_bundle: Callable[[str], Path]) -> None:
+    mini = open_bundle(mini_bundle("relative"))
+    shape = (1, 3, *mini.config.latent_shape)
+    with (
+        load_engine(mini, "step", threads=1) as step,
+        load_engine(mini, "prompt", threads=1) as prompt,
+        Session(step, mini.config, SeededNoise(0, shape, 4)) as session,
+    ):
+        states = np.random.default_rng(0).standard_normal((2, 5, 12), np.float32)
+        contexts = [PromptContexts(prompt, 1).of_states(row[None]) for row in states]
+        sizes, files = [], []
+        for block in range(400):
+            if block % 7 == 0:
+                session.switch_prompt(contexts[block // 7 % 2])
+            latents = session.step().latents
+            if block % 10 == 0:
+                sizes.append(resident_bytes())
+                files.append(len(os.listdir("/proc/self/fd")))  # noqa: PTH208
+        assert np.isfinite(latents).all()
+        assert len(session.history.items()) == 12
+    assert max(sizes[2:]) < 1.01 * sizes[1]
+    assert len(set(files)) == 1
+
+
+@pytest.mark.slow
+def test_a_long_video_in_constant_memory(bundle: Bundle, tmp_path: Path) -> None:
+    """With decoding and an encoder; all pictures of the run are several times the allowance."""
+    sizes: list[int] = []
+    progress = Recorder(lambda: sizes.append(resident_bytes()))
+    asked = replace(request(bundle, tmp_path, 40), outputs=Outputs(f"{tmp_path}/v.mp4"))
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    generate(bundle, asked, progress)
+    assert len(sizes) == 40
+    assert max(sizes[10:]) < 1.01 * max(sizes[:10])
+    assert len(os.listdir("/proc/self/fd")) <= before  # noqa: PTH208
