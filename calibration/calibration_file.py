@@ -54,6 +54,10 @@ class Calibration:
     def head_amax(self, block: int, part: str) -> Tensor:
         return self.channels[f"blocks.{block}.self_attn.{part}_heads"]
 
+    @property
+    def blocks(self) -> int:
+        return sum(name.endswith(".self_attn.k_heads") for name in self.channels)
+
     def to_bytes(self) -> bytes:
         tensors = {f"channels.{name}": tensor for name, tensor in self.channels.items()}
         for name, ranges in self.layers.items():

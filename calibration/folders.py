@@ -31,7 +31,7 @@ from .calibration_file import (
 from .calibrator import Report, Request, calibrate
 from .plot import sensitivity_png
 from .quantized import quantized_component
-from .recipes import recipe_named
+from .recipes import Format, recipe_named
 from .sensitivity import SensitivityReport, measure
 from .texts import EncodedTexts, SyntheticTexts, TextStates, Tokenize
 
@@ -143,6 +143,7 @@ def write_quantized(
     calibration: Calibration,
     out: Path,
     *,
+    cache: Format | None = None,
     sensitivity: SensitivityReport | None = None,
     check: bool = True,
     report: Report = lambda _what, _done, _total: None,
@@ -161,17 +162,20 @@ def write_quantized(
 
     result = export_components(
         config,
-        [quantized_component(transformer, calibration)],
+        [quantized_component(transformer, calibration, cache)],
         out,
         precision_named(source.record.precision),
-        quantization=Quantization(recipe.format.name, recipe.name, calibration.sha256()),
+        quantization=Quantization(
+            recipe.format.name, recipe.name, calibration.sha256(), cache.name if cache else None
+        ),
         kept=KeptGraphs(
             source.folder,
             source.record,
             frozenset(source.record.checkpoints) - {"transformer"},
         ),
         add_files=add_files,
-        check=check,
+        # The check's random inputs are no quantized cache.
+        check=check and cache is None,
         report=report,
     )
     progress_file(out).unlink(missing_ok=True)

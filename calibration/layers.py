@@ -7,7 +7,8 @@ DequantizeLinear around the operator, which every compiler turns into a low-prec
 import torch
 from torch import Tensor, nn
 
-from .quantization import dequantize, rounded
+from ..export.transformer import CacheFormat
+from .quantization import dequantize, quantize
 from .recipes import Format
 
 OPSET = 24
@@ -34,34 +35,62 @@ class QuantizedLinear(nn.Module):
 
 
 def fake_quantize(x: Tensor, scale: Tensor, format_: Format) -> Tensor:
+    return dequantized(quantized(x, scale, format_), scale)
+
+
+def quantized(x: Tensor, scale: Tensor, format_: Format, axis: int | None = None) -> Tensor:
+    """One scale for all, or one for each index of ``axis``."""
     if not torch.compiler.is_exporting():
-        return rounded(x, scale, format_)
-    quantized: Tensor = torch.onnx.ops.symbolic(
+        return quantize(x, _along(scale, axis, x.ndim), format_)
+    attributes: dict[str, int] = {} if axis is None else {"axis": axis}
+    narrow: Tensor = torch.onnx.ops.symbolic(
         "QuantizeLinear",
         (x, scale),
-        {"output_dtype": ONNX_TYPES[format_.dtype]},
+        {**attributes, "output_dtype": ONNX_TYPES[format_.dtype]},
         dtype=format_.dtype,
         shape=x.shape,
         version=OPSET,
     )
-    return dequantized(quantized, scale)
+    return narrow
 
 
-def dequantized(quantized: Tensor, scale: Tensor, axis: int | None = None) -> Tensor:
-    """One scale for all, or one for each index of ``axis``."""
+def dequantized(narrow: Tensor, scale: Tensor, axis: int | None = None) -> Tensor:
     if not torch.compiler.is_exporting():
-        if axis is not None:
-            scale = scale.reshape([-1 if i == axis else 1 for i in range(quantized.ndim)])
-        return dequantize(quantized, scale)
+        return dequantize(narrow, _along(scale, axis, narrow.ndim))
     restored: Tensor = torch.onnx.ops.symbolic(
         "DequantizeLinear",
-        (quantized, scale),
+        (narrow, scale),
         {} if axis is None else {"axis": axis},
         dtype=scale.dtype,
-        shape=quantized.shape,
+        shape=narrow.shape,
         version=OPSET,
     )
     return restored
+
+
+def _along(scale: Tensor, axis: int | None, dimensions: int) -> Tensor:
+    if axis is None:
+        return scale
+    return scale.reshape([-1 if index == axis else 1 for index in range(dimensions)])
+
+
+class NarrowCache(CacheFormat):
+    """Keys and values in eight bits, with one scale for each head of each layer."""
+
+    _HEAD_AXIS = 2
+
+    def __init__(self, layers: int, heads: int, format_: Format) -> None:
+        super().__init__()
+        self.format = format_
+        self.scales = nn.ParameterDict(
+            {f"{part}{layer}": _constant(heads) for part in "kv" for layer in range(layers)}
+        )
+
+    def pack(self, layer: int, part: str, x: Tensor) -> Tensor:
+        return quantized(x, self.scales[f"{part}{layer}"], self.format, self._HEAD_AXIS)
+
+    def unpack(self, layer: int, part: str, x: Tensor) -> Tensor:
+        return dequantized(x, self.scales[f"{part}{layer}"], self._HEAD_AXIS)
 
 
 # Numbers of onnx.TensorProto.DataType.

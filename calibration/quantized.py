@@ -1,6 +1,6 @@
 """The rewrite: a component whose layers and weights are quantized as a calibration says."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from ..configs import ModelConfig
 from ..export.checkpoint_weights import Weights
 from ..export.components import Component
-from ..export.tracing import in_compute_type
+from ..export.tracing import GraphInput, in_compute_type
 from ..export.transformer import Transformer
 from ..export.weights_file import TORCH_TYPES
 from .calibration_file import Calibration
-from .layers import QuantizedLinear
-from .modelopt import LayerRanges
+from .layers import NarrowCache, QuantizedLinear
+from .modelopt import CACHE_PARTS, LayerRanges
 from .quantization import quantize, scale_of
 from .recipes import Format, recipe_named
 
@@ -23,18 +23,37 @@ from .recipes import Format, recipe_named
 _TOLERANCES = {"fp32": 5e-3, "fp16": 1e-1, "bf16": 5e-3}
 
 
-def quantized_component(component: Component, calibration: Calibration) -> Component:
-    adapt = layer_swapper(calibration)
+def quantized_component(
+    component: Component, calibration: Calibration, cache: Format | None = None
+) -> Component:
+    adapt = layer_swapper(calibration, cache)
     return replace(
         component,
-        weights=QuantizedWeights(component.weights, calibration),
+        weights=QuantizedWeights(component.weights, calibration, cache),
         graphs=tuple(
-            replace(graph, adapt=adapt, tolerances=_TOLERANCES) for graph in component.graphs
+            replace(
+                graph,
+                adapt=adapt,
+                tolerances=_TOLERANCES,
+                inputs=[_cache_input(item, cache) for item in graph.inputs],
+            )
+            for graph in component.graphs
         ),
     )
 
 
-def layer_swapper(calibration: Calibration) -> Callable[[nn.Module], None]:
+def _cache_input(
+    given: GraphInput | Sequence[GraphInput], cache: Format | None
+) -> GraphInput | Sequence[GraphInput]:
+    if cache is None or isinstance(given, GraphInput):
+        return given
+    kept = ("k_cache", "v_cache")
+    return [replace(i, dtype=cache.dtype) if i.name.startswith(kept) else i for i in given]
+
+
+def layer_swapper(
+    calibration: Calibration, cache: Format | None = None
+) -> Callable[[nn.Module], None]:
     """Puts quantized layers into a transformer, for their weights to be loaded."""
     format_ = recipe_named(calibration.recipe).format
 
@@ -46,6 +65,10 @@ def layer_swapper(calibration: Calibration) -> Callable[[nn.Module], None]:
             smoothed = ranges.pre_quant_scale is not None
             quantized = QuantizedLinear(layer, format_, smoothed=smoothed)
             setattr(model.get_submodule(parent), leaf, quantized)
+        if cache is not None:
+            assert isinstance(model, Transformer)
+            shape = model.config
+            model.cache_format = NarrowCache(shape.layers, shape.heads, cache)
 
     return swap
 
@@ -68,16 +91,22 @@ def load_quantized(
 class QuantizedWeights(Weights):
     """A checkpoint's weights, in which quantized layers have scales beside their values."""
 
-    def __init__(self, base: Weights, calibration: Calibration) -> None:
+    def __init__(
+        self, base: Weights, calibration: Calibration, cache: Format | None = None
+    ) -> None:
         self._base, self._calibration = base, calibration
+        self._cache = _cache_scales(calibration, cache) if cache is not None else {}
         self._format = recipe_named(calibration.recipe).format
         self._names = [name for given in base.names for name in self._with_scales(given)]
+        self._names += self._cache
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self._names)
 
     def shape(self, name: str) -> tuple[int, ...]:
+        if name in self._cache:
+            return tuple(self._cache[name].shape)
         layer, _, kind = name.rpartition(".")
         ranges = self._calibration.layers.get(layer)
         if ranges is None or kind == "bias":
@@ -91,12 +120,16 @@ class QuantizedWeights(Weights):
         }[kind]
 
     def dtype(self, name: str) -> torch.dtype:
+        if name in self._cache:
+            return torch.float32
         layer, _, kind = name.rpartition(".")
         if layer not in self._calibration.layers or kind == "bias":
             return self._base.dtype(name)
         return self._format.dtype if kind == "weight" else torch.float32
 
     def load(self, name: str) -> Tensor:
+        if name in self._cache:
+            return self._cache[name]
         layer, _, kind = name.rpartition(".")
         ranges = self._calibration.layers.get(layer)
         if ranges is None or kind == "bias":
@@ -122,6 +155,14 @@ class QuantizedWeights(Weights):
         if ranges.pre_quant_scale is not None:
             extra.append("pre_quant_scale")
         return [name, *(f"{layer}.{kind}" for kind in extra)]
+
+
+def _cache_scales(calibration: Calibration, cache: Format) -> dict[str, Tensor]:
+    return {
+        f"cache_format.scales.{part}{block}": scale_of(calibration.head_amax(block, part), cache)
+        for part in CACHE_PARTS
+        for block in range(calibration.blocks)
+    }
 
 
 def quantized_weight(weight: Tensor, ranges: LayerRanges, format_: Format) -> Tensor:

@@ -29,6 +29,8 @@ _TYPES: dict[str, tuple[np.dtype[np.generic], int]] = {
         ("tensor(bfloat16)", ml_dtypes.bfloat16, onnx.TensorProto.BFLOAT16),
         ("tensor(int64)", np.int64, onnx.TensorProto.INT64),
         ("tensor(int32)", np.int32, onnx.TensorProto.INT32),
+        ("tensor(float8e4m3fn)", ml_dtypes.float8_e4m3fn, onnx.TensorProto.FLOAT8E4M3FN),
+        ("tensor(int8)", np.int8, onnx.TensorProto.INT8),
         ("tensor(uint8)", np.uint8, onnx.TensorProto.UINT8),
         ("tensor(bool)", np.bool_, onnx.TensorProto.BOOL),
     )

@@ -61,7 +61,9 @@ class ReferenceRollout:
         batch: int,
         total_frames: int,
         observe: Callable[[str, Tensor], None] | None = None,
+        attention: Callable[[Tensor, Tensor, Tensor], Tensor] = full_attention,
     ) -> None:
+        self._attention = attention
         self.model, self.config, self.rollout = model, config, config.rollout
         self.schedule = Schedule.of(config.rollout)
         self.dtype = next(model.parameters()).dtype
@@ -156,7 +158,7 @@ class ReferenceRollout:
             keys = rotate(keys[:, :held], self._angles(0, held))
             # Here upstream cuts the cache to what is filled before it looks at the sink.
             seen = seen[seen < held]
-        return full_attention(q, keys[:, seen], values[:, seen])
+        return self._attention(q, keys[:, seen], values[:, seen])
 
     def _angles(self, first_position: int, tokens: int) -> Tensor:
         frames = tokens // self.config.tokens_per_frame

@@ -48,6 +48,8 @@ class Quantization:
     """fp8 or int8"""
     recipe: str
     calibration_sha256: str
+    cache: str | None = None
+    """fp8 or int8 where keys and values are kept so."""
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,11 @@ _PATH = click.Path(path_type=Path)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override the config.")
 @click.option("--precision", type=click.Choice(list(FORMATS)), required=True)
 @click.option("--smoothquant", is_flag=True, help="int8: move outliers into the weights.")
+@click.option(
+    "--cache",
+    type=click.Choice(list(FORMATS)),
+    help="Keep keys and values in eight bits, with a scale for each head.",
+)
 @click.option("--prompts", type=_PATH, help="One prompt a line; 64 ship with the program.")
 @click.option("--max-prompts", type=click.IntRange(1), help="Use only the first so many.")
 @click.option("--calibration", type=_PATH, help="Use the scales of this file; no rollouts.")
@@ -98,6 +103,7 @@ def command(
     overrides: tuple[str, ...],
     precision: str,
     smoothquant: bool,
+    cache: str | None,
     prompts: Path | None,
     max_prompts: int | None,
     calibration: Path | None,
@@ -151,7 +157,13 @@ def command(
                 source, found, request, error_budget, open_tokenizer, report
             )
         result = write_quantized(
-            source, found, out, sensitivity=sensitivity, check=not no_check, report=report
+            source,
+            found,
+            out,
+            cache=FORMATS[cache] if cache else None,
+            sensitivity=sensitivity,
+            check=not no_check,
+            report=report,
         )
     _show(result, found, out)
     if sensitivity is not None:

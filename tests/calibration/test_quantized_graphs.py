@@ -11,15 +11,22 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from longlive_trt.calibration.cache import NarrowCacheRollout
 from longlive_trt.calibration.calibration_file import Calibration
+from longlive_trt.calibration.folders import SourceExport, write_quantized
 from longlive_trt.calibration.quantized import load_quantized
+from longlive_trt.calibration.recipes import FORMATS
+from longlive_trt.calibration.texts import SyntheticTexts
 from longlive_trt.configs import ModelConfig
 from longlive_trt.engines.build import build
-from longlive_trt.engines.bundle import open_bundle
+from longlive_trt.engines.bundle import Bundle, open_bundle
 from longlive_trt.engines.compiler import BuildOptions
 from longlive_trt.engines.loader import load_engine
 from longlive_trt.export.checkpoint_weights import Weights
 from longlive_trt.export.exported_weights import ExportedWeights
+from longlive_trt.runtime.noise import BlockNoise
+from longlive_trt.runtime.ring import Ring, RingLayout
+from longlive_trt.runtime.transformer import TransformerPasses
 from onnx.reference import ReferenceEvaluator
 
 from longlive_trt.errors import UsageError
@@ -221,3 +228,79 @@ def test_half_precisions_hold_the_scales_exactly(quantized_export: Exported) -> 
     for value in scales:
         array = value.const_value.numpy()
         assert (array.astype(ml_dtypes.bfloat16).astype(array.dtype) == array).all()
+
+
+@pytest.fixture(scope="session")
+def narrow_cache_export(
+    make_once: Callable[[str, Callable[[Path], object]], Path],
+    small_export: Path,
+    calibrations: Mapping[str, Calibration],
+) -> Callable[[str], Path]:
+    def exported(name: str) -> Path:
+        source = SourceExport.open(small_export)
+        return make_once(
+            f"calibration-cache-{name}",
+            lambda path: write_quantized(source, calibrations["fp8"], path, cache=FORMATS[name]),
+        )
+
+    return exported
+
+
+@pytest.mark.parametrize("cache", ["fp8", "int8"])
+def test_a_narrow_cache_is_what_torch_simulates(
+    narrow_cache_export: Exported,
+    small_config: ModelConfig,
+    small_weights: Weights,
+    calibrations: Mapping[str, Calibration],
+    cache: str,
+    tmp_path: Path,
+) -> None:
+    """The runtime keeps eight bits and moves them, and the video is that of the simulation."""
+    build(narrow_cache_export(cache), tmp_path / "bundle", "fp32")
+    bundle = open_bundle(tmp_path / "bundle")
+    (states,) = SyntheticTexts(small_config).of(["A cat on a mat."])
+    blocks, shape = 5, (4, 1, 3, *small_config.latent_shape)
+    noises = torch.randn((blocks, *shape), generator=torch.Generator().manual_seed(1))
+    calibration, half = calibrations["fp8"], HalfWeights(small_weights)
+    model = load_quantized(small_config, half, calibration, "fp32", "cpu")
+    rollout = NarrowCacheRollout(model, small_config, 1, 3 * blocks, calibration, FORMATS[cache])
+    found = run_passes(bundle, small_config, states, noises)
+    with torch.no_grad():
+        rollout.switch_prompt(states)
+        for noise in noises:
+            rollout.run_block(noise[0], list(noise[1:]))
+    for one, other in zip(found, rollout.frames, strict=True):
+        assert np.linalg.norm(one - other.numpy()) / np.linalg.norm(other.numpy()) < 1e-2
+
+
+def run_passes(
+    bundle: Bundle, config: ModelConfig, states: torch.Tensor, noises: torch.Tensor
+) -> list[np.ndarray]:
+    with load_engine(bundle, "prompt") as prompt, load_engine(bundle, "step") as step:
+        context = {n: np.empty(s.sized(batch=1), s.dtype) for n, s in prompt.outputs.items()}
+        prompt.bind({"text_states": states.numpy()}, context).run()
+        ring = Ring(RingLayout.of(config, None if config.rollout.rope == "relative" else 15))
+        passes = TransformerPasses(step, config, ring.layout, 1)
+        assert {array.dtype.itemsize for array in passes.cache.values()} == {1}
+        passes.use_context(context)
+        found = []
+        for noise in noises.numpy():
+            given = BlockNoise(noise[0], list(noise[1:]))
+            found.append(passes.run_block(ring.block_plan(), given).copy())
+            ring = ring.after_block()
+        return found
+
+
+@pytest.mark.parametrize(("cache", "gpu"), [("fp8", "sm89"), ("int8", "sm120")])
+def test_tensorrt_takes_a_narrow_cache(
+    narrow_cache_export: Exported, tmp_path: Path, cache: str, gpu: str
+) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="needs tensorrt-rtx")
+    options = BuildOptions(gpu=gpu)
+    build(narrow_cache_export(cache), tmp_path / "b", "fp16", "tensorrt-rtx", options=options)
+    (kind,) = {
+        tensor.dtype
+        for tensor in open_bundle(tmp_path / "b").manifest.graphs["step"].inputs
+        if tensor.name.startswith(("k_cache", "v_cache"))
+    }
+    assert kind == {"fp8": "float8e4m3fn", "int8": "int8"}[cache]
