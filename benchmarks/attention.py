@@ -20,6 +20,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention as sdpa
+
 from longlive_trt.plugins import driver
 from longlive_trt.plugins.arguments import KVPiece, Scales
 from longlive_trt.plugins.attention import SinkWindowAttention
@@ -28,8 +31,6 @@ from longlive_trt.plugins.portable import PortableAttention
 from longlive_trt.plugins.reference import padded_tokens
 from longlive_trt.plugins.tensorrt_plugin import plugin_kernel, workspace_floats
 from longlive_trt.plugins.variants import choose_variant
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 HEADS, HEAD_DIM = 12, 128
 SCALE = HEAD_DIM**-0.5

@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+
 from longlive_trt.calibration.calibration_file import save_calibration
 from longlive_trt.calibration.calibrator import Request, calibrate
 from longlive_trt.calibration.prompts import shipped_prompts

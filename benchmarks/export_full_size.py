@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-EXPORT = "export --config longlive-1.3b --random-weights 0 --out".split()
+EXPORT = ["export", "--config", "longlive-1.3b", "--random-weights", "0", "--out"]
 
 
 def measure(scratch: Path) -> dict[str, object]:

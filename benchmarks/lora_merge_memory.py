@@ -20,10 +20,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
+
 from longlive_trt.configs import TransformerConfig
 from longlive_trt.export.checkpoints import open_transformer, random_weights, write_safetensors
 from longlive_trt.export.transformer import Transformer
-from safetensors.torch import load_file
 
 SEED = 0
 RANK = 256

@@ -17,6 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+
 from longlive_trt.plugins import companions
 from longlive_trt.plugins.companions import RopeTables
 from longlive_trt.plugins.reference import padded_tokens

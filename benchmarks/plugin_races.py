@@ -14,6 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+
 from longlive_trt.plugins import companions, driver
 from longlive_trt.plugins.arguments import KVPiece, Scales
 from longlive_trt.plugins.attention import SinkWindowAttention

@@ -16,6 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from torch import Tensor
+
 from longlive_trt.calibration.cache import NarrowCacheRollout, cache_bytes
 from longlive_trt.calibration.calibration_file import Calibration
 from longlive_trt.calibration.calibrator import Request, calibrate, load_model
@@ -31,7 +33,6 @@ from longlive_trt.export.components import expected_shapes
 from longlive_trt.export.rollout import ReferenceRollout
 from longlive_trt.export.transformer import Transformer
 from longlive_trt.export.vae import VaeDecoder, to_pixels
-from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests" / "data"

@@ -102,7 +102,9 @@ def measure(folder: Path, blocks: int) -> dict[str, object]:
 
 def engines_for_vae(bundle: object) -> tuple[TimedEngine, TimedEngine]:
     clock = Clock()
-    return tuple(TimedEngine(load_engine(bundle, name), clock) for name in ("vae_first", "vae_next"))
+    return tuple(
+        TimedEngine(load_engine(bundle, name), clock) for name in ("vae_first", "vae_next")
+    )
 
 
 def measure_vae(bundle: object, latents: list[Array], frames: int) -> dict[str, object]:

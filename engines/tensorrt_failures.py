@@ -11,7 +11,7 @@ _NO_KERNEL = "not supported by a dedicated kernel"
 
 # Measured: the plan, the weights as read, and the compiler's copies of them.
 _COPIES_OF_WEIGHTS = 3.0
-_COMPILER_BYTES = _GIB
+_COMPILER_BYTES = _GIB // 4
 
 _LESS_MEMORY = (
     "export with --precision fp16 (weights are then never converted), close other programs, or "

@@ -203,6 +203,8 @@ def _run_graph(spec: GraphSpec, folder: Path, precision: Precision, inputs: Tens
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     # Packed copies of the weights would double the memory for a graph that runs once.
     options.add_session_config_entry("session.disable_prepacking", "1")
+    # The arena grows in powers of two and keeps what it has.
+    options.enable_cpu_mem_arena = False
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     feeds = {value.name: _as_type(inputs[value.name], value.type) for value in session.get_inputs()}
     names = [value.name for value in session.get_outputs()]
@@ -215,4 +217,4 @@ def _run_graph(spec: GraphSpec, folder: Path, precision: Precision, inputs: Tens
 
 def _as_type(tensor: Tensor, onnx_type: str) -> np.ndarray:
     types = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(int64)": np.int64}
-    return tensor.numpy().astype(types[onnx_type])
+    return tensor.numpy().astype(types[onnx_type], copy=False)

@@ -92,7 +92,7 @@ fi
 rm -f "$venv"/.ready*
 pip install -q -c constraints.txt setuptools
 has_torch || install_torch || fail "torch $torch_version cannot be installed; see above"
-say "installing longlive-trt[export,dev]"
-pip install --no-build-isolation -c constraints.txt -e '.[export,dev]'
+say "installing longlive-trt[export,quantize,tensorrt-rtx,dev]"
+pip install --no-build-isolation -c constraints.txt -e '.[export,quantize,tensorrt-rtx,dev]'
 touch "$venv/.ready" "$venv/.ready${torch_build:+-$torch_build}"
 say "$venv is ready"

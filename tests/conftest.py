@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from longlive_trt.configs import ModelConfig, load_config
 from longlive_trt.configs.loader import configure
-
 from longlive_trt.precision import precision_named
 
 DATA = Path(__file__).parent / "data"

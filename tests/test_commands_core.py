@@ -14,11 +14,11 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from longlive_trt.configs import ModelConfig
-from longlive_trt.configs.dump import config_values
 from safetensors.numpy import load_file, save_file
 
 from longlive_trt.cli import main
+from longlive_trt.configs import ModelConfig
+from longlive_trt.configs.dump import config_values
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).parent / "data" / "transformer"

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from longlive_trt.engines.bundle import EngineKind, open_bundle
-from longlive_trt.engines.choice import Machine, MachineGpu
-from longlive_trt.runtime.verify import generated_replay
 from safetensors.numpy import save_file
 
 from longlive_trt.cli import main
 from longlive_trt.commands import pull as pull_command
+from longlive_trt.engines.bundle import EngineKind, open_bundle
+from longlive_trt.engines.choice import Machine, MachineGpu
 from longlive_trt.exports import GraphInfo, TensorInfo
+from longlive_trt.runtime.verify import generated_replay
 
 MakeBundle = Callable[..., Path]
 

@@ -62,7 +62,7 @@ def environment(tmp_path: Path) -> Environment:
     return Environment(tmp_path)
 
 
-FIRST, LAST = "python setuptools", "python .[export,dev]"
+FIRST, LAST = "python setuptools", "python .[export,quantize,tensorrt-rtx,dev]"
 CPU = f"python {TORCH}+cpu"
 
 

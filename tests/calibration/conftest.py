@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from longlive_trt.calibration.calibration_file import Calibration
 from longlive_trt.calibration.calibrator import Request, calibrate
 from longlive_trt.calibration.folders import SourceExport, write_quantized
@@ -19,7 +20,6 @@ from longlive_trt.export.checkpoint_weights import Weights
 from longlive_trt.export.components import Sources, expected_shapes
 from longlive_trt.export.exporter import export
 from longlive_trt.export.transformer import Transformer
-
 from longlive_trt.precision import PRECISIONS
 
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from longlive_trt.calibration import folders, prompts
-from longlive_trt.configs import ModelConfig
 
+from longlive_trt.calibration import folders, prompts
 from longlive_trt.cli import main
+from longlive_trt.configs import ModelConfig
 from longlive_trt.exports import read_export
 
 Exported = Callable[[str], Path]

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from longlive_trt.calibration import calibrator
 from longlive_trt.calibration.calibration_file import Calibration
 from longlive_trt.calibration.calibrator import Request, calibrate, load_model
@@ -18,10 +20,8 @@ from longlive_trt.calibration.targets import Selection, linear_layers, select_la
 from longlive_trt.calibration.texts import SyntheticTexts
 from longlive_trt.calibration.videos import Video, plan_videos, run_video
 from longlive_trt.configs import ModelConfig
-from longlive_trt.export.checkpoint_weights import Weights
-from torch import Tensor, nn
-
 from longlive_trt.errors import CheckpointError, UsageError
+from longlive_trt.export.checkpoint_weights import Weights
 
 TWO = tuple(shipped_prompts()[:2])
 FOUR = tuple(shipped_prompts()[:4])

@@ -4,8 +4,8 @@ import logging
 from pathlib import Path
 
 import pytest
-from longlive_trt.calibration.prompts import prompts_sha256, read_prompts, shipped_prompts
 
+from longlive_trt.calibration.prompts import prompts_sha256, read_prompts, shipped_prompts
 from longlive_trt.errors import UsageError
 
 

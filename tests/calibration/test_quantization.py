@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from longlive_trt.calibration.quantization import dequantize, quantize, rounded, scale_of
-from longlive_trt.calibration.recipes import FORMATS, FP8, INT8, Format, recipe_named
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
+from longlive_trt.calibration.quantization import dequantize, quantize, rounded, scale_of
+from longlive_trt.calibration.recipes import FORMATS, FP8, INT8, Format, recipe_named
 from longlive_trt.errors import UsageError
 
 AMAX = st.floats(2.0**-30, 2.0**20, allow_nan=False, width=32)

@@ -11,6 +11,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
+
 from longlive_trt.calibration.cache import NarrowCacheRollout
 from longlive_trt.calibration.calibration_file import Calibration
 from longlive_trt.calibration.folders import SourceExport, write_quantized
@@ -22,16 +24,14 @@ from longlive_trt.engines.build import build
 from longlive_trt.engines.bundle import Bundle, open_bundle
 from longlive_trt.engines.compiler import BuildOptions
 from longlive_trt.engines.loader import load_engine
+from longlive_trt.errors import UsageError
 from longlive_trt.export.checkpoint_weights import Weights
 from longlive_trt.export.exported_weights import ExportedWeights
+from longlive_trt.exports import read_export
+from longlive_trt.precision import PRECISIONS, retype
 from longlive_trt.runtime.noise import BlockNoise
 from longlive_trt.runtime.ring import Ring, RingLayout
 from longlive_trt.runtime.transformer import TransformerPasses
-from onnx.reference import ReferenceEvaluator
-
-from longlive_trt.errors import UsageError
-from longlive_trt.exports import read_export
-from longlive_trt.precision import PRECISIONS, retype
 
 Exported = Callable[[str], Path]
 NARROW = {"fp8": ir.DataType.FLOAT8E4M3FN, "int8": ir.DataType.INT8}

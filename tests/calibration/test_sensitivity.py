@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from longlive_trt.calibration.cache import NarrowCacheRollout, cache_bytes
 from longlive_trt.calibration.calibration_file import Calibration
 from longlive_trt.calibration.calibrator import Request, load_model

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from longlive_trt.configs import (
     ModelConfig,
     load_config,
@@ -16,7 +17,6 @@ from longlive_trt.configs import (
 )
 from longlive_trt.configs.dump import config_sha256, config_values
 from longlive_trt.configs.loader import configure
-
 from longlive_trt.errors import ConfigError
 
 

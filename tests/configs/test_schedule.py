@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
+
 from longlive_trt.configs import RolloutConfig
 from longlive_trt.configs.schedule import Pass, Schedule, noise_tables
-from safetensors.numpy import load_file
 
 RECORDED = load_file(Path(__file__).parents[1] / "data" / "transformer" / "schedule.safetensors")
 

@@ -15,10 +15,10 @@ import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from longlive_trt.engines import archive
 from longlive_trt.engines.archive import pack, read_archive_manifest, unpack
 from longlive_trt.engines.bundle import MANIFEST_LIMIT_BYTES, open_bundle
-
 from longlive_trt.errors import BundleError, OutputError, UsageError
 
 MakeBundle = Callable[..., Path]

@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import pytest
+
 from longlive_trt.engines.catalog import Entry
 from longlive_trt.engines.choice import Machine, MachineGpu, Wish, choose
-
 from longlive_trt.errors import BundleError
 
 GB = 10**9

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from longlive_trt.engines import onnxruntime as engine_module
 from longlive_trt.engines.base import TensorSpec
 from longlive_trt.engines.bundle import open_bundle
 from longlive_trt.engines.loader import load_engine
 from longlive_trt.engines.onnxruntime import OnnxRuntimeEngine, require_compatible
-from longlive_trt.runtime.memory import allocate
-
 from longlive_trt.errors import BundleError, EngineError
+from longlive_trt.runtime.memory import allocate
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from longlive_trt.engines import tensorrt_flavors
 from longlive_trt.engines.compiler import BuildOptions
 from longlive_trt.engines.tensorrt_flavors import Target, TensorRt

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from longlive_trt.engines import loader, tensorrt_engine
 from longlive_trt.engines.base import TensorSpec
 from longlive_trt.engines.tensorrt_engine import Scratch, TensorRtEngine
-from longlive_trt.plugins.driver import DeviceFacts
-from longlive_trt.plugins.tensors import DeviceTensor
-
 from longlive_trt.errors import BundleError, EngineError, PluginError
 from longlive_trt.exports import GraphInfo, TensorInfo
+from longlive_trt.plugins.driver import DeviceFacts
+from longlive_trt.plugins.tensors import DeviceTensor
 
 STREAM = 77
 INFO = GraphInfo(

@@ -8,9 +8,9 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+
 from longlive_trt.configs import load_config
 from longlive_trt.engines.tensorrt_graph import PreparedGraph, prepare
-
 from longlive_trt.precision import precision_named
 
 Arrays = dict[str, np.ndarray]

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from longlive_trt.engines.bundle import open_bundle
 from longlive_trt.engines.tensorrt_monitor import Phases, run_watched
 
@@ -39,6 +40,7 @@ def wait_for(process: subprocess.Popen[str], line: str) -> None:
     pytest.fail(f"the build ended without {line!r}")
 
 
+@pytest.mark.slow
 def test_kill_during_a_build_leaves_no_bundle_and_the_next_run_finishes(
     tiny_export: Path, tmp_path: Path
 ) -> None:

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 
 import pytest
+
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.loader import configure
 from longlive_trt.engines.tensorrt_profiles import Profile, Range, profiles
-from longlive_trt.runtime.ring import Ring, RingLayout
-
 from longlive_trt.errors import UsageError
 from longlive_trt.exports import GraphInfo, TensorInfo
+from longlive_trt.runtime.ring import Ring, RingLayout
 
 ROLLOUTS: dict[str, dict[str, object]] = {
     "default": {},

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from longlive_trt.engines import tensorrt_refit
 from longlive_trt.engines.build import bundle_entries
 from longlive_trt.engines.bundle import EngineKind, Manifest, open_bundle
 from longlive_trt.engines.tensorrt_refit import refit
-
 from longlive_trt.errors import EngineError, UsageError
 from longlive_trt.exports import read_export
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+
 from longlive_trt.engines.compiler import BuildOptions, GraphSource
 from longlive_trt.engines.tensorrt import TensorRtCompiler
 from longlive_trt.engines.tensorrt_flavors import Inspection, Target, TensorRt
-
 from longlive_trt.errors import PluginError, UsageError
 from longlive_trt.exports import read_export
 from longlive_trt.precision import precision_named

@@ -11,17 +11,17 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+
 from longlive_trt.configs.loader import configure
 from longlive_trt.engines.build import build
 from longlive_trt.engines.bundle import open_bundle
 from longlive_trt.engines.compiler import BuildOptions, GraphSource
 from longlive_trt.engines.compilers import compiler_named
 from longlive_trt.engines.loader import require_runnable
+from longlive_trt.errors import BundleError, UsageError
 from longlive_trt.export.components import Sources
 from longlive_trt.export.exporter import export
-from onnx import TensorProto, helper, numpy_helper
-
-from longlive_trt.errors import BundleError, UsageError
 from longlive_trt.exports import GraphInfo, TensorInfo
 from longlive_trt.precision import precision_named
 
@@ -56,6 +56,7 @@ def rtx_bundle(make_once: MakeOnce, tiny_export: Path) -> Callable[[str, str], P
     return bundle
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("gpu", ["sm89", "sm120"])
 def test_every_graph_compiles_and_every_attention_is_one_kernel(
@@ -146,6 +147,7 @@ def only(exported: Path, graph: str, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_full_geometry_is_fused(make_once: MakeOnce, tmp_path: Path) -> None:
     """LongLive's own sizes, with 2 of its 30 layers: 4,680 queries, 18,720 keys."""
     config = configure({"name": "geometry", "transformer": {"layers": 2}}, origin="test")

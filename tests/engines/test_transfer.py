@@ -15,13 +15,13 @@ from pathlib import Path
 
 import fsspec
 import pytest
+
 from longlive_trt.engines import stores
 from longlive_trt.engines.archive import pack
 from longlive_trt.engines.bundle import open_bundle
 from longlive_trt.engines.catalog import Entry, add_entry, read_catalog
 from longlive_trt.engines.stores import Store
 from longlive_trt.engines.transfer import pull, push
-
 from longlive_trt.errors import BundleError, LongLiveError, OutputError, UsageError
 
 MakeBundle = Callable[..., Path]

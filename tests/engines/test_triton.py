@@ -9,10 +9,10 @@ from typing import Any
 import onnxruntime
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+
 from longlive_trt.engines.build import build
 from longlive_trt.engines.bundle import Bundle, EngineKind, open_bundle
 from longlive_trt.engines.triton import export_triton
-
 from longlive_trt.errors import BundleError, UsageError
 from longlive_trt.exports import GraphInfo, TensorInfo
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from longlive_trt.configs import TextEncoderConfig, TransformerConfig, VaeConfig
+from longlive_trt.errors import CheckpointError
 from longlive_trt.export.checkpoints import (
     Weights,
     open_text_encoder,
@@ -17,8 +19,6 @@ from longlive_trt.export.diffusers_keys import text_encoder_key, transformer_key
 from longlive_trt.export.text_encoder import TextEncoder
 from longlive_trt.export.transformer import Transformer
 from longlive_trt.export.vae import VaeDecoder
-
-from longlive_trt.errors import CheckpointError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from longlive_trt.configs import TransformerConfig
+from longlive_trt.errors import CheckpointError, OutputError, UsageError
 from longlive_trt.export.checkpoint_safetensors import SafetensorsFile
 from longlive_trt.export.checkpoints import (
     open_text_encoder,
@@ -19,9 +22,6 @@ from longlive_trt.export.checkpoints import (
     write_safetensors,
 )
 from longlive_trt.export.transformer import Transformer
-from safetensors.torch import save_file
-
-from longlive_trt.errors import CheckpointError, OutputError, UsageError
 
 State = dict[str, torch.Tensor]
 

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
 from longlive_trt.configs import TextEncoderConfig, TransformerConfig, VaeConfig
+from longlive_trt.errors import CheckpointError
 from longlive_trt.export import checkpoint_pickles
 from longlive_trt.export.checkpoints import (
     Weights,
@@ -19,10 +23,6 @@ from longlive_trt.export.checkpoints import (
 from longlive_trt.export.text_encoder import TextEncoder
 from longlive_trt.export.transformer import Transformer
 from longlive_trt.export.vae import VaeDecoder
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-
-from longlive_trt.errors import CheckpointError
 
 State = dict[str, Tensor]
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from longlive_trt.configs import TransformerConfig
-from longlive_trt.export.checkpoints import open_transformer, random_weights, write_safetensors
-from longlive_trt.export.transformer import Transformer
 from safetensors.torch import load_file, save_file
 
+from longlive_trt.configs import TransformerConfig
 from longlive_trt.errors import CheckpointError, UsageError
+from longlive_trt.export.checkpoints import open_transformer, random_weights, write_safetensors
+from longlive_trt.export.transformer import Transformer
 
 State = dict[str, torch.Tensor]
 

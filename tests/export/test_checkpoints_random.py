@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+
 from longlive_trt.export.checkpoints import random_weights
 
 SHAPES = {

@@ -7,13 +7,13 @@ from typing import Any
 
 import onnx
 import pytest
+
 from longlive_trt.configs import load_config
+from longlive_trt.errors import ExportError, UsageError
 from longlive_trt.export import exporter
 from longlive_trt.export.check import CheckResult
 from longlive_trt.export.components import Sources
 from longlive_trt.export.exporter import export
-
-from longlive_trt.errors import ExportError, UsageError
 from longlive_trt.exports import check_export, read_export
 from longlive_trt.files import sha256_file
 from longlive_trt.precision import precision_named

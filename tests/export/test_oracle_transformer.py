@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from longlive_trt.configs import TransformerConfig
 from longlive_trt.export.diffusers_keys import transformer_key
 from longlive_trt.export.transformer import (
@@ -13,7 +15,6 @@ from longlive_trt.export.transformer import (
     rotate,
     sinusoid,
 )
-from torch import Tensor, nn
 
 diffusers = pytest.importorskip("diffusers")
 

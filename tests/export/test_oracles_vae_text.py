@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from longlive_trt.configs import TextEncoderConfig, VaeConfig
 from longlive_trt.export.diffusers_keys import text_encoder_key, transformer_key, vae_key
 from longlive_trt.export.text_encoder import TextEncoder
 from longlive_trt.export.vae import VaeDecoder
-from torch import Tensor, nn
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from longlive_trt.configs import ModelConfig
-from longlive_trt.configs.replay import load_replay
-from longlive_trt.configs.schedule import Schedule
-from longlive_trt.export.checkpoints import open_transformer
-from longlive_trt.export.rollout import ReferenceRollout, run_replay
-from longlive_trt.export.transformer import Transformer
 from safetensors.torch import load_file
 from torch import Tensor
 
+from longlive_trt.configs import ModelConfig
+from longlive_trt.configs.replay import load_replay
+from longlive_trt.configs.schedule import Schedule
 from longlive_trt.errors import UsageError
+from longlive_trt.export.checkpoints import open_transformer
+from longlive_trt.export.rollout import ReferenceRollout, run_replay
+from longlive_trt.export.transformer import Transformer
 
 DATA = Path(__file__).parents[1] / "data" / "transformer"
 TOLERANCE = 1e-6

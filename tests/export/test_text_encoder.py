@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from longlive_trt.configs import TextEncoderConfig
-from longlive_trt.export.text_encoder import TextEncoder, position_buckets
 from safetensors.torch import load_file
 from torch import Tensor
+
+from longlive_trt.configs import TextEncoderConfig
+from longlive_trt.export.text_encoder import TextEncoder, position_buckets
 
 GOLDEN = Path(__file__).parents[1] / "data" / "text_encoder"
 CONFIG = TextEncoderConfig(vocab=64, dim=32, attention_dim=32, ffn_dim=64, heads=4, layers=2)

@@ -7,12 +7,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from longlive_trt.configs import load_config
-from longlive_trt.export.components import step_spec
-from longlive_trt.export.tracing import GraphInput, GraphSpec, trace
 from torch import Tensor, nn
 
+from longlive_trt.configs import load_config
 from longlive_trt.errors import ExportError
+from longlive_trt.export.components import step_spec
+from longlive_trt.export.tracing import GraphInput, GraphSpec, trace
 from longlive_trt.precision import compute_precision, precision_named, retype
 
 

@@ -4,6 +4,7 @@ import cmath
 
 import pytest
 import torch
+
 from longlive_trt.configs import TransformerConfig
 from longlive_trt.export.transformer import (
     RmsNorm,

@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
+
 from longlive_trt.configs import VaeConfig
 from longlive_trt.export.vae import VaeDecoder, to_pixels
 from longlive_trt.export.vae_layers import ChannelNorm
-from safetensors.torch import load_file
-from torch import Tensor
 
 GOLDEN = Path(__file__).parents[1] / "data" / "vae"
 TOLERANCE = 1e-5

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+
+from longlive_trt.errors import PluginError
 from longlive_trt.plugins import driver
 from longlive_trt.plugins.arguments import KVPiece
 from longlive_trt.plugins.compilation import CACHE_ENVIRONMENT
-
-from longlive_trt.errors import PluginError
 
 try:
     import torch

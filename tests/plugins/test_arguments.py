@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
+from longlive_trt.errors import PluginError
 from longlive_trt.plugins import driver, portable
 from longlive_trt.plugins.arguments import KVPiece, Scales, check_call, check_scale, check_scales
 from longlive_trt.plugins.attention import SinkWindowAttention
 from longlive_trt.plugins.tensors import DeviceTensor, as_device_tensor, stream_handle
 from longlive_trt.plugins.variants import MAX_PIECES
-
-from longlive_trt.errors import PluginError
 
 ADDRESS = 1 << 20
 

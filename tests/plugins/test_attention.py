@@ -4,12 +4,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from longlive_trt.errors import PluginError  # noqa: E402
 from longlive_trt.plugins.arguments import KVPiece  # noqa: E402
 from longlive_trt.plugins.attention import SinkWindowAttention  # noqa: E402
 from longlive_trt.plugins.tensors import DeviceTensor  # noqa: E402
 from longlive_trt.plugins.variants import Variant  # noqa: E402
-
-from longlive_trt.errors import PluginError  # noqa: E402
 
 from .conftest import device_length, make_problem, random_normal  # noqa: E402
 

@@ -4,13 +4,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from longlive_trt.errors import PluginError  # noqa: E402
 from longlive_trt.plugins.arguments import KVPiece, Scales  # noqa: E402
 from longlive_trt.plugins.attention import SinkWindowAttention  # noqa: E402
 from longlive_trt.plugins.companions import quantize_values  # noqa: E402
 from longlive_trt.plugins.reference import padded_tokens, value_position  # noqa: E402
 from longlive_trt.plugins.variants import Variant  # noqa: E402
-
-from longlive_trt.errors import PluginError  # noqa: E402
 
 from .conftest import device_length, exact_attention, random_normal, relative  # noqa: E402
 

@@ -5,10 +5,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from longlive_trt.errors import PluginError  # noqa: E402
 from longlive_trt.plugins import companions, reference  # noqa: E402
 from longlive_trt.plugins.companions import RopeTables  # noqa: E402
-
-from longlive_trt.errors import PluginError  # noqa: E402
 
 from .conftest import random_normal  # noqa: E402
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from longlive_trt.errors import PluginError
 from longlive_trt.plugins import compilation
 from longlive_trt.plugins.compilation import KernelSource, cache_key, compile_kernel
 from longlive_trt.plugins.portable import portable_constants
 from longlive_trt.plugins.tensorrt_plugin import plugin_source
 from longlive_trt.plugins.variants import Variant, choose_variant
-
-from longlive_trt.errors import PluginError
 
 NVCC = compilation.find_nvcc()
 COMPILERS = [

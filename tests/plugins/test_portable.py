@@ -4,10 +4,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from longlive_trt.errors import PluginError  # noqa: E402
 from longlive_trt.plugins.arguments import KVPiece  # noqa: E402
 from longlive_trt.plugins.portable import PortableAttention  # noqa: E402
-
-from longlive_trt.errors import PluginError  # noqa: E402
 
 from .conftest import device_length, make_problem, random_normal  # noqa: E402
 from .test_attention import SHAPES  # noqa: E402

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from longlive_trt.plugins import reference
 
 

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
+from longlive_trt.errors import PluginError
 from longlive_trt.plugins import tensorrt_plugin
 from longlive_trt.plugins.tensorrt_plugin import (
     ENTRY,
@@ -13,8 +15,6 @@ from longlive_trt.plugins.tensorrt_plugin import (
     plugin_source,
     workspace_floats,
 )
-
-from longlive_trt.errors import PluginError
 
 from . import tensorrt_stub as trt
 

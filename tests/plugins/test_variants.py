@@ -1,4 +1,5 @@
 import pytest
+
 from longlive_trt.plugins.tensorrt_plugin import TACTICS, workspace_floats
 from longlive_trt.plugins.variants import ELEMENTS, choose_variant
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
 from longlive_trt.engines.base import Engine
 from longlive_trt.engines.bundle import open_bundle
 from longlive_trt.engines.loader import load_engine
 from longlive_trt.runtime.decoder import VaeStream
-from safetensors.numpy import load_file
 
 RECORDED = load_file(Path(__file__).parents[1] / "data" / "vae" / "decode.safetensors")
 LATENTS = RECORDED["latents"]

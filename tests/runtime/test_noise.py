@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from longlive_trt.configs.replay import Replay, Switch
 from longlive_trt.runtime.noise import ReplayNoise, SeededNoise
 

@@ -8,6 +8,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
+
+from longlive_trt.errors import OutputError, UsageError
 from longlive_trt.runtime.output import (
     GifWriter,
     Mp4Writer,
@@ -20,9 +23,6 @@ from longlive_trt.runtime.output import (
     write_latents,
     write_sidecar,
 )
-from safetensors.numpy import load_file
-
-from longlive_trt.errors import OutputError, UsageError
 
 HEIGHT, WIDTH, FPS = 48, 64, 16
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+
 from longlive_trt.runtime.output.gif import whole_pictures
 from longlive_trt.runtime.output.mp4 import end_of_last_fragment
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from longlive_trt.runtime.output import palette
 
 RNG = np.random.default_rng(0)

@@ -2,6 +2,8 @@ import io
 import json
 
 import pytest
+from rich.console import Console
+
 from longlive_trt.runtime.progress import (
     JsonProgress,
     Meter,
@@ -12,7 +14,6 @@ from longlive_trt.runtime.progress import (
     Started,
     make_progress,
 )
-from rich.console import Console
 
 
 class Clock:

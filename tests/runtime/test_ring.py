@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
 from longlive_trt.configs import ModelConfig, RolloutConfig, load_config
 from longlive_trt.configs.replay import Switch, prompts_by_block
+from longlive_trt.errors import UsageError
 from longlive_trt.runtime import ring as ring_module
 from longlive_trt.runtime.ring import Copy, PassPlan, Ring, RingLayout
-
-from longlive_trt.errors import UsageError
 
 PASSES = 3
 
@@ -183,6 +183,10 @@ def rollouts(draw: st.DrawFn) -> RolloutConfig:
     blocks=st.integers(1, 14),
     switches=st.lists(st.integers(0, 60), max_size=6),
 )
+@example(rollout=RolloutConfig(), blocks=8, switches=[12])
+@example(rollout=RolloutConfig(global_sink=False), blocks=8, switches=[12])
+@example(rollout=RolloutConfig(global_sink=False), blocks=12, switches=[12, 15, 27])
+@example(rollout=RolloutConfig(rope="relative"), blocks=9, switches=[11, 12, 13])
 def test_every_pass_attends_what_upstream_attends(
     rollout: RolloutConfig, blocks: int, switches: list[int]
 ) -> None:

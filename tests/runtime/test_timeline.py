@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from longlive_trt.errors import UsageError
 from longlive_trt.runtime.timeline import (
     Clock,
     Cue,
@@ -13,8 +15,6 @@ from longlive_trt.runtime.timeline import (
     timeline_from_prompts,
 )
 from longlive_trt.runtime.timeline_files import timeline_from_file
-
-from longlive_trt.errors import UsageError
 
 CLOCK = Clock(fps=16, temporal_factor=4, frames_per_block=3, total_frames=240)
 ENDLESS = Clock(fps=16, temporal_factor=4, frames_per_block=3)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from longlive_trt.export.demo_tokenizer import write_demo_tokenizer
-from longlive_trt.runtime.tokenizer import PromptTokenizer, clean_prompt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from longlive_trt.errors import BundleError, ConfigError
+from longlive_trt.export.demo_tokenizer import write_demo_tokenizer
+from longlive_trt.runtime.tokenizer import PromptTokenizer, clean_prompt
 
 PROMPTS = [
     "",

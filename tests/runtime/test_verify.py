@@ -8,10 +8,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
+
 from longlive_trt.configs.replay import Switch
 from longlive_trt.engines.base import Array, TensorSpec
 from longlive_trt.engines.build import build
 from longlive_trt.engines.bundle import Bundle, open_bundle
+from longlive_trt.errors import UsageError
+from longlive_trt.exports import GraphInfo
 from longlive_trt.runtime import assembly
 from longlive_trt.runtime.verify import (
     BlockError,
@@ -24,10 +28,6 @@ from longlive_trt.runtime.verify import (
     psnr_db,
     relative_error,
 )
-from onnx import numpy_helper
-
-from longlive_trt.errors import UsageError
-from longlive_trt.exports import GraphInfo
 
 
 def with_one_weight_changed(bundle: Bundle, folder: Path, graph: str, factor: float) -> Bundle:
