@@ -84,7 +84,7 @@ def trace(spec: GraphSpec) -> TracedGraph:
             (),
             dynamo=True,
             opset_version=OPSET,
-            input_names=[item.name for item in _flat(spec.inputs)],
+            input_names=[item.name for item in flat_inputs(spec.inputs)],
             output_names=list(spec.outputs),
             optimize=False,
             verbose=False,
@@ -130,17 +130,21 @@ def _map(
     ]
 
 
-def _flat(inputs: Sequence[GraphInput | Sequence[GraphInput]]) -> list[GraphInput]:
+def flat_inputs(inputs: Sequence[GraphInput | Sequence[GraphInput]]) -> list[GraphInput]:
     return [leaf for item in inputs for leaf in ([item] if isinstance(item, GraphInput) else item)]
 
 
 def _example(item: GraphInput, sizes: Mapping[str, int]) -> Tensor:
+    return torch.zeros(concrete_shape(item, sizes), dtype=item.dtype or torch.float16)
+
+
+def concrete_shape(item: GraphInput, sizes: Mapping[str, int]) -> list[int]:
     def concrete(size: Size) -> int:
         if isinstance(size, int):
             return size
         return sizes[size] if isinstance(size, str) else size[0] * sizes[size[1]]
 
-    return torch.zeros([concrete(s) for s in item.shape], dtype=item.dtype or torch.float16)
+    return [concrete(size) for size in item.shape]
 
 
 def _dynamic(item: GraphInput, dims: Mapping[str, torch.export.Dim]) -> dict[int, object]:
@@ -165,7 +169,7 @@ def _constants(program: torch.export.ExportedProgram) -> dict[str, Tensor]:
 def _name_sizes(model: ir.Model, spec: GraphSpec) -> None:
     """Give the tracer's symbols the names of the specification."""
     names = {}
-    for value, item in zip(model.graph.inputs, _flat(spec.inputs), strict=True):
+    for value, item in zip(model.graph.inputs, flat_inputs(spec.inputs), strict=True):
         for found, size in zip(value.shape or (), item.shape, strict=True):
             if isinstance(size, str) and isinstance(found, ir.SymbolicDim):
                 names[str(found.value)] = size

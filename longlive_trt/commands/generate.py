@@ -1,7 +1,9 @@
 """``longlive-trt generate``."""
 
+import math
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -129,7 +131,7 @@ def command(
     config = _runtime_config(base, preset, overrides)
     request, notices = _request(bundle, config, wish, outputs, resumed)
     check_request(bundle, request)
-    _check_outputs(outputs, request.batch)
+    _check_outputs(outputs, request.batch, inputs=(timeline, replay))
     with make_progress(mode or "auto") as progress:  # type: ignore[arg-type]
         for notice in notices:
             progress.notice(notice)
@@ -195,7 +197,7 @@ def _request(
         return request, ()
     if resumed is not None:
         _require_same_bundle(bundle, resumed, wish.resume)
-    length = _length(config, wish)
+    length = _length(config, wish, resumed)
     if length.latent_frames is None and outputs.latents is not None:
         raise UsageError("--latents-out keeps all latents in memory: give it a finite --seconds")
     done = resumed.next_frame if resumed else 0
@@ -215,13 +217,16 @@ def _request(
     return request, (*length.notices, *(timeline.notices if timeline else ()))
 
 
-def _length(config: ModelConfig, wish: Wish) -> Length:
-    seconds = wish.seconds
-    if seconds is None and wish.frames is None:
+def _length(config: ModelConfig, wish: Wish, resumed: SavedState | None) -> Length:
+    seconds, frames = wish.seconds, wish.frames
+    if seconds is None and frames is None:
         seconds = DEFAULT_SECONDS
+    if resumed and seconds is not None and 0 < seconds < math.inf:
+        # Only a video's very first latent frame gives a single picture.
+        frames, seconds = math.ceil(seconds * config.fps / config.temporal_factor), None
     factor = config.temporal_factor
     block_frames = config.rollout.frames_per_block
-    return length_in_frames(seconds, wish.frames, config.fps, factor, block_frames)
+    return length_in_frames(seconds, frames, config.fps, factor, block_frames)
 
 
 def _timeline(wish: Wish, clock: Clock, resumed: SavedState | None) -> Timeline | None:
@@ -257,11 +262,14 @@ def _require_same_bundle(bundle: Bundle, resumed: SavedState, path: Path | None)
         )
 
 
-def _check_outputs(outputs: Outputs, batch: int) -> None:
+def _check_outputs(outputs: Outputs, batch: int, inputs: Sequence[Path | None]) -> None:
+    read = [path.resolve() for path in inputs if path is not None]
     given = [
         Path(path).resolve() for path in (outputs.video, outputs.latents, outputs.state) if path
     ]
     for path in given:
+        if path in read:
+            raise UsageError(f"{path}: read by this run, so it cannot be its output too")
         if given.count(path) > 1:
             raise UsageError(f"{path}: two outputs of this name; give each a name of its own")
     for video in outputs.videos(batch):
