@@ -3,8 +3,6 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import ml_dtypes
 import numpy as np
@@ -14,7 +12,7 @@ import onnxruntime as ort
 
 from ..errors import BundleError, EngineError, UsageError
 from ..precision import Precision, compute_precision, retype
-from .base import Array, TensorSpec
+from .base import Array, Closing, TensorSpec
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +98,7 @@ def _retyped(model: ir.Model, source: Path, folder: Path, precision: Precision) 
     return path
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(Closing):
     """One graph in one inference session."""
 
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
@@ -137,17 +135,6 @@ class OnnxRuntimeEngine:
 
     def close(self) -> None:
         del self._session
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class OnnxRuntimeBinding:

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from math import prod
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -14,7 +13,7 @@ from ..errors import EngineError
 from ..exports import GraphInfo
 from ..plugins.driver import DeviceMemory, check, device_facts
 from ..plugins.tensors import DeviceTensor, as_device_tensor
-from .base import TensorSpec
+from .base import Closing, TensorSpec
 from .tensorrt_flavors import Flavor
 from .tensorrt_monitor import BuildLog, make_logger
 
@@ -61,7 +60,7 @@ class Scratch:
             self._memory = None
 
 
-class TensorRtEngine:
+class TensorRtEngine(Closing):
     """Tensors are device memory of the caller: device tensors, or what speaks DLPack."""
 
     def __init__(
@@ -188,17 +187,6 @@ class TensorRtEngine:
             memory.close()
         if self._own_scratch is not None:
             self._own_scratch.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class TensorRtBinding:

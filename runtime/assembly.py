@@ -1,11 +1,9 @@
 """From a bundle to sessions: engines are loaded when first needed and shared by all sessions."""
 
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
 from ..configs import ModelConfig
-from ..engines.base import Engine
+from ..engines.base import Closing, Engine
 from ..engines.bundle import Bundle
 from ..engines.loader import load_engine, require_runnable
 from .decoder import VaeStream
@@ -15,7 +13,7 @@ from .session import Session
 from .tokenizer import PromptTokenizer
 
 
-class Engines:
+class Engines(Closing):
     def __init__(self, bundle: Bundle) -> None:
         require_runnable(bundle)
         self.bundle = bundle
@@ -67,14 +65,3 @@ class Engines:
         for engine in self._loaded.values():
             engine.close()
         self._loaded.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -2,13 +2,11 @@
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
 from ..configs import ModelConfig
-from ..engines.base import Array, Engine
+from ..engines.base import Array, Closing, Engine
 from ..errors import UsageError
 from .decoder import VaeStream
 from .noise import BlockNoise, FloatArray, NoiseSource
@@ -30,7 +28,7 @@ class Block:
         return self._pixels.result()
 
 
-class Session:
+class Session(Closing):
     """Makes a video block by block, with prompts that change at block boundaries.
 
     The pictures of a block are decoded, and the noise of the next one drawn, while the caller
@@ -100,17 +98,6 @@ class Session:
     def close(self) -> None:
         self._decoding.shutdown(cancel_futures=True)
         self._drawing.shutdown(cancel_futures=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _take_prompt(self, context: Context) -> None:
         self._context, self._pending = context, None

@@ -8,8 +8,7 @@ A second rollout, of the candidate alone, then shows how these errors add up fro
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from ..configs import ModelConfig
 from ..configs.dump import config_values
 from ..configs.replay import Replay, Switch, prompts_by_block
 from ..engines import onnxruntime
-from ..engines.base import Array, Binding, Engine, TensorSpec
+from ..engines.base import Array, Binding, Closing, Engine, TensorSpec
 from ..engines.bundle import (
     MANIFEST_NAME,
     Bundle,
@@ -169,7 +168,7 @@ class PairedEngines(Engines):
 
 
 @dataclass
-class _PairedEngine:
+class _PairedEngine(Closing):
     _reference: Engine
     _candidate: Engine
     _error: GraphError
@@ -195,17 +194,6 @@ class _PairedEngine:
 
     def close(self) -> None:
         """Both belong to the engines that loaded them."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 @dataclass(frozen=True)
