@@ -6,6 +6,7 @@ They are for reading. A test that changes one makes a copy of its own first.
 import fcntl
 import hashlib
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from longlive_trt.configs.loader import configure
 from longlive_trt.precision import precision_named
 
 DATA = Path(__file__).parent / "data"
+
+# A shell that runs the tests in the background leaves them, and what they start, deaf to Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 
