@@ -18,7 +18,7 @@ import numpy as np
 
 from longlive_trt.engines import onnxruntime
 from longlive_trt.engines.base import Array, Binding, Engine
-from longlive_trt.engines.bundle import open_bundle
+from longlive_trt.engines.bundle import Bundle, open_bundle
 from longlive_trt.engines.loader import load_engine
 from longlive_trt.runtime.decoder import VaeStream
 from longlive_trt.runtime.noise import SeededNoise
@@ -58,75 +58,90 @@ class TimedEngine:
         return TimedBinding(self.inner.bind(inputs, outputs), self.clock)
 
 
-def summary(seconds: list[float]) -> dict[str, float]:
-    values = np.array(seconds)
-    return {
-        "p50": float(np.percentile(values, 50)),
-        "p90": float(np.percentile(values, 90)),
-        "p99": float(np.percentile(values, 99)),
-    }
+@dataclass
+class Part:
+    """Wall time of one part of every block, and how much of it went by in engine calls."""
+
+    wall_s: list[float] = field(default_factory=list)
+    outside_s: list[float] = field(default_factory=list)
+
+    def add(self, wall_s: float, engine_s: float) -> None:
+        self.wall_s.append(wall_s)
+        self.outside_s.append(wall_s - engine_s)
+
+    def report(self, frames: int) -> dict[str, object]:
+        return {
+            "block_s": percentiles(self.wall_s),
+            "outside_engine_calls_s": percentiles(self.outside_s),
+            "share_outside_engine_calls": self.share(),
+            "video_frames_per_s": frames / float(np.median(self.wall_s)),
+        }
+
+    def share(self) -> float:
+        return float(np.median(self.outside_s) / np.median(self.wall_s))
+
+
+def percentiles(values: list[float]) -> dict[str, float]:
+    return {f"p{p}": float(np.percentile(values, p)) for p in (50, 90, 99)}
 
 
 def measure(folder: Path, blocks: int) -> dict[str, object]:
     bundle = open_bundle(folder)
     config = bundle.config
-    step = TimedEngine(load_engine(bundle, "step"))
     text = config.transformer
     states = np.random.default_rng(0).standard_normal((1, text.text_len, text.text_dim))
     context = PromptContexts(load_engine(bundle, "prompt"), 1).of_states(states.astype(np.float32))
     shape = (1, config.rollout.frames_per_block, *config.latent_shape)
     noise = SeededNoise(0, shape, len(config.rollout.steps))
     frames = config.rollout.frames_per_block * config.temporal_factor
+    transformer, latents = measure_transformer(bundle, context, noise, blocks)
+    vae = measure_vae(bundle, latents)
+    outside = np.median(transformer.outside_s) + np.median(vae.outside_s)
+    wall = np.median(transformer.wall_s) + np.median(vae.wall_s)
+    return {
+        "transformer": transformer.report(frames),
+        "vae": vae.report(frames),
+        "whole_block": {"share_outside_engine_calls": float(outside / wall)},
+        "end_to_end": measure_end_to_end(bundle, context, noise, blocks, frames),
+    }
 
-    walls, outside, latents = [], [], []
-    with Session(step, config, noise) as session:
+
+def measure_transformer(
+    bundle: Bundle, context: Mapping[str, Array], noise: SeededNoise, blocks: int
+) -> tuple[Part, list[Array]]:
+    step, part, latents = TimedEngine(load_engine(bundle, "step")), Part(), []
+    with Session(step, bundle.config, noise) as session:
         session.switch_prompt(context)
         for block in range(WARM_UP_BLOCKS + blocks):
             step.clock.engine_s, started = 0.0, time.perf_counter()
             made = session.step()
-            wall = time.perf_counter() - started
+            wall_s = time.perf_counter() - started
             if block >= WARM_UP_BLOCKS:
-                walls.append(wall)
-                outside.append((wall - step.clock.engine_s) / wall)
+                part.add(wall_s, step.clock.engine_s)
                 latents.append(made.latents)
-    result: dict[str, object] = {
-        "transformer_block_s": summary(walls),
-        "share_outside_engine_calls": summary(outside),
-        "transformer_video_frames_per_s": frames / float(np.median(walls)),
-    }
-    if bundle.has("vae_next"):
-        result |= measure_vae(bundle, latents[: max(10, blocks // 4)], frames)
-        result |= measure_end_to_end(bundle, context, noise, max(10, blocks // 4), frames)
-    return result
+    return part, latents
 
 
-def engines_for_vae(bundle: object) -> tuple[TimedEngine, TimedEngine]:
+def engines_for_vae(bundle: Bundle) -> tuple[TimedEngine, TimedEngine]:
     clock = Clock()
     return tuple(
         TimedEngine(load_engine(bundle, name), clock) for name in ("vae_first", "vae_next")
     )
 
 
-def measure_vae(bundle: object, latents: list[Array], frames: int) -> dict[str, object]:
-    engines = engines_for_vae(bundle)
-    stream = VaeStream(*engines, 1)
-    walls, outside = [], []
+def measure_vae(bundle: Bundle, latents: list[Array]) -> Part:
+    engines, part = engines_for_vae(bundle), Part()
+    clock, stream = engines[0].clock, VaeStream(*engines, 1)
     for number, block in enumerate(latents):
-        engines[0].clock.engine_s, started = 0.0, time.perf_counter()
+        clock.engine_s, started = 0.0, time.perf_counter()
         stream.decode(block)
-        wall = time.perf_counter() - started
         if number:
-            walls.append(wall)
-            outside.append((wall - engines[0].clock.engine_s) / wall)
-    return {
-        "vae_block_s": summary(walls),
-        "vae_share_outside_engine_calls": summary(outside),
-        "vae_video_frames_per_s": frames / float(np.median(walls)),
-    }
+            part.add(time.perf_counter() - started, clock.engine_s)
+    return part
 
 
 def measure_end_to_end(
-    bundle: object, context: Mapping[str, Array], noise: SeededNoise, blocks: int, frames: int
+    bundle: Bundle, context: Mapping[str, Array], noise: SeededNoise, blocks: int, frames: int
 ) -> dict[str, object]:
     stream = VaeStream(*engines_for_vae(bundle), 1)
     with Session(load_engine(bundle, "step"), bundle.config, noise, decoder=stream) as session:
@@ -139,7 +154,7 @@ def measure_end_to_end(
             previous = block
         previous.pixels()
         elapsed = time.perf_counter() - started
-    return {"end_to_end_video_frames_per_s": frames * (blocks + 1) / elapsed}
+    return {"video_frames_per_s": frames * (blocks + 1) / elapsed}
 
 
 def main() -> None:
