@@ -20,7 +20,7 @@ from longlive_trt.engines import onnxruntime
 from longlive_trt.engines.base import Array, Binding, Engine
 from longlive_trt.engines.bundle import Bundle, open_bundle
 from longlive_trt.engines.loader import load_engine
-from longlive_trt.runtime.decoder import VaeStream
+from longlive_trt.runtime.decoder import ThreadedDecoder, VaeStream
 from longlive_trt.runtime.noise import SeededNoise
 from longlive_trt.runtime.prompts import PromptContexts
 from longlive_trt.runtime.session import Session
@@ -144,7 +144,7 @@ def measure_end_to_end(
     bundle: Bundle, context: Mapping[str, Array], noise: SeededNoise, blocks: int, frames: int
 ) -> dict[str, object]:
     stream = VaeStream(*engines_for_vae(bundle), 1)
-    with Session(load_engine(bundle, "step"), bundle.config, noise, decoder=stream) as session:
+    with Session(load_engine(bundle, "step"), bundle.config, noise, decoder=ThreadedDecoder(stream)) as session:
         session.switch_prompt(context)
         session.step().pixels()
         previous, started = session.step(), time.perf_counter()

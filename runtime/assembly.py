@@ -6,7 +6,7 @@ from ..configs import ModelConfig
 from ..engines.base import Closing, Engine
 from ..engines.bundle import Bundle
 from ..engines.loader import load_engine, require_runnable
-from .decoder import VaeStream
+from .decoder import Decoder, ThreadedDecoder, VaeStream
 from .noise import NoiseSource
 from .prompts import PromptContexts, PromptEncoder
 from .session import Session
@@ -43,6 +43,9 @@ class Engines(Closing):
         )
         return VaeStream(first, following, batch)
 
+    def decoder(self, batch: int) -> Decoder:
+        return ThreadedDecoder(self.vae_stream(batch))
+
     def session(
         self,
         config: ModelConfig,
@@ -58,7 +61,7 @@ class Engines(Closing):
             noise,
             batch=batch,
             total_frames=total_frames,
-            decoder=self.vae_stream(batch) if decode else None,
+            decoder=self.decoder(batch) if decode else None,
         )
 
     def close(self) -> None:

@@ -1,15 +1,119 @@
-"""Where tensors live. On a CPU they are numpy arrays that the engines read and write in place."""
+"""Where tensors live, and how they get there and back. On a CPU they are numpy arrays."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..engines.base import Array, TensorSpec
 
+Tensor = Any
+"""A numpy array on a CPU, a device tensor on a GPU."""
 
-def allocate(specs: Iterable[TensorSpec], **sizes: int) -> dict[str, Array]:
-    """One zeroed array for every tensor, with its named sizes filled in."""
-    return {spec.name: np.zeros(spec.sized(**sizes), spec.dtype) for spec in specs}
+
+@dataclass(frozen=True)
+class Buffer:
+    """A tensor before there is memory for it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+
+    @classmethod
+    def of(cls, spec: TensorSpec, **sizes: int) -> "Buffer":
+        return cls(spec.sized(**sizes), spec.dtype)
+
+    @property
+    def size_bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Span:
+    """``count`` entries of the second axis that go from one place to another."""
+
+    target_start: int
+    source_start: int
+    count: int
+
+
+class Pending(Protocol):
+    """Values on their way to the host."""
+
+    def result(self) -> Array:
+        """Waits for them; an array of the caller's own."""
+        ...
+
+
+class Memory(Protocol):
+    """What is asked of it happens in this order, after the runs that were asked for before."""
+
+    def reserve(self, buffers: Mapping[str, Buffer], what: str) -> dict[str, Tensor]:
+        """Zeroed tensors in one stretch of memory, which lives as long as the mapping."""
+        ...
+
+    def view(self, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The beginning of a tensor's memory in another shape."""
+        ...
+
+    def write(self, tensor: Tensor, values: Array) -> None: ...
+
+    def copy(self, pairs: Iterable[tuple[Tensor, Tensor]], spans: Sequence[Span]) -> None:
+        """From each pair's second to its first tensor."""
+        ...
+
+    def clone(self, tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]: ...
+
+    def fetch(self, tensor: Tensor) -> Pending: ...
+
+    def settle(self) -> None:
+        """Wait until all of it has happened."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Arrived:
+    values: Array
+
+    def result(self) -> Array:
+        return self.values
+
+
+class HostMemory:
+    def reserve(self, buffers: Mapping[str, Buffer], what: str) -> dict[str, Tensor]:
+        return {name: np.zeros(buffer.shape, buffer.dtype) for name, buffer in buffers.items()}
+
+    def view(self, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return tensor.reshape(-1)[: prod(shape)].reshape(shape)
+
+    def write(self, tensor: Tensor, values: Array) -> None:
+        tensor[...] = values
+
+    def copy(self, pairs: Iterable[tuple[Tensor, Tensor]], spans: Sequence[Span]) -> None:
+        for target, source in pairs:
+            for span in spans:
+                taken = slice(span.source_start, span.source_start + span.count)
+                given = slice(span.target_start, span.target_start + span.count)
+                target[:, given] = source[:, taken]
+
+    def clone(self, tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+        return {name: tensor.copy() for name, tensor in tensors.items()}
+
+    def fetch(self, tensor: Tensor) -> Arrived:
+        return Arrived(tensor.copy())
+
+    def settle(self) -> None:
+        """All has happened already."""
+
+    def close(self) -> None:
+        """Arrays free themselves."""
+
+
+def buffers(specs: Iterable[TensorSpec], **sizes: int) -> dict[str, Buffer]:
+    return {spec.name: Buffer.of(spec, **sizes) for spec in specs}
 
 
 def named(specs: Mapping[str, TensorSpec], *prefixes: str) -> list[TensorSpec]:
@@ -17,5 +121,5 @@ def named(specs: Mapping[str, TensorSpec], *prefixes: str) -> list[TensorSpec]:
     return [spec for name, spec in specs.items() if name.rpartition(".")[0] in prefixes]
 
 
-def total_bytes(arrays: Mapping[str, Array]) -> int:
-    return sum(array.nbytes for array in arrays.values())
+def size_bytes(tensors: Iterable[Buffer]) -> int:
+    return sum(buffer.size_bytes for buffer in tensors)

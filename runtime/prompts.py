@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from ..engines.base import Array, Engine
-from .memory import allocate, named, total_bytes
-from .tokenizer import PromptTokenizer
+from .memory import Buffer, HostMemory, Memory, buffers, named, size_bytes
+from .tokenizer import PromptTokenizer, TokenizedPrompt
 from .transformer import Context
 
 logger = logging.getLogger(__name__)
@@ -19,17 +19,27 @@ DEFAULT_BUDGET_BYTES = 1 << 30
 class PromptContexts:
     """The prompt graph: text states to keys and values."""
 
-    def __init__(self, engine: Engine, batch: int) -> None:
+    def __init__(self, engine: Engine, batch: int, memory: Memory | None = None) -> None:
         self._engine, self._batch = engine, batch
+        self.memory = memory or HostMemory()
+        outputs = named(engine.outputs, "context_k", "context_v")
+        self._buffers = buffers(outputs, batch=batch)
+        self._states = self.memory.reserve(
+            {"text_states": Buffer.of(engine.inputs["text_states"], batch=batch)}, "text states"
+        )
+
+    @property
+    def size_bytes(self) -> int:
+        """Of one context."""
+        return size_bytes(self._buffers.values())
 
     def of_states(self, states: Array) -> Context:
         """Text states [1 or B, text_len, text_dim]; one row serves the whole batch."""
-        spec = self._engine.inputs["text_states"]
-        shape = spec.sized(batch=self._batch)
-        given = np.ascontiguousarray(np.broadcast_to(states, shape), spec.dtype)
-        outputs = named(self._engine.outputs, "context_k", "context_v")
-        context = allocate(outputs, batch=self._batch)
-        self._engine.bind({"text_states": given}, context).run()
+        tensor = self._states["text_states"]
+        self.memory.write(tensor, np.broadcast_to(states, tensor.shape))
+        context = self.memory.reserve(self._buffers, "a prompt")
+        self._engine.bind(self._states, context).run()
+        self.memory.settle()
         return context
 
 
@@ -54,9 +64,7 @@ class PromptEncoder:
         if prompt not in self._kept:
             self._kept[prompt] = self._encode(prompt)
         self._kept.move_to_end(prompt)
-        while (
-            len(self._kept) > 1 and sum(map(total_bytes, self._kept.values())) > self._budget_bytes
-        ):
+        while len(self._kept) > max(1, self._budget_bytes // self._contexts.size_bytes):
             self._kept.popitem(last=False)
         return self._kept[prompt]
 
@@ -64,6 +72,13 @@ class PromptEncoder:
         tokens = self._tokenizer.encode(prompt)
         if tokens.truncated_at is not None:
             self._on_truncation(prompt, tokens.truncated_at)
-        states = allocate(self._text.outputs.values(), batch=1)
-        self._text.bind({"ids": tokens.ids[None], "mask": tokens.mask[None]}, states).run()
-        return self._contexts.of_states(states["text_states"])
+        return self._contexts.of_states(self._states_of(tokens))
+
+    def _states_of(self, tokens: TokenizedPrompt) -> Array:
+        memory, text = self._contexts.memory, self._text
+        given = memory.reserve(buffers(text.inputs.values(), batch=1), "a prompt's tokens")
+        states = memory.reserve(buffers(text.outputs.values(), batch=1), "a prompt's states")
+        memory.write(given["ids"], tokens.ids[None])
+        memory.write(given["mask"], tokens.mask[None])
+        text.bind(given, states).run()
+        return memory.fetch(states["text_states"]).result()

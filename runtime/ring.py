@@ -7,10 +7,14 @@ softmax does not care in which order it meets the keys: the ring never moves any
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from ..configs import ModelConfig, RolloutConfig
 from ..configs.schema import GLOBAL_ATTENTION_TOKENS, ROPE_TABLE_FRAMES
 from ..errors import UsageError
+
+Recache = Literal["exact", "partial", "none"]
+"""What a prompt switch recomputes: all that upstream does, what the next block sees, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -146,14 +150,17 @@ class Ring:
     def after_block(self) -> "Ring":
         return replace(self, next_frame=self.next_frame + self.layout.block)
 
-    def recache_plan(self) -> PassPlan:
+    def recache_plan(self, extent: Literal["exact", "partial"] = "exact") -> PassPlan:
         """The pass that recomputes the cache under a new prompt; see also :meth:`after_recache`.
 
-        Frames whose results nothing attends any more are left out.
+        Frames whose results nothing attends any more are left out. ``partial`` leaves out those
+        too that only the recomputed frames attend, and not the next block.
         """
         layout, start = self.layout, self.next_frame
         keeps_sink = not (self._rewrites_everything() or layout.moving_sink)
         recomputed = min(start, layout.window - (layout.sink if keeps_sink else 0))
+        if extent == "partial" and keeps_sink:
+            recomputed = min(recomputed, layout.past)
         frames = tuple(range(start - recomputed, start))
         if layout.unbounded and recomputed < start:
             recent = start - (layout.window - layout.sink)

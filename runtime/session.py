@@ -1,5 +1,6 @@
 """One video in the making."""
 
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -8,24 +9,43 @@ import numpy as np
 from ..configs import ModelConfig
 from ..engines.base import Array, Closing, Engine
 from ..errors import UsageError
-from .decoder import VaeStream
+from .decoder import Decoder, DecoderSnapshot, Decoding
+from .memory import HostMemory, Memory, Pending, Span, Tensor
 from .noise import BlockNoise, FloatArray, NoiseSource
-from .ring import Ring, RingLayout
+from .ring import Recache, Ring, RingLayout
 from .transformer import Context, LatentHistory, TransformerPasses
 
 
-@dataclass(frozen=True)
 class Block:
-    index: int
-    latents: FloatArray
-    """[B, frames_per_block, C, h, w]"""
-    _pixels: "Future[Array] | None"
+    """What one step made. Its values may still be on their way."""
+
+    def __init__(self, index: int, latents: Pending, decoding: Decoding | None) -> None:
+        self.index = index
+        self._latents, self._decoding = latents, decoding
+        self._pixels: Array | None = None
+
+    @property
+    def latents(self) -> FloatArray:
+        """[B, frames_per_block, C, h, w]; waits until they are there."""
+        return self._latents.result().astype(np.float32)
 
     def pixels(self) -> Array:
         """The block's pictures [B, n, H, W, 3]; waits until they are decoded."""
-        if self._pixels is None:
+        if self._decoding is None:
             raise UsageError("this session does not decode; give it a VAE stream")
-        return self._pixels.result()
+        if self._pixels is None:
+            self._pixels = self._decoding.result()
+        return self._pixels
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A session as it stood between two blocks."""
+
+    ring: Ring
+    tensors: Mapping[str, Tensor]
+    history: Mapping[int, Array]
+    decoder: DecoderSnapshot | None
 
 
 class Session(Closing):
@@ -43,17 +63,20 @@ class Session(Closing):
         *,
         batch: int = 1,
         total_frames: int | None = None,
-        decoder: VaeStream | None = None,
+        decoder: Decoder | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self.config = config
+        self.memory = memory or HostMemory()
         self.ring = Ring(RingLayout.of(config, total_frames))
-        self.passes = TransformerPasses(step, config, self.ring.layout, batch)
+        self.passes = TransformerPasses(step, config, self.ring.layout, batch, self.memory)
         self.history = LatentHistory(self.ring.layout)
         self.decoder = decoder
         self._noise, self._total_frames = noise, total_frames
-        self._context: Context | None = None
-        self._pending: Context | None = None
-        self._decoding = ThreadPoolExecutor(1, "decode")
+        self._has_prompt = False
+        self._pending: tuple[Context, Recache] | None = None
+        self._reading: list[Decoding | None] = [None, None]
+        self._steps = 0
         self._drawing = ThreadPoolExecutor(1, "noise")
         self._drawn: tuple[int, Future[BlockNoise]] | None = None
 
@@ -64,48 +87,74 @@ class Session(Closing):
     @property
     def context(self) -> Context:
         """The prompt that the last block was made under."""
-        if self._context is None:
+        if not self._has_prompt:
             raise UsageError("a session needs a prompt before its first block")
-        return self._context
+        return self.passes.prompt
 
-    def switch_prompt(self, context: Context) -> None:
+    def switch_prompt(self, context: Context, recache: Recache = "exact") -> None:
         """Take a prompt at the next block boundary; the latest one before it counts."""
-        self._pending = context
+        self._pending = context, recache
 
     def step(self) -> Block:
         """Make the next block."""
         if self._pending is not None:
-            self._take_prompt(self._pending)
+            self._take_prompt(*self._pending)
         assert self.context
         index, plan = self.blocks_made, self.ring.block_plan()
+        which, self._steps = self._steps % 2, self._steps + 1
+        reading = self._reading[which]
+        if reading is not None:
+            # The decoder still reads what this block's result goes over.
+            reading.release()
         made = self.passes.run_block(plan, self._noise_of(index))
-        self.history.add(plan.frames[0], made)
+        latents = self.memory.fetch(made)
+        self.history.add(plan.frames[0], latents)
         self.ring = self.ring.after_block()
-        latents = made.astype(np.float32)
-        pixels = self._decoding.submit(self.decoder.decode, latents) if self.decoder else None
-        return Block(index, latents, pixels)
+        self._reading[which] = decoding = self.decoder.start(made) if self.decoder else None
+        return Block(index, latents, decoding)
 
-    def resume(self, ring: Ring, context: Context) -> None:
-        """Go on where a saved session stood; its caches and history were restored before."""
-        self.ring = ring
-        self._context = context
-        self.passes.use_context(context)
+    def checkpoint(self) -> Checkpoint:
+        """Remember how things stand, to come back with :meth:`rollback`."""
+        tensors = {**self.passes.cache, **self.context}
+        kept = self.memory.clone(tensors, "a checkpoint")
+        decoder = self.decoder.snapshot() if self.decoder else None
+        return Checkpoint(self.ring, kept, dict(self.history.items()), decoder)
+
+    def rollback(self, checkpoint: Checkpoint) -> None:
+        """Forget the blocks that were made since; the next one is made anew."""
+        targets = {**self.passes.cache, **self.context}
+        pairs = [(target, checkpoint.tensors[name]) for name, target in targets.items()]
+        for target, source in pairs:
+            self.memory.copy([(target, source)], [Span(0, 0, target.shape[1])])
+        self.history.restore(checkpoint.history)
+        if self.decoder is not None:
+            assert checkpoint.decoder is not None
+            self.decoder.reinstate(checkpoint.decoder)
+        self.ring, self._pending = checkpoint.ring, None
+
+    def resume(self, ring: Ring) -> None:
+        """Go on where a saved session stood; its tensors and history were restored before."""
+        self.ring, self._has_prompt = ring, True
 
     def settle(self) -> None:
         """Wait for what runs beside the caller."""
-        self._decoding.submit(lambda: None).result()
+        if self.decoder is not None:
+            self.decoder.settle()
+        self.memory.settle()
 
     def close(self) -> None:
-        self._decoding.shutdown(cancel_futures=True)
+        if self.decoder is not None:
+            self.decoder.close()
         self._drawing.shutdown(cancel_futures=True)
+        self.memory.close()
 
-    def _take_prompt(self, context: Context) -> None:
-        self._context, self._pending = context, None
-        if self.ring.next_frame:
-            plan = self.ring.recache_plan()
-            self.passes.recache(plan, self.history.take(plan.frames), context)
-            self.ring = self.ring.after_recache()
+    def _take_prompt(self, context: Context, recache: Recache) -> None:
+        self._pending, self._has_prompt = None, True
         self.passes.use_context(context)
+        if self.ring.next_frame and recache != "none":
+            plan = self.ring.recache_plan(recache)
+            self.passes.recache(plan, self.history.take(plan.frames))
+            self.ring = self.ring.after_recache()
 
     def _noise_of(self, index: int) -> BlockNoise:
         if self._drawn is not None and self._drawn[0] == index:

@@ -16,6 +16,7 @@ from ..configs.loader import configure
 from ..engines.base import Array
 from ..errors import OutputError, UsageError
 from ..files import publish_file
+from .memory import Memory, Tensor
 from .ring import Ring
 from .session import Session
 
@@ -42,11 +43,13 @@ class SavedState:
 def save_state(path: Path, session: Session, *, bundle_key: str, seed: int, prompt: str) -> None:
     """Write a session's state; only safe between blocks."""
     session.settle()
-    tensors = {**session.passes.cache, **session.context}
+    memory = session.memory
+    tensors: dict[str, Array] = _fetched(memory, {**session.passes.cache, **session.context})
     tensors |= {f"latent.{frame}": latent for frame, latent in session.history.items()}
     decoder = session.decoder
     if decoder is not None:
-        tensors |= {f"vae.{name}": cache for name, cache in decoder.caches.items()}
+        caches = {f"vae.{name}": cache for name, cache in decoder.caches.items()}
+        tensors |= _fetched(memory, caches)
     described = {
         "format": FORMAT,
         "bundle_key": bundle_key,
@@ -88,7 +91,7 @@ def load_state(path: Path) -> SavedState:
 def restore(session: Session, state: SavedState) -> None:
     """Put a new session of the same configuration where the saved one stood."""
     for name, cached in session.passes.cache.items():
-        cached[...] = state.tensors[name]
+        session.memory.write(cached, state.tensors[name])
     session.history.restore(
         {
             int(name.removeprefix("latent.")): np.array(latent)
@@ -101,7 +104,10 @@ def restore(session: Session, state: SavedState) -> None:
         caches = {name: state.tensors[f"vae.{name}"] for name in session.decoder.caches}
         session.decoder.restore(state.vae_frames, caches)
     ring = Ring(session.ring.layout, state.next_frame, state.sink_start)
-    context = {
-        name: tensor for name, tensor in state.tensors.items() if name.startswith("context_")
-    }
-    session.resume(ring, context)
+    for name, tensor in session.passes.prompt.items():
+        session.memory.write(tensor, state.tensors[name])
+    session.resume(ring)
+
+
+def _fetched(memory: Memory, tensors: Mapping[str, Tensor]) -> dict[str, Array]:
+    return {name: memory.fetch(tensor).result() for name, tensor in tensors.items()}

@@ -1,134 +1,215 @@
 """The transformer's passes over one video: buffers, bindings, and the cache they read.
 
-No arithmetic happens here. Every buffer is made once; a block fills in its noise and its
-positions, runs the bound passes, and copies its clean keys and values to their slots.
+No arithmetic happens here. Every buffer is made once, and addresses never change: a block fills in
+its noise and its positions, runs the bound passes, and copies its clean keys and values to their
+slots.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..configs import ModelConfig
 from ..configs.schedule import Pass, Schedule
-from ..engines.base import Array, Binding, Engine, TensorSpec
-from .memory import allocate, named
+from ..engines.base import Array, Binding, Engine
+from .memory import Buffer, HostMemory, Memory, Pending, Span, Tensor, buffers, named
 from .noise import BlockNoise
 from .ring import Copy, PassPlan, RingLayout
 
-Context = Mapping[str, Array]
+Context = Mapping[str, Tensor]
 """``context_k.{l}`` and ``context_v.{l}`` of one prompt."""
+
+_LEVEL_INPUTS = ("timestep", "sigma", "sigma_next")
+_CLEAN = Pass(timestep=0.0, sigma=0.0, sigma_next=0.0)
 
 
 class TransformerPasses:
-    def __init__(self, engine: Engine, config: ModelConfig, layout: RingLayout, batch: int) -> None:
-        self._engine, self._batch = engine, batch
-        self._tokens, self._slots = config.tokens_per_frame, layout.slots
-        self._schedule = Schedule.of(config.rollout)
-        self.cache = self._allocate(engine.inputs, "k_cache", "v_cache", cache_frames=layout.slots)
-        self._new = self._allocate(engine.outputs, "k_new", "v_new", frames=layout.block)
-        latents, noise = engine.inputs["latents"], engine.inputs["noise"]
-        sizes = {"batch": batch, "frames": layout.block}
-        # The passes hand the latents to and fro; the last pass's noise has no weight.
-        self._latents = [np.zeros(latents.sized(**sizes), latents.dtype) for _ in range(2)]
-        self._noise = [
-            np.zeros(noise.sized(**sizes), noise.dtype)
-            for _ in range(max(1, len(self._schedule.passes) - 1))
+    """Results of two successive blocks lie in different places: one is read, one written."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        config: ModelConfig,
+        layout: RingLayout,
+        batch: int,
+        memory: Memory | None = None,
+    ) -> None:
+        self._engine, self._batch, self._layout = engine, batch, layout
+        self._memory = memory or HostMemory()
+        self._tokens = config.tokens_per_frame
+        schedule = Schedule.of(config.rollout)
+        self._levels = [*schedule.passes, schedule.clean, _CLEAN]
+        self._passes = len(schedule.passes)
+        self._tensors = self._memory.reserve(self._buffers(), "keys, values and latents")
+        self.cache = self._part("k_cache", "v_cache")
+        self._new = self._part("k_new", "v_new")
+        self.prompt = self._part("context_k", "context_v")
+        self._write_levels()
+        self._position = _Position(self._memory, layout.block, layout.slots)
+        self._results = [self._tensors[f"result.{which}"] for which in range(2)]
+        self._denoising = self._bind_denoising()
+        self._last = [self._bind_last(result) for result in self._results]
+        clean = len(self._levels) - 2
+        self._clean = [
+            self._bind(clean, self._position, result, result, self._new) for result in self._results
         ]
-        self._position = _Position(layout.block, layout.slots)
-        self._denoising: list[Binding] = []
-        self._clean: Binding | None = None
+        self._scratch: dict[str, Tensor] | None = None
+        self._recaching: dict[int, _Recaching] = {}
+        self._blocks_run = 0
 
     def use_context(self, context: Context) -> None:
         """Condition all following passes on a prompt."""
-        levels = self._schedule.passes
-        self._denoising = [
-            self._bind(
-                context,
-                level,
-                self._latents[number % 2],
-                self._noise[min(number, len(self._noise) - 1)],
-                {"latents_next": self._latents[(number + 1) % 2]},
-            )
-            for number, level in enumerate(levels)
-        ]
-        result = self._latents[len(levels) % 2]
-        self._clean = self._bind(context, self._schedule.clean, result, self._noise[0], self._new)
+        pairs = [(self.prompt[name], tensor) for name, tensor in context.items()]
+        self._memory.copy(pairs, [Span(0, 0, pairs[0][0].shape[1])])
 
-    def run_block(self, plan: PassPlan, noise: BlockNoise) -> Array:
-        """Denoise a block and commit its keys and values; the result is overwritten by the next."""
-        assert self._clean is not None, "use_context comes first"
+    def run_block(self, plan: PassPlan, noise: BlockNoise) -> Tensor:
+        """Denoise a block and commit its keys and values.
+
+        The result stays as it is until the block after the next is made.
+        """
+        which = self._blocks_run % 2
         self._position.set(plan)
-        self._latents[0][...] = noise.initial
-        for buffer, drawn in zip(self._noise, noise.renoise, strict=False):
-            buffer[...] = drawn
-        for binding in self._denoising:
+        self._memory.write(self._tensors["latents.0"], noise.initial)
+        for number, drawn in enumerate(noise.renoise):
+            self._memory.write(self._tensors[f"noise.{number}"], drawn)
+        for binding in (*self._denoising, self._last[which], self._clean[which]):
             binding.run()
-        self._clean.run()
         self._commit(self._new, plan.commits)
-        return self._latents[len(self._denoising) % 2]
+        self._blocks_run += 1
+        return self._results[which]
 
-    def recache(self, plan: PassPlan, latents: Array, context: Context) -> None:
-        """Recompute the cache from clean latents under another prompt."""
-        frames = len(plan.frames)
-        new = self._allocate(self._engine.outputs, "k_new", "v_new", frames=frames)
-        position = _Position(frames, self._slots)
-        position.set(plan)
-        clean = Pass(timestep=0.0, sigma=0.0, sigma_next=0.0)
-        self._bind(context, clean, latents, np.zeros_like(latents), new, position).run()
-        self._commit(new, plan.commits)
+    def recache(self, plan: PassPlan, latents: Array) -> None:
+        """Recompute the cache from clean latents under the prompt in use."""
+        recaching = self.prepare_recache(len(plan.frames))
+        recaching.position.set(plan)
+        self._memory.write(recaching.latents, latents)
+        recaching.binding.run()
+        self._commit(recaching.new, plan.commits)
 
-    def _allocate(
-        self, specs: Mapping[str, TensorSpec], *prefixes: str, **sizes: int
-    ) -> dict[str, Array]:
-        return allocate(named(specs, *prefixes), batch=self._batch, **sizes)
+    def prepare_recache(self, frames: int) -> "_Recaching":
+        """Reserve and bind what a re-cache of so many frames needs."""
+        if frames not in self._recaching:
+            self._recaching[frames] = self._bind_recache(frames)
+        return self._recaching[frames]
+
+    def _bind_recache(self, frames: int) -> "_Recaching":
+        specs = {"latents": self._engine.inputs["latents"]}
+        specs |= {spec.name: spec for spec in named(self._engine.outputs, "k_new", "v_new")}
+        if self._scratch is None:
+            largest = buffers(specs.values(), batch=self._batch, frames=self._layout.window)
+            self._scratch = self._memory.reserve(largest, "recomputing the cache")
+        views = {
+            name: self._memory.view(
+                self._scratch[name], spec.sized(batch=self._batch, frames=frames)
+            )
+            for name, spec in specs.items()
+        }
+        latents = views.pop("latents")
+        position = _Position(self._memory, frames, self._layout.slots)
+        binding = self._bind(len(self._levels) - 1, position, latents, latents, views)
+        return _Recaching(position, latents, views, binding)
+
+    def _buffers(self) -> dict[str, Buffer]:
+        inputs, outputs = self._engine.inputs, self._engine.outputs
+        sizes = {"batch": self._batch, "frames": self._layout.block}
+        kept = named(inputs, "k_cache", "v_cache", "context_k", "context_v")
+        latents = Buffer.of(inputs["latents"], **sizes)
+        return {
+            **buffers(kept, cache_frames=self._layout.slots, **sizes),
+            **buffers(named(outputs, "k_new", "v_new"), **sizes),
+            **{f"latents.{number}": latents for number in range(2)},
+            **{f"result.{number}": latents for number in range(2)},
+            **{f"noise.{number}": latents for number in range(self._passes - 1)},
+            **{
+                f"{name}.{number}": Buffer((1,), np.dtype(np.float32))
+                for name in _LEVEL_INPUTS
+                for number in range(len(self._levels))
+            },
+        }
+
+    def _part(self, *prefixes: str) -> dict[str, Tensor]:
+        return {
+            name: tensor
+            for name, tensor in self._tensors.items()
+            if name.rpartition(".")[0] in prefixes
+        }
+
+    def _write_levels(self) -> None:
+        for number, level in enumerate(self._levels):
+            for name in _LEVEL_INPUTS:
+                value = np.array([getattr(level, name)], np.float32)
+                self._memory.write(self._tensors[f"{name}.{number}"], value)
+
+    def _bind_denoising(self) -> list[Binding]:
+        """All passes but the last hand the latents to and fro."""
+        latents = [self._tensors["latents.0"], self._tensors["latents.1"]]
+        return [
+            self._bind(
+                number,
+                self._position,
+                latents[number % 2],
+                self._tensors[f"noise.{number}"],
+                {"latents_next": latents[(number + 1) % 2]},
+            )
+            for number in range(self._passes - 1)
+        ]
+
+    def _bind_last(self, result: Tensor) -> Binding:
+        number = self._passes - 1
+        latents = self._tensors[f"latents.{number % 2}"]
+        # Its noise has no weight: the latents stand in.
+        return self._bind(number, self._position, latents, latents, {"latents_next": result})
 
     def _bind(
         self,
-        context: Context,
-        level: Pass,
-        latents: Array,
-        noise: Array,
-        outputs: Mapping[str, Array],
-        position: "_Position | None" = None,
+        level: int,
+        position: "_Position",
+        latents: Tensor,
+        noise: Tensor,
+        outputs: Mapping[str, Tensor],
     ) -> Binding:
         inputs = {
             "latents": latents,
             "noise": noise,
-            "timestep": np.array([level.timestep], np.float32),
-            "sigma": np.array([level.sigma], np.float32),
-            "sigma_next": np.array([level.sigma_next], np.float32),
-            **(position or self._position).arrays,
+            **{name: self._tensors[f"{name}.{level}"] for name in _LEVEL_INPUTS},
+            **position.tensors,
             **self.cache,
-            **context,
+            **self.prompt,
         }
         return self._engine.bind(inputs, outputs)
 
-    def _commit(self, new: Mapping[str, Array], copies: Sequence[Copy]) -> None:
+    def _commit(self, new: Mapping[str, Tensor], copies: Sequence[Copy]) -> None:
         tokens = self._tokens
-        for name, cached in self.cache.items():
-            fresh = new[name.replace("cache", "new")]
-            for copy in copies:
-                target = slice(copy.slot * tokens, (copy.slot + copy.frames) * tokens)
-                source = slice(
-                    copy.source_frame * tokens, (copy.source_frame + copy.frames) * tokens
-                )
-                cached[:, target] = fresh[:, source]
+        spans = [
+            Span(copy.slot * tokens, copy.source_frame * tokens, copy.frames * tokens)
+            for copy in copies
+        ]
+        pairs = [(cached, new[name.replace("cache", "new")]) for name, cached in self.cache.items()]
+        self._memory.copy(pairs, spans)
 
 
 class _Position:
     """The small integer inputs that say where a pass stands; refilled in place."""
 
-    def __init__(self, frames: int, slots: int) -> None:
-        self.arrays: dict[str, Array] = {
-            "frame_index": np.zeros(frames, np.int64),
-            "cache_index": np.zeros(slots, np.int64),
-            "sink_frames": np.zeros(1, np.int64),
-            "window_frames": np.zeros(1, np.int64),
-        }
+    def __init__(self, memory: Memory, frames: int, slots: int) -> None:
+        sizes = {"frame_index": frames, "cache_index": slots, "sink_frames": 1, "window_frames": 1}
+        buffers = {name: Buffer((size,), np.dtype(np.int64)) for name, size in sizes.items()}
+        self._memory = memory
+        self.tensors = memory.reserve(buffers, "positions")
 
     def set(self, plan: PassPlan) -> None:
-        for name, array in self.arrays.items():
-            array[...] = getattr(plan, name)
+        for name, tensor in self.tensors.items():
+            values = np.atleast_1d(np.array(getattr(plan, name), np.int64))
+            self._memory.write(tensor, values)
+
+
+@dataclass(frozen=True)
+class _Recaching:
+    position: _Position
+    latents: Tensor
+    new: Mapping[str, Tensor]
+    binding: Binding
 
 
 class LatentHistory:
@@ -138,19 +219,32 @@ class LatentHistory:
         self._recent = layout.window
         self._first = layout.sink if layout.unbounded else 0
         self._frames: dict[int, Array] = {}
+        self._newest: tuple[int, Pending] | None = None
 
-    def add(self, start: int, latents: Array) -> None:
-        for offset in range(latents.shape[1]):
-            self._frames[start + offset] = latents[:, offset].copy()
-        oldest = start + latents.shape[1] - self._recent
-        for frame in [f for f in self._frames if self._first <= f < oldest]:
-            del self._frames[frame]
+    def add(self, start: int, latents: Pending) -> None:
+        """A block that may still be in the making: it is waited for when the next one comes."""
+        self._arrive()
+        self._newest = start, latents
 
     def take(self, frames: Sequence[int]) -> Array:
+        self._arrive()
         return np.stack([self._frames[frame] for frame in frames], axis=1)
 
     def items(self) -> list[tuple[int, Array]]:
+        self._arrive()
         return sorted(self._frames.items())
 
     def restore(self, frames: Mapping[int, Array]) -> None:
-        self._frames = dict(frames)
+        self._frames, self._newest = dict(frames), None
+
+    def _arrive(self) -> None:
+        if self._newest is None:
+            return
+        start, latents = self._newest[0], self._newest[1].result()
+        self._newest = None
+        count = latents.shape[1]
+        for offset in range(count):
+            self._frames[start + offset] = latents[:, offset].copy()
+        oldest = start + count - self._recent
+        for frame in [f for f in self._frames if self._first <= f < oldest]:
+            del self._frames[frame]

@@ -28,8 +28,8 @@ from ..engines.bundle import (
 from ..errors import UsageError
 from ..exports import RECORD_NAME, check_export, read_export
 from .assembly import Engines
-from .decoder import VaeStream
-from .memory import allocate
+from .decoder import ThreadedDecoder, VaeStream
+from .memory import HostMemory, buffers
 from .noise import FloatArray, ReplayNoise, SeededNoise
 from .session import Session
 from .tokenizer import PromptTokenizer
@@ -234,7 +234,7 @@ def roll_out(engines: Engines, config: ModelConfig, replay: Replay, *, decode: b
         ReplayNoise(replay, block_frames),
         batch=replay.batch,
         total_frames=replay.frames,
-        decoder=_frame_stream(engines, replay.batch) if decode else None,
+        decoder=ThreadedDecoder(_frame_stream(engines, replay.batch)) if decode else None,
     ) as session:
         for _, (_, prompt) in zip(range(replay.frames // block_frames), switches, strict=False):
             if prompt is not None:
@@ -261,7 +261,8 @@ def _text_states(engines: PairedEngines) -> list[FloatArray]:
     text = engines.get("text", "reading a prompt")
     states = []
     for prompt in PROMPTS:
-        tokens, outputs = tokenizer.encode(prompt), allocate(text.outputs.values(), batch=1)
+        tokens = tokenizer.encode(prompt)
+        outputs = HostMemory().reserve(buffers(text.outputs.values(), batch=1), "text states")
         text.bind({"ids": tokens.ids[None], "mask": tokens.mask[None]}, outputs).run()
         states.append(outputs["text_states"].astype(np.float32))
     return states

@@ -14,7 +14,7 @@ from longlive_trt.engines.bundle import open_bundle
 from longlive_trt.engines.loader import load_engine
 from longlive_trt.engines.onnxruntime import OnnxRuntimeEngine, require_compatible
 from longlive_trt.errors import BundleError, EngineError
-from longlive_trt.runtime.memory import allocate
+from longlive_trt.runtime.memory import HostMemory, buffers
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def states(batch: int = 1) -> np.ndarray[Any, Any]:
 
 
 def outputs(prompt: Any, batch: int = 1) -> dict[str, Any]:
-    return allocate(prompt.outputs.values(), batch=batch)
+    return HostMemory().reserve(buffers(prompt.outputs.values(), batch=batch), "a context")
 
 
 def test_specifications(prompt: Any) -> None:

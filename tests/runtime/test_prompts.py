@@ -9,7 +9,6 @@ import pytest
 
 from longlive_trt.engines.bundle import open_bundle
 from longlive_trt.runtime.assembly import Engines
-from longlive_trt.runtime.memory import total_bytes
 from longlive_trt.runtime.prompts import PromptContexts, PromptEncoder
 from longlive_trt.runtime.tokenizer import PromptTokenizer
 
@@ -57,7 +56,7 @@ def test_a_prompt_is_encoded_once(engines: Engines) -> None:
 
 
 def test_the_ones_asked_for_last_stay_within_the_budget(engines: Engines) -> None:
-    size = total_bytes(encoder_of(engines)[0].context_of("a"))
+    size = engines.contexts(1).size_bytes
     encoder, text = encoder_of(engines, budget_bytes=2 * size)
     for prompt in ("a", "b", "a", "c"):
         encoder.context_of(prompt)

@@ -1,0 +1,313 @@
+"""Streams, events, captured graphs and memory of one GPU, through cuda.bindings.
+
+Every call to the driver goes through ``plugins.driver.check``. What a live session must not do
+once it runs is counted here: see :class:`Ledger`.
+"""
+
+import ctypes
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from math import prod
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+
+from ..errors import EngineError, PluginError
+from ..plugins.driver import check, device_facts
+from ..plugins.tensors import DeviceTensor
+from .base import Array, Closing
+
+ALIGNMENT_BYTES = 256
+
+Happening = Literal["allocation", "free", "host wait", "copy on the device"]
+
+_NAMES = {np.dtype(ml_dtypes.float8_e4m3fn): "float8_e4m3"}
+
+
+class Ledger:
+    """What was done that costs a live session time; in strict mode, doing it is an error."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[Happening] = Counter()
+        self._strict = False
+        self._allowed: set[Happening] = set()
+
+    def note(self, happening: Happening, what: str) -> None:
+        self.counts[happening] += 1
+        if self._strict and happening not in self._allowed:
+            raise EngineError(f"debug: {happening} in the steady state: {what}")
+
+    @contextmanager
+    def strictly(self) -> Iterator[None]:
+        """Nothing that is noted may happen inside."""
+        before, self._strict = self._strict, True
+        try:
+            yield
+        finally:
+            self._strict = before
+
+    @contextmanager
+    def allowing(self, *happenings: Happening) -> Iterator[None]:
+        before = self._allowed
+        self._allowed = before | set(happenings)
+        try:
+            yield
+        finally:
+            self._allowed = before
+
+
+@dataclass(frozen=True)
+class MemoryInfo:
+    free_bytes: int
+    total_bytes: int
+
+
+class Gpu:
+    """One device with its primary context, which every library in the process shares."""
+
+    def __init__(self, ordinal: int = 0) -> None:
+        self.facts = device_facts(ordinal)
+        self.ordinal = ordinal
+        self.ledger = Ledger()
+
+    def make_current(self) -> None:
+        """A thread that talks to the driver does this first."""
+        import_module("cuda.core").Device(self.ordinal).set_current()
+
+    def memory(self) -> MemoryInfo:
+        return MemoryInfo(*check(_driver().cuMemGetInfo(), "read the free memory"))
+
+    def stream(self, *, urgent: bool = False) -> "Stream":
+        """Streams that do not wait for the default one. An urgent one's kernels go first."""
+        driver = _driver()
+        least, greatest = check(driver.cuCtxGetStreamPriorityRange(), "read stream priorities")
+        flags = int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
+        priority = greatest if urgent else least
+        handle = check(driver.cuStreamCreateWithPriority(flags, priority), "make a stream")
+        return Stream(self, int(handle))
+
+    def reserve(self, size_bytes: int, what: str) -> "DeviceBlock":
+        return DeviceBlock(self, size_bytes, what)
+
+    def pinned(self, shape: Sequence[int], dtype: np.dtype[Any]) -> "PinnedArray":
+        return PinnedArray(self, shape, dtype)
+
+
+class DeviceBlock(Closing):
+    """A stretch of device memory, zeroed."""
+
+    def __init__(self, gpu: Gpu, size_bytes: int, what: str) -> None:
+        self._gpu, self.size_bytes, self._what = gpu, max(size_bytes, 1), what
+        gpu.ledger.note("allocation", what)
+        driver = _driver()
+        try:
+            self.pointer = int(check(driver.cuMemAlloc(self.size_bytes), f"allocate {what}"))
+        except PluginError as error:
+            free = gpu.memory().free_bytes
+            raise EngineError(
+                f"{what}: {self.size_bytes / 2**30:.2f} GiB of GPU memory are needed, and "
+                f"{free / 2**30:.2f} GiB are free on {gpu.facts.name} ({error})"
+            ) from None
+        check(driver.cuMemsetD8(self.pointer, 0, self.size_bytes), f"clear {what}")
+
+    def close(self) -> None:
+        if self.pointer:
+            self._gpu.ledger.note("free", self._what)
+            _driver().cuMemFree(self.pointer)
+            self.pointer = 0
+
+
+class PinnedArray(Closing):
+    """Host memory that the GPU copies to and from by itself."""
+
+    def __init__(self, gpu: Gpu, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
+        size_bytes = max(prod(shape) * dtype.itemsize, 1)
+        gpu.ledger.note("allocation", f"{size_bytes} bytes of pinned memory")
+        self._pointer = int(check(_driver().cuMemAllocHost(size_bytes), "allocate pinned memory"))
+        memory = (ctypes.c_char * size_bytes).from_address(self._pointer)
+        count = prod(shape)
+        self.array: Array = np.frombuffer(memory, dtype, count).reshape(tuple(shape))
+
+    @property
+    def pointer(self) -> int:
+        return self._pointer
+
+    def close(self) -> None:
+        if self._pointer:
+            _driver().cuMemFreeHost(self._pointer)
+            self._pointer = 0
+
+
+@dataclass(frozen=True)
+class Event:
+    handle: int
+    _gpu: Gpu = field(repr=False)
+
+    def wait(self) -> None:
+        """Until all that was queued before it is done."""
+        self._gpu.ledger.note("host wait", "an event")
+        check(_driver().cuEventSynchronize(self.handle), "wait for the GPU")
+
+    @property
+    def is_over(self) -> bool:
+        driver = _driver()
+        (status,) = driver.cuEventQuery(self.handle)
+        if status == driver.CUresult.CUDA_ERROR_NOT_READY:
+            return False
+        check((status,), "ask for the GPU's progress")
+        return True
+
+    def milliseconds_since(self, earlier: "Event") -> float:
+        return float(
+            check(_driver().cuEventElapsedTime(earlier.handle, self.handle), "read a time")
+        )
+
+
+class EventPool:
+    """Events that are used again; making one takes the driver's lock."""
+
+    def __init__(self, gpu: Gpu, size: int, *, timed: bool = False) -> None:
+        flags = _driver().CUevent_flags
+        chosen = flags.CU_EVENT_DEFAULT if timed else flags.CU_EVENT_DISABLE_TIMING
+        self._events = [
+            Event(int(check(_driver().cuEventCreate(int(chosen)), "make an event")), gpu)
+            for _ in range(size)
+        ]
+        self._next = 0
+
+    def take(self) -> Event:
+        """The one that was taken longest ago."""
+        event = self._events[self._next]
+        self._next = (self._next + 1) % len(self._events)
+        return event
+
+    def close(self) -> None:
+        for event in self._events:
+            _driver().cuEventDestroy(event.handle)
+        self._events.clear()
+
+
+class Stream:
+    def __init__(self, gpu: Gpu, handle: int) -> None:
+        self.gpu, self.handle = gpu, handle
+
+    def record(self, event: Event) -> Event:
+        check(_driver().cuEventRecord(event.handle, self.handle), "record an event")
+        return event
+
+    def wait_for(self, event: Event) -> None:
+        """The stream waits, not the host."""
+        check(_driver().cuStreamWaitEvent(self.handle, event.handle, 0), "order two streams")
+
+    def synchronize(self) -> None:
+        self.gpu.ledger.note("host wait", "a stream")
+        check(_driver().cuStreamSynchronize(self.handle), "wait for a stream")
+
+    def upload(self, target: int, source: PinnedArray | int, size_bytes: int) -> None:
+        pointer = source.pointer if isinstance(source, PinnedArray) else source
+        check(
+            _driver().cuMemcpyHtoDAsync(target, pointer, size_bytes, self.handle),
+            "copy to the GPU",
+        )
+
+    def download(self, target: PinnedArray, source: int, size_bytes: int) -> None:
+        check(
+            _driver().cuMemcpyDtoHAsync(target.pointer, source, size_bytes, self.handle),
+            "copy from the GPU",
+        )
+
+    def copy_rows(self, rows: Sequence["Rows"]) -> None:
+        """Copies on the device, each of some equally long rows."""
+        driver = _driver()
+        self.gpu.ledger.note("copy on the device", f"{len(rows)} copies")
+        for row in rows:
+            if row.count == 1:
+                result = driver.cuMemcpyDtoDAsync(
+                    row.target, row.source, row.size_bytes, self.handle
+                )
+            else:
+                result = driver.cuMemcpy2DAsync(row.described(), self.handle)
+            check(result, "copy on the GPU")
+
+    def capture(self, work: Callable[[], None]) -> "CapturedGraph":
+        driver = _driver()
+        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        check(driver.cuStreamBeginCapture(self.handle, mode), "capture a graph")
+        try:
+            work()
+        except BaseException:
+            # The stream must not stay in capture; what was captured is of no use.
+            status, graph = driver.cuStreamEndCapture(self.handle)
+            if int(status) == 0 and graph:
+                driver.cuGraphDestroy(graph)
+            raise
+        graph = check(driver.cuStreamEndCapture(self.handle), "end a capture")
+        executable = check(driver.cuGraphInstantiate(graph, 0), "instantiate a graph")
+        check(driver.cuGraphDestroy(graph), "free a captured graph")
+        return CapturedGraph(self, executable)
+
+    def close(self) -> None:
+        if self.handle:
+            _driver().cuStreamDestroy(self.handle)
+            self.handle = 0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """``count`` rows of ``size_bytes`` each, so many bytes apart."""
+
+    target: int
+    source: int
+    size_bytes: int
+    count: int = 1
+    target_pitch_bytes: int = 0
+    source_pitch_bytes: int = 0
+
+    def described(self) -> Any:
+        driver = _driver()
+        copy = driver.CUDA_MEMCPY2D()
+        device = driver.CUmemorytype.CU_MEMORYTYPE_DEVICE
+        copy.srcMemoryType = copy.dstMemoryType = device
+        copy.srcDevice, copy.dstDevice = self.source, self.target
+        copy.srcPitch, copy.dstPitch = self.source_pitch_bytes, self.target_pitch_bytes
+        copy.WidthInBytes, copy.Height = self.size_bytes, self.count
+        return copy
+
+
+class CapturedGraph:
+    def __init__(self, stream: Stream, executable: Any) -> None:
+        self._stream, self._executable = stream, executable
+
+    def launch(self) -> None:
+        check(_driver().cuGraphLaunch(self._executable, self._stream.handle), "launch a graph")
+
+    def close(self) -> None:
+        if self._executable is not None:
+            _driver().cuGraphExecDestroy(self._executable)
+            self._executable = None
+
+
+def lay_out(
+    buffers: Mapping[str, tuple[Sequence[int], np.dtype[Any]]],
+) -> tuple[dict[str, int], int]:
+    """Where each buffer begins in one block, and how long the block is."""
+    offsets, end = {}, 0
+    for name, (shape, dtype) in buffers.items():
+        offsets[name] = end
+        size_bytes = prod(shape) * dtype.itemsize
+        end += -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+    return offsets, end
+
+
+def tensor_at(
+    pointer: int, shape: Sequence[int], dtype: np.dtype[Any], ordinal: int
+) -> DeviceTensor:
+    return DeviceTensor.contiguous(pointer, shape, _NAMES.get(dtype, dtype.name), ordinal)
+
+
+def _driver() -> Any:
+    return import_module("cuda.bindings.driver")

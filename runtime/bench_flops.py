@@ -1,0 +1,103 @@
+"""How much arithmetic a block is, counted from its configuration: one multiply-add is two.
+
+Counted are matrix products, convolutions and attention. Norms, activations, softmax and rotary
+embedding are not: they are small beside these, and no tensor core computes them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..configs import ModelConfig
+from .ring import PassPlan, Ring, RingLayout
+
+_TAPS_3D, _TAPS_2D, _TAPS_TIME = 27, 9, 3
+
+
+@dataclass(frozen=True)
+class BlockFlops:
+    """One block in the steady state, and the re-cache of a prompt switch."""
+
+    transformer: int
+    vae: int | None
+    recache: int
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> "BlockFlops":
+        layout = RingLayout.of(config, config.rollout.frames_per_block)
+        # Any block after which the window has been full for long.
+        ring = Ring(layout, next_frame=2 * layout.window * layout.block)
+        passes = len(config.rollout.steps) + 1
+        return cls(
+            transformer=passes * _planned_flops(config, ring.block_plan()),
+            vae=vae_flops(config, layout.block) if config.vae else None,
+            recache=_planned_flops(config, ring.recache_plan()),
+        )
+
+
+def pass_flops(config: ModelConfig, frames: int, attended_frames: int) -> int:
+    """One transformer pass over some latent frames that attend to so many, their own included."""
+    model, tokens = config.transformer, config.tokens_per_frame
+    queries, keys, dim = frames * tokens, attended_frames * tokens, model.dim
+    # Six square maps: q, k, v and o of self-attention, q and o of cross-attention.
+    layer = 2 * queries * dim * (6 * dim + 2 * model.ffn_dim)
+    layer += 4 * queries * dim * (keys + model.text_len)
+    _, patch_height, patch_width = model.patch
+    patch_values = model.channels * patch_height * patch_width
+    return model.layers * layer + 4 * queries * dim * patch_values
+
+
+def vae_flops(config: ModelConfig, latent_frames: int) -> int:
+    """Decoding so many latent frames, none of them a video's first."""
+    return latent_frames * sum(_convolutions(config, is_first=False))
+
+
+def first_vae_flops(config: ModelConfig) -> int:
+    """Decoding a video's first latent frame."""
+    return sum(_convolutions(config, is_first=True))
+
+
+def _planned_flops(config: ModelConfig, plan: PassPlan) -> int:
+    frames = len(plan.frames)
+    return pass_flops(config, frames, frames + plan.sink_frames + plan.window_frames)
+
+
+def _convolutions(config: ModelConfig, *, is_first: bool) -> Iterator[int]:
+    """The work of one latent frame, layer by layer in running order."""
+    vae, pixels, frames = config.vae, config.latent.height * config.latent.width, 1
+    assert vae is not None
+    widths = [vae.dim * multiplier for multiplier in reversed(vae.multipliers)]
+    yield _convolution(vae.channels, vae.channels, 1, pixels)
+    yield _convolution(vae.channels, widths[0], _TAPS_3D, pixels)
+    yield from _middle(widths[0], pixels)
+    channels = widths[0]
+    for level, width in enumerate(widths):
+        for _ in range(vae.res_blocks + 1):
+            yield _res_block(channels, width, frames * pixels)
+            channels = width
+        if level < len(vae.temporal_upsample):
+            if vae.temporal_upsample[level] and not is_first:
+                yield _convolution(width, 2 * width, _TAPS_TIME, frames * pixels)
+                frames *= 2
+            pixels *= 4
+            channels = width // 2
+            yield _convolution(width, channels, _TAPS_2D, frames * pixels)
+    yield _convolution(channels, 3, _TAPS_3D, frames * pixels)
+
+
+def _middle(width: int, pixels: int) -> Iterator[int]:
+    yield 2 * _res_block(width, width, pixels)
+    # Attention within the frame: queries, keys and values, scores and sums, projection.
+    yield _convolution(width, 4 * width, 1, pixels) + 4 * pixels**2 * width
+
+
+def _res_block(channels: int, width: int, positions: int) -> int:
+    shortcut = 0 if channels == width else _convolution(channels, width, 1, positions)
+    return (
+        _convolution(channels, width, _TAPS_3D, positions)
+        + _convolution(width, width, _TAPS_3D, positions)
+        + shortcut
+    )
+
+
+def _convolution(channels_in: int, channels_out: int, taps: int, positions: int) -> int:
+    return 2 * channels_in * channels_out * taps * positions

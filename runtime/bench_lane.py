@@ -1,0 +1,266 @@
+"""One bundle under measurement: its engines, its prompts, and the video that it is making."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from ..configs import ModelConfig
+from ..configs.schema import ROPE_TABLE_FRAMES
+from ..engines.base import Closing
+from ..engines.bundle import Bundle
+from ..exports import TOKENIZER_NAME
+from .bench_timing import TRANSFORMER, Device, Durations, Position, TimedEngines
+from .interrupts import StopRequest
+from .noise import SeededNoise
+from .prompts import PromptContexts
+from .ring import RingLayout
+from .session import Block, Session
+from .transformer import Context
+
+Ask = Callable[[], Context]
+"""Encodes one prompt, at the moment that it is called."""
+
+_PROMPT = "Scene {}: a red fox walks through fresh snow."
+
+
+@dataclass(frozen=True)
+class Settings:
+    blocks: int = 300
+    switches: int = 50
+    seconds: float = 60.0
+    """How long everything runs at once, for the throughput."""
+    warmup: int = 10
+    sessions: int = 3
+    """How many videos are begun, for the time to the first frame."""
+    seed: int = 0
+    decode: bool = True
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class BlockTimes:
+    """Where the time of one block went; all but ``wall_ms`` by the stopwatch."""
+
+    wall_ms: float
+    """From the request (or the new prompt's text) to the pictures on the host."""
+    transformer_ms: float
+    """From the first pass to the last key committed, a re-cache included."""
+    passes_ms: tuple[float, ...]
+    """Denoising passes, then the clean one; empty if the engine ran them some other way."""
+    recache_ms: float
+    vae_ms: float
+    encode_ms: float
+
+    @property
+    def between_passes_ms(self) -> float:
+        return self.transformer_ms - sum(self.passes_ms) - self.recache_ms
+
+    @property
+    def rest_ms(self) -> float:
+        """What neither an engine nor a GPU is known to have worked for."""
+        return self.wall_ms - sum(self.passes_ms) - self.recache_ms - self.vae_ms - self.encode_ms
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """Some work of the main thread, and which of the recorder's times are its own."""
+
+    before: Position
+    after: Position
+    wall_ms: float
+
+
+@dataclass
+class LaneTimes:
+    """All that was measured on one bundle, as far as the run got."""
+
+    load_s: float = 0.0
+    open_ms: list[float] = field(default_factory=list)
+    first_frame_ms: list[float] = field(default_factory=list)
+    blocks: list[BlockTimes] = field(default_factory=list)
+    switches: list[BlockTimes] = field(default_factory=list)
+    intervals_ms: list[float] = field(default_factory=list)
+    """Between one block's pictures and the next one's, with everything overlapped."""
+    graph_runs_ms: dict[str, list[float]] = field(default_factory=dict)
+
+
+def longest_session(config: ModelConfig) -> int | None:
+    """How many blocks a session can make; None is endless."""
+    rollout = config.rollout
+    return ROPE_TABLE_FRAMES // rollout.frames_per_block if rollout.rope == "absolute" else None
+
+
+def blocks_to_fill(layout: RingLayout) -> int:
+    """After so many, a block's window is full and a prompt switch keeps the sink."""
+    return layout.window // layout.block + 1
+
+
+def has_vae(bundle: Bundle) -> bool:
+    return bundle.has("vae_first") and bundle.has("vae_next")
+
+
+def has_text_encoder(bundle: Bundle) -> bool:
+    return bundle.has("text") and TOKENIZER_NAME in bundle.manifest.files
+
+
+class Lane(Closing):
+    def __init__(self, bundle: Bundle, settings: Settings, *, decode: bool) -> None:
+        self.bundle, self.decode = bundle, decode
+        self._settings, self._config = settings, bundle.config
+        self._times = LaneTimes()
+        self._plain: list[_Stretch] = []
+        self._switched: list[_Stretch] = []
+        self._session: Session | None = None
+        started = time.perf_counter()
+        self._engines = TimedEngines(bundle, settings.device)
+        self._load()
+        self._times.load_s = time.perf_counter() - started
+        self._ask = self._prompts()
+        self._context = self._ask(0)()
+        self._blocks_in_all = longest_session(self._config)
+        fill = blocks_to_fill(RingLayout.of(self._config, self._total_frames))
+        self._warmup = max(settings.warmup, fill)
+
+    def first_frame(self) -> None:
+        session = self._open_session()
+        started = time.perf_counter()
+        self._make_block(session)
+        self._times.first_frame_ms.append(_ms_since(started))
+
+    def warm_up(self, stop: StopRequest) -> Session | None:
+        """A session in its steady state with room for two more blocks; None if stopped."""
+        session = self._session
+        if session is None or self._room(session) < 2:
+            session = self._open_session()
+        while session.blocks_made < self._warmup and not stop.made:
+            self._make_block(session)
+        return None if stop.made else session
+
+    def block(self, session: Session) -> None:
+        recorder, started = self._engines.recorder, time.perf_counter()
+        before = recorder.position()
+        self._make_block(session)
+        self._plain.append(_Stretch(before, recorder.position(), _ms_since(started)))
+
+    def switch(self, session: Session) -> None:
+        """A prompt that nobody has seen before, and the first block under it."""
+        ask = self._ask(len(self._switched) + 1)
+        recorder, started = self._engines.recorder, time.perf_counter()
+        before = recorder.position()
+        session.switch_prompt(ask())
+        self._make_block(session)
+        self._switched.append(_Stretch(before, recorder.position(), _ms_since(started)))
+
+    def overlapped(self, session: Session, seconds: float, stop: StopRequest) -> float:
+        """Blocks handed out as `generate` does, one behind; the seconds that were counted."""
+        handed_out, following = session.step(), session.step()
+        self._wait(handed_out)
+        started = last = time.perf_counter()
+        while last - started < seconds and self._room(session) and not stop.made:
+            waiting, following = following, session.step()
+            self._wait(waiting)
+            now = time.perf_counter()
+            self._times.intervals_ms.append((now - last) * 1e3)
+            last = now
+        self._wait(following)
+        return last - started
+
+    def times(self) -> LaneTimes:
+        """What was measured so far. Ends the video, so that nothing runs any more."""
+        self._end_session()
+        durations, times = self._engines.recorder.durations_ms(), self._times
+        times.blocks = [self._resolved(durations, stretch) for stretch in self._plain]
+        times.switches = [self._resolved(durations, stretch) for stretch in self._switched]
+        times.graph_runs_ms = {
+            graph: [ms for s in stretches for ms in durations.between(s.before, s.after, graph)]
+            for graph, stretches in (
+                ("step", self._plain),
+                ("vae_next", self._plain),
+                ("prompt", self._switched),
+                ("text", self._switched),
+            )
+        }
+        return times
+
+    def close(self) -> None:
+        self._end_session()
+        self._engines.close()
+
+    @property
+    def _total_frames(self) -> int | None:
+        blocks = longest_session(self._config)
+        return None if blocks is None else blocks * self._config.rollout.frames_per_block
+
+    def _load(self) -> None:
+        graphs = ["step", "prompt"]
+        graphs += ["text"] if has_text_encoder(self.bundle) else []
+        graphs += ["vae_first", "vae_next"] if self.decode else []
+        for graph in graphs:
+            self._engines.get(graph, "measuring")
+
+    def _prompts(self) -> Callable[[int], Ask]:
+        if not has_text_encoder(self.bundle):
+            return partial(self._random_prompt, self._engines.contexts(1))
+        encoder = self._engines.prompt_encoder(1, lambda _prompt, _kept: None)
+        return lambda number: partial(encoder.context_of, _PROMPT.format(number))
+
+    def _random_prompt(self, contexts: PromptContexts, number: int) -> Ask:
+        model = self._config.transformer
+        shape = (1, model.text_len, model.text_dim)
+        states = SeededNoise(self._settings.seed + number, shape, 1).block(0).initial
+        return partial(contexts.of_states, states)
+
+    def _open_session(self) -> Session:
+        self._end_session()
+        config, started = self._config, time.perf_counter()
+        shape = (1, config.rollout.frames_per_block, *config.latent_shape)
+        noise = SeededNoise(self._settings.seed, shape, len(config.rollout.steps))
+        self._session = self._engines.session(
+            config, noise, total_frames=self._total_frames, decode=self.decode
+        )
+        self._session.switch_prompt(self._context)
+        self._times.open_ms.append(_ms_since(started))
+        return self._session
+
+    def _end_session(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def _room(self, session: Session) -> float:
+        return math.inf if self._blocks_in_all is None else self._blocks_in_all - session.blocks_made
+
+    def _make_block(self, session: Session) -> None:
+        with self._engines.recorder.timing(TRANSFORMER):
+            block = session.step()
+        self._wait(block)
+
+    def _wait(self, block: Block) -> None:
+        """Until what the block was made for is on the host."""
+        if self.decode:
+            block.pixels()
+        else:
+            np.asarray(block.latents)
+
+    def _resolved(self, durations: Durations, stretch: _Stretch) -> BlockTimes:
+        def spent(label: str) -> list[float]:
+            return durations.between(stretch.before, stretch.after, label)
+
+        runs, passes = spent("step"), len(self._config.rollout.steps) + 1
+        ran_one_by_one = len(runs) >= passes
+        return BlockTimes(
+            wall_ms=stretch.wall_ms,
+            transformer_ms=sum(spent(TRANSFORMER)),
+            passes_ms=tuple(runs[-passes:]) if ran_one_by_one else (),
+            recache_ms=sum(runs[:-passes]),
+            vae_ms=sum(spent("vae_first")) + sum(spent("vae_next")),
+            encode_ms=sum(spent("text")) + sum(spent("prompt")),
+        )
+
+
+def _ms_since(started: float) -> float:
+    return (time.perf_counter() - started) * 1e3
