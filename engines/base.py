@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -47,8 +47,11 @@ class Engine(Protocol):
     @property
     def outputs(self) -> Mapping[str, TensorSpec]: ...
 
-    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Binding:
-        """Fix addresses. All inputs are needed; outputs may be those that are wanted."""
+    def bind(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> Binding:
+        """Fix addresses. All inputs are needed; outputs may be those that are wanted.
+
+        Tensors are numpy arrays, or device tensors where the engine runs on a device.
+        """
         ...
 
     def close(self) -> None: ...

@@ -8,20 +8,16 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import onnx_ir as ir
-
 from ..configs.dump import config_sha256
 from ..errors import BundleError
 from ..exports import (
     TOKENIZER_NAME,
     ExportRecord,
-    GraphInfo,
     check_export,
-    graph_info,
     read_export,
 )
 from ..files import publish_directory, sha256_file
-from ..precision import Precision, precision_named, retype
+from ..precision import Precision, precision_named
 from . import onnxruntime
 from .bundle import (
     FORMAT,
@@ -70,9 +66,12 @@ def build(
     require_replaceable(out)
     started = time.monotonic()
     with publish_directory(out) as folder:
-        for done, (name, info) in enumerate(record.graphs.items()):
-            report(f"building {name}", done, len(record.graphs))
-            source = GraphSource(name, export_folder / f"{name}.onnx", info, record.config)
+        sources = {
+            name: GraphSource(name, export_folder / f"{name}.onnx", info, record.config)
+            for name, info in record.graphs.items()
+        }
+        for done, (name, source) in enumerate(sources.items()):
+            report(f"building {name}", done, len(sources))
             compiler.compile(source, folder, report)
         compiler.finish(folder)
         if TOKENIZER_NAME in record.files:
@@ -82,10 +81,7 @@ def build(
             config=record.config,
             engine=compiler.kind,
             precision=record.quantization.precision if record.quantization else precision.name,
-            graphs={
-                name: _compiled_info(export_folder / f"{name}.onnx", precision)
-                for name in record.graphs
-            },
+            graphs={name: compiler.info(source, folder) for name, source in sources.items()},
             checkpoints=record.checkpoints,
             onnx=record.files,
             files=bundle_entries(folder),
@@ -96,13 +92,6 @@ def build(
         )
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return BuildResult(manifest, was_current=False)
-
-
-def _compiled_info(graph: Path, precision: Precision) -> GraphInfo:
-    """The tensors as the engine has them: those of the compute type in its precision."""
-    model = ir.load(graph)
-    retype(model, precision)
-    return graph_info(model)
 
 
 def _key(record: ExportRecord, compiler: Compiler, precision: Precision) -> str:

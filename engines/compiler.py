@@ -5,9 +5,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, Protocol
 
+import onnx_ir as ir
+
 from ..configs import ModelConfig
 from ..errors import UsageError
-from ..exports import ExportRecord, GraphInfo
+from ..exports import ExportRecord, GraphInfo, graph_info
+from ..precision import Precision, retype
 from .bundle import EngineKind
 
 Report = Callable[[str, int, int], None]
@@ -54,6 +57,13 @@ class GraphSource:
     config: ModelConfig
 
 
+def retyped_info(source: GraphSource, precision: Precision) -> GraphInfo:
+    """The exported graph's tensors, those of the compute type in another precision."""
+    model = ir.load(source.path)
+    retype(model, precision)
+    return graph_info(model)
+
+
 class Compiler(Protocol):
     @property
     def kind(self) -> EngineKind: ...
@@ -74,6 +84,10 @@ class Compiler(Protocol):
 
     def compile(self, source: GraphSource, folder: Path, report: Report) -> None:
         """Leave the graph's engine in ``folder``."""
+        ...
+
+    def info(self, source: GraphSource, folder: Path) -> GraphInfo:
+        """The tensors of the engine that was made."""
         ...
 
     def finish(self, folder: Path) -> None:

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from ..configs import ModelConfig
 from ..errors import UsageError
-from ..exports import ExportRecord
+from ..exports import ExportRecord, GraphInfo
 from ..precision import Precision
 from . import onnxruntime
 from .bundle import EngineKind
-from .compiler import BuildOptions, Compiler, GraphSource, Report
+from .compiler import BuildOptions, Compiler, GraphSource, Report, retyped_info
+from .onnxruntime_gpu import OnnxRuntimeGpuCompiler
 from .tensorrt import TensorRtCompiler
 from .tensorrt_flavors import FLAVORS
 
@@ -20,6 +21,8 @@ def compiler_named(
     engine: str, options: BuildOptions, precision: Precision, config: ModelConfig
 ) -> Compiler:
     if engine == onnxruntime.KIND:
+        if options.gpu is not None:
+            return OnnxRuntimeGpuCompiler(options, precision)
         options.refuse_others(engine, ())
         return OnnxRuntimeCompiler(precision)
     if engine in FLAVORS:
@@ -48,6 +51,9 @@ class OnnxRuntimeCompiler:
 
     def compile(self, source: GraphSource, folder: Path, report: Report) -> None:
         onnxruntime.build_graph(source.path, folder, self._precision)
+
+    def info(self, source: GraphSource, folder: Path) -> GraphInfo:
+        return retyped_info(source, self._precision)
 
     def finish(self, folder: Path) -> None:
         """All is in the models."""

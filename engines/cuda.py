@@ -5,10 +5,11 @@ once it runs is counted here: see :class:`Ledger`.
 """
 
 import ctypes
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from math import prod
 from typing import Any, Literal
@@ -33,31 +34,35 @@ class Ledger:
 
     def __init__(self) -> None:
         self.counts: Counter[Happening] = Counter()
-        self._strict = False
-        self._allowed: set[Happening] = set()
+        self._rules = _Rules()
 
     def note(self, happening: Happening, what: str) -> None:
         self.counts[happening] += 1
-        if self._strict and happening not in self._allowed:
+        if self._rules.strict and happening not in self._rules.allowed:
             raise EngineError(f"debug: {happening} in the steady state: {what}")
 
     @contextmanager
     def strictly(self) -> Iterator[None]:
-        """Nothing that is noted may happen inside."""
-        before, self._strict = self._strict, True
+        """Nothing that is noted may happen inside, on this thread."""
+        before, self._rules.strict = self._rules.strict, True
         try:
             yield
         finally:
-            self._strict = before
+            self._rules.strict = before
 
     @contextmanager
     def allowing(self, *happenings: Happening) -> Iterator[None]:
-        before = self._allowed
-        self._allowed = before | set(happenings)
+        before = self._rules.allowed
+        self._rules.allowed = before | set(happenings)
         try:
             yield
         finally:
-            self._allowed = before
+            self._rules.allowed = before
+
+
+class _Rules(threading.local):
+    strict = False
+    allowed: frozenset[Happening] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -73,10 +78,13 @@ class Gpu:
         self.facts = device_facts(ordinal)
         self.ordinal = ordinal
         self.ledger = Ledger()
+        self._entered = threading.local()
 
     def make_current(self) -> None:
-        """A thread that talks to the driver does this first."""
-        import_module("cuda.core").Device(self.ordinal).set_current()
+        """A thread that talks to the driver does this first; again costs nothing."""
+        if not getattr(self._entered, "done", False):
+            import_module("cuda.core").Device(self.ordinal).set_current()
+            self._entered.done = True
 
     def memory(self) -> MemoryInfo:
         return MemoryInfo(*check(_driver().cuMemGetInfo(), "read the free memory"))
@@ -92,6 +100,9 @@ class Gpu:
 
     def reserve(self, size_bytes: int, what: str) -> "DeviceBlock":
         return DeviceBlock(self, size_bytes, what)
+
+    def event(self, *, timed: bool = False) -> "Event":
+        return Event(self, timed=timed)
 
     def pinned(self, shape: Sequence[int], dtype: np.dtype[Any]) -> "PinnedArray":
         return PinnedArray(self, shape, dtype)
@@ -128,7 +139,7 @@ class PinnedArray(Closing):
         size_bytes = max(prod(shape) * dtype.itemsize, 1)
         gpu.ledger.note("allocation", f"{size_bytes} bytes of pinned memory")
         self._pointer = int(check(_driver().cuMemAllocHost(size_bytes), "allocate pinned memory"))
-        memory = (ctypes.c_char * size_bytes).from_address(self._pointer)
+        memory = memoryview((ctypes.c_char * size_bytes).from_address(self._pointer))
         count = prod(shape)
         self.array: Array = np.frombuffer(memory, dtype, count).reshape(tuple(shape))
 
@@ -142,10 +153,14 @@ class PinnedArray(Closing):
             self._pointer = 0
 
 
-@dataclass(frozen=True)
 class Event:
-    handle: int
-    _gpu: Gpu = field(repr=False)
+    """A point of a stream; before it is recorded, it is over."""
+
+    def __init__(self, gpu: Gpu, *, timed: bool = False) -> None:
+        flags = _driver().CUevent_flags
+        chosen = flags.CU_EVENT_DEFAULT if timed else flags.CU_EVENT_DISABLE_TIMING
+        self._gpu = gpu
+        self.handle = int(check(_driver().cuEventCreate(int(chosen)), "make an event"))
 
     def wait(self) -> None:
         """Until all that was queued before it is done."""
@@ -161,34 +176,15 @@ class Event:
         check((status,), "ask for the GPU's progress")
         return True
 
+    def close(self) -> None:
+        if self.handle:
+            _driver().cuEventDestroy(self.handle)
+            self.handle = 0
+
     def milliseconds_since(self, earlier: "Event") -> float:
         return float(
             check(_driver().cuEventElapsedTime(earlier.handle, self.handle), "read a time")
         )
-
-
-class EventPool:
-    """Events that are used again; making one takes the driver's lock."""
-
-    def __init__(self, gpu: Gpu, size: int, *, timed: bool = False) -> None:
-        flags = _driver().CUevent_flags
-        chosen = flags.CU_EVENT_DEFAULT if timed else flags.CU_EVENT_DISABLE_TIMING
-        self._events = [
-            Event(int(check(_driver().cuEventCreate(int(chosen)), "make an event")), gpu)
-            for _ in range(size)
-        ]
-        self._next = 0
-
-    def take(self) -> Event:
-        """The one that was taken longest ago."""
-        event = self._events[self._next]
-        self._next = (self._next + 1) % len(self._events)
-        return event
-
-    def close(self) -> None:
-        for event in self._events:
-            _driver().cuEventDestroy(event.handle)
-        self._events.clear()
 
 
 class Stream:

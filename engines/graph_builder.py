@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -150,12 +149,6 @@ class Weights:
             shape=ir.Shape(shape),
             name=name,
         )
-
-
-def numpy_type(dtype: ir.DataType) -> np.dtype[Any]:
-    if dtype == ir.DataType.BFLOAT16:
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(dtype.numpy())
 
 
 def _typed(name: str, shape: Sequence[Size], dtype: ir.DataType) -> ir.Value:

@@ -1,19 +1,44 @@
 """A bundle's graphs as engines, whatever compiled them."""
 
+from typing import Literal
+
 from ..errors import BundleError, PluginError
 from ..plugins.driver import DeviceFacts, device_facts
+from ..plugins.onnxruntime_bridge import LIBRARY_NAME
 from . import onnxruntime
 from .base import Engine
 from .bundle import Bundle, Manifest
-from .tensorrt_engine import PLAN_SUFFIX, TensorRtEngine
+from .cuda import Stream
+from .tensorrt_engine import PLAN_SUFFIX, Scratch, TensorRtEngine
 from .tensorrt_flavors import FLAVORS
 
+DeviceChoice = Literal["auto", "cpu", "cuda"]
+DEVICES: tuple[DeviceChoice, ...] = ("auto", "cpu", "cuda")
 
-def require_runnable(bundle: Bundle) -> None:
+
+def runs_on_gpu(bundle: Bundle, device: DeviceChoice) -> bool:
+    """Where the engines run: they were compiled for a GPU, or one was asked for."""
+    target = bundle.manifest.engine.target
+    if device == "cpu" and target != CPU:
+        raise BundleError(
+            f"{bundle.folder}: engines for {target} do not run on a CPU; leave --device out, or "
+            f"build a bundle for CPUs (`longlive-trt build --engine {onnxruntime.KIND}` without "
+            f"--gpu)"
+        )
+    return target != CPU or device == "cuda"
+
+
+CPU = "cpu"
+
+
+def require_runnable(bundle: Bundle, device: DeviceChoice = "auto") -> None:
     """Refuse a bundle whose engines cannot run here, before any of them is loaded."""
     engine = bundle.manifest.engine
+    on_gpu = runs_on_gpu(bundle, device)
     if engine.kind == onnxruntime.KIND:
         onnxruntime.require_compatible(engine.version)
+        if on_gpu:
+            _require_gpu_provider(bundle)
     elif engine.kind in FLAVORS:
         _require_plans_runnable(bundle)
     else:
@@ -23,7 +48,15 @@ def require_runnable(bundle: Bundle) -> None:
         )
 
 
-def load_engine(bundle: Bundle, graph: str, *, threads: int | None = None) -> Engine:
+def load_engine(
+    bundle: Bundle,
+    graph: str,
+    *,
+    threads: int | None = None,
+    stream: Stream | None = None,
+    scratch: Scratch | None = None,
+) -> Engine:
+    """One graph's engine: with a stream, on its GPU."""
     manifest = bundle.manifest
     if manifest.engine.kind in FLAVORS:
         return TensorRtEngine(
@@ -31,9 +64,30 @@ def load_engine(bundle: Bundle, graph: str, *, threads: int | None = None) -> En
             manifest.graphs[graph],
             FLAVORS[manifest.engine.kind],
             manifest.options,
+            stream=stream.handle if stream else 0,
+            scratch=scratch,
         )
     path = bundle.folder / f"{graph}{onnxruntime.SUFFIX}"
-    return onnxruntime.OnnxRuntimeEngine(path, threads=threads)
+    if stream is None:
+        return onnxruntime.OnnxRuntimeEngine(path, threads=threads)
+    from .onnxruntime_cuda import OnnxRuntimeCudaEngine
+
+    library = bundle.folder / LIBRARY_NAME
+    with_kernels = graph in manifest.options.get("kernel_graphs", ())
+    return OnnxRuntimeCudaEngine(path, stream, library=library if with_kernels else None)
+
+
+def _require_gpu_provider(bundle: Bundle) -> None:
+    here = _gpu_here(bundle)
+    target = bundle.manifest.engine.target
+    if target not in (CPU, _architecture(here)):
+        raise BundleError(
+            f"{bundle.folder}: engines for {target}, and this machine has {here.name} "
+            f"({_architecture(here)}); build with --gpu {_architecture(here)}"
+        )
+    from .onnxruntime_cuda import load_libraries
+
+    load_libraries()
 
 
 def _require_plans_runnable(bundle: Bundle) -> None:
@@ -66,18 +120,30 @@ def _numbers(version: str) -> tuple[int, ...]:
 def _require_gpu(bundle: Bundle) -> None:
     manifest = bundle.manifest
     wanted = manifest.options.get("gpu_name") or manifest.engine.target
-    try:
-        here = device_facts()
-    except PluginError as error:
-        raise BundleError(
-            f"{bundle.folder}: engines for {wanted}, and this machine has no GPU that can be used "
-            f"({error}); {_remedy(manifest)}, or build with --engine {onnxruntime.KIND}"
-        ) from None
+    here = _gpu_here(bundle)
     if not _is_for(manifest, here):
         raise BundleError(
             f"{bundle.folder}: engines for {wanted}, and this machine has {here.name} "
             f"({_architecture(here)}); {_remedy(manifest)}"
         )
+
+
+def _gpu_here(bundle: Bundle) -> DeviceFacts:
+    manifest = bundle.manifest
+    try:
+        return device_facts()
+    except PluginError as error:
+        target = manifest.options.get("gpu_name") or manifest.engine.target
+        wanted = "a GPU was asked for" if target == CPU else f"engines for {target}"
+        remedy = (
+            "use --device cpu"
+            if target == CPU
+            else (f"{_remedy(manifest)}, or build with --engine {onnxruntime.KIND} for a CPU")
+        )
+        raise BundleError(
+            f"{bundle.folder}: {wanted}, and this machine has no GPU that can be used "
+            f"({error}); {remedy}"
+        ) from None
 
 
 def _is_for(manifest: Manifest, here: DeviceFacts) -> bool:

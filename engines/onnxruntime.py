@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 KIND = "onnxruntime"
 SUFFIX = ".onnx"
 
-_TYPES: dict[str, tuple[np.dtype[np.generic], int]] = {
+TYPES: dict[str, tuple[np.dtype[np.generic], int]] = {
     name: (np.dtype(numpy_type), onnx_type)
     for name, numpy_type, onnx_type in (
         ("tensor(float)", np.float32, onnx.TensorProto.FLOAT),
@@ -109,8 +109,8 @@ class OnnxRuntimeEngine(Closing):
             options.intra_op_num_threads = threads
         self._session = _open_session(path, options)
         self.name = path.stem
-        self._inputs = {spec.name: spec for spec in map(_spec, self._session.get_inputs())}
-        self._outputs = {spec.name: spec for spec in map(_spec, self._session.get_outputs())}
+        self._inputs = {spec.name: spec for spec in map(spec_of, self._session.get_inputs())}
+        self._outputs = {spec.name: spec for spec in map(spec_of, self._session.get_outputs())}
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:
@@ -159,7 +159,7 @@ class OnnxRuntimeBinding:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # onnxruntime's errors have no common base
             raise EngineError(
-                f"graph {self._graph} failed in onnxruntime: {_brief(error)}"
+                f"graph {self._graph} failed in onnxruntime: {brief(error)}"
             ) from error
 
 
@@ -174,19 +174,19 @@ def _open_session(path: Path, options: ort.SessionOptions) -> ort.InferenceSessi
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common base
-        raise EngineError(f"{path}: onnxruntime cannot load the graph: {_brief(error)}") from None
+        raise EngineError(f"{path}: onnxruntime cannot load the graph: {brief(error)}") from None
 
 
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _spec(value: ort.NodeArg) -> TensorSpec:
-    return TensorSpec(value.name, _TYPES[value.type][0], tuple(value.shape))
+def spec_of(value: ort.NodeArg) -> TensorSpec:
+    return TensorSpec(value.name, TYPES[value.type][0], tuple(value.shape))
 
 
 def _address(array: Array) -> tuple[object, tuple[int, ...], int]:
-    onnx_type = next(code for dtype, code in _TYPES.values() if dtype == array.dtype)
+    onnx_type = next(code for dtype, code in TYPES.values() if dtype == array.dtype)
     return onnx_type, array.shape, array.ctypes.data
 
 

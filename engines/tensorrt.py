@@ -14,7 +14,7 @@ from ..exports import ExportRecord, GraphInfo
 from ..precision import Precision
 from . import timing_cache
 from .bundle import EngineKind
-from .compiler import BuildOptions, GraphSource, Report
+from .compiler import BuildOptions, GraphSource, Report, retyped_info
 from .tensorrt_engine import PLAN_SUFFIX
 from .tensorrt_failures import explain_failure, require_attention, require_memory
 from .tensorrt_flavors import Flavor, Inspection
@@ -198,6 +198,9 @@ class TensorRtCompiler:
                 profile.set_shape(tensor.name, *shape.shapes(tensor))
             config.add_optimization_profile(profile)
         return config
+
+    def info(self, source: GraphSource, folder: Path) -> GraphInfo:
+        return retyped_info(source, self._precision)
 
     def finish(self, folder: Path) -> None:
         values = {

@@ -137,8 +137,10 @@ class _Bridge:
                 node.kernel.compute(*([_host_array(t) for t in group] for group in tensors))
             else:
                 device = node.placement.device
-                on_device = ([_device_tensor(t, device) for t in group] for group in tensors)
-                node.kernel.launch(*on_device, node.placement.stream)
+                given_there, wanted_there = (
+                    [_device_tensor(t, device) for t in group] for group in tensors
+                )
+                node.kernel.launch(given_there, wanted_there, node.placement.stream)
         except Exception as error:  # must not unwind through C
             logger.debug("kernel %s", node.kernel, exc_info=True)
             return _tell(message, error)
@@ -224,8 +226,9 @@ def _host_array(tensor: _Tensor) -> Array:
     size_bytes = int(np.prod(tensor.shape)) * dtype.itemsize
     if not size_bytes:
         return np.empty(tensor.shape, dtype)
-    memory = (ctypes.c_char * size_bytes).from_address(tensor.data)
-    return np.frombuffer(memory, dtype).reshape(tensor.shape)
+    memory = memoryview((ctypes.c_char * size_bytes).from_address(tensor.data))
+    array: Array = np.frombuffer(memory, dtype).reshape(tensor.shape)
+    return array
 
 
 def _device_tensor(tensor: _Tensor, device: int) -> DeviceTensor:

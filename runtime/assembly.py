@@ -1,32 +1,60 @@
 """From a bundle to sessions: engines are loaded when first needed and shared by all sessions."""
 
 from collections.abc import Callable
+from functools import cached_property
 
 from ..configs import ModelConfig
 from ..engines.base import Closing, Engine
 from ..engines.bundle import Bundle
-from ..engines.loader import load_engine, require_runnable
+from ..engines.cuda import Gpu, Stream
+from ..engines.loader import DeviceChoice, load_engine, require_runnable, runs_on_gpu
+from .cuda_decoder import CudaDecoder
+from .cuda_memory import CudaMemory
 from .decoder import Decoder, ThreadedDecoder, VaeStream
+from .memory import HostMemory, Memory
 from .noise import NoiseSource
 from .prompts import PromptContexts, PromptEncoder
 from .session import Session
 from .tokenizer import PromptTokenizer
 
+STREAM_OF = {
+    "step": "transformer",
+    "vae_first": "decoding",
+    "vae_next": "decoding",
+    "prompt": "prompts",
+    "text": "prompts",
+}
+
 
 class Engines(Closing):
-    def __init__(self, bundle: Bundle) -> None:
-        require_runnable(bundle)
+    """On a GPU there is one stream per concern, which all sessions share: engines do too."""
+
+    def __init__(self, bundle: Bundle, device: DeviceChoice = "auto") -> None:
+        require_runnable(bundle, device)
         self.bundle = bundle
+        self.on_gpu = runs_on_gpu(bundle, device)
         self._loaded: dict[str, Engine] = {}
+        self._streams: dict[str, Stream] = {}
+
+    @cached_property
+    def gpu(self) -> Gpu:
+        return Gpu()
+
+    def stream(self, concern: str) -> Stream:
+        if concern not in self._streams:
+            self._streams[concern] = self.gpu.stream(urgent=concern == "transformer")
+        return self._streams[concern]
 
     def get(self, graph: str, purpose: str) -> Engine:
         if graph not in self._loaded:
             self.bundle.require(graph, purpose)
-            self._loaded[graph] = load_engine(self.bundle, graph)
+            stream = self.stream(STREAM_OF[graph]) if self.on_gpu else None
+            self._loaded[graph] = load_engine(self.bundle, graph, stream=stream)
         return self._loaded[graph]
 
     def contexts(self, batch: int) -> PromptContexts:
-        return PromptContexts(self.get("prompt", "conditioning on a prompt"), batch)
+        engine = self.get("prompt", "conditioning on a prompt")
+        return PromptContexts(engine, batch, self._memory("prompts"))
 
     def prompt_encoder(
         self, batch: int, on_truncation: Callable[[str, str], None]
@@ -35,16 +63,23 @@ class Engines(Closing):
         tokenizer = PromptTokenizer.load(
             self.bundle.tokenizer, self.bundle.config.transformer.text_len
         )
-        return PromptEncoder(tokenizer, text, self.contexts(batch), on_truncation=on_truncation)
+        return PromptEncoder(
+            tokenizer,
+            text,
+            self.contexts(batch),
+            on_truncation=on_truncation,
+            beside=self.on_gpu,
+        )
 
-    def vae_stream(self, batch: int) -> VaeStream:
+    def decoder(self, batch: int) -> Decoder:
         first, following = (
             self.get(graph, "decoding to pictures") for graph in ("vae_first", "vae_next")
         )
-        return VaeStream(first, following, batch)
-
-    def decoder(self, batch: int) -> Decoder:
-        return ThreadedDecoder(self.vae_stream(batch))
+        if not self.on_gpu:
+            return ThreadedDecoder(VaeStream(first, following, batch))
+        streams = (self.stream("transformer"), self.stream("decoding"), self.stream("leaving"))
+        frames = self.bundle.config.rollout.frames_per_block
+        return CudaDecoder(first, following, batch, frames, streams)
 
     def session(
         self,
@@ -62,9 +97,16 @@ class Engines(Closing):
             batch=batch,
             total_frames=total_frames,
             decoder=self.decoder(batch) if decode else None,
+            memory=self._memory("transformer"),
         )
+
+    def _memory(self, concern: str) -> Memory:
+        return CudaMemory(self.stream(concern)) if self.on_gpu else HostMemory()
 
     def close(self) -> None:
         for engine in self._loaded.values():
             engine.close()
         self._loaded.clear()
+        for stream in self._streams.values():
+            stream.close()
+        self._streams.clear()

@@ -14,6 +14,7 @@ from ..configs import ModelConfig
 from ..configs.dump import config_values
 from ..configs.replay import Replay
 from ..engines.bundle import Bundle
+from ..engines.loader import DeviceChoice, require_runnable
 from ..errors import UsageError
 from .assembly import Engines
 from .interrupts import StopRequest, stop_on_signals
@@ -60,6 +61,7 @@ class Request:
     replay: Replay | None = None
     resumed: SavedState | None = None
     command: str = ""
+    device: DeviceChoice = "auto"
 
     @property
     def first_block(self) -> int:
@@ -90,6 +92,7 @@ class Request:
 
 def check_request(bundle: Bundle, request: Request) -> None:
     """Refuse what would fail later, before engines are loaded or files are made."""
+    require_runnable(bundle, request.device)
     RingLayout.of(request.config, request.total_frames)
     bundle.require("step", "generating")
     bundle.require("prompt", "conditioning on a prompt")
@@ -128,7 +131,7 @@ def _require_resumable(request: Request) -> None:
 def generate(bundle: Bundle, request: Request, progress: Progress) -> bool:
     """Make the video; True if it was interrupted. What was made is kept in any case."""
     with ExitStack() as stack:
-        engines = stack.enter_context(Engines(bundle))
+        engines = stack.enter_context(Engines(bundle, request.device))
         session = stack.enter_context(_open_session(engines, request))
         switches = _open_switches(engines, request, progress)
         stop = stack.enter_context(stop_on_signals(progress.notice))

@@ -1,6 +1,7 @@
 """Where tensors live, and how they get there and back. On a CPU they are numpy arrays."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
@@ -41,6 +42,9 @@ class Span:
 class Pending(Protocol):
     """Values on their way to the host."""
 
+    @property
+    def is_there(self) -> bool: ...
+
     def result(self) -> Array:
         """Waits for them; an array of the caller's own."""
         ...
@@ -71,12 +75,17 @@ class Memory(Protocol):
         """Wait until all of it has happened."""
         ...
 
+    def steady(self) -> AbstractContextManager[None]:
+        """For debugging: what a live session must not do is an error inside."""
+        ...
+
     def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class Arrived:
     values: Array
+    is_there: bool = True
 
     def result(self) -> Array:
         return self.values
@@ -107,6 +116,9 @@ class HostMemory:
 
     def settle(self) -> None:
         """All has happened already."""
+
+    def steady(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def close(self) -> None:
         """Arrays free themselves."""

@@ -3,6 +3,7 @@
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -54,15 +55,26 @@ class PromptEncoder:
         *,
         budget_bytes: int = DEFAULT_BUDGET_BYTES,
         on_truncation: Callable[[str, str], None] = lambda _prompt, _kept: None,
+        beside: bool = False,
     ) -> None:
+        """``beside``: prompts that will be asked for may be encoded on a thread, meanwhile."""
         self._tokenizer, self._text, self._contexts = tokenizer, text, contexts
         self._budget_bytes = budget_bytes
         self._on_truncation = on_truncation
         self._kept: OrderedDict[str, Context] = OrderedDict()
+        self._thread = ThreadPoolExecutor(1, "prompts") if beside else None
+        self._coming: dict[str, Future[Context]] = {}
+
+    def prepare(self, prompt: str) -> None:
+        """Encode a prompt that is expected, where that holds nothing else up."""
+        if self._thread and prompt not in self._kept and prompt not in self._coming:
+            self._coming[prompt] = self._thread.submit(self._encode, prompt)
 
     def context_of(self, prompt: str) -> Context:
         if prompt not in self._kept:
-            self._kept[prompt] = self._encode(prompt)
+            self.prepare(prompt)
+            coming = self._coming.pop(prompt, None)
+            self._kept[prompt] = coming.result() if coming else self._encode(prompt)
         self._kept.move_to_end(prompt)
         while len(self._kept) > max(1, self._budget_bytes // self._contexts.size_bytes):
             self._kept.popitem(last=False)

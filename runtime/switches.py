@@ -28,7 +28,11 @@ class TimelineSwitches:
         if first_frame not in self._starts:
             return None
         self.prompt = self._starts[first_frame]
-        return self._encoder.context_of(self.prompt)
+        context = self._encoder.context_of(self.prompt)
+        following = min((frame for frame in self._starts if frame > first_frame), default=None)
+        if following is not None:
+            self._encoder.prepare(self._starts[following])
+        return context
 
 
 class ReplaySwitches:

@@ -5,6 +5,7 @@ its noise and its positions, runs the bound passes, and copies its clean keys an
 slots.
 """
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ Context = Mapping[str, Tensor]
 """``context_k.{l}`` and ``context_v.{l}`` of one prompt."""
 
 _LEVEL_INPUTS = ("timestep", "sigma", "sigma_next")
+_AHEAD = 2
 _CLEAN = Pass(timestep=0.0, sigma=0.0, sigma_next=0.0)
 
 
@@ -219,29 +221,33 @@ class LatentHistory:
         self._recent = layout.window
         self._first = layout.sink if layout.unbounded else 0
         self._frames: dict[int, Array] = {}
-        self._newest: tuple[int, Pending] | None = None
+        self._coming: deque[tuple[int, Pending]] = deque()
 
     def add(self, start: int, latents: Pending) -> None:
-        """A block that may still be in the making: it is waited for when the next one comes."""
-        self._arrive()
-        self._newest = start, latents
+        """A block that may still be in the making; the host may be two blocks ahead."""
+        self._coming.append((start, latents))
+        while self._coming and (self._coming[0][1].is_there or len(self._coming) > _AHEAD):
+            self._arrive()
 
     def take(self, frames: Sequence[int]) -> Array:
-        self._arrive()
+        self._settle()
         return np.stack([self._frames[frame] for frame in frames], axis=1)
 
     def items(self) -> list[tuple[int, Array]]:
-        self._arrive()
+        self._settle()
         return sorted(self._frames.items())
 
     def restore(self, frames: Mapping[int, Array]) -> None:
-        self._frames, self._newest = dict(frames), None
+        self._frames = dict(frames)
+        self._coming.clear()
+
+    def _settle(self) -> None:
+        while self._coming:
+            self._arrive()
 
     def _arrive(self) -> None:
-        if self._newest is None:
-            return
-        start, latents = self._newest[0], self._newest[1].result()
-        self._newest = None
+        start, pending = self._coming.popleft()
+        latents = pending.result()
         count = latents.shape[1]
         for offset in range(count):
             self._frames[start + offset] = latents[:, offset].copy()

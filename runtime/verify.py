@@ -7,6 +7,7 @@ A second rollout, of the candidate alone, then shows how these errors add up fro
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,13 @@ from ..engines.bundle import (
     Manifest,
     open_bundle,
 )
+from ..engines.loader import DeviceChoice
+from ..engines.staging import HostStaged
 from ..errors import UsageError
 from ..exports import RECORD_NAME, check_export, read_export
-from .assembly import Engines
+from .assembly import STREAM_OF, Engines
 from .decoder import ThreadedDecoder, VaeStream
-from .memory import HostMemory, buffers
+from .memory import HostMemory, Memory, buffers
 from .noise import FloatArray, ReplayNoise, SeededNoise
 from .session import Session
 from .tokenizer import PromptTokenizer
@@ -111,10 +114,16 @@ def default_tolerance(*precisions: str) -> float:
 
 
 def compare(
-    reference: Bundle, candidate: Bundle, tolerance: float, replay: Replay | None, blocks: int
+    reference: Bundle,
+    candidate: Bundle,
+    tolerance: float,
+    replay: Replay | None,
+    blocks: int,
+    device: DeviceChoice = "auto",
 ) -> Comparison:
+    """``device`` is the candidate's."""
     require_comparable(reference, candidate)
-    with Engines(candidate) as alone, PairedEngines(reference, alone) as paired:
+    with HostEngines(candidate, device) as alone, PairedEngines(reference, alone) as paired:
         states = _text_states(paired)
         replay = replay or generated_replay(reference.config, states, blocks)
         expected = roll_out(paired, reference.config, replay, decode=paired.can_decode)
@@ -147,10 +156,34 @@ def _compiled_in(config: ModelConfig) -> dict[str, Any]:
     return fixed
 
 
-class PairedEngines(Engines):
+class HostEngines(Engines):
+    """Engines that take arrays on the host, wherever they run."""
+
+    def get(self, graph: str, purpose: str) -> Engine:
+        engine = super().get(graph, purpose)
+        if not self.on_gpu:
+            return engine
+        if graph not in self._staged:
+            self._staged[graph] = HostStaged(engine, self.stream(STREAM_OF[graph]))
+        return self._staged[graph]
+
+    def _memory(self, concern: str) -> Memory:
+        return HostMemory()
+
+    @cached_property
+    def _staged(self) -> dict[str, HostStaged]:
+        return {}
+
+    def close(self) -> None:
+        for staged in self._staged.values():
+            staged.close()
+        super().close()
+
+
+class PairedEngines(HostEngines):
     """The reference's engines; the candidate runs along and its errors are noted."""
 
-    def __init__(self, reference: Bundle, candidate: Engines) -> None:
+    def __init__(self, reference: Bundle, candidate: HostEngines) -> None:
         super().__init__(reference)
         self._candidate = candidate
         self.errors: dict[str, GraphError] = {}

@@ -15,6 +15,7 @@ from ..configs.dump import config_values
 from ..configs.loader import configure
 from ..configs.replay import load_replay
 from ..engines.bundle import Bundle, open_bundle
+from ..engines.loader import DeviceChoice
 from ..errors import UsageError
 from ..runtime.generation import Outputs, Request, check_request, generate
 from ..runtime.output import check_file_output, check_output
@@ -29,6 +30,7 @@ from ..runtime.timeline import (
     timeline_from_prompts,
 )
 from ..runtime.timeline_files import timeline_from_file
+from ._device import device_option
 
 DEFAULT_SECONDS = 5.0
 _PATH = click.Path(path_type=Path)
@@ -96,6 +98,7 @@ def _frame_list(
     metavar="KEY=VALUE",
     help="Override rollout.* or fps of the bundle's configuration.",
 )
+@device_option
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option("--quiet", "mode", flag_value="quiet", help="Show errors only.")
 @click.option("--json", "mode", flag_value="json", help="Progress as JSON lines on stdout.")
@@ -116,6 +119,7 @@ def command(
     resume: Path | None,
     preset: str | None,
     overrides: tuple[str, ...],
+    device: DeviceChoice,
     overwrite: bool,
     mode: str | None,
 ) -> int:
@@ -130,6 +134,7 @@ def command(
     base = resumed.config if resumed else bundle.config
     config = _runtime_config(base, preset, overrides)
     request, notices = _request(bundle, config, wish, outputs, resumed)
+    request = replace(request, device=device)
     check_request(bundle, request)
     _check_outputs(outputs, request.batch, inputs=(timeline, replay))
     with make_progress(mode or "auto") as progress:  # type: ignore[arg-type]

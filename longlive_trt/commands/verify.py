@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ..configs.replay import load_replay
 from ..engines.bundle import Bundle, open_bundle
+from ..engines.loader import DeviceChoice
 from ..errors import UsageError
 from ..runtime.verify import (
     DEFAULT_BLOCKS,
@@ -19,6 +20,7 @@ from ..runtime.verify import (
     default_tolerance,
     open_reference,
 )
+from ._device import device_option
 
 _PATH = click.Path(path_type=Path)
 
@@ -39,6 +41,7 @@ _PATH = click.Path(path_type=Path)
     type=click.FloatRange(0, min_open=True),
     help="With --against: the relative L2 error that passes.  [default: by precision]",
 )
+@device_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     bundle: Path,
@@ -46,6 +49,7 @@ def command(
     replay: Path | None,
     blocks: int | None,
     tolerance: float | None,
+    device: DeviceChoice,
     as_json: bool,
 ) -> int:
     """Check every file of a BUNDLE, or what it computes against another one.
@@ -65,7 +69,7 @@ def command(
         reference.manifest.precision, candidate.manifest.precision
     )
     rollout = load_replay(replay, reference.config) if replay else None
-    result = compare(reference, candidate, limit, rollout, blocks or DEFAULT_BLOCKS)
+    result = compare(reference, candidate, limit, rollout, blocks or DEFAULT_BLOCKS, device)
     if as_json:
         click.echo(json.dumps(_values(reference, candidate, result), indent=2))
     else:

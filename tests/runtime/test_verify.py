@@ -148,7 +148,7 @@ def test_decoded_frames_are_compared(
     candidate = Bundle(tmp_path, with_vae.manifest)
     load = assembly.load_engine
 
-    def load_engine(bundle: Bundle, graph: str) -> Any:
+    def load_engine(bundle: Bundle, graph: str, **_: Any) -> Any:
         if graph.startswith("vae"):
             return FakeVae(gain if bundle is candidate else 1.0)
         return load(mini, graph)

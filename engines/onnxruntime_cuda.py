@@ -1,0 +1,189 @@
+"""ONNX Runtime on a GPU: tensors stay on the device, runs are queued on a stream of ours.
+
+Graphs that were written for the GPU (``cuda_step.py``, ``cuda_vae.py``) are captured at their
+second run and replayed from then on.
+"""
+
+import logging
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from ..errors import EngineError
+from ..plugins import onnxruntime_bridge
+from ..plugins.onnxruntime_bridge import Placement
+from ..plugins.tensors import DeviceTensor, contiguous_strides
+from .base import Closing, TensorSpec
+from .cuda import CapturedGraph, Stream
+from .onnxruntime import TYPES, brief, spec_of
+
+logger = logging.getLogger(__name__)
+
+PROVIDER = "CUDAExecutionProvider"
+_LIBRARIES = ("cudart", "nvrtc", "cublasLt", "cublas", "cufft", "curand", "cudnn")
+
+
+class OnnxRuntimeCudaEngine(Closing):
+    """One graph in one session, on one stream.
+
+    ``library`` holds the bridge to our kernels if the graph has some; such graphs are captured.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        stream: Stream,
+        *,
+        library: Path | None = None,
+        captures: bool = True,
+    ) -> None:
+        load_libraries()
+        self.name, self.stream = path.stem, stream
+        self._captures = captures and library is not None
+        self._session = _open_session(path, stream, library)
+        self._inputs = {spec.name: spec for spec in map(spec_of, self._session.get_inputs())}
+        self._outputs = {spec.name: spec for spec in map(spec_of, self._session.get_outputs())}
+        self._options = ort.RunOptions()
+        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        return self._outputs
+
+    def bind(
+        self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]
+    ) -> "OnnxRuntimeCudaBinding":
+        missing = self._inputs.keys() - inputs.keys()
+        if missing:
+            raise EngineError(
+                f"graph {self.name}: inputs are missing: {', '.join(sorted(missing))}"
+            )
+        binding = self._session.io_binding()
+        for name, tensor in inputs.items():
+            # A graph may do without an input of the contract.
+            if name in self._inputs:
+                binding.bind_input(name, *_address(self.name, self._inputs[name], tensor))
+        for name, tensor in outputs.items():
+            binding.bind_output(name, *_address(self.name, self._outputs[name], tensor))
+        return OnnxRuntimeCudaBinding(self, binding, (dict(inputs), dict(outputs)))
+
+    @property
+    def captures(self) -> bool:
+        return self._captures
+
+    def enqueue(self, binding: Any) -> None:
+        try:
+            self._session.run_with_iobinding(binding, self._options)
+        except Exception as error:  # onnxruntime's errors have no common base
+            raise EngineError(f"graph {self.name} failed on the GPU: {brief(error)}") from error
+
+    def close(self) -> None:
+        del self._session
+
+
+class OnnxRuntimeCudaBinding:
+    """Runs are queued; whoever reads the outputs waits for the stream."""
+
+    def __init__(self, engine: OnnxRuntimeCudaEngine, binding: Any, tensors: Any) -> None:
+        self._engine, self._binding = engine, binding
+        # The binding knows addresses only; whoever holds it holds the memory.
+        self._tensors = tensors
+        self._graph: CapturedGraph | None = None
+        self._has_run = False
+
+    def run(self) -> None:
+        if self._graph is not None:
+            self._graph.launch()
+            return
+        if self._has_run and self._engine.captures:
+            self._graph = self._engine.stream.capture(self._enqueue)
+            self._graph.launch()
+            return
+        # The first run chooses kernels and reserves what it needs, which cannot be captured.
+        self._enqueue()
+        self._has_run = True
+
+    def _enqueue(self) -> None:
+        self._engine.enqueue(self._binding)
+
+    def close(self) -> None:
+        if self._graph is not None:
+            self._graph.close()
+
+
+@cache
+def load_libraries() -> None:
+    """CUDA's libraries, from wherever they are installed, before ONNX Runtime looks for them."""
+    if PROVIDER not in ort.get_available_providers():
+        raise EngineError(
+            f"the installed onnxruntime {ort.__version__} has no GPU support; run "
+            "`pip uninstall onnxruntime` and `pip install 'longlive-trt[gpu]'`"
+        )
+    pathfinder = import_module("cuda.pathfinder")
+    for library in _LIBRARIES:
+        try:
+            pathfinder.load_nvidia_dynamic_lib(library)
+        except Exception as error:  # the package's errors have no common base
+            raise EngineError(
+                f"CUDA's library {library} was not found ({brief(error)}); run "
+                "`pip install 'longlive-trt[gpu]'`, or install the CUDA toolkit and cuDNN 9"
+            ) from None
+
+
+def _open_session(path: Path, stream: Stream, library: Path | None) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    # A pattern would be allocated anew at the second run, which is the one that is captured.
+    options.enable_mem_pattern = False
+    gpu = stream.gpu
+    placed: AbstractContextManager[None] = nullcontext()
+    if library is not None:
+        onnxruntime_bridge.register(options, device=True, library=library)
+        placed = onnxruntime_bridge.placed(Placement(stream.handle, gpu.ordinal))
+    provider = {
+        "device_id": str(gpu.ordinal),
+        "user_compute_stream": str(stream.handle),
+        "do_copy_in_default_stream": "0",
+        "prefer_nhwc": "1" if library is not None else "0",
+        "cudnn_conv_algo_search": "EXHAUSTIVE",
+        "cudnn_conv_use_max_workspace": "1",
+        "arena_extend_strategy": "kSameAsRequested",
+        "use_tf32": "0",
+    }
+    try:
+        with placed:
+            return ort.InferenceSession(
+                path, options, providers=[(PROVIDER, provider), "CPUExecutionProvider"]
+            )
+    except Exception as error:  # onnxruntime's errors have no common base
+        raise EngineError(
+            f"{path}: onnxruntime cannot load the graph on the GPU: {brief(error)}"
+        ) from None
+
+
+def _address(
+    graph: str, spec: TensorSpec, tensor: DeviceTensor
+) -> tuple[str, int, object, tuple[int, ...], int]:
+    fits = len(tensor.shape) == len(spec.shape) and all(
+        have == want or isinstance(want, str)
+        for have, want in zip(tensor.shape, spec.shape, strict=True)
+    )
+    if not fits:
+        raise EngineError(
+            f"graph {graph}: {spec.name} is {list(tensor.shape)}, expected {list(spec.shape)}"
+        )
+    if not spec.dtype.name.startswith(tensor.dtype):
+        raise EngineError(f"graph {graph}: {spec.name} is {tensor.dtype}, expected {spec.dtype}")
+    if tensor.strides != contiguous_strides(tensor.shape):
+        raise EngineError(f"graph {graph}: {spec.name} is not contiguous in memory")
+    element = next(code for dtype, code in TYPES.values() if dtype == spec.dtype)
+    return "cuda", tensor.device, element, tensor.shape, tensor.pointer

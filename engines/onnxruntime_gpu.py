@@ -1,0 +1,93 @@
+"""Bundles for ONNX Runtime on a GPU: graphs written for it, with our own kernels in them.
+
+Nothing here needs a GPU. What is not written by hand (the text encoder) runs as it was exported.
+"""
+
+import hashlib
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ..errors import UsageError
+from ..exports import ExportRecord, GraphInfo, graph_info
+from ..plugins.compilation import ARCHITECTURES, SOURCE_DIR
+from ..plugins.onnxruntime_bridge import LIBRARY_NAME, compiled_library
+from ..precision import PRECISIONS, Precision, retype
+from . import onnxruntime
+from .bundle import EngineKind
+from .compiler import BuildOptions, GraphSource, Report
+from .cuda_step import build_step_graphs
+from .cuda_vae import build_vae_graphs
+
+KERNEL_GRAPHS = ("step", "prompt", "vae_first", "vae_next")
+_VAE_PRECISION = PRECISIONS["fp16"]
+
+
+class OnnxRuntimeGpuCompiler:
+    def __init__(self, options: BuildOptions, precision: Precision) -> None:
+        options.refuse_others(onnxruntime.KIND, ("gpu", "batch"))
+        self._gpu, self._batch = _target(options.gpu or ""), options.batch
+        self._precision = precision
+
+    @property
+    def kind(self) -> EngineKind:
+        return EngineKind(onnxruntime.KIND, onnxruntime.version(), self._gpu)
+
+    @property
+    def options(self) -> Mapping[str, object]:
+        return {"batch": self._batch, "kernel_graphs": KERNEL_GRAPHS}
+
+    @property
+    def plugins(self) -> Mapping[str, str]:
+        """The kernels are compiled where they run; their sources decide what is computed."""
+        return {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(SOURCE_DIR.iterdir())
+        }
+
+    def check(self, record: ExportRecord) -> None:
+        if self._precision.name == "fp32":
+            raise UsageError(
+                "--gpu needs --precision fp16 or bf16: our kernels compute in half precision; for "
+                "fp32 on a GPU build without --gpu and generate with --device cuda"
+            )
+        compiled_library()
+
+    def compile(self, source: GraphSource, folder: Path, report: Report) -> None:
+        config, exported = source.config, source.path.parent
+        # Both writers write two graphs, which share what they are written from.
+        if source.name == "step":
+            build_step_graphs(config, exported, self._precision, folder)
+        elif source.name == "vae_next":
+            build_vae_graphs(
+                config,
+                exported,
+                _VAE_PRECISION,
+                folder,
+                batch=self._batch,
+            )
+        elif source.name == "text":
+            self._retype(source, folder)
+
+    def info(self, source: GraphSource, folder: Path) -> GraphInfo:
+        return graph_info(ir.load(folder / f"{source.name}.onnx"))
+
+    def finish(self, folder: Path) -> None:
+        shutil.copyfile(compiled_library(), folder / LIBRARY_NAME)
+
+    def _retype(self, source: GraphSource, folder: Path) -> None:
+        model = ir.load(source.path)
+        retype(model, self._precision)
+        ir.save(model, folder / source.path.name, external_data=f"{source.name}.weights")
+
+
+def _target(gpu: str) -> str:
+    known = {re.sub(r"\D", "", name): name for name in ARCHITECTURES}
+    digits = re.sub(r"\D", "", gpu)
+    if not gpu.startswith("sm") or digits not in known:
+        allowed = ", ".join(f"sm{digits}" for digits in known)
+        raise UsageError(f"--gpu {gpu}: allowed with --engine onnxruntime: {allowed}")
+    return f"sm{digits}"

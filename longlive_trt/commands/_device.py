@@ -1,0 +1,13 @@
+"""The option that says where engines run."""
+
+import click
+
+from ..engines.loader import DEVICES
+
+device_option = click.option(
+    "--device",
+    type=click.Choice(DEVICES),
+    default=DEVICES[0],
+    show_default=True,
+    help="Where to run; auto is what the bundle was built for.",
+)

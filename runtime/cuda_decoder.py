@@ -1,0 +1,161 @@
+"""The VAE on a GPU: blocks are decoded on a stream of their own, and their pictures leave on
+another, while the transformer makes the next block.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..engines.base import Array, Binding, Engine
+from ..engines.cuda import DeviceTensor, Event, Stream
+from .cuda_memory import CudaMemory, Fetched
+from .decoder import DecoderSnapshot
+from .memory import Buffer, Span, Tensor, buffers, named
+
+WAITING_BLOCKS = 3
+"""Blocks whose pictures may lie unread; whoever asks for more waits."""
+
+
+@dataclass(frozen=True)
+class _Decoding:
+    _pictures: tuple[Fetched, ...]
+    _latents_read: Event
+    _transformer: Stream
+
+    def result(self) -> Array:
+        parts = [fetched.result() for fetched in self._pictures]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    def release(self) -> None:
+        self._transformer.wait_for(self._latents_read)
+
+
+class CudaDecoder:
+    """Whole blocks at a time: that is what fills a GPU."""
+
+    def __init__(
+        self,
+        first: Engine,
+        following: Engine,
+        batch: int,
+        block_frames: int,
+        streams: tuple[Stream, Stream, Stream],
+    ) -> None:
+        self._transformer, decoding, leaving = streams
+        self._first_engine, self._following_engine = first, following
+        self._memory = CudaMemory(decoding)
+        self._leaving = CudaMemory(leaving, waiting=WAITING_BLOCKS + 1)
+        caches = buffers(named(following.inputs, "cache"), batch=batch)
+        self._caches = [
+            self._memory.reserve(caches, "the decoder's memory of past frames") for _ in range(2)
+        ]
+        self._pictures = self._memory.reserve(
+            _pictures(first, following, batch, block_frames), "decoded pictures"
+        )
+        self._start = self._memory.reserve(
+            {
+                "first": Buffer.of(following.inputs["latents"], batch=batch, latent_frames=1),
+                "rest": Buffer.of(
+                    following.inputs["latents"], batch=batch, latent_frames=block_frames - 1
+                ),
+            },
+            "a video's first latents",
+        )
+        gpu = decoding.gpu
+        self._made = gpu.event()
+        self._read = [gpu.event() for _ in range(2)]
+        self._left = [gpu.event() for _ in range(2)]
+        self._bound: dict[tuple[int, int, int], Binding] = {}
+        self._blocks = 0
+        self._flips = 0
+        self.latent_frames = 0
+
+    def start(self, latents: DeviceTensor) -> _Decoding:
+        which = self._blocks % 2
+        stream = self._memory.stream
+        stream.wait_for(self._transformer.record(self._made))
+        # The pictures of the block before the last must have left their place.
+        stream.wait_for(self._left[which])
+        made = self._run(latents, which)
+        stream.record(self._read[which])
+        self._leaving.stream.wait_for(self._read[which])
+        fetched = tuple(self._leaving.fetch(picture) for picture in made)
+        self._leaving.stream.record(self._left[which])
+        self._blocks += 1
+        self.latent_frames += latents.shape[1]
+        return _Decoding(fetched, self._read[which], self._transformer)
+
+    def _run(self, latents: DeviceTensor, which: int) -> list[DeviceTensor]:
+        if self.latent_frames:
+            picture = self._pictures[f"block.{which}"]
+            self._run_following(latents, picture, which)
+            return [picture]
+        return self._run_first(latents, which)
+
+    def _run_first(self, latents: DeviceTensor, which: int) -> list[DeviceTensor]:
+        """A video's first latent frame is decoded otherwise."""
+        count = latents.shape[1]
+        self._memory.copy([(self._start["first"], latents)], [Span(0, 0, 1)])
+        caches = _renewed(self._caches[self._flips % 2])
+        made = [self._pictures["first"]]
+        self._first_engine.bind(
+            {"latents": self._start["first"]}, {"pixels": made[0], **caches}
+        ).run()
+        if count > 1:
+            self._memory.copy([(self._start["rest"], latents)], [Span(0, 1, count - 1)])
+            made.append(self._pictures["rest"])
+            self._run_following(self._start["rest"], made[1], which)
+        return made
+
+    def _run_following(self, latents: DeviceTensor, picture: DeviceTensor, which: int) -> None:
+        flip = self._flips % 2
+        self._flips += 1
+        key = (latents.pointer, picture.pointer, flip)
+        if key not in self._bound:
+            self._bound[key] = self._following_engine.bind(
+                {"latents": latents, **self._caches[flip]},
+                {"pixels": picture, **_renewed(self._caches[1 - flip])},
+            )
+        self._bound[key].run()
+
+    @property
+    def caches(self) -> Mapping[str, Tensor]:
+        return self._caches[self._flips % 2]
+
+    def restore(self, latent_frames: int, caches: Mapping[str, Array]) -> None:
+        self.latent_frames = latent_frames
+        for name, cache in self.caches.items():
+            self._memory.write(cache, caches[name])
+
+    def snapshot(self) -> DecoderSnapshot:
+        return DecoderSnapshot(self.latent_frames, self._memory.clone(self.caches, "a checkpoint"))
+
+    def reinstate(self, snapshot: DecoderSnapshot) -> None:
+        self.latent_frames = snapshot.latent_frames
+        for name, cache in self.caches.items():
+            whole = [Span(0, 0, cache.shape[1])]
+            self._memory.copy([(cache, snapshot.caches[name])], whole)
+
+    def settle(self) -> None:
+        self._memory.settle()
+        self._leaving.settle()
+
+    def close(self) -> None:
+        self._memory.close()
+        self._leaving.close()
+
+
+def _renewed(caches: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.replace("cache", "cache_next"): tensor for name, tensor in caches.items()}
+
+
+def _pictures(first: Engine, following: Engine, batch: int, block_frames: int) -> dict[str, Buffer]:
+    pixels = following.outputs["pixels"]
+    block = Buffer.of(pixels, batch=batch, latent_frames=block_frames)
+    return {
+        "block.0": block,
+        "block.1": block,
+        "first": Buffer.of(first.outputs["pixels"], batch=batch, latent_frames=1),
+        "rest": Buffer.of(pixels, batch=batch, latent_frames=max(1, block_frames - 1)),
+    }
