@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +73,7 @@ def load_replay(path: Path, config: ModelConfig) -> Replay:
     schedule = _parse_schedule(path, metadata.get("schedule"), prompts)
     replay = Replay(tensors["noise"], tensors["renoise"], prompts, schedule)
     _check_shapes(path, replay, config)
+    _check_switches(path, replay, config.rollout.frames_per_block)
     return replay
 
 
@@ -145,3 +146,17 @@ def _check_shapes(path: Path, replay: Replay, config: ModelConfig) -> None:
             )
         if not np.isfinite(tensor).all():
             raise UsageError(f"{path}: {name} holds NaN or infinity")
+
+
+def _check_switches(path: Path, replay: Replay, block_frames: int) -> None:
+    """Every prompt is shown: what would take over after the last block never does."""
+    boundaries = prompts_by_block(replay.schedule, block_frames)
+    blocks = islice(boundaries, replay.frames // block_frames)
+    taken = sum(prompt is not None for _, prompt in blocks)
+    if late := replay.schedule[taken:]:
+        raise UsageError(
+            f"{path}: metadata entry schedule: prompt.{late[0].prompt} for frame {late[0].frame} "
+            f"would take over past the end of the video ({replay.frames} latent frames, and its "
+            f"last block starts at {replay.frames - block_frames}); choose an earlier frame, or "
+            f"record noise for a longer video"
+        )

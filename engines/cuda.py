@@ -6,6 +6,7 @@ once it runs is counted here: see :class:`Ledger`.
 
 import ctypes
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import numpy as np
 
 from ..errors import EngineError, PluginError
 from ..plugins.driver import check, device_facts
-from ..plugins.tensors import DeviceTensor
+from ..plugins.tensors import DeviceTensor as DeviceTensor
 from .base import Array, Closing
 
 ALIGNMENT_BYTES = 256
@@ -83,15 +84,23 @@ class Gpu:
     def make_current(self) -> None:
         """A thread that talks to the driver does this first; again costs nothing."""
         if not getattr(self._entered, "done", False):
-            import_module("cuda.core").Device(self.ordinal).set_current()
+            try:
+                import_module("cuda.core").Device(self.ordinal).set_current()
+            except Exception as error:  # cuda.core raises private types
+                raise PluginError(f"{self.facts.name} cannot be used any more: {error}") from error
             self._entered.done = True
 
+    def driver(self) -> Any:
+        """Its functions, on whatever thread asks for them."""
+        self.make_current()
+        return _driver()
+
     def memory(self) -> MemoryInfo:
-        return MemoryInfo(*check(_driver().cuMemGetInfo(), "read the free memory"))
+        return MemoryInfo(*check(self.driver().cuMemGetInfo(), "read the free memory"))
 
     def stream(self, *, urgent: bool = False) -> "Stream":
         """Streams that do not wait for the default one. An urgent one's kernels go first."""
-        driver = _driver()
+        driver = self.driver()
         least, greatest = check(driver.cuCtxGetStreamPriorityRange(), "read stream priorities")
         flags = int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
         priority = greatest if urgent else least
@@ -109,21 +118,20 @@ class Gpu:
 
 
 class DeviceBlock(Closing):
-    """A stretch of device memory, zeroed."""
+    """A stretch of device memory, with whatever it held before."""
 
     def __init__(self, gpu: Gpu, size_bytes: int, what: str) -> None:
         self._gpu, self.size_bytes, self._what = gpu, max(size_bytes, 1), what
         gpu.ledger.note("allocation", what)
-        driver = _driver()
-        try:
-            self.pointer = int(check(driver.cuMemAlloc(self.size_bytes), f"allocate {what}"))
-        except PluginError as error:
-            free = gpu.memory().free_bytes
+        driver = gpu.driver()
+        result = driver.cuMemAlloc(self.size_bytes)
+        if result[0] == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
             raise EngineError(
-                f"{what}: {self.size_bytes / 2**30:.2f} GiB of GPU memory are needed, and "
-                f"{free / 2**30:.2f} GiB are free on {gpu.facts.name} ({error})"
-            ) from None
-        check(driver.cuMemsetD8(self.pointer, 0, self.size_bytes), f"clear {what}")
+                f"{what}: {_readable(self.size_bytes)} of GPU memory are needed, and "
+                f"{_readable(gpu.memory().free_bytes)} are free on {gpu.facts.name}; close what "
+                "else uses the GPU, or make fewer or smaller videos at once"
+            )
+        self.pointer = int(check(result, f"allocate {what}"))
 
     def close(self) -> None:
         if self.pointer:
@@ -138,7 +146,8 @@ class PinnedArray(Closing):
     def __init__(self, gpu: Gpu, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
         size_bytes = max(prod(shape) * dtype.itemsize, 1)
         gpu.ledger.note("allocation", f"{size_bytes} bytes of pinned memory")
-        self._pointer = int(check(_driver().cuMemAllocHost(size_bytes), "allocate pinned memory"))
+        what = f"allocate {_readable(size_bytes)} of pinned memory"
+        self._pointer = int(check(gpu.driver().cuMemAllocHost(size_bytes), what))
         memory = memoryview((ctypes.c_char * size_bytes).from_address(self._pointer))
         count = prod(shape)
         self.array: Array = np.frombuffer(memory, dtype, count).reshape(tuple(shape))
@@ -157,19 +166,20 @@ class Event:
     """A point of a stream; before it is recorded, it is over."""
 
     def __init__(self, gpu: Gpu, *, timed: bool = False) -> None:
-        flags = _driver().CUevent_flags
+        driver = gpu.driver()
+        flags = driver.CUevent_flags
         chosen = flags.CU_EVENT_DEFAULT if timed else flags.CU_EVENT_DISABLE_TIMING
         self._gpu = gpu
-        self.handle = int(check(_driver().cuEventCreate(int(chosen)), "make an event"))
+        self.handle = int(check(driver.cuEventCreate(int(chosen)), "make an event"))
 
     def wait(self) -> None:
         """Until all that was queued before it is done."""
         self._gpu.ledger.note("host wait", "an event")
-        check(_driver().cuEventSynchronize(self.handle), "wait for the GPU")
+        check(self._gpu.driver().cuEventSynchronize(self.handle), "wait for the GPU")
 
     @property
     def is_over(self) -> bool:
-        driver = _driver()
+        driver = self._gpu.driver()
         (status,) = driver.cuEventQuery(self.handle)
         if status == driver.CUresult.CUDA_ERROR_NOT_READY:
             return False
@@ -182,9 +192,8 @@ class Event:
             self.handle = 0
 
     def milliseconds_since(self, earlier: "Event") -> float:
-        return float(
-            check(_driver().cuEventElapsedTime(earlier.handle, self.handle), "read a time")
-        )
+        result = self._gpu.driver().cuEventElapsedTime(earlier.handle, self.handle)
+        return float(check(result, "read a time"))
 
 
 class Stream:
@@ -192,33 +201,39 @@ class Stream:
         self.gpu, self.handle = gpu, handle
 
     def record(self, event: Event) -> Event:
-        check(_driver().cuEventRecord(event.handle, self.handle), "record an event")
+        check(self.gpu.driver().cuEventRecord(event.handle, self.handle), "record an event")
         return event
 
     def wait_for(self, event: Event) -> None:
         """The stream waits, not the host."""
-        check(_driver().cuStreamWaitEvent(self.handle, event.handle, 0), "order two streams")
+        result = self.gpu.driver().cuStreamWaitEvent(self.handle, event.handle, 0)
+        check(result, "order two streams")
 
     def synchronize(self) -> None:
         self.gpu.ledger.note("host wait", "a stream")
-        check(_driver().cuStreamSynchronize(self.handle), "wait for a stream")
+        check(self.gpu.driver().cuStreamSynchronize(self.handle), "wait for a stream")
 
     def upload(self, target: int, source: PinnedArray | int, size_bytes: int) -> None:
         pointer = source.pointer if isinstance(source, PinnedArray) else source
         check(
-            _driver().cuMemcpyHtoDAsync(target, pointer, size_bytes, self.handle),
+            self.gpu.driver().cuMemcpyHtoDAsync(target, pointer, size_bytes, self.handle),
             "copy to the GPU",
         )
 
     def download(self, target: PinnedArray, source: int, size_bytes: int) -> None:
         check(
-            _driver().cuMemcpyDtoHAsync(target.pointer, source, size_bytes, self.handle),
+            self.gpu.driver().cuMemcpyDtoHAsync(target.pointer, source, size_bytes, self.handle),
             "copy from the GPU",
         )
 
+    def clear(self, target: int, size_bytes: int) -> None:
+        """In the stream's order: the driver's own clearing would not wait, nor be waited for."""
+        result = self.gpu.driver().cuMemsetD8Async(target, 0, size_bytes, self.handle)
+        check(result, "clear memory on the GPU")
+
     def copy_rows(self, rows: Sequence["Rows"]) -> None:
         """Copies on the device, each of some equally long rows."""
-        driver = _driver()
+        driver = self.gpu.driver()
         self.gpu.ledger.note("copy on the device", f"{len(rows)} copies")
         for row in rows:
             if row.count == 1:
@@ -230,20 +245,22 @@ class Stream:
             check(result, "copy on the GPU")
 
     def capture(self, work: Callable[[], None]) -> "CapturedGraph":
-        driver = _driver()
+        driver = self.gpu.driver()
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         check(driver.cuStreamBeginCapture(self.handle, mode), "capture a graph")
         try:
             work()
+            graph = check(driver.cuStreamEndCapture(self.handle), "end a capture")
         except BaseException:
             # The stream must not stay in capture; what was captured is of no use.
             status, graph = driver.cuStreamEndCapture(self.handle)
             if int(status) == 0 and graph:
                 driver.cuGraphDestroy(graph)
             raise
-        graph = check(driver.cuStreamEndCapture(self.handle), "end a capture")
-        executable = check(driver.cuGraphInstantiate(graph, 0), "instantiate a graph")
-        check(driver.cuGraphDestroy(graph), "free a captured graph")
+        try:
+            executable = check(driver.cuGraphInstantiate(graph, 0), "instantiate a graph")
+        finally:
+            driver.cuGraphDestroy(graph)
         return CapturedGraph(self, executable)
 
     def close(self) -> None:
@@ -275,16 +292,19 @@ class Rows:
 
 
 class CapturedGraph:
+    """Is freed when nobody holds it; CUDA lets a launch that is under way come to its end."""
+
     def __init__(self, stream: Stream, executable: Any) -> None:
         self._stream, self._executable = stream, executable
+        self._free = weakref.finalize(self, _driver().cuGraphExecDestroy, executable)
+        self._free.atexit = False
 
     def launch(self) -> None:
-        check(_driver().cuGraphLaunch(self._executable, self._stream.handle), "launch a graph")
+        driver = self._stream.gpu.driver()
+        check(driver.cuGraphLaunch(self._executable, self._stream.handle), "launch a graph")
 
     def close(self) -> None:
-        if self._executable is not None:
-            _driver().cuGraphExecDestroy(self._executable)
-            self._executable = None
+        self._free()
 
 
 def lay_out(
@@ -303,6 +323,11 @@ def tensor_at(
     pointer: int, shape: Sequence[int], dtype: np.dtype[Any], ordinal: int
 ) -> DeviceTensor:
     return DeviceTensor.contiguous(pointer, shape, _NAMES.get(dtype, dtype.name), ordinal)
+
+
+def _readable(size_bytes: int) -> str:
+    unit, name = (2**30, "GiB") if size_bytes >= 2**28 else (2**20, "MiB")
+    return f"{size_bytes / unit:.2f} {name}"
 
 
 def _driver() -> Any:

@@ -128,6 +128,8 @@ def load_libraries() -> None:
             f"the installed onnxruntime {ort.__version__} has no GPU support; run "
             "`pip uninstall onnxruntime` and `pip install 'longlive-trt[gpu]'`"
         )
+    # Failures come as exceptions, and are told once.
+    ort.set_default_logger_severity(4)
     pathfinder = import_module("cuda.pathfinder")
     for library in _LIBRARIES:
         try:
@@ -157,7 +159,8 @@ def _open_session(path: Path, stream: Stream, library: Path | None) -> ort.Infer
         "cudnn_conv_algo_search": "EXHAUSTIVE",
         "cudnn_conv_use_max_workspace": "1",
         "arena_extend_strategy": "kSameAsRequested",
-        "use_tf32": "0",
+        # Without it, convolutions in half precision do without the matrix units too.
+        "use_tf32": "1" if library is not None else "0",
     }
     try:
         with placed:

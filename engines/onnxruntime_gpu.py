@@ -24,6 +24,8 @@ from .cuda_vae import build_vae_graphs
 
 KERNEL_GRAPHS = ("step", "prompt", "vae_first", "vae_next")
 _VAE_PRECISION = PRECISIONS["fp16"]
+_TEXT_PRECISION = PRECISIONS["bf16"]
+"""What the encoder was trained in; half precision may overflow in it."""
 
 
 class OnnxRuntimeGpuCompiler:
@@ -54,6 +56,11 @@ class OnnxRuntimeGpuCompiler:
                 "--gpu needs --precision fp16 or bf16: our kernels compute in half precision; for "
                 "fp32 on a GPU build without --gpu and generate with --device cuda"
             )
+        if record.quantization is not None:
+            raise UsageError(
+                f"--precision {record.quantization.precision} --gpu: ONNX Runtime's GPU graphs are "
+                "not quantized; build with --precision bf16 or fp16, or with --engine tensorrt"
+            )
         compiled_library()
 
     def compile(self, source: GraphSource, folder: Path, report: Report) -> None:
@@ -68,6 +75,7 @@ class OnnxRuntimeGpuCompiler:
                 _VAE_PRECISION,
                 folder,
                 batch=self._batch,
+                latents=self._precision,
             )
         elif source.name == "text":
             self._retype(source, folder)
@@ -80,7 +88,7 @@ class OnnxRuntimeGpuCompiler:
 
     def _retype(self, source: GraphSource, folder: Path) -> None:
         model = ir.load(source.path)
-        retype(model, self._precision)
+        retype(model, _TEXT_PRECISION)
         ir.save(model, folder / source.path.name, external_data=f"{source.name}.weights")
 
 

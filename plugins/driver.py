@@ -170,6 +170,8 @@ class DeviceMemory:
         self.size_bytes = size_bytes
         self.pointer = int(check(driver.cuMemAlloc(size_bytes), f"allocate {size_bytes} bytes"))
         check(driver.cuMemsetD8(self.pointer, 0, size_bytes), "clear a workspace")
+        # Clearing is queued on the default stream, which other streams need not wait for.
+        check(driver.cuStreamSynchronize(0), "clear a workspace")
 
     def close(self) -> None:
         if self.pointer:

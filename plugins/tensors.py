@@ -14,6 +14,8 @@ ITEM_BYTES = {
     "float32": 4,
     "float8_e4m3": 1,
     "int8": 1,
+    "uint8": 1,
+    "int32": 4,
     "int64": 8,
 }
 _DTYPE_NAMES = {"float8_e4m3fn": "float8_e4m3"}

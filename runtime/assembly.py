@@ -1,13 +1,15 @@
 """From a bundle to sessions: engines are loaded when first needed and shared by all sessions."""
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 
 from ..configs import ModelConfig
 from ..engines.base import Closing, Engine
 from ..engines.bundle import Bundle
 from ..engines.cuda import Gpu, Stream
 from ..engines.loader import DeviceChoice, load_engine, require_runnable, runs_on_gpu
+from ..engines.transient import TransientEngine
+from .budget import require_memory, session_budget, specs_of
 from .cuda_decoder import CudaDecoder
 from .cuda_memory import CudaMemory
 from .decoder import Decoder, ThreadedDecoder, VaeStream
@@ -29,9 +31,14 @@ STREAM_OF = {
 class Engines(Closing):
     """On a GPU there is one stream per concern, which all sessions share: engines do too."""
 
-    def __init__(self, bundle: Bundle, device: DeviceChoice = "auto") -> None:
+    def __init__(
+        self, bundle: Bundle, device: DeviceChoice = "auto", *, low_memory: bool = False
+    ) -> None:
+        """``low_memory``: the text encoder is loaded while it encodes, and pictures are decoded
+        frame by frame.
+        """
         require_runnable(bundle, device)
-        self.bundle = bundle
+        self.bundle, self._low_memory = bundle, low_memory
         self.on_gpu = runs_on_gpu(bundle, device)
         self._loaded: dict[str, Engine] = {}
         self._streams: dict[str, Stream] = {}
@@ -48,9 +55,38 @@ class Engines(Closing):
     def get(self, graph: str, purpose: str) -> Engine:
         if graph not in self._loaded:
             self.bundle.require(graph, purpose)
-            stream = self.stream(STREAM_OF[graph]) if self.on_gpu else None
-            self._loaded[graph] = load_engine(self.bundle, graph, stream=stream)
+            transient = self._low_memory and graph == "text"
+            self._loaded[graph] = self._transient(graph) if transient else self._load(graph)
         return self._loaded[graph]
+
+    def require_memory(
+        self, config: ModelConfig, *, batch: int, total_frames: int | None, decode: bool, text: bool
+    ) -> None:
+        """Refuse a session that does not fit on the GPU, before anything is loaded there."""
+        if not self.on_gpu:
+            return
+        budget = partial(
+            session_budget, self.bundle, config, batch=batch, total_frames=total_frames
+        )
+        low = self._low_memory
+        lesser = {
+            "with --low-memory": budget(decode=decode, text=text, low_memory=True),
+            "latents only (--latents-out without --out)": budget(
+                decode=False, text=text, low_memory=True
+            ),
+        }
+        require_memory(self.gpu, budget(decode=decode, text=text, low_memory=low), lesser)
+
+    def _load(self, graph: str) -> Engine:
+        stream = self.stream(STREAM_OF[graph]) if self.on_gpu else None
+        return load_engine(self.bundle, graph, stream=stream)
+
+    def _transient(self, graph: str) -> Engine:
+        info = self.bundle.manifest.graphs[graph]
+        settle = self.stream(STREAM_OF[graph]).synchronize if self.on_gpu else _nothing
+        return TransientEngine(
+            partial(self._load, graph), specs_of(info.inputs), specs_of(info.outputs), settle
+        )
 
     def contexts(self, batch: int) -> PromptContexts:
         engine = self.get("prompt", "conditioning on a prompt")
@@ -79,7 +115,9 @@ class Engines(Closing):
             return ThreadedDecoder(VaeStream(first, following, batch))
         streams = (self.stream("transformer"), self.stream("decoding"), self.stream("leaving"))
         frames = self.bundle.config.rollout.frames_per_block
-        return CudaDecoder(first, following, batch, frames, streams)
+        return CudaDecoder(
+            first, following, batch, frames, streams, frame_by_frame=self._low_memory
+        )
 
     def session(
         self,
@@ -89,6 +127,7 @@ class Engines(Closing):
         batch: int = 1,
         total_frames: int | None = None,
         decode: bool = True,
+        debug: bool = False,
     ) -> Session:
         return Session(
             self.get("step", "generating"),
@@ -98,6 +137,7 @@ class Engines(Closing):
             total_frames=total_frames,
             decoder=self.decoder(batch) if decode else None,
             memory=self._memory("transformer"),
+            debug=debug,
         )
 
     def _memory(self, concern: str) -> Memory:
@@ -110,3 +150,7 @@ class Engines(Closing):
         for stream in self._streams.values():
             stream.close()
         self._streams.clear()
+
+
+def _nothing() -> None:
+    """On a CPU a run is over when it returns."""

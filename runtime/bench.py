@@ -5,14 +5,16 @@ Two bundles take turns within every phase, so that whatever the machine does mea
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from ..configs.dump import config_values
 from ..engines.bundle import Bundle
+from ..engines.loader import require_runnable, runs_on_gpu
 from ..errors import UsageError
 from ..gpu_facts import GpuMonitor, GpuReading, Sampler, open_gpu
 from .bench_lane import (
+    ROOM_BLOCKS,
     Lane,
     LaneTimes,
     Settings,
@@ -21,7 +23,6 @@ from .bench_lane import (
     has_vae,
     longest_session,
 )
-from .bench_timing import runs_on_gpu
 from .interrupts import StopRequest, stop_on_signals
 from .progress import resident_bytes
 from .ring import RingLayout
@@ -30,6 +31,7 @@ Report = Callable[[str, int, int], None]
 """(what is being measured, how much of it is done, of how much)"""
 
 _SAMPLE_INTERVAL_S = 0.25
+_TURN_S = 5.0
 _COMPARED_BUNDLES = 2
 
 
@@ -67,23 +69,19 @@ def measure(
 ) -> Measurements:
     """One bundle, or two in turns. Ctrl-C ends it after a block and keeps what was measured."""
     check_measurable(bundles, settings)
-    decode = settings.decode and all(map(has_vae, bundles))
-    notices = _notices(bundles, settings)
-    for notice in notices:
-        notify(notice)
     with ExitStack() as stack:
         monitor = _open_monitor(bundles, settings, stack)
-        made = Measurements(bundles, settings, decode, _identity(monitor), notices)
+        made = _begin(bundles, settings, monitor)
+        for notice in made.notices:
+            notify(notice)
         stop = stack.enter_context(stop_on_signals(notify))
+        lanes: list[Lane] = []
         with _watched(monitor, made, "loading"):
-            lanes = [
-                stack.enter_context(_load(bundle, settings, report, decode=decode))
-                for bundle in bundles
-            ]
-        try:
-            _run_phases(_Phases(lanes, settings, report, stop), monitor, made)
-        except KeyboardInterrupt:
-            stop.made = True
+            for bundle in bundles:
+                report(f"loading {bundle.folder}", len(lanes), len(bundles))
+                lane = Lane(bundle, settings, decode=made.decoded)
+                lanes.append(stack.enter_context(lane))
+        _run_phases(_Phases(lanes, settings, report, stop), monitor, made)
         made.interrupted = stop.made
         made.lanes = [lane.times() for lane in lanes]
     return made
@@ -92,6 +90,7 @@ def measure(
 def check_measurable(bundles: Sequence[Bundle], settings: Settings) -> None:
     """Refuse what would fail later, before any engine is loaded."""
     for bundle in bundles:
+        require_runnable(bundle, settings.device)
         bundle.require("step", "measuring")
         bundle.require("prompt", "measuring")
         _require_steady_state(bundle, settings)
@@ -109,7 +108,7 @@ def _require_steady_state(bundle: Bundle, settings: Settings) -> None:
         )
     blocks = longest_session(config)
     frames = None if blocks is None else blocks * config.rollout.frames_per_block
-    needed = max(settings.warmup, blocks_to_fill(RingLayout.of(config, frames))) + 2
+    needed = max(settings.warmup, blocks_to_fill(RingLayout.of(config, frames))) + ROOM_BLOCKS
     if needed > (blocks or math.inf):
         raise UsageError(
             f"--warmup {settings.warmup}: a video of {bundle.folder} ends after {blocks} blocks "
@@ -142,25 +141,25 @@ def _flat(values: Mapping[str, object]) -> dict[str, object]:
     return flat
 
 
-def _notices(bundles: Sequence[Bundle], settings: Settings) -> list[str]:
-    notices = []
-    for bundle in bundles:
-        if settings.decode and not has_vae(bundle):
-            notices.append(f"{bundle.folder}: no VAE inside; only the transformer is measured")
-        if settings.switches and not has_text_encoder(bundle):
-            notices.append(
-                f"{bundle.folder}: no text encoder inside; prompts are random text states, and "
-                f"the time to encode one is that of its keys and values alone"
-            )
-    return notices
-
-
 def _open_monitor(
     bundles: Sequence[Bundle], settings: Settings, stack: ExitStack
 ) -> GpuMonitor | None:
-    on_gpu = any(runs_on_gpu(bundle, settings.device) for bundle in bundles)
-    monitor = open_gpu() if on_gpu else None
+    monitor = open_gpu() if _uses_gpu(bundles, settings) else None
     return None if monitor is None else stack.enter_context(monitor)
+
+
+def _uses_gpu(bundles: Sequence[Bundle], settings: Settings) -> bool:
+    return any(runs_on_gpu(bundle, settings.device) for bundle in bundles)
+
+
+def _begin(
+    bundles: Sequence[Bundle], settings: Settings, monitor: GpuMonitor | None
+) -> Measurements:
+    notices = [*_what_is_missing(bundles, settings)]
+    if monitor is None and _uses_gpu(bundles, settings):
+        notices.append("clocks, power and GPU memory are not told: `pip install nvidia-ml-py`")
+    decodes = settings.decode and all(map(has_vae, bundles))
+    return Measurements(bundles, settings, decodes, _identity(monitor), notices)
 
 
 def _identity(monitor: GpuMonitor | None) -> GpuIdentity | None:
@@ -169,9 +168,15 @@ def _identity(monitor: GpuMonitor | None) -> GpuIdentity | None:
     return GpuIdentity(monitor.name, monitor.driver, monitor.power_limit_w)
 
 
-def _load(bundle: Bundle, settings: Settings, report: Report, *, decode: bool) -> Lane:
-    report(f"loading {bundle.folder}", 0, 1)
-    return Lane(bundle, settings, decode=decode)
+def _what_is_missing(bundles: Sequence[Bundle], settings: Settings) -> Iterator[str]:
+    for bundle in bundles:
+        if settings.decode and not has_vae(bundle):
+            yield f"{bundle.folder}: no VAE inside; only the transformer is measured"
+        if settings.switches and not has_text_encoder(bundle):
+            yield (
+                f"{bundle.folder}: no text encoder inside; prompts are random text states, and "
+                f"the time to encode one is that of its keys and values alone"
+            )
 
 
 @contextmanager
@@ -186,9 +191,12 @@ def _watched(monitor: GpuMonitor | None, made: Measurements, phase: str) -> Iter
 
 
 def _run_phases(phases: "_Phases", monitor: GpuMonitor | None, made: Measurements) -> None:
-    for name, phase in phases.by_name(decode=made.decoded).items():
-        with _watched(monitor, made, name):
-            phase()
+    # A second Ctrl-C ends the block at hand; what was measured before is kept all the same.
+    with suppress(KeyboardInterrupt):
+        for name, phase in phases.by_name(decode=made.decoded).items():
+            if not phases.stop.made:
+                with _watched(monitor, made, name):
+                    phase()
 
 
 @dataclass(frozen=True)
@@ -203,8 +211,7 @@ class _Phases:
             "first frame": (self.first_frames, decode and self.settings.sessions),
             "steady state": (self.steady_state, self.settings.blocks),
             "prompt switches": (self.prompt_switches, self.settings.switches),
-            # Two bundles at full speed at once would measure neither.
-            "throughput": (self.throughput, self.settings.seconds and len(self.lanes) == 1),
+            "throughput": (self.throughput, self.settings.seconds),
         }
         return {name: phase for name, (phase, is_wanted) in wanted.items() if is_wanted}
 
@@ -225,13 +232,12 @@ class _Phases:
                 lane.switch(session)
 
     def throughput(self) -> None:
-        (lane,), left_s = self.lanes, self.settings.seconds
-        while left_s > 0:
-            self.report("throughput", 0, 1)
-            session = lane.warm_up(self.stop)
-            if session is None:
-                return
-            left_s -= lane.overlapped(session, left_s, self.stop)
+        seconds = self.settings.seconds
+        turn_s = seconds if len(self.lanes) == 1 else min(seconds, _TURN_S)
+        for lane in self._in_turns("throughput", math.ceil(seconds / turn_s)):
+            left_s = turn_s
+            while left_s > 0 and (session := lane.warm_up(self.stop)):
+                left_s -= lane.overlapped(session, left_s, self.stop)
 
     def _in_turns(self, what: str, rounds: int) -> Iterator[Lane]:
         """Each lane once a round; who was last begins the next one."""

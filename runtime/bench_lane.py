@@ -12,8 +12,9 @@ from ..configs import ModelConfig
 from ..configs.schema import ROPE_TABLE_FRAMES
 from ..engines.base import Closing
 from ..engines.bundle import Bundle
+from ..engines.loader import DeviceChoice
 from ..exports import TOKENIZER_NAME
-from .bench_timing import TRANSFORMER, Device, Durations, Position, TimedEngines
+from .bench_timing import TRANSFORMER, Durations, Position, TimedEngines
 from .interrupts import StopRequest
 from .noise import SeededNoise
 from .prompts import PromptContexts
@@ -23,6 +24,11 @@ from .transformer import Context
 
 Ask = Callable[[], Context]
 """Encodes one prompt, at the moment that it is called."""
+
+WARM_UP_SWITCHES = 2
+"""A GPU reserves what a re-cache needs at the first, and captures it at the second."""
+ROOM_BLOCKS = WARM_UP_SWITCHES + 1
+"""What is measured needs two blocks, or switches, before it at most."""
 
 _PROMPT = "Scene {}: a red fox walks through fresh snow."
 
@@ -38,7 +44,7 @@ class Settings:
     """How many videos are begun, for the time to the first frame."""
     seed: int = 0
     decode: bool = True
-    device: Device = "auto"
+    device: DeviceChoice = "auto"
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,7 @@ class Lane(Closing):
         self._plain: list[_Stretch] = []
         self._switched: list[_Stretch] = []
         self._session: Session | None = None
+        self._switches_before = self._prompts_asked = 0
         started = time.perf_counter()
         self._engines = TimedEngines(bundle, settings.device)
         self._load()
@@ -132,9 +139,9 @@ class Lane(Closing):
         self._times.first_frame_ms.append(_ms_since(started))
 
     def warm_up(self, stop: StopRequest) -> Session | None:
-        """A session in its steady state with room for two more blocks; None if stopped."""
+        """A session in its steady state that can be measured; None if stopped."""
         session = self._session
-        if session is None or self._room(session) < 2:
+        if session is None or self._room(session) < ROOM_BLOCKS:
             session = self._open_session()
         while session.blocks_made < self._warmup and not stop.made:
             self._make_block(session)
@@ -148,12 +155,19 @@ class Lane(Closing):
 
     def switch(self, session: Session) -> None:
         """A prompt that nobody has seen before, and the first block under it."""
-        ask = self._ask(len(self._switched) + 1)
+        while self._switches_before < WARM_UP_SWITCHES:
+            self._switch(session)
+        self._switched.append(self._switch(session))
+
+    def _switch(self, session: Session) -> _Stretch:
+        self._prompts_asked += 1
+        self._switches_before += 1
+        ask = self._ask(self._prompts_asked)
         recorder, started = self._engines.recorder, time.perf_counter()
         before = recorder.position()
         session.switch_prompt(ask())
         self._make_block(session)
-        self._switched.append(_Stretch(before, recorder.position(), _ms_since(started)))
+        return _Stretch(before, recorder.position(), _ms_since(started))
 
     def overlapped(self, session: Session, seconds: float, stop: StopRequest) -> float:
         """Blocks handed out as `generate` does, one behind; the seconds that were counted."""
@@ -223,6 +237,7 @@ class Lane(Closing):
             config, noise, total_frames=self._total_frames, decode=self.decode
         )
         self._session.switch_prompt(self._context)
+        self._switches_before = 0
         self._times.open_ms.append(_ms_since(started))
         return self._session
 
@@ -232,7 +247,9 @@ class Lane(Closing):
             self._session = None
 
     def _room(self, session: Session) -> float:
-        return math.inf if self._blocks_in_all is None else self._blocks_in_all - session.blocks_made
+        return (
+            math.inf if self._blocks_in_all is None else self._blocks_in_all - session.blocks_made
+        )
 
     def _make_block(self, session: Session) -> None:
         with self._engines.recorder.timing(TRANSFORMER):

@@ -1,30 +1,17 @@
-"""What was measured as plain values for a JSON file, and its figures for a table or a plot."""
+"""The figures that a table, a JSON file and a plot show: statistics, rates, shares and ratios."""
 
-import json
-import os
-import platform
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, fields
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..configs import ModelConfig
-from ..configs.dump import config_values
 from ..configs.schedule import Schedule
 from ..engines.bundle import Bundle
-from ..gpu_facts import GpuReading, peak_tflops
-from .bench import Measurements, Reading
+from ..gpu_facts import peak_tflops
+from .bench import Measurements
 from .bench_flops import BlockFlops
 from .bench_lane import BlockTimes, LaneTimes
-
-FORMAT = 1
-_PACKAGES = ("longlive-trt", "numpy", "onnxruntime", "onnxruntime-gpu", "cuda-core")
-_CPU_FACTS = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -48,6 +35,16 @@ class Statistics:
     def spread(self) -> float:
         """From the tenth to the ninetieth percentile, as a share of the median."""
         return (self.p90 - self.p10) / self.p50
+
+
+@dataclass(frozen=True)
+class Ratio:
+    first: Statistics
+    second: Statistics
+
+    @property
+    def of_medians(self) -> float:
+        return self.second.p50 / self.first.p50
 
 
 @dataclass(frozen=True)
@@ -94,6 +91,16 @@ class Figures:
         return series | {"rest": _each(made, "rest_ms"), "total": _each(made, "wall_ms")}
 
     @property
+    def compared(self) -> dict[str, list[float]]:
+        switches = {f"switch: {name}": series for name, series in self.switches.items()}
+        return {
+            **self.blocks,
+            "overlapped": self.times.intervals_ms,
+            **switches,
+            "first frame": self.times.first_frame_ms[1:],
+        }
+
+    @property
     def rates(self) -> dict[str, float | None]:
         """Video frames per second."""
         rates = {name: self._rate(Statistics.of(ms)) for name, ms in self.blocks.items()}
@@ -104,7 +111,7 @@ class Figures:
 
     @property
     def work(self) -> dict[str, float]:
-        """TFLOP, by what takes the time in ``medians``."""
+        """TFLOP of one run of each."""
         work = {"transformer": self.flops.transformer / 1e12, "recache": self.flops.recache / 1e12}
         if self.decoded and self.flops.vae is not None:
             work["vae"] = self.flops.vae / 1e12
@@ -152,20 +159,12 @@ def pass_names(config: ModelConfig) -> list[str]:
     return [*(f"t={level.timestep:.4g}" for level in levels), "clean"]
 
 
-def ratios(first: Figures, second: Figures) -> dict[str, dict[str, float]]:
-    """The second bundle's medians over the first's, and how far each spreads."""
-    found = {}
-    switches = {name: (first.switches[name], second.switches[name]) for name in first.switches}
-    blocks = {name: (first.blocks[name], second.blocks[name]) for name in first.blocks}
-    frames = {"first frame": (first.times.first_frame_ms[1:], second.times.first_frame_ms[1:])}
-    for name, pair in {**blocks, **{f"switch: {k}": v for k, v in switches.items()}, **frames}.items():
-        a, b = map(Statistics.of, pair)
-        if a and b and a.p50:
-            found[name] = {
-                "first_p50_ms": a.p50,
-                "second_p50_ms": b.p50,
-                "ratio": b.p50 / a.p50,
-                "first_spread": a.spread,
-                "second_spread": b.spread,
-            }
-    return found
+def ratios(first: Figures, second: Figures) -> dict[str, Ratio]:
+    """What the second bundle takes, as a multiple of what the first takes."""
+    series = first.compared, second.compared
+    pairs = {name: tuple(Statistics.of(side[name]) for side in series) for name in series[0]}
+    return {name: Ratio(a, b) for name, (a, b) in pairs.items() if a and b and a.p50}
+
+
+def _each(blocks: Sequence[BlockTimes], attribute: str) -> list[float]:
+    return [getattr(block, attribute) for block in blocks]

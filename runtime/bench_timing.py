@@ -2,68 +2,98 @@
 
 import itertools
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from ..engines.base import Binding, Closing, Engine, TensorSpec
 from ..engines.bundle import Bundle
-from ..errors import EngineError
-from .assembly import Engines
-
-Device = Literal["auto", "cuda", "cpu"]
+from ..engines.cuda import Event, Stream
+from ..engines.loader import DeviceChoice
+from .assembly import STREAM_OF, Engines
 
 TRANSFORMER = "transformer"
 """The label of all that a step of the session makes the transformer do, from its first pass to the
-last key committed. The other labels are names of graphs."""
+last key committed, and the name of the stream where it does so. The other labels are graphs."""
 
 
 class Stopwatch(Protocol):
-    """Times labelled work; what carries one label runs one after another.
-
-    On a GPU, ``start`` and ``stop`` record events on the stream of the label's graph (of the step
-    graph for ``TRANSFORMER``), and durations are read once all work is done.
-    """
+    """Times labelled work; what carries one label runs one after another."""
 
     def start(self, label: str) -> int: ...
 
     def stop(self, token: int) -> None: ...
 
     def durations_ms(self, label: str) -> list[float]:
-        """In the order in which they were started; one that was never stopped is left out."""
+        """Once all work is done, in the order of the starts; without what was never stopped."""
         ...
 
 
+Moment = TypeVar("Moment")
+
+
 @dataclass
-class _Mark:
+class _Mark(Generic[Moment]):
     label: str
-    started_s: float
-    stopped_s: float | None = None
+    started: Moment
+    stopped: Moment | None = None
 
 
-class HostStopwatch:
-    """For engines whose runs return when they are done."""
-
+class _Marks(ABC, Generic[Moment]):
     def __init__(self) -> None:
         self._tokens = itertools.count()
-        self._marks: dict[int, _Mark] = {}
+        self._marks: dict[int, _Mark[Moment]] = {}
 
     def start(self, label: str) -> int:
         token = next(self._tokens)
-        self._marks[token] = _Mark(label, time.perf_counter())
+        self._marks[token] = _Mark(label, self._now(label))
         return token
 
     def stop(self, token: int) -> None:
-        self._marks[token].stopped_s = time.perf_counter()
+        mark = self._marks[token]
+        mark.stopped = self._now(mark.label)
 
     def durations_ms(self, label: str) -> list[float]:
         return [
-            (mark.stopped_s - mark.started_s) * 1e3
+            self._between_ms(mark.started, mark.stopped)
             for mark in self._marks.values()
-            if mark.label == label and mark.stopped_s is not None
+            if mark.label == label and mark.stopped is not None
         ]
+
+    @abstractmethod
+    def _now(self, label: str) -> Moment: ...
+
+    @abstractmethod
+    def _between_ms(self, earlier: Moment, later: Moment) -> float: ...
+
+
+class HostStopwatch(_Marks[float]):
+    """For engines whose runs return when they are done."""
+
+    def _now(self, label: str) -> float:
+        return time.perf_counter()
+
+    def _between_ms(self, earlier: float, later: float) -> float:
+        return (later - earlier) * 1e3
+
+
+class CudaStopwatch(_Marks[Event]):
+    """Events on the stream that does a label's work: there, runs return before they are done."""
+
+    def __init__(self, stream_of: Callable[[str], Stream]) -> None:
+        super().__init__()
+        self._stream_of = stream_of
+
+    def _now(self, label: str) -> Event:
+        stream = self._stream_of(label)
+        stream.gpu.make_current()
+        return stream.record(stream.gpu.event(timed=True))
+
+    def _between_ms(self, earlier: Event, later: Event) -> float:
+        return later.milliseconds_since(earlier)
 
 
 Position = Mapping[str, int]
@@ -107,25 +137,16 @@ class Durations:
 class TimedEngines(Engines):
     """A bundle's engines, each run of which is timed under its graph's name."""
 
-    def __init__(self, bundle: Bundle, device: Device) -> None:
-        self.recorder = Recorder(stopwatch_for(on_gpu=runs_on_gpu(bundle, device)))
-        super().__init__(bundle)
+    def __init__(self, bundle: Bundle, device: DeviceChoice) -> None:
+        super().__init__(bundle, device)
+        self.recorder = Recorder(
+            CudaStopwatch(lambda label: self.stream(STREAM_OF.get(label, TRANSFORMER)))
+            if self.on_gpu
+            else HostStopwatch()
+        )
 
     def get(self, graph: str, purpose: str) -> Engine:
         return _TimedEngine(super().get(graph, purpose), graph, self.recorder)
-
-
-def runs_on_gpu(bundle: Bundle, device: Device) -> bool:
-    return device == "cuda" or (device == "auto" and bundle.manifest.engine.target != "cpu")
-
-
-def stopwatch_for(*, on_gpu: bool) -> Stopwatch:
-    if on_gpu:
-        raise EngineError(
-            "bench: engines on a GPU cannot be measured by this version; give a bundle of "
-            "`longlive-trt build --engine onnxruntime`, and --device cpu or none"
-        )
-    return HostStopwatch()
 
 
 class _TimedEngine(Closing):

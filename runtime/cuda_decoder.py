@@ -4,11 +4,13 @@ another, while the transformer makes the next block.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
 from ..engines.base import Array, Binding, Engine
 from ..engines.cuda import DeviceTensor, Event, Stream
+from ..engines.marks import mark
 from .cuda_memory import CudaMemory, Fetched
 from .decoder import DecoderSnapshot
 from .memory import Buffer, Span, Tensor, buffers, named
@@ -32,7 +34,7 @@ class _Decoding:
 
 
 class CudaDecoder:
-    """Whole blocks at a time: that is what fills a GPU."""
+    """Whole blocks at a time, which is what fills a GPU; or frame by frame, in less memory."""
 
     def __init__(
         self,
@@ -41,11 +43,30 @@ class CudaDecoder:
         batch: int,
         block_frames: int,
         streams: tuple[Stream, Stream, Stream],
+        *,
+        frame_by_frame: bool = False,
     ) -> None:
+        self._frame_by_frame = frame_by_frame and batch == 1
         self._transformer, decoding, leaving = streams
         self._first_engine, self._following_engine = first, following
         self._memory = CudaMemory(decoding)
         self._leaving = CudaMemory(leaving, waiting=WAITING_BLOCKS + 1)
+        gpu = decoding.gpu
+        self._made = gpu.event()
+        self._read = [gpu.event() for _ in range(2)]
+        self._left = [gpu.event() for _ in range(2)]
+        self._bound: dict[tuple[int, int, int], Binding] = {}
+        self._blocks = 0
+        self._flips = 0
+        self.latent_frames = 0
+        try:
+            self._reserve(batch, block_frames)
+        except BaseException:
+            self.close()
+            raise
+
+    def _reserve(self, batch: int, block_frames: int) -> None:
+        first, following = self._first_engine, self._following_engine
         caches = buffers(named(following.inputs, "cache"), batch=batch)
         self._caches = [
             self._memory.reserve(caches, "the decoder's memory of past frames") for _ in range(2)
@@ -62,14 +83,6 @@ class CudaDecoder:
             },
             "a video's first latents",
         )
-        gpu = decoding.gpu
-        self._made = gpu.event()
-        self._read = [gpu.event() for _ in range(2)]
-        self._left = [gpu.event() for _ in range(2)]
-        self._bound: dict[tuple[int, int, int], Binding] = {}
-        self._blocks = 0
-        self._flips = 0
-        self.latent_frames = 0
 
     def start(self, latents: DeviceTensor) -> _Decoding:
         which = self._blocks % 2
@@ -77,7 +90,8 @@ class CudaDecoder:
         stream.wait_for(self._transformer.record(self._made))
         # The pictures of the block before the last must have left their place.
         stream.wait_for(self._left[which])
-        made = self._run(latents, which)
+        with mark("decode"):
+            made = self._run(latents, which)
         stream.record(self._read[which])
         self._leaving.stream.wait_for(self._read[which])
         fetched = tuple(self._leaving.fetch(picture) for picture in made)
@@ -89,11 +103,11 @@ class CudaDecoder:
     def _run(self, latents: DeviceTensor, which: int) -> list[DeviceTensor]:
         if self.latent_frames:
             picture = self._pictures[f"block.{which}"]
-            self._run_following(latents, picture, which)
+            self._run_following(latents, picture)
             return [picture]
-        return self._run_first(latents, which)
+        return self._run_first(latents)
 
-    def _run_first(self, latents: DeviceTensor, which: int) -> list[DeviceTensor]:
+    def _run_first(self, latents: DeviceTensor) -> list[DeviceTensor]:
         """A video's first latent frame is decoded otherwise."""
         count = latents.shape[1]
         self._memory.copy([(self._start["first"], latents)], [Span(0, 0, 1)])
@@ -105,10 +119,15 @@ class CudaDecoder:
         if count > 1:
             self._memory.copy([(self._start["rest"], latents)], [Span(0, 1, count - 1)])
             made.append(self._pictures["rest"])
-            self._run_following(self._start["rest"], made[1], which)
+            self._run_following(self._start["rest"], made[1])
         return made
 
-    def _run_following(self, latents: DeviceTensor, picture: DeviceTensor, which: int) -> None:
+    def _run_following(self, latents: DeviceTensor, picture: DeviceTensor) -> None:
+        pieces = latents.shape[1] if self._frame_by_frame else 1
+        for piece in range(pieces):
+            self._run_piece(_piece(latents, piece, pieces), _piece(picture, piece, pieces))
+
+    def _run_piece(self, latents: DeviceTensor, picture: DeviceTensor) -> None:
         flip = self._flips % 2
         self._flips += 1
         key = (latents.pointer, picture.pointer, flip)
@@ -142,8 +161,20 @@ class CudaDecoder:
         self._leaving.settle()
 
     def close(self) -> None:
-        self._memory.close()
+        # First what still copies from the other's memory.
         self._leaving.close()
+        self._memory.close()
+        for event in (self._made, *self._read, *self._left):
+            event.close()
+        self._bound.clear()
+
+
+def _piece(tensor: DeviceTensor, number: int, pieces: int) -> DeviceTensor:
+    """One of so many equal parts along the second axis; the first has one entry."""
+    batch, length, *rest = tensor.shape
+    shape = (batch, length // pieces, *rest)
+    pointer = tensor.pointer + number * prod(shape) * tensor.item_bytes
+    return DeviceTensor.contiguous(pointer, shape, tensor.dtype, tensor.device)
 
 
 def _renewed(caches: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 Nothing here waits for the GPU but :meth:`CudaMemory.settle` and the results of what is fetched.
 """
 
+import logging
 import threading
 import weakref
 from collections import defaultdict
@@ -27,8 +28,10 @@ from ..engines.cuda import (
     lay_out,
     tensor_at,
 )
-from ..errors import EngineError
+from ..errors import EngineError, PluginError, UsageError
 from .memory import Buffer, Span, Tensor
+
+logger = logging.getLogger(__name__)
 
 STALL_LIMIT_S = 120.0
 
@@ -38,6 +41,8 @@ _DTYPES = {
 }
 _GRAPH_WORTHY = 8
 """So many copies are cheaper as one captured graph."""
+_MANY, _SMALL_BYTES = 12, 4 << 20
+"""Noise and positions: some of one shape in a block, of which the host may be two ahead."""
 
 
 class Reserved(dict[str, Tensor]):
@@ -45,7 +50,10 @@ class Reserved(dict[str, Tensor]):
 
 
 class CudaMemory:
-    """Work in the order of one stream. ``waiting`` limits how many fetches may lie unread."""
+    """Work in the order of one stream.
+
+    ``waiting`` limits how many fetches of tensors of one shape may lie unread.
+    """
 
     def __init__(self, stream: Stream, *, waiting: int | None = None) -> None:
         self.stream, self.gpu = stream, stream.gpu
@@ -56,10 +64,10 @@ class CudaMemory:
         self._copies: dict[tuple[Any, ...], CapturedGraph] = {}
 
     def reserve(self, buffers: Mapping[str, Buffer], what: str) -> Reserved:
-        self.gpu.make_current()
         wanted = {name: (buffer.shape, buffer.dtype) for name, buffer in buffers.items()}
         offsets, size_bytes = lay_out(wanted)
         block = self._block(size_bytes, what)
+        self.stream.clear(block.pointer, block.size_bytes)
         tensors = Reserved()
         for name, (shape, dtype) in wanted.items():
             place = block.pointer + offsets[name]
@@ -71,15 +79,13 @@ class CudaMemory:
         return DeviceTensor.contiguous(tensor.pointer, shape, tensor.dtype, tensor.device)
 
     def write(self, tensor: DeviceTensor, values: Array) -> None:
-        self.gpu.make_current()
-        slot = self._staging.take(tensor.shape, dtype_of(tensor))
+        slot = self._staging.take(tensor.shape, dtype_of(tensor), at_rest=True)
         np.copyto(slot.memory.array, values, casting="unsafe")
         self.stream.upload(tensor.pointer, slot.memory, bytes_of(tensor))
         self.stream.record(slot.event)
         self._staging.give(slot)
 
     def copy(self, pairs: Iterable[tuple[Tensor, Tensor]], spans: Sequence[Span]) -> None:
-        self.gpu.make_current()
         rows = [_rows(target, source, span) for target, source in pairs for span in spans]
         if len(rows) < _GRAPH_WORTHY:
             self.stream.copy_rows(rows)
@@ -91,6 +97,10 @@ class CudaMemory:
                 self._copies[key] = self.stream.capture(lambda: self.stream.copy_rows(rows))
         self._copies[key].launch()
 
+    def commit(self, pairs: Iterable[tuple[Tensor, Tensor]], spans: Sequence[Span]) -> None:
+        with self.gpu.ledger.allowing("copy on the device"):
+            self.copy(pairs, spans)
+
     def clone(self, tensors: Mapping[str, DeviceTensor], what: str) -> Reserved:
         buffers = {name: Buffer(tensor.shape, dtype_of(tensor)) for name, tensor in tensors.items()}
         clones = self.reserve(buffers, what)
@@ -100,14 +110,13 @@ class CudaMemory:
         return clones
 
     def fetch(self, tensor: DeviceTensor) -> "Fetched":
-        self.gpu.make_current()
-        slot = self._fetched.take(tensor.shape, dtype_of(tensor))
+        # One that was given back unread may be under way still: then this fetch comes after it.
+        slot = self._fetched.take(tensor.shape, dtype_of(tensor), at_rest=False)
         self.stream.download(slot.memory, tensor.pointer, bytes_of(tensor))
         self.stream.record(slot.event)
         return Fetched(slot, self._fetched)
 
     def settle(self) -> None:
-        self.gpu.make_current()
         self.stream.synchronize()
 
     @contextmanager
@@ -124,8 +133,11 @@ class CudaMemory:
             )
 
     def close(self) -> None:
-        self.gpu.make_current()
-        self.stream.synchronize()
+        try:
+            self.settle()
+        except PluginError as error:
+            # A lost context is told by whatever asks for results; here is nothing to wait for.
+            logger.debug("closing: %s", error)
         for graph in self._copies.values():
             graph.close()
         for block in self._blocks:
@@ -152,30 +164,48 @@ class Slot:
         self.key = (shape, dtype)
         self.memory: PinnedArray = gpu.pinned(shape, dtype)
         self.event: Event = gpu.event()
+        self._in_use = threading.Lock()
+        self._is_closed = False
+
+    def read(self) -> Array:
+        """What has arrived; waits for it."""
+        with self._in_use:
+            if self._is_closed:
+                raise UsageError(
+                    "values of a block were never read, and its session is closed; read a block's "
+                    "latents and pixels before that"
+                )
+            if not self.event.is_over:
+                self.event.wait()
+            return self.memory.array.copy()
 
     def close(self) -> None:
-        self.memory.close()
-        self.event.close()
+        with self._in_use:
+            self._is_closed = True
+            self.memory.close()
+            self.event.close()
 
 
 class _Slots:
-    """Slots by shape; with a limit, those beyond it are waited for."""
+    """Slots by shape; with a limit, there are so many of each, and one more is waited for."""
 
     def __init__(self, gpu: Gpu, limit: int | None = None) -> None:
         self._gpu, self._limit = gpu, limit
         self._free: dict[Any, list[Slot]] = defaultdict(list)
-        self._all: list[Slot] = []
+        self._all: dict[Any, list[Slot]] = defaultdict(list)
         self._changed = threading.Condition()
 
-    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Slot:
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any], *, at_rest: bool) -> Slot:
+        """``at_rest``: one that the GPU neither reads nor writes any more."""
+        key = shape, dtype
         with self._changed:
-            free = self._free[shape, dtype]
-            if self._limit is not None and len(self._all) >= self._limit:
+            free = self._free[key]
+            if len(self._all[key]) == self._limit:
                 self._wait_for(free)
             for index, slot in enumerate(free):
-                if slot.event.is_over:
+                if not at_rest or slot.event.is_over:
                     return free.pop(index)
-        return self._new(shape, dtype)
+        return self._more(key)
 
     def give(self, slot: Slot) -> None:
         with self._changed:
@@ -183,10 +213,27 @@ class _Slots:
             self._changed.notify()
 
     def close(self) -> None:
-        for slot in self._all:
-            slot.close()
+        for slots in self._all.values():
+            for slot in slots:
+                slot.close()
         self._all.clear()
         self._free.clear()
+
+    def _more(self, key: tuple[tuple[int, ...], np.dtype[Any]]) -> Slot:
+        """As many as a live session may come to need, which must not make any later."""
+        known = self._all[key]
+        if self._limit is not None:
+            # A video has its first pictures once only: not all that is wanted is wanted again.
+            count = self._limit - len(known) if known else 1
+        else:
+            count = _MANY if Buffer(*key).size_bytes <= _SMALL_BYTES else 1
+        made = []
+        for _ in range(count):
+            made.append(Slot(self._gpu, *key))
+            known.append(made[-1])
+        for spare in made[1:]:
+            self.give(spare)
+        return made[0]
 
     def _wait_for(self, free: list[Slot]) -> None:
         if not self._changed.wait_for(lambda: free, STALL_LIMIT_S):
@@ -194,11 +241,6 @@ class _Slots:
                 f"nobody has read the pictures of the last {self._limit} blocks for "
                 f"{STALL_LIMIT_S:.0f} s; read a block's pixels before asking for more"
             )
-
-    def _new(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Slot:
-        slot = Slot(self._gpu, shape, dtype)
-        self._all.append(slot)
-        return slot
 
 
 class Fetched:
@@ -217,9 +259,7 @@ class Fetched:
     def result(self) -> Array:
         with self._lock:
             if self._slot is not None:
-                if not self._slot.event.is_over:
-                    self._slot.event.wait()
-                self._values = self._slot.memory.array.copy()
+                self._values = self._slot.read()
                 self._release()
             assert self._values is not None
             return self._values

@@ -24,7 +24,15 @@ from .progress import Meter, Progress, Started
 from .ring import RingLayout
 from .session import Block, Session
 from .state import SavedState, restore, save_state
-from .switches import NoSwitches, ReplaySwitches, Switches, TimelineSwitches
+from .switches import (
+    EXACT,
+    Mixer,
+    NoSwitches,
+    ReplaySwitches,
+    Switches,
+    SwitchMode,
+    TimelineSwitches,
+)
 from .timeline import Cue
 
 
@@ -57,11 +65,14 @@ class Request:
     """How many to make now; None is until interrupted."""
     starts: Sequence[Cue] = ()
     """Prompts at the block starts where they take effect."""
+    switch: SwitchMode = EXACT
     seed: int = 0
     replay: Replay | None = None
     resumed: SavedState | None = None
     command: str = ""
     device: DeviceChoice = "auto"
+    low_memory: bool = False
+    debug: bool = False
 
     @property
     def first_block(self) -> int:
@@ -131,7 +142,16 @@ def _require_resumable(request: Request) -> None:
 def generate(bundle: Bundle, request: Request, progress: Progress) -> bool:
     """Make the video; True if it was interrupted. What was made is kept in any case."""
     with ExitStack() as stack:
-        engines = stack.enter_context(Engines(bundle, request.device))
+        engines = stack.enter_context(
+            Engines(bundle, request.device, low_memory=request.low_memory)
+        )
+        engines.require_memory(
+            request.config,
+            batch=request.batch,
+            total_frames=request.total_frames,
+            decode=_decodes(request),
+            text=bool(request.starts),
+        )
         session = stack.enter_context(_open_session(engines, request))
         switches = _open_switches(engines, request, progress)
         stop = stack.enter_context(stop_on_signals(progress.notice))
@@ -171,9 +191,9 @@ class _Run:
         self._progress.started(Started(request.blocks, frames, request.config.fps, video))
         while not stop.made and session.blocks_made != end:
             self._between_blocks = False
-            context = self._switches.due(session.ring.next_frame)
-            if context is not None:
-                session.switch_prompt(context)
+            change = self._switches.due(session.ring.next_frame)
+            if change is not None:
+                session.switch_prompt(change.context, change.recache)
             block = session.step()
             self._between_blocks = True
             if request.outputs.latents is not None:
@@ -221,9 +241,15 @@ class _Run:
         if not self._between_blocks:
             self._progress.notice(f"{path}: not written; the run ended in the middle of a block")
             return
-        key = self._bundle.manifest.key
-        seed, prompt = self._request.seed, self._switches.prompt
-        save_state(path, self._session, bundle_key=key, seed=seed, prompt=prompt)
+        save_state(
+            path,
+            self._session,
+            bundle_key=self._bundle.manifest.key,
+            seed=self._request.seed,
+            prompt=self._switches.prompt,
+            switch=self._request.switch,
+            blend=self._switches.blend,
+        )
 
     def _hand_out(self) -> None:
         block = self._pending[0]
@@ -251,6 +277,7 @@ def _open_session(engines: Engines, request: Request) -> Session:
         batch=request.batch,
         total_frames=request.total_frames,
         decode=_decodes(request),
+        debug=request.debug,
     )
     if request.resumed is not None:
         restore(session, request.resumed)
@@ -272,13 +299,15 @@ def _open_switches(engines: Engines, request: Request, progress: Progress) -> Sw
         )
 
     if request.replay is not None:
-        block_frames = request.config.rollout.frames_per_block
-        return ReplaySwitches(engines.contexts(request.batch), request.replay, block_frames)
-    prompt = request.resumed.prompt if request.resumed else ""
-    if not request.starts:
-        return NoSwitches(prompt)
-    encoder = engines.prompt_encoder(request.batch, tell)
-    return TimelineSwitches(encoder, request.starts, prompt)
+        block_frames, contexts = request.config.rollout.frames_per_block, engines.contexts
+        return ReplaySwitches(contexts(request.batch), request.replay, block_frames, request.switch)
+    resumed = request.resumed
+    prompt, blend = (resumed.prompt, resumed.blend) if resumed else ("", None)
+    if request.starts:
+        encoder = engines.prompt_encoder(request.batch, tell)
+        return TimelineSwitches(encoder, request.starts, request.switch, prompt, blend)
+    mixer = Mixer(engines.contexts(request.batch), blend) if blend else None
+    return NoSwitches(prompt, mixer)
 
 
 def _open_writers(request: Request) -> list[FrameWriter]:
@@ -309,6 +338,7 @@ def _record(
         "config": config_values(request.config),
         "seed": None if request.replay else request.seed,
         "prompts": [{"frame": cue.frame, "prompt": cue.prompt} for cue in request.starts],
+        "switch": str(request.switch),
         "replayed": request.replay is not None,
         "resumed_at_latent_frame": request.resumed.next_frame if request.resumed else None,
         "blocks": blocks,

@@ -67,6 +67,10 @@ class Memory(Protocol):
         """From each pair's second to its first tensor."""
         ...
 
+    def commit(self, pairs: Iterable[tuple[Tensor, Tensor]], spans: Sequence[Span]) -> None:
+        """Copy a block's keys and values: the one copy that a live session makes."""
+        ...
+
     def clone(self, tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]: ...
 
     def fetch(self, tensor: Tensor) -> Pending: ...
@@ -107,6 +111,9 @@ class HostMemory:
                 taken = slice(span.source_start, span.source_start + span.count)
                 given = slice(span.target_start, span.target_start + span.count)
                 target[:, given] = source[:, taken]
+
+    def commit(self, pairs: Iterable[tuple[Tensor, Tensor]], spans: Sequence[Span]) -> None:
+        self.copy(pairs, spans)
 
     def clone(self, tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
         return {name: tensor.copy() for name, tensor in tensors.items()}

@@ -1,9 +1,11 @@
 """Prompts into the transformer's cross-attention keys and values, kept while they fit."""
 
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,6 +30,8 @@ class PromptContexts:
         self._states = self.memory.reserve(
             {"text_states": Buffer.of(engine.inputs["text_states"], batch=batch)}, "text states"
         )
+        self.one_at_a_time = threading.RLock()
+        """Prompts that are encoded beside the rest share the memory and, on a GPU, the stream."""
 
     @property
     def size_bytes(self) -> int:
@@ -37,11 +41,19 @@ class PromptContexts:
     def of_states(self, states: Array) -> Context:
         """Text states [1 or B, text_len, text_dim]; one row serves the whole batch."""
         tensor = self._states["text_states"]
-        self.memory.write(tensor, np.broadcast_to(states, tensor.shape))
-        context = self.memory.reserve(self._buffers, "a prompt")
-        self._engine.bind(self._states, context).run()
-        self.memory.settle()
+        with self.one_at_a_time:
+            self.memory.write(tensor, np.broadcast_to(states, tensor.shape))
+            context = self.memory.reserve(self._buffers, "a prompt")
+            self._engine.bind(self._states, context).run()
+            self.memory.settle()
         return context
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    states: Array
+    """On the host, where they are small: what prompts are mixed from."""
+    context: Context
 
 
 class PromptEncoder:
@@ -58,12 +70,12 @@ class PromptEncoder:
         beside: bool = False,
     ) -> None:
         """``beside``: prompts that will be asked for may be encoded on a thread, meanwhile."""
-        self._tokenizer, self._text, self._contexts = tokenizer, text, contexts
+        self._tokenizer, self._text, self.contexts = tokenizer, text, contexts
         self._budget_bytes = budget_bytes
         self._on_truncation = on_truncation
-        self._kept: OrderedDict[str, Context] = OrderedDict()
+        self._kept: OrderedDict[str, EncodedPrompt] = OrderedDict()
         self._thread = ThreadPoolExecutor(1, "prompts") if beside else None
-        self._coming: dict[str, Future[Context]] = {}
+        self._coming: dict[str, Future[EncodedPrompt]] = {}
 
     def prepare(self, prompt: str) -> None:
         """Encode a prompt that is expected, where that holds nothing else up."""
@@ -71,23 +83,32 @@ class PromptEncoder:
             self._coming[prompt] = self._thread.submit(self._encode, prompt)
 
     def context_of(self, prompt: str) -> Context:
+        return self._encoded(prompt).context
+
+    def states_of(self, prompt: str) -> Array:
+        """Text states [1, text_len, text_dim]."""
+        return self._encoded(prompt).states
+
+    def _encoded(self, prompt: str) -> EncodedPrompt:
         if prompt not in self._kept:
             self.prepare(prompt)
             coming = self._coming.pop(prompt, None)
             self._kept[prompt] = coming.result() if coming else self._encode(prompt)
         self._kept.move_to_end(prompt)
-        while len(self._kept) > max(1, self._budget_bytes // self._contexts.size_bytes):
+        while len(self._kept) > max(1, self._budget_bytes // self.contexts.size_bytes):
             self._kept.popitem(last=False)
         return self._kept[prompt]
 
-    def _encode(self, prompt: str) -> Context:
+    def _encode(self, prompt: str) -> EncodedPrompt:
         tokens = self._tokenizer.encode(prompt)
         if tokens.truncated_at is not None:
             self._on_truncation(prompt, tokens.truncated_at)
-        return self._contexts.of_states(self._states_of(tokens))
+        with self.contexts.one_at_a_time:
+            states = self._states_of(tokens)
+            return EncodedPrompt(states, self.contexts.of_states(states))
 
     def _states_of(self, tokens: TokenizedPrompt) -> Array:
-        memory, text = self._contexts.memory, self._text
+        memory, text = self.contexts.memory, self._text
         given = memory.reserve(buffers(text.inputs.values(), batch=1), "a prompt's tokens")
         states = memory.reserve(buffers(text.outputs.values(), batch=1), "a prompt's states")
         memory.write(given["ids"], tokens.ids[None])

@@ -154,17 +154,18 @@ class Ring:
         """The pass that recomputes the cache under a new prompt; see also :meth:`after_recache`.
 
         Frames whose results nothing attends any more are left out. ``partial`` leaves out those
-        too that only the recomputed frames attend, and not the next block.
+        too that only the recomputed frames attend, and not the next block; that may be all.
         """
         layout, start = self.layout, self.next_frame
         keeps_sink = not (self._rewrites_everything() or layout.moving_sink)
         recomputed = min(start, layout.window - (layout.sink if keeps_sink else 0))
-        if extent == "partial" and keeps_sink:
-            recomputed = min(recomputed, layout.past)
         frames = tuple(range(start - recomputed, start))
         if layout.unbounded and recomputed < start:
             recent = start - (layout.window - layout.sink)
             frames = (*range(layout.sink), *range(recent, start))
+        after = self.after_recache()
+        if extent == "partial":
+            frames = tuple(frame for frame in frames if after._keeps(frame, start))
         held = layout.sink if keeps_sink else 0
         return PassPlan(
             frames=frames,
@@ -172,7 +173,7 @@ class Ring:
             cache_index=(*range(held), *(0,) * (layout.slots - held)),
             sink_frames=held,
             window_frames=0,
-            commits=self.after_recache()._commits(frames),
+            commits=after._commits(frames),
         )
 
     def after_recache(self) -> "Ring":
@@ -206,13 +207,15 @@ class Ring:
             positions[self._slot(frame)] = frame if layout.unbounded else layout.sink + rank
         return tuple(positions)
 
+    def _keeps(self, frame: int, end: int) -> bool:
+        """Whether a frame has a slot when ``end`` comes next: the sink, and the newest."""
+        return frame < self.sink_start + self.layout.sink or frame >= end - self.layout.past
+
     def _commits(self, frames: Sequence[int]) -> tuple[Copy, ...]:
-        """Sink frames, and the newest that the ring has room for, in runs of slots."""
-        newest = frames[-1] + 1 - self.layout.past
+        """Where those go that are kept, in runs of slots."""
         copies: list[Copy] = []
         for source, frame in enumerate(frames):
-            in_sink = frame < self.sink_start + self.layout.sink
-            if not in_sink and frame < newest:
+            if not self._keeps(frame, frames[-1] + 1):
                 continue
             slot, last = self._slot(frame), copies[-1] if copies else None
             if last and (source, slot) == (

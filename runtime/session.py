@@ -1,19 +1,29 @@
 """One video in the making."""
 
+from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..configs import ModelConfig
 from ..engines.base import Array, Closing, Engine
+from ..engines.marks import mark
 from ..errors import UsageError
 from .decoder import Decoder, DecoderSnapshot, Decoding
 from .memory import HostMemory, Memory, Pending, Span, Tensor
 from .noise import BlockNoise, FloatArray, NoiseSource
 from .ring import Recache, Ring, RingLayout
 from .transformer import Context, LatentHistory, TransformerPasses
+
+_WARM_UP = 8
+"""Blocks after which every buffer is there and every pass was captured."""
+
+
+_AHEAD = 4
+"""More blocks than the host can be ahead of the GPU."""
 
 
 class Block:
@@ -46,6 +56,8 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     history: Mapping[int, Array]
     decoder: DecoderSnapshot | None
+    pending: tuple[Context, Recache] | None
+    """A switch that was asked for and not yet taken."""
 
 
 class Session(Closing):
@@ -65,7 +77,9 @@ class Session(Closing):
         total_frames: int | None = None,
         decoder: Decoder | None = None,
         memory: Memory | None = None,
+        debug: bool = False,
     ) -> None:
+        """``debug``: a block that does what no live session may do is an error."""
         self.config = config
         self.memory = memory or HostMemory()
         self.ring = Ring(RingLayout.of(config, total_frames))
@@ -75,8 +89,10 @@ class Session(Closing):
         self._noise, self._total_frames = noise, total_frames
         self._has_prompt = False
         self._pending: tuple[Context, Recache] | None = None
+        # A context's memory is free once nobody holds it, and the copy of it may still be queued.
+        self._taken: deque[Context] = deque(maxlen=_AHEAD)
         self._reading: list[Decoding | None] = [None, None]
-        self._steps = 0
+        self._steps, self._debug = 0, debug
         self._drawing = ThreadPoolExecutor(1, "noise")
         self._drawn: tuple[int, Future[BlockNoise]] | None = None
 
@@ -97,16 +113,23 @@ class Session(Closing):
 
     def step(self) -> Block:
         """Make the next block."""
-        if self._pending is not None:
-            self._take_prompt(*self._pending)
-        assert self.context
+        steady = self._debug and self._pending is None and self._steps >= _WARM_UP
+        with mark(f"block {self.blocks_made}"):
+            if self._pending is not None:
+                self._take_prompt(*self._pending)
+            assert self.context
+            noise = self._noise_of(self.blocks_made)
+            with self.memory.steady() if steady else nullcontext():
+                return self._make(noise)
+
+    def _make(self, noise: BlockNoise) -> Block:
         index, plan = self.blocks_made, self.ring.block_plan()
         which, self._steps = self._steps % 2, self._steps + 1
         reading = self._reading[which]
         if reading is not None:
             # The decoder still reads what this block's result goes over.
             reading.release()
-        made = self.passes.run_block(plan, self._noise_of(index))
+        made = self.passes.run_block(plan, noise)
         latents = self.memory.fetch(made)
         self.history.add(plan.frames[0], latents)
         self.ring = self.ring.after_block()
@@ -118,7 +141,7 @@ class Session(Closing):
         tensors = {**self.passes.cache, **self.context}
         kept = self.memory.clone(tensors, "a checkpoint")
         decoder = self.decoder.snapshot() if self.decoder else None
-        return Checkpoint(self.ring, kept, dict(self.history.items()), decoder)
+        return Checkpoint(self.ring, kept, dict(self.history.items()), decoder, self._pending)
 
     def rollback(self, checkpoint: Checkpoint) -> None:
         """Forget the blocks that were made since; the next one is made anew."""
@@ -130,7 +153,7 @@ class Session(Closing):
         if self.decoder is not None:
             assert checkpoint.decoder is not None
             self.decoder.reinstate(checkpoint.decoder)
-        self.ring, self._pending = checkpoint.ring, None
+        self.ring, self._pending = checkpoint.ring, checkpoint.pending
 
     def resume(self, ring: Ring) -> None:
         """Go on where a saved session stood; its tensors and history were restored before."""
@@ -150,10 +173,13 @@ class Session(Closing):
 
     def _take_prompt(self, context: Context, recache: Recache) -> None:
         self._pending, self._has_prompt = None, True
+        self._taken.append(context)
         self.passes.use_context(context)
         if self.ring.next_frame and recache != "none":
             plan = self.ring.recache_plan(recache)
-            self.passes.recache(plan, self.history.take(plan.frames))
+            if plan.commits:
+                with mark("re-cache"):
+                    self.passes.recache(plan, self.history.take(plan.frames))
             self.ring = self.ring.after_recache()
 
     def _noise_of(self, index: int) -> BlockNoise:

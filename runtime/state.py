@@ -1,8 +1,9 @@
 """A session on disk, as it stands between two blocks."""
 
+import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from ..configs.loader import configure
 from ..engines.base import Array
 from ..errors import OutputError, UsageError
 from ..files import publish_file
+from .blending import Blend
 from .memory import Memory, Tensor
 from .ring import Ring
 from .session import Session
+from .switches import EXACT, SwitchMode
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,9 @@ class SavedState:
     config: ModelConfig
     seed: int
     prompt: str
+    switch: SwitchMode
+    blend: Blend | None
+    """The change of prompt that was under way."""
     next_frame: int
     sink_start: int
     vae_frames: int | None
@@ -40,7 +46,16 @@ class SavedState:
         return int(self.tensors["k_cache.0"].shape[0])
 
 
-def save_state(path: Path, session: Session, *, bundle_key: str, seed: int, prompt: str) -> None:
+def save_state(
+    path: Path,
+    session: Session,
+    *,
+    bundle_key: str,
+    seed: int,
+    prompt: str,
+    switch: SwitchMode = EXACT,
+    blend: Blend | None = None,
+) -> None:
     """Write a session's state; only safe between blocks."""
     session.settle()
     memory = session.memory
@@ -50,12 +65,16 @@ def save_state(path: Path, session: Session, *, bundle_key: str, seed: int, prom
     if decoder is not None:
         caches = {f"vae.{name}": cache for name, cache in decoder.caches.items()}
         tensors |= _fetched(memory, caches)
+    if blend is not None:
+        tensors |= {"blend.start": blend.start, "blend.target": blend.target}
     described = {
         "format": FORMAT,
         "bundle_key": bundle_key,
         "config": config_values(session.config),
         "seed": seed,
         "prompt": prompt,
+        "switch": str(switch),
+        "blend": {"blocks": blend.blocks, "made": blend.made} if blend else None,
         "next_frame": session.ring.next_frame,
         "sink_start": session.ring.sink_start,
         "vae_frames": decoder.latent_frames if decoder else None,
@@ -63,7 +82,8 @@ def save_state(path: Path, session: Session, *, bundle_key: str, seed: int, prom
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with publish_file(path) as partial:
-            save_file(dict(tensors), partial, {"state": json.dumps(described)})
+            text = json.dumps(described)
+            save_file(tensors, partial, {"state": text, "sha256": _digest(text, tensors)})
     except (OSError, SafetensorError) as error:
         raise OutputError(
             f"{path}: the state cannot be written ({error}); free some space or choose "
@@ -76,16 +96,50 @@ def load_state(path: Path) -> SavedState:
         raise UsageError(f"{path}: no such state file; --resume takes what --save-state wrote")
     try:
         with safe_open(path, framework="numpy") as file:
-            described: dict[str, Any] = json.loads((file.metadata() or {})["state"])
+            metadata = file.metadata() or {}
+            described: dict[str, Any] = json.loads(metadata["state"])
+            _require_format(path, described.pop("format"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if described.pop("format") != FORMAT:
-            raise UsageError(f"{path}: a state of another version; it cannot be resumed here")
-        config = configure(described.pop("config"), origin=str(path))
-        return SavedState(config=config, tensors=tensors, **described)
+        _require_digest(path, metadata["sha256"], _digest(metadata["state"], tensors))
+        return _state_of(path, described, tensors)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):
         raise UsageError(
             f"{path}: not a state file, or cut short; --resume takes what --save-state wrote"
         ) from None
+
+
+def _require_format(path: Path, found: object) -> None:
+    if found != FORMAT:
+        raise UsageError(
+            f"{path}: a state of another version (format {found}, and this one reads {FORMAT}); "
+            f"resume with the version that saved it, or make that part of the video again"
+        )
+
+
+def _require_digest(path: Path, expected: str, found: str) -> None:
+    if found != expected:
+        raise UsageError(
+            f"{path}: damaged since it was saved (sha256 {found}, expected {expected}); use an "
+            f"undamaged copy, or make that part of the video again"
+        )
+
+
+def _digest(described: str, tensors: Mapping[str, Array]) -> str:
+    """Of all that a state holds, however the file lays it out."""
+    digest = hashlib.sha256(described.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+        digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _state_of(path: Path, described: dict[str, Any], tensors: dict[str, Array]) -> SavedState:
+    config = configure(described.pop("config"), origin=str(path))
+    switch, blend = SwitchMode.parse(described.pop("switch")), described.pop("blend")
+    if blend is not None:
+        start, target = tensors.pop("blend.start"), tensors.pop("blend.target")
+        blend = replace(Blend.between(start, target, blend["blocks"]), made=blend["made"])
+    return SavedState(config=config, switch=switch, blend=blend, tensors=tensors, **described)
 
 
 def restore(session: Session, state: SavedState) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from ..configs import ModelConfig
 from ..configs.schedule import Pass, Schedule
 from ..engines.base import Array, Binding, Engine
+from ..engines.marks import mark
 from .memory import Buffer, HostMemory, Memory, Pending, Span, Tensor, buffers, named
 from .noise import BlockNoise
 from .ring import Copy, PassPlan, RingLayout
@@ -75,9 +76,13 @@ class TransformerPasses:
         self._memory.write(self._tensors["latents.0"], noise.initial)
         for number, drawn in enumerate(noise.renoise):
             self._memory.write(self._tensors[f"noise.{number}"], drawn)
-        for binding in (*self._denoising, self._last[which], self._clean[which]):
-            binding.run()
-        self._commit(self._new, plan.commits)
+        for number, binding in enumerate((*self._denoising, self._last[which])):
+            with mark(f"pass {number}"):
+                binding.run()
+        with mark("clean pass"):
+            self._clean[which].run()
+        with mark("commit"):
+            self._commit(self._new, plan.commits)
         self._blocks_run += 1
         return self._results[which]
 
@@ -188,7 +193,7 @@ class TransformerPasses:
             for copy in copies
         ]
         pairs = [(cached, new[name.replace("cache", "new")]) for name, cached in self.cache.items()]
-        self._memory.copy(pairs, spans)
+        self._memory.commit(pairs, spans)
 
 
 class _Position:

@@ -239,21 +239,39 @@ class _PairedBinding:
 
     def run(self) -> None:
         for given, own in self._inputs:
-            own[...] = given
+            own[...] = _laid_out_as(given, own)
         self._reference.run()
         self._candidate.run()
         self._error.runs += 1
         for name, (expected, found) in self._outputs.items():
-            self._error.add(name, relative_error(found, expected))
+            self._error.add(name, relative_error(found, _laid_out_as(expected, found)))
 
 
 def _like(arrays: Mapping[str, Array], specs: Mapping[str, TensorSpec]) -> dict[str, Array]:
-    """Arrays of the same shapes in the candidate's own types; it may lack unused tensors."""
+    """Arrays of the same sizes in the candidate's own types; it may lack unused tensors."""
     return {
-        name: np.zeros(array.shape, specs[name].dtype)
+        name: np.zeros(_shape_in(specs[name], array), specs[name].dtype)
         for name, array in arrays.items()
         if name in specs
     }
+
+
+def _shape_in(spec: TensorSpec, array: Array) -> tuple[int, ...]:
+    """The array's shape, or that of its channels last, as a GPU's decoder keeps its histories."""
+    for shape in (array.shape, _channels_last(array).shape):
+        pairs = zip(shape, spec.shape, strict=True)
+        if all(have == want or isinstance(want, str) for have, want in pairs):
+            return shape
+    return array.shape
+
+
+def _laid_out_as(array: Array, other: Array) -> Array:
+    return array if array.shape == other.shape else _channels_last(array)
+
+
+def _channels_last(array: Array) -> Array:
+    """[B, C, frames, H, W] as [B, frames, H, W, C]."""
+    return array.transpose(0, 2, 3, 4, 1) if array.ndim == 5 else array
 
 
 def roll_out(engines: Engines, config: ModelConfig, replay: Replay, *, decode: bool) -> Rollout:

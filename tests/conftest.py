@@ -7,7 +7,8 @@ import fcntl
 import hashlib
 import os
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,15 @@ def mini_bundle(make_once: MakeOnce) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
+def video_bundle(make_once: MakeOnce, mini_bundle: Callable[[str], Path]) -> Path:
+    """An exported transformer, and quick stand-ins for the VAE and the text encoder."""
+    from .fakes.video import add_stand_ins
+
+    mini = mini_bundle("relative")
+    return make_once("mini-video", lambda path: add_stand_ins(mini, path))
+
+
+@pytest.fixture(scope="session")
 def golden_vae_bundle(make_once: MakeOnce) -> Path:
     """The golden VAE alone, for the latents it was recorded with."""
     from safetensors.numpy import load_file
@@ -173,6 +183,24 @@ def fake_bundle() -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Put an imagined GPU in the place of CUDA's driver; options are those of ``FakeCuda``."""
+    from longlive_trt.plugins.driver import device_facts
+
+    from .fakes.cuda import FakeCuda
+
+    def install(**options: Any) -> FakeCuda:
+        cuda = FakeCuda(**options)
+        for name, module in cuda.modules.items():
+            monkeypatch.setitem(sys.modules, name, module)
+        device_facts.cache_clear()
+        return cuda
+
+    yield install
+    device_facts.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from ..runtime.generation import Outputs, Request, check_request, generate
 from ..runtime.output import check_file_output, check_output
 from ..runtime.progress import make_progress
 from ..runtime.state import SavedState, load_state
+from ..runtime.switches import EXACT, SwitchMode
 from ..runtime.timeline import (
     Clock,
     Cue,
@@ -45,6 +46,7 @@ class Wish:
     timeline: Path | None
     line: int | None
     switch_frames: tuple[int, ...] | None
+    switch: SwitchMode | None
     seconds: float | None
     frames: int | None
     seed: int | None
@@ -61,6 +63,12 @@ def _frame_list(
         raise click.BadParameter(
             f"{value!r}: expected numbers with commas between, such as 40,80,120"
         ) from None
+
+
+def _switch_mode(
+    _ctx: click.Context, _param: click.Parameter, value: str | None
+) -> SwitchMode | None:
+    return None if value is None else SwitchMode.parse(value)
 
 
 @click.command()
@@ -82,6 +90,14 @@ def _frame_list(
     metavar="N,N,...",
     help="Where a JSONL line's prompts begin.  [default: spread evenly]",
 )
+@click.option(
+    "--switch",
+    callback=_switch_mode,
+    metavar="MODE",
+    help="How prompts change: exact recomputes what the video remembers, partial what the next "
+    "block sees of it, none nothing; blend:N mixes the prompts over N blocks.  [default: exact, "
+    "or as in the resumed run]",
+)
 @click.option("--seconds", type=float, help="Length of the video, or inf.  [default: 5]")
 @click.option("--frames", type=int, help="Length in latent frames instead.")
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="[default: 0]")
@@ -99,6 +115,14 @@ def _frame_list(
     help="Override rollout.* or fps of the bundle's configuration.",
 )
 @device_option
+@click.option(
+    "--low-memory",
+    is_flag=True,
+    help="Hold the text encoder only while it encodes, and decode frame by frame.",
+)
+@click.option(
+    "--debug", is_flag=True, help="On a GPU: fail where a live session would wait or allocate."
+)
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option("--quiet", "mode", flag_value="quiet", help="Show errors only.")
 @click.option("--json", "mode", flag_value="json", help="Progress as JSON lines on stdout.")
@@ -109,6 +133,7 @@ def command(
     timeline: Path | None,
     line: int | None,
     switch_frames: tuple[int, ...] | None,
+    switch: SwitchMode | None,
     seconds: float | None,
     frames: int | None,
     seed: int | None,
@@ -120,13 +145,14 @@ def command(
     preset: str | None,
     overrides: tuple[str, ...],
     device: DeviceChoice,
+    low_memory: bool,
+    debug: bool,
     overwrite: bool,
     mode: str | None,
 ) -> int:
     """Make a video from a bundle and prompts."""
-    wish = Wish(
-        prompt, prompts_at, timeline, line, switch_frames, seconds, frames, seed, replay, resume
-    )
+    texts = (prompt, prompts_at, timeline, line, switch_frames)
+    wish = Wish(*texts, switch, seconds, frames, seed, replay, resume)
     outputs = Outputs(out, latents_out, save_state, overwrite)
     _require_sense(wish, outputs)
     bundle = open_bundle(bundle_folder)
@@ -134,7 +160,7 @@ def command(
     base = resumed.config if resumed else bundle.config
     config = _runtime_config(base, preset, overrides)
     request, notices = _request(bundle, config, wish, outputs, resumed)
-    request = replace(request, device=device)
+    request = replace(request, device=device, low_memory=low_memory, debug=debug)
     check_request(bundle, request)
     _check_outputs(outputs, request.batch, inputs=(timeline, replay))
     with make_progress(mode or "auto") as progress:  # type: ignore[arg-type]
@@ -195,10 +221,13 @@ def _request(
 ) -> tuple[Request, tuple[str, ...]]:
     command_line = shlex.join(["longlive-trt", *sys.argv[1:]])
     block_frames = config.rollout.frames_per_block
+    switch = wish.switch or (resumed.switch if resumed else EXACT)
     if wish.replay is not None:
         replay = load_replay(wish.replay, config)
         blocks = replay.frames // block_frames
-        request = Request(config, outputs, blocks, replay=replay, command=command_line)
+        request = Request(
+            config, outputs, blocks, switch=switch, replay=replay, command=command_line
+        )
         return request, ()
     if resumed is not None:
         _require_same_bundle(bundle, resumed, wish.resume)
@@ -215,6 +244,7 @@ def _request(
         outputs,
         None if length.latent_frames is None else length.latent_frames // block_frames,
         starts=_starts(timeline, block_frames, resumed) if timeline else (),
+        switch=switch,
         seed=resumed.seed if resumed else wish.seed or 0,
         resumed=resumed,
         command=command_line,

@@ -4,7 +4,7 @@
 // LL_MODULATE 1: round(round(round(norm) * round(1 + scale)) + shift), as the unfused 16-bit
 // computation rounds. LL_MODULATE 0: norm * weight + bias in float32, rounded once.
 // LL_QUANTIZE 2: the result leaves as float8 E4M3, multiplied by 1 / output_scale.
-#include "rows.cuh"
+#include "norms.cuh"
 
 #ifndef LL_MODULATE
 #define LL_MODULATE 1
@@ -34,30 +34,6 @@ struct GateParams {
   int rows;
   int rows_per_group;
 };
-
-__device__ __forceinline__ void mean_and_inverse(const uint4 (&words)[kVectors], float epsilon,
-                                                 float& mean, float& inverse) {
-  Eight sums{};  // independent, so that no addition waits for the one before it
-#pragma unroll
-  for (int i = 0; i < kVectors; ++i) {
-    const Eight x = unpack(words[i]);
-#pragma unroll
-    for (int j = 0; j < 8; ++j) sums.value[j] += x.value[j];
-  }
-  mean = warp_sum(total(sums)) / kDim;
-  Eight squares{};
-#pragma unroll
-  for (int i = 0; i < kVectors; ++i) {
-    if (!in_row(i)) continue;
-    const Eight x = unpack(words[i]);
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const float centered = x.value[j] - mean;
-      squares.value[j] = fmaf(centered, centered, squares.value[j]);
-    }
-  }
-  inverse = rsqrtf(warp_sum(total(squares)) / kDim + epsilon);
-}
 
 __device__ __forceinline__ uint4 modulate(const Eight& x, const uint4& scale, const uint4& shift) {
   if constexpr (LL_MODULATE) {

@@ -4,7 +4,7 @@
 // Rounding points are those of the unfused computation: normalized values are rounded to 16 bits,
 // then multiplied by the weight and rounded again, then rotated in float32 and rounded once more.
 // LL_QUANTIZE: 0 none, 2 float8 E4M3 by given scales, 3 int8 (queries by their own row maximum).
-#include "rows.cuh"
+#include "norms.cuh"
 
 #ifndef LL_HEAD_DIM
 #define LL_HEAD_DIM 128
@@ -34,36 +34,11 @@ struct Params {
   float epsilon;
 };
 
-__device__ __forceinline__ float inverse_rms(const uint4 (&words)[kVectors], float epsilon) {
-  Eight squares{};  // independent, so that no addition waits for the one before it
-#pragma unroll
-  for (int i = 0; i < kVectors; ++i) {
-    const Eight x = unpack(words[i]);
-#pragma unroll
-    for (int j = 0; j < 8; ++j) squares.value[j] = fmaf(x.value[j], x.value[j], squares.value[j]);
-  }
-  return rsqrtf(warp_sum(total(squares)) / kDim + epsilon);
-}
-
 __device__ __forceinline__ Eight normalize(const uint4& words, const uint4& weight, float inverse) {
   Eight x = unpack(words);
 #pragma unroll
   for (int j = 0; j < 8; ++j) x.value[j] *= inverse;
   return unpack(multiply(pack(x), weight));
-}
-
-__device__ __forceinline__ Eight rotate(const Eight& x, const float4& cosine, const float4& sine) {
-  const float c[4] = {cosine.x, cosine.y, cosine.z, cosine.w};
-  const float s[4] = {sine.x, sine.y, sine.z, sine.w};
-  Eight y;
-#pragma unroll
-  for (int pair = 0; pair < 4; ++pair) {
-    const float a = x.value[2 * pair];
-    const float b = x.value[2 * pair + 1];
-    y.value[2 * pair] = a * c[pair] - b * s[pair];
-    y.value[2 * pair + 1] = a * s[pair] + b * c[pair];
-  }
-  return y;
 }
 
 __device__ __forceinline__ float head_maximum(const Eight& x) {

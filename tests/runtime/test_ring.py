@@ -5,7 +5,7 @@ prompt it was computed, and by which pass.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pytest
 from hypothesis import example, given, settings
@@ -96,8 +96,8 @@ class Player:
         self._commit(self.ring.block_plan(), prompt)
         self.ring = self.ring.after_block()
 
-    def switch(self, prompt: int) -> set[Seen]:
-        plan = self.ring.recache_plan()
+    def switch(self, prompt: int, extent: Literal["exact", "partial"] = "exact") -> set[Seen]:
+        plan = self.ring.recache_plan(extent)
         attended = self._attended(plan, prompt, CLEAN)
         self._commit(plan, prompt)
         self.ring = self.ring.after_recache()
@@ -207,6 +207,75 @@ def test_global_attention_attends_no_more_than_its_budget(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ring_module, "GLOBAL_ATTENTION_TOKENS", budget)
         compare(replace(rollout, window_frames=-1), blocks, switches, budget)
+
+
+def after_switches(
+    rollout: RolloutConfig, starts: list[int], extent: Literal["exact", "partial"]
+) -> tuple[Player, set[int]]:
+    """A player before the block after the last switch, and the frames that this recomputed."""
+    block, recomputed = rollout.frames_per_block, set[int]()
+    player = Player(Ring(RingLayout.of(tokenless(rollout), 60 * block)))
+    for prompt, start in enumerate(starts, 1):
+        while player.ring.next_frame < start * block:
+            player.commit_block(prompt - 1)
+        recomputed = set(player.ring.recache_plan(extent).frames)
+        player.switch(prompt, extent)
+    return player, recomputed
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    rollout=rollouts(),
+    starts=st.lists(st.integers(1, 20), min_size=1, max_size=4, unique=True).map(sorted),
+)
+@example(rollout=RolloutConfig(), starts=[5])
+@example(rollout=RolloutConfig(), starts=[4])
+@example(rollout=RolloutConfig(global_sink=False, rope="relative"), starts=[5, 6])
+@example(rollout=RolloutConfig(window_frames=-1), starts=[5])
+def test_after_a_partial_switch_blocks_attend_what_they_do_after_an_exact_one(
+    rollout: RolloutConfig, starts: list[int]
+) -> None:
+    """Frames, prompts, positions and slots are the same; only what the keys saw is not."""
+    exact, recomputed = after_switches(rollout, starts, "exact")
+    partial, fewer = after_switches(rollout, starts, "partial")
+    assert fewer <= recomputed
+    # Every frame that was recomputed is attended: the others' keys are the kept sink's.
+    attended = {seen.tag for seen in partial.block(9, 0)}
+    assert fewer <= {tag.frame for tag in attended if tag.number == CLEAN}
+    for _ in range(3):
+        assert (partial.ring, partial.slots) == (exact.ring, exact.slots)
+        assert partial.block(9, 0) == exact.block(9, 0)
+        for player in (partial, exact):
+            player.commit_block(len(starts))
+
+
+def test_a_late_partial_switch_leaves_out_what_only_its_own_frames_attend() -> None:
+    for relative, positions in (("absolute", range(9, 15)), ("relative", range(3, 9))):
+        rollout = RolloutConfig(rope=relative)
+        ring = Ring(RingLayout.of(tokenless(rollout), 60), next_frame=15)
+        plan = ring.recache_plan("partial")
+        assert plan.frames == tuple(range(9, 15))
+        assert (plan.sink_frames, plan.window_frames) == (3, 0)
+        assert plan.frame_index == tuple(positions)
+        assert plan.commits == (Copy(0, 3, 6),)
+
+
+@pytest.mark.parametrize(
+    ("rollout", "start", "frames"),
+    [
+        ({}, 12, (0, 1, 2, *range(6, 12))),
+        ({"global_sink": False}, 15, (3, 4, 5, *range(9, 15))),
+        ({"window_frames": 6}, 15, ()),
+        ({"window_frames": 6}, 6, (0, 1, 2)),
+        ({"window_frames": 3, "sink_frames": 0}, 15, ()),
+    ],
+)
+def test_a_partial_switch_recomputes_what_the_next_block_attends(
+    rollout: dict[str, Any], start: int, frames: tuple[int, ...]
+) -> None:
+    layout = RingLayout.of(tokenless(RolloutConfig(**rollout)), 60)
+    plan = Ring(layout, next_frame=start).recache_plan("partial")
+    assert plan.frames == frames
 
 
 @pytest.mark.parametrize(

@@ -222,11 +222,48 @@ def test_what_is_no_state(tiny_bundle: Path, state: Path, capsys: Any) -> None:
         assert "state: not a state file, or cut short" in error
 
 
-def test_a_state_of_another_version(tiny_bundle: Path, state: Path, capsys: Any) -> None:
+@pytest.mark.parametrize("format_", [1, 3])
+def test_a_state_of_another_version(
+    tiny_bundle: Path, state: Path, capsys: Any, format_: int
+) -> None:
     with safe_open(state, "numpy") as file:
         described = json.loads(file.metadata()["state"])
-    save_file(load_file(state), state, {"state": json.dumps({**described, "format": 2})})
-    assert "another version" in refused(tiny_bundle, capsys, "--latents-out", "new")
+    # As the first version wrote it: without a checksum.
+    save_file(load_file(state), state, {"state": json.dumps({**described, "format": format_})})
+    error = refused(tiny_bundle, capsys, "--latents-out", "new")
+    assert f"another version (format {format_}, and this one reads 2)" in error
+
+
+def test_a_flipped_bit_of_a_tensor_is_noticed(tiny_bundle: Path, state: Path, capsys: Any) -> None:
+    flip(state, state.stat().st_size // 2)
+    error = refused(tiny_bundle, capsys, "--latents-out", "new")
+    assert "state: damaged since it was saved (sha256 " in error and "undamaged copy" in error
+
+
+def flip(path: Path, position: int, bit: int = 0) -> None:
+    with path.open("r+b") as file:
+        file.seek(position)
+        byte = file.read(1)[0]
+        file.seek(position)
+        file.write(bytes([byte ^ 1 << bit]))
+
+
+def test_no_flipped_bit_goes_unnoticed(bundle: Bundle) -> None:
+    path, drawn = Path("state"), np.random.default_rng(0)
+    with Engines(bundle) as engines, new_session(engines, 1) as session:
+        session.switch_prompt(context(engines, 1, 0))
+        session.step()
+        save_state(path, session, bundle_key="k", seed=1, prompt="p")
+    load_state(path)
+    size, header = path.stat().st_size, int.from_bytes(path.read_bytes()[:8], "little")
+    positions = [*range(0, 8 + header, 7), *drawn.integers(8 + header, size, 100), size - 1]
+    for position in positions:
+        bit = int(drawn.integers(8))
+        flip(path, int(position), bit)
+        with pytest.raises(UsageError, match=r"^state: "):
+            load_state(path)
+        flip(path, int(position), bit)
+    load_state(path)
 
 
 def test_a_state_of_another_bundle(golden_bundle_fp32: Path, state: Path, capsys: Any) -> None:

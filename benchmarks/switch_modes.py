@@ -1,0 +1,250 @@
+"""What each way to change the prompt changes in the video, and what it computes.
+
+    python benchmarks/switch_modes.py            # measures, and writes both files:
+    python benchmarks/switch_modes.py --table    # docs/switching.md alone,
+                                                 # from docs/results/switch_modes.json as it is
+Effects are measured on small models with random weights, costs are counted at full geometry.
+Milliseconds (`gpu_ms` of a cost in the JSON) come from a GPU; they are kept from run to run.
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from longlive_trt.configs import LatentConfig, ModelConfig, TransformerConfig
+from longlive_trt.configs.replay import Replay
+from longlive_trt.engines import onnxruntime
+from longlive_trt.engines.base import Array
+from longlive_trt.engines.build import build
+from longlive_trt.engines.bundle import Bundle, open_bundle
+from longlive_trt.export.components import Sources
+from longlive_trt.export.exporter import export
+from longlive_trt.precision import precision_named
+from longlive_trt.runtime.assembly import Engines
+from longlive_trt.runtime.bench_flops import BlockFlops, pass_flops
+from longlive_trt.runtime.noise import ReplayNoise
+from longlive_trt.runtime.ring import Ring, RingLayout
+from longlive_trt.runtime.session import Checkpoint, Session
+from longlive_trt.runtime.switches import ReplaySwitches, SwitchMode
+from longlive_trt.runtime.verify import generated_replay, relative_error
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "docs" / "results" / "switch_modes.json"
+PAGE = ROOT / "docs" / "switching.md"
+
+BLOCKS, SWITCH_BLOCK = 16, 8
+SHOWN_BLOCKS = (1, 2, 4, 8)
+"""After the switch, counted from 1."""
+MODES = ("exact", "partial", "none", "blend:2", "blend:4", "blend:8")
+NO_SWITCH = "no switch at all"
+NOT_MEASURED = "not measured yet"
+TEXT = {"text_len": 16, "text_dim": 64}
+MODELS = {
+    "2 layers": TransformerConfig(dim=256, heads=2, layers=2, ffn_dim=512, **TEXT),
+    "12 layers": TransformerConfig(dim=128, heads=2, layers=12, ffn_dim=256, **TEXT),
+}
+
+Effects = dict[str, list[float]]
+"""By mode: how far the blocks are from those after an exact switch."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--weights", type=int, default=3, help="random models of each kind")
+    parser.add_argument("--videos", type=int, default=3, help="noises and prompts for each model")
+    parser.add_argument("--table", action="store_true", help="measure nothing")
+    arguments = parser.parse_args()
+    if not arguments.table:
+        started = time.monotonic()
+        result = measure(arguments.weights, arguments.videos)
+        result["duration_s"] = round(time.monotonic() - started, 1)
+        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_tables(json.loads(RESULT.read_text(encoding="utf-8")))
+
+
+def measure(weights: int, videos: int) -> dict[str, Any]:
+    return {
+        "blocks": BLOCKS,
+        "switch_block": SWITCH_BLOCK,
+        "shown_blocks": SHOWN_BLOCKS,
+        "models": weights,
+        "videos_per_model": videos,
+        "effects": {name: effects_of(name, weights, videos) for name in MODELS},
+        "geometry": ModelConfig().name,
+        "block_tflop": BlockFlops.of(ModelConfig()).transformer / 1e12,
+        "costs": costs(ModelConfig(), measured_ms()),
+        "engine": f"onnxruntime {onnxruntime.version()}, fp32",
+        "machine": f"{platform.machine()}, CPU",
+    }
+
+
+# ---- effects ---------------------------------------------------------------------------------
+
+
+def effects_of(name: str, weights: int, videos: int) -> dict[str, dict[str, list[float]]]:
+    config = ModelConfig(
+        name="switching", transformer=MODELS[name], latent=LatentConfig(height=8, width=12)
+    )
+    each = []
+    for seed in range(weights):
+        with TemporaryDirectory() as folder, Engines(made_bundle(config, seed, folder)) as engines:
+            each += [effects_in(engines, 100 * seed + video) for video in range(videos)]
+        print(f"{name}: {seed + 1} of {weights}")
+    return {mode: summary([effects[mode] for effects in each]) for mode in each[0]}
+
+
+def summary(rows: list[list[float]]) -> dict[str, list[float]]:
+    return {
+        "mean": np.mean(rows, axis=0).tolist(),
+        "smallest": np.min(rows, axis=0).tolist(),
+        "largest": np.max(rows, axis=0).tolist(),
+    }
+
+
+def made_bundle(config: ModelConfig, seed: int, folder: str) -> Bundle:
+    exported, bundle = Path(folder) / "export", Path(folder) / "bundle"
+    export(config, Sources(random_seed=seed), exported, precision_named("fp32"))
+    build(exported, bundle, "fp32")
+    return open_bundle(bundle)
+
+
+def effects_in(engines: Engines, seed: int) -> Effects:
+    """One video that takes the same switch in every way."""
+    config = engines.bundle.config
+    replay = generated_replay(config, [], BLOCKS, seed)
+    assert replay.schedule[1].frame == SWITCH_BLOCK * config.rollout.frames_per_block
+    noise = ReplayNoise(replay, config.rollout.frames_per_block)
+    with engines.session(config, noise, total_frames=replay.frames, decode=False) as session:
+        contexts = engines.contexts(1)
+        session.switch_prompt(contexts.of_states(replay.prompts[0]))
+        for _ in range(SWITCH_BLOCK):
+            session.step()
+        video = Video(engines, session, session.checkpoint(), replay)
+        exact = video.after("exact")
+        ways = {mode: video.after(mode) for mode in MODES[1:]}
+        ways[NO_SWITCH] = video.without_switch()
+    return {
+        mode: [relative_error(blocks[n - 1], exact[n - 1]) for n in SHOWN_BLOCKS]
+        for mode, blocks in ways.items()
+    }
+
+
+@dataclass(frozen=True)
+class Video:
+    """As it stands before the switch."""
+
+    engines: Engines
+    session: Session
+    checkpoint: Checkpoint
+    replay: Replay
+
+    def after(self, mode: str) -> list[Array]:
+        return list(self._blocks(self.replay, SwitchMode.parse(mode)))
+
+    def without_switch(self) -> list[Array]:
+        staying = replace(self.replay, schedule=self.replay.schedule[:1])
+        return list(self._blocks(staying, SwitchMode.parse("exact")))
+
+    def _blocks(self, replay: Replay, mode: SwitchMode) -> Iterator[Array]:
+        block = self.engines.bundle.config.rollout.frames_per_block
+        switches = ReplaySwitches(self.engines.contexts(1), replay, block, mode)
+        self.session.rollback(self.checkpoint)
+        for number in range(BLOCKS):
+            change = switches.due(number * block)
+            if number >= SWITCH_BLOCK:
+                if change is not None:
+                    self.session.switch_prompt(change.context, change.recache)
+                yield self.session.step().latents
+
+
+# ---- costs -----------------------------------------------------------------------------------
+
+
+def measured_ms() -> dict[str, float | None]:
+    if not RESULT.is_file():
+        return {}
+    costs = json.loads(RESULT.read_text(encoding="utf-8"))["costs"]
+    return {mode: cost["gpu_ms"] for mode, cost in costs.items()}
+
+
+def costs(config: ModelConfig, gpu_ms: dict[str, float | None]) -> dict[str, dict[str, Any]]:
+    """Of a switch in a video whose window has long been full, beside its text encoding."""
+    return {mode: {**cost_of(config, mode), "gpu_ms": gpu_ms.get(mode)} for mode in MODES}
+
+
+def cost_of(config: ModelConfig, mode: str) -> dict[str, Any]:
+    way, layout = SwitchMode.parse(mode), RingLayout.of(config, config.rollout.window_frames)
+    queries = keys = 0
+    if way.recache != "none":
+        ring = Ring(layout, next_frame=layout.window * layout.block)
+        plan = ring.recache_plan(way.recache)
+        queries, keys = len(plan.frames), len(plan.frames) + plan.sink_frames
+    tokens, contexts = config.tokens_per_frame, way.blend_blocks or 1
+    return {
+        "query_tokens": queries * tokens,
+        "key_tokens": keys * tokens,
+        "recache_tflop": pass_flops(config, queries, keys) / 1e12,
+        "contexts": contexts,
+        "contexts_tflop": contexts * context_flops(config) / 1e12,
+    }
+
+
+def context_flops(config: ModelConfig) -> int:
+    """Text states to cross-attention keys and values of every layer."""
+    model = config.transformer
+    per_row = model.text_dim * model.dim + (1 + 2 * model.layers) * model.dim**2
+    return 2 * model.text_len * per_row
+
+
+# ---- the page --------------------------------------------------------------------------------
+
+
+def write_tables(result: dict[str, Any]) -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    for name, effects in result["effects"].items():
+        text = with_table(text, f"effects, {name}", effect_rows(effects))
+    text = with_table(text, "costs", cost_rows(result["costs"], result["block_tflop"]))
+    PAGE.write_text(text, encoding="utf-8")
+
+
+def effect_rows(effects: dict[str, dict[str, list[float]]]) -> list[str]:
+    heads = [f"block {number}" for number in SHOWN_BLOCKS]
+    rows = [f"| against exact | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    for mode, errors in effects.items():
+        label = mode if mode == NO_SWITCH else f"`{mode}`"
+        means = " | ".join(f"{error:.1e}" for error in errors["mean"])
+        rows.append(f"| {label} | {means} |")
+    return rows
+
+
+def cost_rows(costs: dict[str, dict[str, Any]], block_tflop: float) -> list[str]:
+    heads = ["mode", "queries", "keys", "re-cache, TFLOP", "share of a block's passes"]
+    heads += ["prompts' keys and values, TFLOP", "H200, ms"]
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for mode, cost in costs.items():
+        ms, recache = cost["gpu_ms"], cost["recache_tflop"]
+        cells = [f"`{mode}`", f"{cost['query_tokens']:,}", f"{cost['key_tokens']:,}"]
+        cells += [f"{recache:.1f}", f"{recache / block_tflop:.0%}"]
+        cells += [f"{cost['contexts_tflop']:.2f}", NOT_MEASURED if ms is None else f"{ms:.0f}"]
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def with_table(text: str, name: str, rows: list[str]) -> str:
+    start, end = f"<!-- table: {name} -->", "<!-- end -->"
+    before, rest = text.split(start)
+    _, after = rest.split(end, 1)
+    table = "\n".join(rows)
+    return f"{before}{start}\n{table}\n{end}{after}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,331 @@
+"""Every kernel of one transformer pass at its real size, and what a pass of them comes to.
+
+    python benchmarks/transformer_kernels.py --out docs/results/transformer_kernels_h200.json
+
+4,680 tokens against 14,040 cached ones, dim 1536, 30 layers. Each kernel is captured eight times
+over rotating buffers, so that nothing stays in the cache, and replayed. Products are timed with
+the algorithm that cuBLASLt proposes first and with the fastest of its proposals, for weights stored
+[in, out] and [out, in], and beside torch; all other kernels beside the rate of a copy of gigabytes.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from longlive_trt.plugins.cublaslt import Matmul, Product
+from longlive_trt.plugins.tensors import DeviceTensor, as_device_tensor
+from longlive_trt.plugins.transformer_kernels import TRANSFORMER_KERNELS
+
+HEADS, HEAD_DIM, FFN = 12, 128, 8960
+DIM = HEADS * HEAD_DIM
+TOKENS, CACHED, TEXT, LAYERS = 4680, 14040, 512, 30
+PATCH = 64
+BUFFERS = 8
+
+Run = Callable[[int, int], Any]
+"""(buffer, stream)"""
+
+
+@dataclass
+class KernelJob:
+    kernel: str
+    parameters: dict[str, Any]
+    inputs: list[Any]
+    """Lists hold one tensor for each buffer; a tensor is shared."""
+    per_pass: int
+    flops: int = 0
+
+    def tensors(self, buffer: int) -> list[DeviceTensor]:
+        chosen = (x[buffer] if isinstance(x, list) else x for x in self.inputs)
+        return [as_device_tensor(x, "input") for x in chosen]
+
+    def prepare(self, dtype: torch.dtype) -> tuple[Run, int]:
+        """What runs it, and how many bytes it reads and writes."""
+        kernel = TRANSFORMER_KERNELS[self.kernel](self.parameters)
+        given = [self.tensors(buffer) for buffer in range(BUFFERS)]
+        shapes = kernel.output_shapes([x.shape for x in given[0]])
+        made = [[torch.empty(s, dtype=dtype, device="cuda") for s in shapes] for _ in given]
+        outputs = [[as_device_tensor(x, "output") for x in group] for group in made]
+
+        def run(buffer: int, stream: int) -> None:
+            kernel.launch(given[buffer], outputs[buffer], stream)
+            assert made  # the addresses above are theirs
+
+        return run, sum(map(size_bytes, [*given[0], *outputs[0]]))
+
+
+def size_bytes(tensor: DeviceTensor) -> int:
+    return torch.Size(tensor.shape).numel() * tensor.item_bytes
+
+
+def kernel_jobs(dtype: torch.dtype) -> dict[str, KernelJob]:
+    def normal(*shape: int) -> list[torch.Tensor]:
+        return [torch.randn(*shape, device="cuda").to(dtype) for _ in range(BUFFERS)]
+
+    def shared(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device="cuda").to(dtype)
+
+    def turn(tokens: int) -> list[torch.Tensor]:
+        angles = 6.28 * torch.rand(tokens, HEAD_DIM // 2, device="cuda")
+        return [angles.cos(), angles.sin()]
+
+    x, y, table = normal(1, TOKENS, DIM), normal(1, TOKENS, DIM), shared(6, DIM)
+    weight, bias = shared(DIM), shared(DIM)
+    qkv = normal(1, TOKENS, 3 * DIM)
+    q, k, v = (normal(1, TOKENS, HEADS, HEAD_DIM) for _ in range(3))
+    k_cache, v_cache = (normal(1, CACHED, HEADS, HEAD_DIM) for _ in range(2))
+    context = [shared(1, TEXT, HEADS, HEAD_DIM) for _ in range(2)]
+    valid = torch.tensor([CACHED], device="cuda")
+    modulated, heads = {"scale_row": 1, "shift_row": 0}, {"heads": HEADS}
+    attention_flops = 4 * TOKENS * DIM
+    return {
+        "norm": KernelJob("norm_modulate", modulated, [x, table], 1),
+        "gated residual, affine norm": KernelJob(
+            "residual_norm",
+            {"norm": "affine", "gate_row": 2},
+            [x, y, table, weight, bias],
+            LAYERS,
+        ),
+        "residual, modulated norm": KernelJob("residual_norm", modulated, [x, y, table], LAYERS),
+        "gated residual, modulated norm": KernelJob(
+            "residual_norm", {**modulated, "gate_row": 5}, [x, y, table], LAYERS
+        ),
+        "q k v norm and rotation": KernelJob(
+            "qkv_norm_rope", heads, [qkv, weight, bias, *turn(TOKENS)], LAYERS
+        ),
+        "the same with plain keys": KernelJob(
+            "qkv_norm_rope", {**heads, "plain_key": True}, [qkv, weight, bias, *turn(TOKENS)], 0
+        ),
+        "rotation of cached keys": KernelJob("rotate", {}, [k_cache, *turn(CACHED)], 0),
+        "q norm": KernelJob("rms_norm", heads, [x, weight], LAYERS),
+        "attention": KernelJob(
+            "attention",
+            {},
+            [q, k, v, k_cache, v_cache, valid],
+            LAYERS,
+            attention_flops * (TOKENS + CACHED),
+        ),
+        "cross-attention": KernelJob(
+            "cross_attention", {}, [q, *context], LAYERS, attention_flops * TEXT
+        ),
+    }
+
+
+@dataclass(frozen=True)
+class ProductJob:
+    rows: int
+    inner: int
+    columns: int
+    per_pass: int
+    activation: str = "none"
+
+
+PRODUCTS = {
+    "q k v": ProductJob(TOKENS, DIM, 3 * DIM, LAYERS),
+    "output, or cross q": ProductJob(TOKENS, DIM, DIM, 3 * LAYERS),
+    "feed-forward in": ProductJob(TOKENS, DIM, FFN, LAYERS, "gelu"),
+    "feed-forward out": ProductJob(TOKENS, FFN, DIM, LAYERS),
+    "patches": ProductJob(TOKENS, PATCH, DIM, 1),
+    "head": ProductJob(TOKENS, DIM, PATCH, 1),
+    "time projection": ProductJob(1, DIM, 6 * DIM, 1),
+}
+
+
+class TimedProduct:
+    """One product in all its forms, over the same tensors."""
+
+    def __init__(self, job: ProductJob, dtype: torch.dtype) -> None:
+        self.job, self.dtype = job, dtype
+        self.name = str(dtype).removeprefix("torch.")
+        self.x = [torch.randn(job.rows, job.inner, device="cuda").to(dtype) for _ in range(BUFFERS)]
+        self.weight = [
+            (torch.randn(job.inner, job.columns, device="cuda") * job.inner**-0.5).to(dtype)
+            for _ in range(BUFFERS)
+        ]
+        self.bias = torch.randn(job.columns, device="cuda").to(dtype)
+        self.out = [torch.empty(job.rows, job.columns, device="cuda", dtype=dtype) for _ in self.x]
+        self.one = torch.ones(1, device="cuda")
+
+    def product(self, **changes: Any) -> Product:
+        job = self.job
+        product = Product(
+            job.rows, job.inner, job.columns, self.name, self.name, True, job.activation
+        )
+        return replace(product, **changes)
+
+    def forms(self) -> Iterator[tuple[str, Run]]:
+        """Each tuned form goes on with the algorithm that it has just found."""
+        flipped = [w.T.contiguous() for w in self.weight]
+        yield from self._both("in_out", Matmul(self.product()), self.x, self.weight)
+        yield from self._both("out_in", Matmul(self.product(transposed=True)), self.x, flipped)
+        plain = Matmul(self.product(bias=False, activation="none"))
+        yield "in_out_no_epilogue", self._runner(plain, self.x, self.weight)
+        yield "torch_in_out", self._torch
+        if self.job.rows % 8 == 0:
+            narrow = [[t.to(torch.float8_e4m3fn) for t in group] for group in (self.x, flipped)]
+            yield from self._both(
+                "fp8", Matmul(self.product(dtype="float8_e4m3", transposed=True)), *narrow
+            )
+
+    def _both(
+        self, form: str, matmul: Matmul, x: list[torch.Tensor], weight: list[torch.Tensor]
+    ) -> Iterator[tuple[str, Run]]:
+        run = self._runner(matmul, x, weight)
+        yield form, run
+        self._runner(matmul, x, weight, tune=True)(0, torch.cuda.current_stream().cuda_stream)
+        yield f"{form}_tuned", run
+
+    def _runner(
+        self,
+        matmul: Matmul,
+        x: list[torch.Tensor],
+        weight: list[torch.Tensor],
+        tune: bool = False,
+    ) -> Run:
+        bias = self.bias.data_ptr() if matmul.product.bias else 0
+        one = self.one.data_ptr()
+        scales = (one, one) if matmul.product.dtype == "float8_e4m3" else None
+        call = matmul.tune if tune else matmul
+
+        def run(buffer: int, stream: int) -> Any:
+            pointers = (t[buffer].data_ptr() for t in (x, weight, self.out))
+            return call(*pointers, bias=bias, scales=scales, stream=stream)
+
+        return run
+
+    def _torch(self, buffer: int, stream: int) -> None:
+        del stream  # torch's current one
+        torch.addmm(self.bias, self.x[buffer], self.weight[buffer], out=self.out[buffer])
+        if self.job.activation == "gelu":
+            torch.nn.functional.gelu(self.out[buffer], approximate="tanh")
+
+
+def median_ms(run: Run, repeats: int) -> float:
+    stream = torch.cuda.Stream()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        for buffer in range(BUFFERS):
+            run(buffer, stream.cuda_stream)
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=stream):
+        for buffer in range(BUFFERS):
+            run(buffer, stream.cuda_stream)
+    return timed(graph.replay, repeats) / BUFFERS
+
+
+def timed(replay: Callable[[], Any], repeats: int) -> float:
+    times = []
+    for repeat in range(repeats + 3):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        replay()
+        end.record()
+        end.synchronize()
+        if repeat >= 3:
+            times.append(start.elapsed_time(end))
+    return sorted(times)[len(times) // 2]
+
+
+def copy_rate() -> float:
+    """Bytes read and written in a millisecond."""
+    source = torch.empty(1 << 30, dtype=torch.int8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.numel() / timed(lambda: target.copy_(source), 10)
+
+
+def time_products(dtype: torch.dtype, repeats: int) -> dict[str, Any]:
+    results = {}
+    for name, job in PRODUCTS.items():
+        timed_product = TimedProduct(job, dtype)
+        forms = {}
+        for form, run in timed_product.forms():
+            forms[form] = median_ms(run, repeats) * 1e3
+        flops = timed_product.product().flops
+        results[name] = {
+            "shape": [job.rows, job.inner, job.columns],
+            "activation": job.activation,
+            "per_pass": job.per_pass,
+            "us": forms,
+            "tflops": {form: flops / us / 1e6 for form, us in forms.items()},
+        }
+        summary = ", ".join(f"{form} {us:.1f}" for form, us in forms.items())
+        print(f"{name:32s} us: {summary}")
+        torch.cuda.empty_cache()
+    return results
+
+
+def time_kernels(dtype: torch.dtype, repeats: int, peak: float) -> dict[str, Any]:
+    results = {}
+    for name, job in kernel_jobs(dtype).items():
+        run, moved = job.prepare(dtype)
+        time_ms = median_ms(run, repeats)
+        results[name] = {
+            "per_pass": job.per_pass,
+            "us": time_ms * 1e3,
+            "bytes": moved,
+            "gb_per_s": moved / time_ms / 1e6,
+            "of_copy": moved / time_ms / peak,
+            "tflops": job.flops / time_ms / 1e9,
+        }
+        rate = (
+            f"{job.flops / time_ms / 1e9:.0f} TFLOP/s"
+            if job.flops
+            else f"{moved / time_ms / 1e6:.0f} GB/s, {100 * moved / time_ms / peak:.0f}% of a copy"
+        )
+        print(f"{name:32s} {time_ms * 1e3:8.2f} us, {rate}")
+    return results
+
+
+def per_pass_ms(products: dict[str, Any], kernels: dict[str, Any]) -> dict[str, float]:
+    def total(names: list[str]) -> float:
+        return sum(kernels[name]["us"] * kernels[name]["per_pass"] for name in names) / 1e3
+
+    attention = ["attention", "cross-attention"]
+    forms = ("in_out", "in_out_tuned", "out_in_tuned")
+    return {
+        **{
+            f"products {form}": sum(p["us"][form] * p["per_pass"] for p in products.values()) / 1e3
+            for form in forms
+        },
+        "attention": total(attention),
+        "others": total([name for name in kernels if name not in attention]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--dtype", choices=["float16", "bfloat16"], default="bfloat16")
+    options = parser.parse_args()
+    dtype = getattr(torch, options.dtype)
+    peak = copy_rate()
+    products = time_products(dtype, options.repeats)
+    kernels = time_kernels(dtype, options.repeats, peak)
+    sums = per_pass_ms(products, kernels)
+    print("; ".join(f"{name} {ms:.2f} ms" for name, ms in sums.items()))
+    report = {
+        "command": f"python benchmarks/transformer_kernels.py --dtype {options.dtype} "
+        f"--repeats {options.repeats}",
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "copy_gb_per_s": peak / 1e6,
+        "products": products,
+        "kernels": kernels,
+        "per_pass_ms": sums,
+    }
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""The VAE's passes at the sizes of a block, 3 latent frames into 12 pictures of 480x832.
+
+    python benchmarks/vae_kernels.py --out docs/results/vae_kernels_h200.json
+
+Each is captured four times in a CUDA graph and replayed. Those of 240x416 and more move far more
+than the cache holds; the small ones find some of their input there, as they do in the decoder.
+``of_copy`` compares with a copy that reads and writes the same number of bytes together.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from longlive_trt.plugins.tensors import as_device_tensor
+from longlive_trt.plugins.vae_kernels import VAE_KERNELS
+
+TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+ALL = dict.fromkeys(("residual", "bias", "norm", "silu", "history", "total"), True)
+BLOCK = dict.fromkeys(("bias", "norm", "silu", "history"), True)
+HEAD = {**ALL, "total": False, "form": "extended"}
+Size = tuple[int, int, int, int]
+LAUNCHES = 4
+
+CASES: list[tuple[str, str, dict[str, Any], Size, int]] = [
+    # what, kernel, flags, the input's shape, times in a block
+    ("384 ch, x", "vae_stack", BLOCK, (3, 60, 104, 384), 6),
+    ("384 ch, x + y", "vae_stack", ALL, (3, 60, 104, 384), 4),
+    ("384 ch, x", "vae_stack", BLOCK, (6, 120, 208, 384), 3),
+    ("384 ch, x + y", "vae_stack", ALL, (6, 120, 208, 384), 2),
+    ("192 ch, x", "vae_stack", BLOCK, (12, 240, 416, 192), 4),
+    ("192 ch, x + y", "vae_stack", ALL, (12, 240, 416, 192), 2),
+    ("96 ch, x", "vae_stack", BLOCK, (12, 480, 832, 96), 4),
+    ("96 ch, x + y", "vae_stack", ALL, (12, 480, 832, 96), 2),
+    ("96 ch, before the head", "vae_stack", HEAD, (12, 480, 832, 96), 1),
+    (
+        "384 ch, before attention",
+        "vae_stack",
+        {"form": "alone", **dict.fromkeys(("residual", "bias", "norm", "total"), True)},
+        (3, 60, 104, 384),
+        1,
+    ),
+    (
+        "384 ch, before time",
+        "vae_stack",
+        {"residual": True, "bias": True, "history": True},
+        (6, 120, 208, 384),
+        1,
+    ),
+    ("pairs of 384 ch", "vae_upsample", {"bias": True, "interleave": True}, (3, 60, 104, 768), 1),
+    ("pairs of 384 ch", "vae_upsample", {"bias": True, "interleave": True}, (6, 120, 208, 768), 1),
+    ("192 ch, x + y", "vae_upsample", {"residual": True, "bias": True}, (12, 240, 416, 192), 1),
+    ("last convolution", "vae_head", {}, (14, 480, 832, 96), 1),
+    ("pictures", "vae_pixels", {}, (12, 480, 832, 3), 1),
+    ("frames", "vae_frames", {}, (12, 480, 832, 3), 1),
+]
+
+
+def make_inputs(kernel: str, flags: dict[str, Any], size: Size, dtype: torch.dtype) -> list[Any]:
+    channels = size[-1]
+    shapes: list[tuple[int, ...]] = [size]
+    if flags.get("residual"):
+        shapes.append(size)
+    if flags.get("bias") or kernel in ("vae_pixels", "vae_frames"):
+        shapes.append((channels,))
+    if kernel == "vae_head":
+        shapes.append((3, 27, channels))
+    if flags.get("norm"):
+        shapes.append((channels,))
+    if flags.get("history"):
+        shapes.append((1, 2, *size[1:]))
+    return [torch.randn(*shape, device="cuda").to(dtype) for shape in shapes]
+
+
+def make_job(
+    kernel: str, flags: dict[str, Any], size: Size, dtype: torch.dtype
+) -> tuple[Callable[[], None], int]:
+    made = VAE_KERNELS[kernel](flags)
+    inputs = make_inputs(kernel, flags, size, dtype)
+    output_type = {"vae_pixels": torch.uint8, "vae_frames": torch.float32}.get(kernel, dtype)
+    shapes = made.output_shapes([tuple(tensor.shape) for tensor in inputs])
+    outputs = [torch.empty(shape, dtype=output_type, device="cuda") for shape in shapes]
+    given, wanted = (
+        [as_device_tensor(tensor, "tensor") for tensor in group] for group in (inputs, outputs)
+    )
+    moved = sum(tensor.numel() * tensor.element_size() for tensor in [*inputs, *outputs])
+    kept = [inputs, outputs]  # the views hold addresses only
+
+    def run() -> None:
+        assert kept
+        made.launch(given, wanted, torch.cuda.current_stream().cuda_stream)
+
+    return run, moved
+
+
+def capture(run: Callable[[], Any]) -> torch.cuda.CUDAGraph:
+    with torch.cuda.stream(torch.cuda.Stream()):
+        run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(LAUNCHES):
+            run()
+    return graph
+
+
+def median_ms(run: Callable[[], Any], repeats: int) -> float:
+    graph, times = capture(run), []
+    for repeat in range(repeats + 3):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        if repeat >= 3:
+            times.append(start.elapsed_time(end) / LAUNCHES)
+    return sorted(times)[len(times) // 2]
+
+
+def copy_ms(moved_bytes: int, repeats: int) -> float:
+    source = torch.empty(math.ceil(moved_bytes / 2), dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return median_ms(lambda: target.copy_(source), repeats)
+
+
+def measure(dtype: str, repeats: int) -> Iterator[dict[str, Any]]:
+    for what, kernel, flags, size, count in CASES:
+        run, moved = make_job(kernel, flags, size, TYPES[dtype])
+        time, copied = median_ms(run, repeats), copy_ms(moved, repeats)
+        del run
+        torch.cuda.empty_cache()
+        yield {
+            "kernel": kernel,
+            "what": what,
+            "dtype": dtype,
+            "shape": list(size),
+            "times_in_a_block": count,
+            "median_us": time * 1e3,
+            "bytes": moved,
+            "tb_per_s": moved / time / 1e9,
+            "of_copy": copied / time,
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--dtype", choices=TYPES, default="float16")
+    parser.add_argument("--repeats", type=int, default=30)
+    options = parser.parse_args()
+    results = []
+    for result in measure(options.dtype, options.repeats):
+        results.append(result)
+        print(
+            f"{result['kernel']:13s} {result['what']:22s} {result['shape']!s:20s} "
+            f"{result['median_us']:8.1f} us, {result['tb_per_s']:4.2f} TB/s, "
+            f"{100 * result['of_copy']:3.0f}% of a copy, {result['times_in_a_block']} a block"
+        )
+    total_ms = sum(r["median_us"] * r["times_in_a_block"] for r in results) / 1e3
+    print(f"together {total_ms:.2f} ms a block")
+    if options.out:
+        report = {
+            "command": f"python benchmarks/vae_kernels.py --dtype {options.dtype}",
+            "gpu": torch.cuda.get_device_name(),
+            "torch": torch.__version__,
+            "together_ms": total_ms,
+            "passes": results,
+        }
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

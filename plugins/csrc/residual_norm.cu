@@ -1,0 +1,79 @@
+// x + gate * y, and the layer normalization that follows, in one pass over rows of LL_DIM values.
+//
+// Float32 inside; each output is rounded once. What is normalized is the sum as it was rounded, since
+// that is what the residual stream keeps.
+// LL_RESIDUAL 0: there is no y, and nothing is written but the normalized rows.
+// LL_GATE 0: the gate is one.
+// LL_NORM 0: no normalization; 1: * (1 + scale) + shift; 2: * weight + bias.
+#include "norms.cuh"
+
+#ifndef LL_NORM
+#define LL_RESIDUAL 1
+#define LL_GATE 1
+#define LL_NORM 1
+#endif
+
+namespace {
+
+struct Params {
+  const uint8* x;
+  const uint8* y;
+  const uint8* gate;
+  const uint8* scale;  // or weight
+  const uint8* shift;  // or bias
+  uint8* sum;
+  uint8* normed;
+  int rows;
+  float epsilon;
+};
+
+__device__ __forceinline__ void add_update(uint4 (&words)[kVectors], const Params& params,
+                                           int64 offset) {
+  uint4 update[kVectors];
+  load_row(update, params.y + offset);
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    Eight x = unpack(words[i]);
+    const Eight y = unpack(update[i]);
+    Eight gate;
+    if constexpr (LL_GATE) gate = unpack(load_shared_vector(params.gate, i));
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      x.value[j] = LL_GATE ? fmaf(y.value[j], gate.value[j], x.value[j]) : x.value[j] + y.value[j];
+    }
+    words[i] = pack(x);
+    if (in_row(i)) *reinterpret_cast<uint4*>(params.sum + offset + column(i) * 2) = words[i];
+  }
+}
+
+__device__ __forceinline__ void write_normed(const uint4 (&words)[kVectors], const Params& params,
+                                             int64 offset) {
+  float mean;
+  float inverse;
+  mean_and_inverse(words, params.epsilon, mean, inverse);
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    const Eight scale = unpack(load_shared_vector(params.scale, i));
+    const Eight shift = unpack(load_shared_vector(params.shift, i));
+    Eight x = unpack(words[i]);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const float factor = LL_NORM == 1 ? 1.0f + scale.value[j] : scale.value[j];
+      x.value[j] = fmaf((x.value[j] - mean) * inverse, factor, shift.value[j]);
+    }
+    if (in_row(i)) *reinterpret_cast<uint4*>(params.normed + offset + column(i) * 2) = pack(x);
+  }
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks)
+    residual_norm(const __grid_constant__ Params params) {
+  const int row = blockIdx.x * kRowWarps + threadIdx.x / 32;
+  if (row >= params.rows) return;
+  const int64 offset = static_cast<int64>(row) * (kDim * 2);
+  uint4 words[kVectors];
+  load_row(words, params.x + offset);
+  if constexpr (LL_RESIDUAL) add_update(words, params, offset);
+  if constexpr (LL_NORM != 0) write_normed(words, params, offset);
+}
