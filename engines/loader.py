@@ -138,7 +138,8 @@ def _gpu_here(bundle: Bundle) -> DeviceFacts:
         remedy = (
             "use --device cpu"
             if target == CPU
-            else (f"{_remedy(manifest)}, or build with --engine {onnxruntime.KIND} for a CPU")
+            else f"run `longlive-trt pull --auto`, or build with --engine {onnxruntime.KIND} and "
+            "without --gpu for a CPU"
         )
         raise BundleError(
             f"{bundle.folder}: {wanted}, and this machine has no GPU that can be used "

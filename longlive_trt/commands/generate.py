@@ -121,7 +121,9 @@ def _switch_mode(
     help="Hold the text encoder only while it encodes, and decode frame by frame.",
 )
 @click.option(
-    "--debug", is_flag=True, help="On a GPU: fail where a live session would wait or allocate."
+    "--debug-steady",
+    is_flag=True,
+    help="On a GPU: fail where a running session waits, allocates or copies.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option("--quiet", "mode", flag_value="quiet", help="Show errors only.")
@@ -146,7 +148,7 @@ def command(
     overrides: tuple[str, ...],
     device: DeviceChoice,
     low_memory: bool,
-    debug: bool,
+    debug_steady: bool,
     overwrite: bool,
     mode: str | None,
 ) -> int:
@@ -160,7 +162,7 @@ def command(
     base = resumed.config if resumed else bundle.config
     config = _runtime_config(base, preset, overrides)
     request, notices = _request(bundle, config, wish, outputs, resumed)
-    request = replace(request, device=device, low_memory=low_memory, debug=debug)
+    request = replace(request, device=device, low_memory=low_memory, debug=debug_steady)
     check_request(bundle, request)
     _check_outputs(outputs, request.batch, inputs=(timeline, replay))
     with make_progress(mode or "auto") as progress:  # type: ignore[arg-type]

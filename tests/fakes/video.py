@@ -43,7 +43,7 @@ def add_stand_ins(mini: Path, folder: Path) -> None:
     models = {
         "vae_first": _decoder(config, first=True),
         "vae_next": _decoder(config, first=False),
-        "text": _text(config),
+        "text": text_stand_in(config, _VOCAB),
     }
     for name, model in models.items():
         onnx.save(model, folder / f"{name}.onnx")
@@ -169,12 +169,13 @@ def _pixels(graph: _Graph, x: str, copies: int, height: int, width: int) -> str:
     return graph.op("Cast", values, to=TensorProto.UINT8)
 
 
-def _text(config: ModelConfig) -> onnx.ModelProto:
+def text_stand_in(config: ModelConfig, vocab: int) -> onnx.ModelProto:
+    """A row of a table for each token."""
     graph, sizes = _Graph("text"), config.transformer
     ids, mask = (
         graph.input(name, ["batch", sizes.text_len], TensorProto.INT64) for name in ("ids", "mask")
     )
-    table = np.random.default_rng(7).standard_normal((_VOCAB, sizes.text_dim))
+    table = np.random.default_rng(7).standard_normal((vocab, sizes.text_dim))
     states = graph.op("Gather", graph.constant(table), ids)
     counted = graph.op("Cast", mask, to=TensorProto.FLOAT)
     masked = graph.op("Mul", states, graph.op("Unsqueeze", counted, graph.numbers(2)))

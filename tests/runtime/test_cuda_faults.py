@@ -5,7 +5,7 @@ import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,17 @@ class Machine:
     loaded: dict[str, FakeCudaEngine]
     on_run: dict[str, Callable[[], None]]
     """What happens before a graph's work is queued; not at replays of what was captured."""
+    threads: set[threading.Thread] = field(default_factory=lambda: {*threading.enumerate()})
 
     def require_empty(self) -> None:
-        gc.collect()
+        self.require_quiet()
         assert self.cuda.leaks() == {}
         assert self.cuda.queues.fault is None
+
+    def require_quiet(self) -> None:
+        """Nothing keeps the process from its end."""
+        gc.collect()
+        assert {*threading.enumerate()} <= self.threads
 
     def at_call(self, name: str, number: int, work: Callable[[], None]) -> None:
         """Before one call of the driver, counted from now."""
@@ -289,6 +295,7 @@ def test_a_lost_context(machine: Machine, faultless: Files, tmp_path: Path, case
     with pytest.raises(LongLiveError, match=r"CUDA could not .*CUDA_ERROR_ILLEGAL_ADDRESS \(700\)"):
         generate(machine.bundle, files.request(machine.bundle), Recorder())
     assert machine.cuda.queues.fault is not None
+    machine.require_quiet()
     files.require_whole(faultless, 1 if number in (9, 15) else 0)
 
 
