@@ -93,6 +93,8 @@ class TensorRtEngine(Closing):
         self._scratch = scratch or self._own_scratch or Scratch()
         self._spares: dict[tuple[str, Shape], DeviceMemory] = {}
         self._inputs, self._outputs = _tensor_table(self._trt, self._engine, info)
+        # The compiler leaves out inputs of the contract that this graph does not read.
+        self._unread = {tensor.name for tensor in info.inputs} - self._inputs.keys()
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:
@@ -113,6 +115,7 @@ class TensorRtEngine(Closing):
             raise EngineError(
                 f"graph {self.name}: inputs are missing: {', '.join(sorted(missing))}"
             )
+        inputs = {name: value for name, value in inputs.items() if name not in self._unread}
         tensors = self._checked(inputs, self._inputs) | self._checked(outputs, self._outputs)
         shapes = {name: tensors[name].shape for name in self._inputs}
         context = self._flavor.create_context(self._trt, self._engine, self._cuda_graphs)

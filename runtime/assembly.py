@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import cached_property, partial
 
 from ..configs import ModelConfig
+from ..engines import onnxruntime
 from ..engines.base import Closing, Engine
 from ..engines.bundle import Bundle
 from ..engines.cuda import Gpu, Stream
@@ -115,9 +116,9 @@ class Engines(Closing):
             return ThreadedDecoder(VaeStream(first, following, batch))
         streams = (self.stream("transformer"), self.stream("decoding"), self.stream("leaving"))
         frames = self.bundle.config.rollout.frames_per_block
-        return CudaDecoder(
-            first, following, batch, frames, streams, frame_by_frame=self._low_memory
-        )
+        # TensorRT's engines are compiled for one latent frame at a time.
+        single = self._low_memory or self.bundle.manifest.engine.kind != onnxruntime.KIND
+        return CudaDecoder(first, following, batch, frames, streams, frame_by_frame=single)
 
     def session(
         self,

@@ -222,6 +222,23 @@ def test_tensors_that_do_not_fit(
         load().bind({**inputs(), **changed}, {})
 
 
+def test_inputs_that_the_compiler_left_out_are_not_needed(
+    load: Callable[..., TensorRtEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unread = TensorInfo("cache_index", "int64", ("cache_frames",))
+    monkeypatch.setattr(
+        f"{__name__}.INFO", GraphInfo((*INFO.inputs, unread), INFO.outputs), raising=True
+    )
+    monkeypatch.setattr(
+        FakeEngine,
+        "get_tensor_name",
+        lambda _self, index: ["latents", "k_cache.0", "latents_next", "k_new.0"][index],
+    )
+    engine = load()
+    assert "cache_index" not in engine.inputs
+    engine.bind({**inputs(), "cache_index": device(1, 9, dtype="int64")}, {})
+
+
 def test_missing_inputs_are_named(load: Callable[..., TensorRtEngine]) -> None:
     with pytest.raises(EngineError, match=r"graph step: inputs are missing: k_cache\.0"):
         load().bind({"latents": device(1, 1, 3, 4)}, {})
