@@ -143,8 +143,9 @@ def measure_vae(bundle: Bundle, latents: list[Array]) -> Part:
 def measure_end_to_end(
     bundle: Bundle, context: Mapping[str, Array], noise: SeededNoise, blocks: int, frames: int
 ) -> dict[str, object]:
-    stream = VaeStream(*engines_for_vae(bundle), 1)
-    with Session(load_engine(bundle, "step"), bundle.config, noise, decoder=ThreadedDecoder(stream)) as session:
+    decoder = ThreadedDecoder(VaeStream(*engines_for_vae(bundle), 1))
+    step = load_engine(bundle, "step")
+    with Session(step, bundle.config, noise, decoder=decoder) as session:
         session.switch_prompt(context)
         session.step().pixels()
         previous, started = session.step(), time.perf_counter()

@@ -112,8 +112,8 @@ def _decoder(config: ModelConfig, *, first: bool) -> onnx.ModelProto:
     """Two causal convolutions in time, each channel for itself, then nearest upsampling."""
     channels, height, width = config.latent_shape
     graph = _Graph("vae_first" if first else "vae_next")
-    frames, pictures = (1, 1) if first else ("latent_frames", "4*latent_frames")
-    latents = graph.input("latents", ["batch", frames, channels, height, width])
+    count, pictures = (1, 1) if first else ("latent_frames", "4*latent_frames")
+    latents = graph.input("latents", ["batch", count, channels, height, width])
     history = ["batch", channels, _HISTORY, height, width]
     x, kept = graph.op("Transpose", latents, perm=[0, 2, 1, 3, 4]), []
     for number in range(2):
@@ -121,9 +121,10 @@ def _decoder(config: ModelConfig, *, first: bool) -> onnx.ModelProto:
         joined = graph.op("Concat", past, x, axis=2)
         kept.append(_in_time(graph, joined, -_HISTORY, _END))
         x = _squashed(graph, _weighted(graph, joined))
-    pixels = _pixels(graph, x, 1 if first else 4, height, width)
-    shape = ["batch", pictures, 8 * height, 8 * width, 3]
-    graph.output("pixels", pixels, shape, TensorProto.UINT8)
+    frames, pixels = _pictures(graph, x, 1 if first else 4, height, width)
+    size = (8 * height, 8 * width)
+    graph.output("frames", frames, ["batch", pictures, 3, *size])
+    graph.output("pixels", pixels, ["batch", pictures, *size, 3], TensorProto.UINT8)
     for number, value in enumerate(kept):
         graph.output(f"cache_next.{number}", value, history)
     return graph.model()
@@ -153,8 +154,8 @@ def _squashed(graph: _Graph, x: str) -> str:
     return graph.op("Div", x, size)
 
 
-def _pixels(graph: _Graph, x: str, copies: int, height: int, width: int) -> str:
-    """[B, C, F, H, W] to [B, copies * F, 8 H, 8 W, 3], no two copies alike."""
+def _pictures(graph: _Graph, x: str, copies: int, height: int, width: int) -> tuple[str, str]:
+    """[B, C, F, H, W] to copies * F frames, no two copies alike, and to the same as bytes."""
     colors = graph.op("Slice", x, *(graph.numbers(number) for number in (0, 3, 1)))
     brightness = [graph.constant((copy + 1) / copies) for copy in range(copies)]
     dimmed = [graph.op("Mul", colors, factor) for factor in brightness]
@@ -163,10 +164,11 @@ def _pixels(graph: _Graph, x: str, copies: int, height: int, width: int) -> str:
     dots = graph.op("Reshape", video, graph.numbers(0, 3, -1, height, 1, width, 1))
     large = graph.op("Expand", dots, graph.numbers(1, 1, 1, 1, 8, 1, 8))
     rows = graph.op("Reshape", large, graph.numbers(0, 3, -1, 8 * height, 8 * width))
-    last = graph.op("Transpose", rows, perm=[0, 2, 3, 4, 1])
     half = graph.constant(127.5)
-    values = graph.op("Add", graph.op("Mul", last, half), half)
-    return graph.op("Cast", values, to=TensorProto.UINT8)
+    scaled = graph.op("Add", graph.op("Mul", rows, half), half)
+    pixels = graph.op("Transpose", scaled, perm=[0, 2, 3, 4, 1])
+    frames = graph.op("Transpose", rows, perm=[0, 2, 1, 3, 4])
+    return frames, graph.op("Cast", pixels, to=TensorProto.UINT8)
 
 
 def text_stand_in(config: ModelConfig, vocab: int) -> onnx.ModelProto:

@@ -8,26 +8,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
-from safetensors.numpy import load_file
 
 from longlive_trt.engines.bundle import Bundle, open_bundle
 from longlive_trt.engines.cuda import Rows
 from longlive_trt.errors import EngineError
 from longlive_trt.runtime.assembly import Engines
-from longlive_trt.runtime.generation import Outputs, Request, generate
 from longlive_trt.runtime.noise import SeededNoise
-from longlive_trt.runtime.progress import QuietProgress
 from longlive_trt.runtime.ring import Recache
 from longlive_trt.runtime.session import Block, Session
 from longlive_trt.runtime.state import load_state, restore, save_state
-from longlive_trt.runtime.timeline import Cue
 
 from ..fakes.cuda import FakeCuda, Schedule
 from ..fakes.engines import put_in_place
 
 Array = np.ndarray[Any, np.dtype[Any]]
-OnGpu = Callable[[Schedule], Engines]
+OnGpu = Callable[..., Engines]
 
 SCHEDULES: tuple[Schedule, ...] = ("lazy", "eager", 1, 2)
 
@@ -50,10 +45,10 @@ def on_gpu(
     """Engines on a GPU of a schedule; all that was queued must have been sound in the end."""
     opened: list[tuple[FakeCuda, Engines]] = []
 
-    def open_engines(schedule: Schedule) -> Engines:
+    def open_engines(schedule: Schedule, **options: Any) -> Engines:
         cuda = fake_cuda(schedule=schedule)
         put_in_place(cuda, monkeypatch)
-        opened.append((cuda, Engines(bundle, "cuda")))
+        opened.append((cuda, Engines(bundle, "cuda", **options)))
         return opened[-1][1]
 
     yield open_engines
@@ -170,6 +165,15 @@ def test_a_gpu_makes_the_same_video(
     require_same(make_video(on_gpu(schedule), SCRIPTS[case]), expected)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_little_memory_makes_the_same_video(
+    on_cpu: Engines, on_gpu: OnGpu, schedule: Schedule
+) -> None:
+    script = Script(6, {3: "exact"})
+    found = make_video(on_gpu(schedule, low_memory=True), script)
+    require_same(found, make_video(on_cpu, script))
+
+
 def test_switches_matter(on_cpu: Engines) -> None:
     """The comparison above tells the scripts from one another."""
     plain = make_video(on_cpu, Script(8)).latents[-1]
@@ -280,6 +284,15 @@ def test_decoding_waits_for_nobody(on_gpu: OnGpu, bundle: Bundle) -> None:
     director.finish()
 
 
+def test_pictures_that_nobody_has_read_keep_their_values(on_cpu: Engines, on_gpu: OnGpu) -> None:
+    """However far decoding gets before they leave the GPU."""
+    script = Script(5, lag=5)
+    director = Director(on_gpu("lazy"), script)
+    director.make(5)
+    director.session.settle()
+    require_same(director.finish(), make_video(on_cpu, script))
+
+
 def test_pictures_are_read_on_another_thread(on_cpu: Engines, on_gpu: OnGpu) -> None:
     script = Script(4)
     director = Director(on_gpu("lazy"), replace(script, lag=4))
@@ -306,40 +319,6 @@ def test_engines_are_opened_on_any_thread(on_gpu: OnGpu, on_cpu: Engines) -> Non
     thread.start()
     thread.join(60)
     require_same(videos[0], make_video(on_cpu, Script(2)))
-
-
-# ---- from a bundle to files ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_generate_writes_the_same_files(
-    bundle: Bundle,
-    fake_cuda: Callable[..., FakeCuda],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    schedule: Schedule,
-) -> None:
-    put_in_place(fake_cuda(schedule=schedule), monkeypatch)
-    cues = (Cue(0, "a cat"), Cue(9, "a dog"), Cue(15, "a cat"))
-    for device in ("cpu", "cuda"):
-        folder = tmp_path / device
-        outputs = Outputs(f"{folder}/", folder / "latents", folder / "state")
-        request = Request(bundle.config, outputs, 6, starts=cues, device=device)
-        assert not generate(bundle, request, QuietProgress())
-    found, expected = (load_file(tmp_path / d / "latents")["latents"] for d in ("cuda", "cpu"))
-    assert np.array_equal(found, expected)
-    names = [path.name for path in sorted((tmp_path / "cpu").glob("*.png"))]
-    assert len(names) == 69
-    for name in names:
-        one, other = (np.asarray(Image.open(tmp_path / d / name)) for d in ("cuda", "cpu"))
-        assert np.array_equal(one, other), name
-    one, other = (load_state(tmp_path / device / "state") for device in ("cuda", "cpu"))
-    assert one.tensors.keys() == other.tensors.keys()
-    for name, tensor in one.tensors.items():
-        assert np.array_equal(tensor, other.tensors[name]), name
-
-
-# ---- the real VAE ----------------------------------------------------------------------------
 
 
 # ---- debug mode ------------------------------------------------------------------------------
