@@ -43,6 +43,8 @@ class Engines(Closing):
         self.on_gpu = runs_on_gpu(bundle, device)
         self._loaded: dict[str, Engine] = {}
         self._streams: dict[str, Stream] = {}
+        self._encoders: list[PromptEncoder] = []
+        self._memories: list[Memory] = []
 
     @cached_property
     def gpu(self) -> Gpu:
@@ -100,13 +102,15 @@ class Engines(Closing):
         tokenizer = PromptTokenizer.load(
             self.bundle.tokenizer, self.bundle.config.transformer.text_len
         )
-        return PromptEncoder(
+        encoder = PromptEncoder(
             tokenizer,
             text,
             self.contexts(batch),
             on_truncation=on_truncation,
             beside=self.on_gpu,
         )
+        self._encoders.append(encoder)
+        return encoder
 
     def decoder(self, batch: int) -> Decoder:
         first, following = (
@@ -130,21 +134,38 @@ class Engines(Closing):
         decode: bool = True,
         debug: bool = False,
     ) -> Session:
-        return Session(
-            self.get("step", "generating"),
-            config,
-            noise,
-            batch=batch,
-            total_frames=total_frames,
-            decoder=self.decoder(batch) if decode else None,
-            memory=self._memory("transformer"),
-            debug=debug,
-        )
+        step = self.get("step", "generating")
+        decoder = self.decoder(batch) if decode else None
+        try:
+            return Session(
+                step,
+                config,
+                noise,
+                batch=batch,
+                total_frames=total_frames,
+                decoder=decoder,
+                memory=self._memory("transformer"),
+                debug=debug,
+            )
+        except BaseException:
+            if decoder is not None:
+                decoder.close()
+            raise
 
     def _memory(self, concern: str) -> Memory:
-        return CudaMemory(self.stream(concern)) if self.on_gpu else HostMemory()
+        if not self.on_gpu:
+            return HostMemory()
+        self._memories.append(CudaMemory(self.stream(concern)))
+        return self._memories[-1]
 
     def close(self) -> None:
+        for encoder in self._encoders:
+            encoder.close()
+        # Those of sessions that were closed are empty by now.
+        for memory in self._memories:
+            memory.close()
+        self._encoders.clear()
+        self._memories.clear()
         for engine in self._loaded.values():
             engine.close()
         self._loaded.clear()

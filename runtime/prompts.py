@@ -82,6 +82,13 @@ class PromptEncoder:
         if self._thread and prompt not in self._kept and prompt not in self._coming:
             self._coming[prompt] = self._thread.submit(self._encode, prompt)
 
+    def close(self) -> None:
+        """Finish what is being encoded, and forget everything."""
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
+        self._coming.clear()
+        self._kept.clear()
+
     def context_of(self, prompt: str) -> Context:
         return self._encoded(prompt).context
 

@@ -145,6 +145,8 @@ class Session(Closing):
 
     def rollback(self, checkpoint: Checkpoint) -> None:
         """Forget the blocks that were made since; the next one is made anew."""
+        # Blocks that nobody looks at would let the host get ever further ahead.
+        self.memory.settle()
         targets = {**self.passes.cache, **self.context}
         pairs = [(target, checkpoint.tensors[name]) for name, target in targets.items()]
         for target, source in pairs:
