@@ -136,6 +136,7 @@ class Engines(Closing):
     ) -> Session:
         step = self.get("step", "generating")
         decoder = self.decoder(batch) if decode else None
+        memory = self._memory("transformer")
         try:
             return Session(
                 step,
@@ -144,10 +145,11 @@ class Engines(Closing):
                 batch=batch,
                 total_frames=total_frames,
                 decoder=decoder,
-                memory=self._memory("transformer"),
+                memory=memory,
                 debug=debug,
             )
         except BaseException:
+            memory.close()
             if decoder is not None:
                 decoder.close()
             raise

@@ -35,12 +35,35 @@ BOTH = {
 }
 
 
-@pytest.mark.parametrize(("name", "value"), [*ONLY_TENSORRT.items(), *BOTH.items()])
-def test_onnxruntime_takes_none_of_them(name: str, value: Any) -> None:
+WITHOUT_GPU = {name: value for name, value in BOTH.items() if name != "gpu"}
+
+
+@pytest.mark.parametrize(("name", "value"), [*ONLY_TENSORRT.items(), *WITHOUT_GPU.items()])
+def test_onnxruntime_takes_none_of_them_on_a_cpu(name: str, value: Any) -> None:
     options = BuildOptions(**{name: value})
     expected = f"{option_flag(name)} does not apply to --engine onnxruntime; leave it out"
     with pytest.raises(UsageError, match=expected):
         compiler_named("onnxruntime", options, FP16, ModelConfig())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *ONLY_TENSORRT.items(),
+        *((name, value) for name, value in WITHOUT_GPU.items() if name != "batch"),
+    ],
+)
+def test_for_a_gpu_onnxruntime_takes_a_batch_only(name: str, value: Any) -> None:
+    assert (
+        compiler_named(
+            "onnxruntime", BuildOptions(gpu="sm90", batch=2), FP16, ModelConfig()
+        ).options["batch"]
+        == 2
+    )
+    with pytest.raises(UsageError, match=f"{option_flag(name)} does not apply"):
+        compiler_named(
+            "onnxruntime", BuildOptions(gpu="sm90", **{name: value}), FP16, ModelConfig()
+        )
 
 
 @pytest.mark.parametrize(("name", "value"), ONLY_TENSORRT.items())
