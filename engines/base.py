@@ -8,6 +8,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import EngineError
+
 Array = npt.NDArray[np.generic]
 
 
@@ -72,3 +74,53 @@ class Closing(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class TensorTable(Closing):
+    """A graph's name and tensors: what engines have in common, whoever compiled them."""
+
+    name: str
+    _inputs: Mapping[str, TensorSpec]
+    _outputs: Mapping[str, TensorSpec]
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        return self._outputs
+
+    def _require_inputs(self, given: Mapping[str, Any]) -> None:
+        missing = self._inputs.keys() - given.keys()
+        if missing:
+            raise EngineError(
+                f"graph {self.name}: inputs are missing: {', '.join(sorted(missing))}"
+            )
+
+
+@dataclass(frozen=True)
+class Given:
+    """A tensor as a caller gives it, wherever it lies."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    is_contiguous: bool
+
+
+def require_fit(graph: str, name: str, spec: TensorSpec | None, given: Given) -> None:
+    if spec is None:
+        raise EngineError(f"graph {graph} has no tensor {name}")
+    fits = len(given.shape) == len(spec.shape) and all(
+        have == want or isinstance(want, str)
+        for have, want in zip(given.shape, spec.shape, strict=True)
+    )
+    if not fits:
+        raise EngineError(
+            f"graph {graph}: {name} is {list(given.shape)}, expected {list(spec.shape)}"
+        )
+    # Device tensors call float8_e4m3fn by its short name.
+    if given.dtype not in (spec.dtype.name, spec.dtype.name.removesuffix("fn")):
+        raise EngineError(f"graph {graph}: {name} is {given.dtype}, expected {spec.dtype}")
+    if not given.is_contiguous:
+        raise EngineError(f"graph {graph}: {name} is not contiguous in memory")

@@ -21,7 +21,8 @@ import numpy as np
 from ..errors import EngineError, PluginError
 from ..plugins.driver import check, device_facts
 from ..plugins.tensors import DeviceTensor as DeviceTensor
-from .base import Array, Closing
+from ..plugins.tensors import contiguous_strides
+from .base import Array, Closing, Given
 
 ALIGNMENT_BYTES = 256
 
@@ -323,6 +324,11 @@ def tensor_at(
     pointer: int, shape: Sequence[int], dtype: np.dtype[Any], ordinal: int
 ) -> DeviceTensor:
     return DeviceTensor.contiguous(pointer, shape, _NAMES.get(dtype, dtype.name), ordinal)
+
+
+def given_on_device(tensor: DeviceTensor) -> Given:
+    packed = tensor.strides == contiguous_strides(tensor.shape)
+    return Given(tensor.shape, tensor.dtype, packed)
 
 
 def _readable(size_bytes: int) -> str:

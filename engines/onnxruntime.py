@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from ..errors import BundleError, EngineError, UsageError
 from ..precision import Precision, compute_precision, retype
-from .base import Array, Closing, TensorSpec
+from .base import Array, Given, TensorSpec, TensorTable, require_fit
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def _retyped(model: ir.Model, source: Path, folder: Path, precision: Precision) 
     return path
 
 
-class OnnxRuntimeEngine(Closing):
+class OnnxRuntimeEngine(TensorTable):
     """One graph in one inference session."""
 
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
@@ -112,25 +112,13 @@ class OnnxRuntimeEngine(Closing):
         self._inputs = {spec.name: spec for spec in map(spec_of, self._session.get_inputs())}
         self._outputs = {spec.name: spec for spec in map(spec_of, self._session.get_outputs())}
 
-    @property
-    def inputs(self) -> Mapping[str, TensorSpec]:
-        return self._inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorSpec]:
-        return self._outputs
-
     def bind(
         self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]
     ) -> "OnnxRuntimeBinding":
-        missing = self._inputs.keys() - inputs.keys()
-        if missing:
-            raise EngineError(
-                f"graph {self.name}: inputs are missing: {', '.join(sorted(missing))}"
-            )
+        self._require_inputs(inputs)
         for given, known in ((inputs, self._inputs), (outputs, self._outputs)):
             for name, array in given.items():
-                _require_fit(self.name, name, array, known.get(name))
+                require_fit(self.name, name, known.get(name), _given(array))
         return OnnxRuntimeBinding(self._session, self.name, inputs, outputs)
 
     def close(self) -> None:
@@ -190,21 +178,8 @@ def _address(array: Array) -> tuple[object, tuple[int, ...], int]:
     return onnx_type, array.shape, array.ctypes.data
 
 
-def _require_fit(graph: str, name: str, array: Array, spec: TensorSpec | None) -> None:
-    if spec is None:
-        raise EngineError(f"graph {graph} has no tensor {name}")
-    fits = array.ndim == len(spec.shape) and all(
-        have == want or isinstance(want, str)
-        for have, want in zip(array.shape, spec.shape, strict=True)
-    )
-    if not fits:
-        raise EngineError(
-            f"graph {graph}: {name} is {list(array.shape)}, expected {list(spec.shape)}"
-        )
-    if array.dtype != spec.dtype:
-        raise EngineError(f"graph {graph}: {name} is {array.dtype}, expected {spec.dtype}")
-    if not array.flags.c_contiguous:
-        raise EngineError(f"graph {graph}: {name} is not contiguous in memory")
+def _given(array: Array) -> Given:
+    return Given(array.shape, array.dtype.name, array.flags.c_contiguous)
 
 
 def _numbers(version_text: str) -> tuple[int, ...]:

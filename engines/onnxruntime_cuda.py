@@ -17,9 +17,9 @@ import onnxruntime as ort
 from ..errors import EngineError
 from ..plugins import onnxruntime_bridge
 from ..plugins.onnxruntime_bridge import Placement
-from ..plugins.tensors import DeviceTensor, contiguous_strides
-from .base import Closing, TensorSpec
-from .cuda import CapturedGraph, Stream
+from ..plugins.tensors import DeviceTensor
+from .base import TensorSpec, TensorTable, require_fit
+from .cuda import CapturedGraph, Stream, given_on_device
 from .onnxruntime import TYPES, brief, spec_of
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ PROVIDER = "CUDAExecutionProvider"
 _LIBRARIES = ("cudart", "nvrtc", "cublasLt", "cublas", "cufft", "curand", "cudnn")
 
 
-class OnnxRuntimeCudaEngine(Closing):
+class OnnxRuntimeCudaEngine(TensorTable):
     """One graph in one session, on one stream.
 
     ``library`` holds the bridge to our kernels if the graph has some; such graphs are captured.
@@ -51,29 +51,19 @@ class OnnxRuntimeCudaEngine(Closing):
         self._options = ort.RunOptions()
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
-    @property
-    def inputs(self) -> Mapping[str, TensorSpec]:
-        return self._inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorSpec]:
-        return self._outputs
-
     def bind(
         self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]
     ) -> "OnnxRuntimeCudaBinding":
-        missing = self._inputs.keys() - inputs.keys()
-        if missing:
-            raise EngineError(
-                f"graph {self.name}: inputs are missing: {', '.join(sorted(missing))}"
-            )
+        self._require_inputs(inputs)
         binding = self._session.io_binding()
         for name, tensor in inputs.items():
             # A graph may do without an input of the contract.
             if name in self._inputs:
-                binding.bind_input(name, *_address(self.name, self._inputs[name], tensor))
+                known = self._inputs[name]
+                binding.bind_input(name, *_address(self.name, name, known, tensor))
         for name, tensor in outputs.items():
-            binding.bind_output(name, *_address(self.name, self._outputs[name], tensor))
+            spec = self._outputs.get(name)
+            binding.bind_output(name, *_address(self.name, name, spec, tensor))
         return OnnxRuntimeCudaBinding(self, binding, (dict(inputs), dict(outputs)))
 
     @property
@@ -174,19 +164,9 @@ def _open_session(path: Path, stream: Stream, library: Path | None) -> ort.Infer
 
 
 def _address(
-    graph: str, spec: TensorSpec, tensor: DeviceTensor
+    graph: str, name: str, spec: TensorSpec | None, tensor: DeviceTensor
 ) -> tuple[str, int, object, tuple[int, ...], int]:
-    fits = len(tensor.shape) == len(spec.shape) and all(
-        have == want or isinstance(want, str)
-        for have, want in zip(tensor.shape, spec.shape, strict=True)
-    )
-    if not fits:
-        raise EngineError(
-            f"graph {graph}: {spec.name} is {list(tensor.shape)}, expected {list(spec.shape)}"
-        )
-    if not spec.dtype.name.startswith(tensor.dtype):
-        raise EngineError(f"graph {graph}: {spec.name} is {tensor.dtype}, expected {spec.dtype}")
-    if tensor.strides != contiguous_strides(tensor.shape):
-        raise EngineError(f"graph {graph}: {spec.name} is not contiguous in memory")
+    require_fit(graph, name, spec, given_on_device(tensor))
+    assert spec is not None
     element = next(code for dtype, code in TYPES.values() if dtype == spec.dtype)
     return "cuda", tensor.device, element, tensor.shape, tensor.pointer

@@ -13,7 +13,8 @@ from ..errors import EngineError
 from ..exports import GraphInfo
 from ..plugins.driver import DeviceMemory, check, device_facts
 from ..plugins.tensors import DeviceTensor, as_device_tensor
-from .base import Closing, TensorSpec
+from .base import TensorSpec, TensorTable, require_fit
+from .cuda import given_on_device
 from .tensorrt_flavors import Flavor
 from .tensorrt_monitor import BuildLog, make_logger
 
@@ -60,7 +61,7 @@ class Scratch:
             self._memory = None
 
 
-class TensorRtEngine(Closing):
+class TensorRtEngine(TensorTable):
     """Tensors are device memory of the caller: device tensors, or what speaks DLPack."""
 
     def __init__(
@@ -97,24 +98,12 @@ class TensorRtEngine(Closing):
         self._unread = {tensor.name for tensor in info.inputs} - self._inputs.keys()
 
     @property
-    def inputs(self) -> Mapping[str, TensorSpec]:
-        return self._inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorSpec]:
-        return self._outputs
-
-    @property
     def scratch_bytes(self) -> int:
         """What the largest profile needs; it depends on the weight streaming budget."""
         return int(self._engine.device_memory_size_v2)
 
     def bind(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> "TensorRtBinding":
-        missing = self._inputs.keys() - inputs.keys()
-        if missing:
-            raise EngineError(
-                f"graph {self.name}: inputs are missing: {', '.join(sorted(missing))}"
-            )
+        self._require_inputs(inputs)
         inputs = {name: value for name, value in inputs.items() if name not in self._unread}
         tensors = self._checked(inputs, self._inputs) | self._checked(outputs, self._outputs)
         shapes = {name: tensors[name].shape for name in self._inputs}
@@ -256,16 +245,5 @@ def _tensor_table(
 
 
 def _fitting(graph: str, spec: TensorSpec | None, tensor: DeviceTensor, name: str) -> DeviceTensor:
-    if spec is None:
-        raise EngineError(f"graph {graph} has no tensor {name}")
-    fixed = [(a, b) for a, b in zip(tensor.shape, spec.shape, strict=False) if isinstance(b, int)]
-    if len(tensor.shape) != len(spec.shape) or any(have != want for have, want in fixed):
-        raise EngineError(
-            f"graph {graph}: {name} is {list(tensor.shape)}, expected {list(spec.shape)}"
-        )
-    if not spec.dtype.name.startswith(tensor.dtype):
-        raise EngineError(f"graph {graph}: {name} is {tensor.dtype}, expected {spec.dtype}")
-    contiguous = DeviceTensor.contiguous(tensor.pointer, tensor.shape, tensor.dtype, tensor.device)
-    if tensor.strides != contiguous.strides:
-        raise EngineError(f"graph {graph}: {name} is not contiguous in memory")
+    require_fit(graph, name, spec, given_on_device(tensor))
     return tensor

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .base import Closing, Engine, TensorSpec
+from .base import Engine, TensorSpec, TensorTable
 
 
-class TransientEngine(Closing):
+class TransientEngine(TensorTable):
     def __init__(
         self,
         load: Callable[[], Engine],
@@ -18,14 +18,6 @@ class TransientEngine(Closing):
         """``settle`` waits until a run that was queued is over."""
         self._load, self._settle = load, settle
         self._inputs, self._outputs = inputs, outputs
-
-    @property
-    def inputs(self) -> Mapping[str, TensorSpec]:
-        return self._inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorSpec]:
-        return self._outputs
 
     def bind(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> "_TransientBinding":
         return _TransientBinding(self._load, self._settle, dict(inputs), dict(outputs))

@@ -12,10 +12,10 @@ from ..engines.base import Array, Binding, Engine
 from ..engines.cuda import DeviceTensor, Event, Stream
 from ..engines.marks import mark
 from .cuda_memory import CudaMemory, Fetched
-from .decoder import DecoderSnapshot
+from .decoder import RememberingDecoder
 from .memory import Buffer, Span, Tensor, buffers, named
 
-WAITING_BLOCKS = 3
+WAITING_BLOCKS = 4
 """Blocks whose pictures may lie unread; whoever asks for more waits."""
 
 
@@ -33,7 +33,7 @@ class _Decoding:
         self._transformer.wait_for(self._latents_read)
 
 
-class CudaDecoder:
+class CudaDecoder(RememberingDecoder):
     """Whole blocks at a time, which is what fills a GPU; or frame by frame, in less memory."""
 
     def __init__(
@@ -49,8 +49,8 @@ class CudaDecoder:
         self._frame_by_frame = frame_by_frame and batch == 1
         self._transformer, decoding, leaving = streams
         self._first_engine, self._following_engine = first, following
-        self._memory = CudaMemory(decoding)
-        self._leaving = CudaMemory(leaving, waiting=WAITING_BLOCKS + 1)
+        self._memory: CudaMemory = CudaMemory(decoding)
+        self._leaving = CudaMemory(leaving, waiting=WAITING_BLOCKS)
         gpu = decoding.gpu
         self._made = gpu.event()
         self._read = [gpu.event() for _ in range(2)]
@@ -141,20 +141,6 @@ class CudaDecoder:
     @property
     def caches(self) -> Mapping[str, Tensor]:
         return self._caches[self._flips % 2]
-
-    def restore(self, latent_frames: int, caches: Mapping[str, Array]) -> None:
-        self.latent_frames = latent_frames
-        for name, cache in self.caches.items():
-            self._memory.write(cache, caches[name])
-
-    def snapshot(self) -> DecoderSnapshot:
-        return DecoderSnapshot(self.latent_frames, self._memory.clone(self.caches, "a checkpoint"))
-
-    def reinstate(self, snapshot: DecoderSnapshot) -> None:
-        self.latent_frames = snapshot.latent_frames
-        for name, cache in self.caches.items():
-            whole = [Span(0, 0, cache.shape[1])]
-            self._memory.copy([(cache, snapshot.caches[name])], whole)
 
     def settle(self) -> None:
         self._memory.settle()

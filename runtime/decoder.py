@@ -1,5 +1,6 @@
 """The VAE as a stream: latent frames in, pictures out, with every convolution's memory kept."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -57,7 +58,33 @@ class Decoder(Protocol):
     def close(self) -> None: ...
 
 
-class VaeStream:
+class RememberingDecoder(ABC):
+    """What a decoder remembers, kept and put back."""
+
+    _memory: Memory
+    latent_frames: int
+
+    @property
+    @abstractmethod
+    def caches(self) -> Mapping[str, Tensor]:
+        """What the next latent frame reads."""
+
+    def restore(self, latent_frames: int, caches: Mapping[str, Array]) -> None:
+        self.latent_frames = latent_frames
+        for name, cache in self.caches.items():
+            self._memory.write(cache, caches[name])
+
+    def snapshot(self) -> DecoderSnapshot:
+        return DecoderSnapshot(self.latent_frames, self._memory.clone(self.caches, "a checkpoint"))
+
+    def reinstate(self, snapshot: DecoderSnapshot) -> None:
+        self.latent_frames = snapshot.latent_frames
+        for name, cache in self.caches.items():
+            whole = [Span(0, 0, cache.shape[1])]
+            self._memory.copy([(cache, snapshot.caches[name])], whole)
+
+
+class VaeStream(RememberingDecoder):
     """Decodes one latent frame at a time, so the result does not depend on how they arrive."""
 
     def __init__(
@@ -99,20 +126,6 @@ class VaeStream:
     def caches(self) -> Mapping[str, Tensor]:
         """What the next latent frame reads."""
         return self._caches[(self.latent_frames - 1) % 2]
-
-    def restore(self, latent_frames: int, caches: Mapping[str, Array]) -> None:
-        self.latent_frames = latent_frames
-        for name, cache in self.caches.items():
-            self._memory.write(cache, caches[name])
-
-    def snapshot(self) -> DecoderSnapshot:
-        return DecoderSnapshot(self.latent_frames, self._memory.clone(self.caches, "a checkpoint"))
-
-    def reinstate(self, snapshot: DecoderSnapshot) -> None:
-        self.latent_frames = snapshot.latent_frames
-        for name, cache in self.caches.items():
-            whole = [Span(0, 0, cache.shape[1])]
-            self._memory.copy([(cache, snapshot.caches[name])], whole)
 
     def _decode_frame(self) -> Pending:
         frame = self.latent_frames
