@@ -10,7 +10,7 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,9 +23,16 @@ from longlive_trt.calibration.calibration_file import Calibration
 from longlive_trt.calibration.calibrator import Request, calibrate, load_model
 from longlive_trt.calibration.prompts import shipped_prompts
 from longlive_trt.calibration.quantized import load_quantized
-from longlive_trt.calibration.recipes import FORMATS, RECIPES
+from longlive_trt.calibration.recipes import FORMATS, RECIPES, VAE_EXCLUDED, Extras
 from longlive_trt.calibration.targets import EXCLUDED, Selection
 from longlive_trt.calibration.texts import SyntheticTexts
+from longlive_trt.calibration.vae import (
+    convolutions,
+    load_quantized_vae,
+    load_vae,
+    select_convolutions,
+)
+from longlive_trt.calibration.vae_ranges import VaeRanges
 from longlive_trt.configs import LatentConfig, ModelConfig, TransformerConfig, VaeConfig
 from longlive_trt.export.checkpoint_weights import Weights
 from longlive_trt.export.checkpoints import open_transformer, open_vae
@@ -54,10 +61,24 @@ class Variant:
     recipe: str | None = None
     cache: str | None = None
     exclude: tuple[str, ...] = EXCLUDED
+    attention: str | None = None
 
     @property
     def calibration_key(self) -> tuple[str, tuple[str, ...]] | None:
         return (self.recipe, self.exclude) if self.recipe else None
+
+    @property
+    def extras(self) -> Extras:
+        return Extras(attention=FORMATS[self.attention] if self.attention else None)
+
+
+@dataclass(frozen=True)
+class VaeVariant:
+    """How the same latents are decoded."""
+
+    name: str
+    format: str
+    exclude: tuple[str, ...] = VAE_EXCLUDED
 
 
 VARIANTS = (
@@ -68,12 +89,23 @@ VARIANTS = (
     Variant("INT8-SmoothQuant", recipe="int8-smoothquant"),
     Variant("FP8 + KV8 (FP8 cache)", recipe="fp8", cache="fp8"),
     Variant("FP8 + KV8 (INT8 cache)", recipe="fp8", cache="int8"),
+    Variant("FP8 + attention in FP8", recipe="fp8", attention="fp8"),
+    Variant("FP8 + KV8 (FP8 cache) + attention in FP8", recipe="fp8", cache="fp8", attention="fp8"),
     Variant("FP8, the rest in bf16", compute="bf16", recipe="fp8"),
     Variant("FP8, every linear of the blocks", recipe="fp8", exclude=()),
     Variant("FP8, and cross-attention left out", recipe="fp8", exclude=("*.cross_attn.*",)),
     Variant("FP8, and FFN left out", recipe="fp8", exclude=(*EXCLUDED, "*.ffn.*")),
     Variant("FP8, and first block left out", recipe="fp8", exclude=(*EXCLUDED, "blocks.0.*")),
     Variant("FP8, and last block left out", recipe="fp8", exclude=(*EXCLUDED, "blocks.1.*")),
+)
+_ENDS = VAE_EXCLUDED[:3]
+VAE_VARIANTS = (
+    VaeVariant("FP8", "fp8"),
+    VaeVariant("INT8", "int8"),
+    VaeVariant("FP8, every convolution", "fp8", ()),
+    VaeVariant("FP8, every convolution but the first two and the last", "fp8", _ENDS),
+    VaeVariant("INT8, every convolution", "int8", ()),
+    VaeVariant("INT8, every convolution but the first two and the last", "int8", _ENDS),
 )
 
 
@@ -87,8 +119,9 @@ def main() -> None:
         DATA / "transformer" / "transformer.safetensors",
         expected_shapes(lambda: Transformer(CONFIG.transformer)),
     )
-    calibrations = _calibrations(weights, shipped_prompts()[: arguments.prompts])
-    vae = _vae()
+    stored_vae = _stored_vae()
+    calibrations = _calibrations(weights, stored_vae, shipped_prompts()[: arguments.prompts])
+    vae = load_vae(_vae_config(), stored_vae, "fp32", "cpu")
     baseline = _rollout(weights, Variant("fp32"), None)
     frames = _decode(vae, baseline)
     rows = []
@@ -97,6 +130,9 @@ def main() -> None:
         latents = _rollout(weights, variant, calibrations[key] if key else None)
         rows.append(_row(variant.name, latents, baseline, _decode(vae, latents), frames))
         print(rows[-1]["name"], f"{rows[-1]['latents_relative_l2']:.2e}")
+    (ranges,) = {id(c.vae): c.vae for c in calibrations.values() if c.recipe == "int8"}.values()
+    assert ranges is not None
+    vae_rows = [_vae_row(v, stored_vae, ranges, baseline, frames) for v in VAE_VARIANTS]
     result = {
         "model": "golden model A (random weights)",
         "blocks": BLOCKS,
@@ -108,6 +144,7 @@ def main() -> None:
             "longlive-1.3b, KV8": cache_bytes(ModelConfig(), 1),
         },
         "rows": rows,
+        "vae_rows": vae_rows,
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, CPU",
         "duration_s": round(time.monotonic() - started, 1),
@@ -119,7 +156,7 @@ def main() -> None:
 
 
 def _calibrations(
-    weights: Weights, prompts: list[str]
+    weights: Weights, vae: Weights, prompts: list[str]
 ) -> dict[tuple[str, tuple[str, ...]], Calibration]:
     keys = {key for variant in VARIANTS if (key := variant.calibration_key)}
     with TemporaryDirectory() as scratch:
@@ -133,6 +170,7 @@ def _calibrations(
                 SyntheticTexts(CONFIG),
                 progress,
                 lambda what, done, total: print(f"{what}: {done} of {total}"),
+                vae=vae,
             )
             for recipe, exclude in sorted(keys)
         }
@@ -144,7 +182,7 @@ def _rollout(weights: Weights, variant: Variant, calibration: Calibration | None
     if calibration is None:
         model = load_model(CONFIG, weights, variant.compute, "cpu")
     else:
-        model = load_quantized(CONFIG, weights, calibration, variant.compute, "cpu")
+        model = load_quantized(CONFIG, weights, calibration, variant.compute, "cpu", variant.extras)
     rollout = ReferenceRollout(model, CONFIG, 1, total)
     if variant.cache is not None and calibration is not None:
         format_ = FORMATS[variant.cache]
@@ -165,17 +203,29 @@ def _noises() -> Iterator[Tensor]:
         yield torch.randn(shape, generator=generator)
 
 
-def _vae() -> VaeDecoder:
+def _vae_config() -> VaeConfig:
     assert CONFIG.vae is not None
-    vae_config = CONFIG.vae
-    vae = VaeDecoder(vae_config)
-    stored = open_vae(DATA / "vae" / "vae.safetensors", expected_shapes(_maker(vae_config)))
-    vae.load_state_dict({name: stored.load(name).float() for name in stored.names})
-    return vae.eval()
+    return CONFIG.vae
 
 
-def _maker(config: VaeConfig) -> Callable[[], VaeDecoder]:
-    return lambda: VaeDecoder(config)
+def _stored_vae() -> Weights:
+    shapes = expected_shapes(lambda: VaeDecoder(_vae_config()))
+    return open_vae(DATA / "vae" / "vae.safetensors", shapes)
+
+
+def _vae_row(
+    variant: VaeVariant, stored: Weights, ranges: VaeRanges, latents: Tensor, baseline: Tensor
+) -> dict[str, object]:
+    config, format_ = _vae_config(), FORMATS[variant.format]
+    frames = _decode(load_quantized_vae(config, stored, ranges, format_, variant.exclude), latents)
+    chosen = select_convolutions(config, variant.exclude)
+    row = {
+        "name": variant.name,
+        "convolutions": len(chosen),
+        "frames_psnr_db": _psnr(frames, baseline),
+    }
+    print(row)
+    return row
 
 
 @torch.no_grad()
@@ -221,11 +271,28 @@ def _write_table(result: dict[str, object]) -> None:
             f"| {row['name']} | {row['latents_relative_l2']:.1e} | {first:.1e} | {last:.1e} "
             f"| {row['frames_psnr_db']:.1f} dB |"
         )
+    _replace_table("golden-a", lines)
+    vae_rows = result["vae_rows"]
+    assert isinstance(vae_rows, list)
+    _replace_table(
+        "vae",
+        [
+            "| decoded with | convolutions quantized | frames, PSNR |",
+            "|---|---|---|",
+            *(
+                f"| {row['name']} | {row['convolutions']} of {len(convolutions(_vae_config()))} "
+                f"| {row['frames_psnr_db']:.1f} dB |"
+                for row in vae_rows
+            ),
+        ],
+    )
+
+
+def _replace_table(name: str, lines: list[str]) -> None:
     path = ROOT / "docs" / "quality.md"
-    start, end = "<!-- table: golden-a -->", "<!-- end -->"
-    text = path.read_text(encoding="utf-8")
-    before, rest = text.split(start)
-    _, after = rest.split(end)
+    start, end = f"<!-- table: {name} -->", "<!-- end -->"
+    before, rest = path.read_text(encoding="utf-8").split(start)
+    _, after = rest.split(end, 1)
     table = "\n".join(lines)
     path.write_text(f"{before}{start}\n{table}\n{end}{after}", encoding="utf-8")
 

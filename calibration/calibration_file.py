@@ -15,8 +15,9 @@ from torch import Tensor
 from ..configs import ModelConfig, TransformerConfig
 from ..errors import UsageError
 from ..files import publish_file
-from .modelopt import CACHE_PARTS, LayerRanges
+from .modelopt import LayerRanges
 from .recipes import recipe_named
+from .vae_ranges import VaeRanges
 
 FORMAT = 1
 _METADATA = "longlive_calibration"
@@ -38,6 +39,8 @@ class Origin:
     compute: str
     text_states: str
     """``encoder``, or ``synthetic`` for a model without one."""
+    vae: str = ""
+    """Digest of the VAE's checkpoint, where its convolutions were watched too."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,16 @@ class Calibration:
     statistics: Mapping[str, Mapping[str, float]]
     """Largest, mean and least range of a layer over the videos."""
     versions: Mapping[str, str]
+    vae: VaeRanges | None = None
 
     def head_amax(self, block: int, part: str) -> Tensor:
         return self.channels[f"blocks.{block}.self_attn.{part}_heads"]
+
+    @property
+    def has_query_ranges(self) -> bool:
+        return all(
+            f"blocks.{block}.self_attn.q_heads" in self.channels for block in range(self.blocks)
+        )
 
     @property
     def blocks(self) -> int:
@@ -60,7 +70,9 @@ class Calibration:
 
     def to_bytes(self) -> bytes:
         tensors = {f"channels.{name}": tensor for name, tensor in self.channels.items()}
-        for name, ranges in self.layers.items():
+        vae = self.vae.layers if self.vae else {}
+        layers = {**self.layers, **{f"vae.{name}": ranges for name, ranges in vae.items()}}
+        for name, ranges in layers.items():
             for key, value in vars(ranges).items():
                 if value is not None:
                     tensors[f"{key}.{name}"] = value
@@ -69,6 +81,7 @@ class Calibration:
             "recipe": self.recipe,
             "origin": asdict(self.origin),
             "layers": list(self.layers),
+            "vae_layers": list(vae),
             "statistics": self.statistics,
             "versions": self.versions,
         }
@@ -122,14 +135,7 @@ def _calibration(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Cal
     return Calibration(
         origin=Origin(**facts["origin"]),
         recipe=recipe_named(facts["recipe"]).name,
-        layers={
-            name: LayerRanges(
-                tensors[f"input_amax.{name}"],
-                tensors[f"weight_amax.{name}"],
-                tensors.get(f"pre_quant_scale.{name}"),
-            )
-            for name in facts["layers"]
-        },
+        layers={name: _ranges(name, tensors) for name in facts["layers"]},
         channels={
             name.removeprefix("channels."): tensor
             for name, tensor in tensors.items()
@@ -137,6 +143,24 @@ def _calibration(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Cal
         },
         statistics=facts["statistics"],
         versions=facts["versions"],
+        vae=_vae_ranges(facts, tensors),
+    )
+
+
+def _vae_ranges(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> VaeRanges | None:
+    """Older files have none."""
+    names = facts.get("vae_layers", [])
+    if not names:
+        return None
+    layers = {name: _ranges(f"vae.{name}", tensors) for name in names}
+    return VaeRanges(facts["origin"]["vae"], layers)
+
+
+def _ranges(name: str, tensors: Mapping[str, Tensor]) -> LayerRanges:
+    return LayerRanges(
+        tensors[f"input_amax.{name}"],
+        tensors[f"weight_amax.{name}"],
+        tensors.get(f"pre_quant_scale.{name}"),
     )
 
 
@@ -164,8 +188,17 @@ def require_fit(
     _require_whole(calibration, path, config.transformer)
 
 
+def require_query_ranges(calibration: Calibration) -> None:
+    """Calibrations of earlier versions watched keys and values only."""
+    if not calibration.has_query_ranges:
+        raise UsageError(
+            "the calibration was made before the ranges of queries were kept, which attention in "
+            "fp8 needs; calibrate again, or leave --attention out"
+        )
+
+
 def _require_whole(calibration: Calibration, path: Path, config: TransformerConfig) -> None:
-    heads = [f"blocks.{i}.self_attn.{p}_heads" for i in range(config.layers) for p in CACHE_PARTS]
+    heads = [f"blocks.{i}.self_attn.{part}_heads" for i in range(config.layers) for part in "kv"]
     missing = [name for name in (*calibration.layers, *heads) if name not in calibration.channels]
     if missing:
         raise UsageError(f"{path}: no ranges of {missing[0]} inside; calibrate again")

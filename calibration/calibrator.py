@@ -25,11 +25,14 @@ from .prompts import prompts_sha256
 from .recipes import Recipe
 from .targets import Selection, linear_layers, select_layers
 from .texts import TextStates
+from .vae import VaeWatcher
 from .videos import Video, plan_videos, run_video
 
 logger = logging.getLogger(__name__)
 
 Report = Callable[[str, int, int], None]
+
+_PROGRESS_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -81,19 +84,26 @@ def calibrate(
     texts: TextStates,
     progress_file: Path,
     report: Report = lambda _what, _done, _total: None,
+    vae: Weights | None = None,
 ) -> Calibration:
+    """``vae`` is given where its convolutions are to be watched too."""
     layers = select_layers(config.transformer, request.selection)
     videos = plan_videos(len(request.prompts), config, request.blocks)
-    origin = _origin(config, weights, request, videos, texts)
+    origin = _origin(config, weights, request, videos, texts, vae)
     progress = _resume(progress_file, origin)
     states = texts.of(request.prompts)
     model = load_model(config, weights, request.compute, request.device)
     # All layers are watched, so that another choice of layers needs no other rollouts.
     watcher = RangeWatcher(model, linear_layers(config.transformer), config.transformer.layers)
+    vae_watcher = _vae_watcher(config, vae, request)
     for video in videos[len(progress.by_video) :]:
         report("calibrating", video.number, len(videos))
-        run = partial(run_video, model, config, video, states, request.seed, watcher.observe_cache)
-        seen = watcher.watch(run, _described(video, request.prompts))
+        run = partial(run_video, model, config, video, states, request.seed, watcher.observe_heads)
+        what = _described(video, request.prompts)
+        made: list[Tensor] = []
+        seen = watcher.watch(partial(_keep_frames, run, made), what)
+        if vae_watcher is not None:
+            seen |= vae_watcher.watch(torch.cat(made, dim=1), what)
         progress.add(seen)
         _save_progress(progress_file, origin, progress)
     report("computing scales", len(videos), len(videos))
@@ -105,7 +115,19 @@ def calibrate(
         channels=progress.channels,
         statistics=progress.statistics(),
         versions={name: version(name) for name in ("nvidia-modelopt", "torch")},
+        vae=vae_watcher.ranges(progress.channels) if vae_watcher is not None else None,
     )
+
+
+def _keep_frames(run: Callable[[], list[Tensor]], made: list[Tensor]) -> None:
+    made += run()
+
+
+def _vae_watcher(config: ModelConfig, vae: Weights | None, request: Request) -> VaeWatcher | None:
+    if vae is None:
+        return None
+    assert config.vae is not None
+    return VaeWatcher(config.vae, vae, request.compute, request.device)
 
 
 def load_model(config: ModelConfig, weights: Weights, compute: str, device: str) -> Transformer:
@@ -129,6 +151,7 @@ def _origin(
     request: Request,
     videos: Sequence[Video],
     texts: TextStates,
+    vae: Weights | None,
 ) -> Origin:
     return Origin(
         checkpoint=weights.digest(),
@@ -140,6 +163,7 @@ def _origin(
         seed=request.seed,
         compute=request.compute,
         text_states=texts.kind,
+        vae=vae.digest() if vae is not None else "",
     )
 
 
@@ -150,7 +174,8 @@ def _resume(path: Path, origin: Origin) -> Progress:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             channels = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if json.loads(metadata["origin"]) == asdict(origin):
+        known = {"format": _PROGRESS_FORMAT, "origin": asdict(origin)}
+        if json.loads(metadata["known"]) == known:
             progress = Progress(channels, json.loads(metadata["by_video"]))
             logger.warning("%s: going on after %d videos", path, len(progress.by_video))
             return progress
@@ -163,7 +188,7 @@ def _resume(path: Path, origin: Origin) -> Progress:
 
 def _save_progress(path: Path, origin: Origin, progress: Progress) -> None:
     metadata = {
-        "origin": json.dumps(asdict(origin)),
+        "known": json.dumps({"format": _PROGRESS_FORMAT, "origin": asdict(origin)}),
         "by_video": json.dumps(progress.by_video),
     }
     path.parent.mkdir(parents=True, exist_ok=True)

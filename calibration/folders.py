@@ -8,11 +8,18 @@ from pathlib import Path
 from ..configs import ModelConfig
 from ..errors import UsageError
 from ..export.checkpoint_weights import Weights
-from ..export.components import Component, expected_shapes, prompt_spec, step_spec
+from ..export.components import (
+    Component,
+    expected_shapes,
+    prompt_spec,
+    step_spec,
+    vae_specs,
+)
 from ..export.exported_weights import ExportedWeights
 from ..export.exporter import ExportResult, KeptGraphs, export_components, require_replaceable
 from ..export.text_encoder import TextEncoder
 from ..export.transformer import Transformer
+from ..export.vae import VaeDecoder
 from ..exports import (
     TOKENIZER_NAME,
     ExportRecord,
@@ -31,13 +38,15 @@ from .calibration_file import (
 from .calibrator import Report, Request, calibrate
 from .plot import sensitivity_png
 from .quantized import quantized_component
-from .recipes import Format, recipe_named
+from .recipes import Extras, recipe_named
 from .sensitivity import SensitivityReport, measure
 from .texts import EncodedTexts, SyntheticTexts, TextStates, Tokenize
+from .vae import convolutions, quantized_vae_component, select_convolutions
 
 logger = logging.getLogger(__name__)
 
 REPORT_NAME = "sensitivity"
+_NOTHING = Extras()
 
 OpenTokenizer = Callable[[Path, int], Tokenize]
 """(tokenizer file, text_len); the tokenizer belongs to the runtime, which is above."""
@@ -74,6 +83,17 @@ class SourceExport:
         shapes = expected_shapes(lambda: Transformer(self.config.transformer))
         return ExportedWeights(self.folder, self.record, "transformer", shapes)
 
+    def vae(self) -> Weights:
+        vae = self.config.vae
+        if vae is None or "vae" not in self.record.checkpoints:
+            raise UsageError(
+                f"{self.folder}: has no VAE to quantize; export with --vae, or leave "
+                f"--vae-precision out"
+            )
+        return ExportedWeights(
+            self.folder, self.record, "vae", expected_shapes(lambda: VaeDecoder(vae))
+        )
+
     def text_states(self, open_tokenizer: OpenTokenizer, request: Request) -> TextStates:
         text_encoder, path = self.config.text_encoder, self.folder / TOKENIZER_NAME
         if text_encoder is None or "text" not in self.record.graphs or not path.is_file():
@@ -100,6 +120,8 @@ def calibrate_export(
     out: Path,
     open_tokenizer: OpenTokenizer,
     report: Report = lambda _what, _done, _total: None,
+    *,
+    with_vae: bool = False,
 ) -> Calibration:
     require_replaceable(out)
     return calibrate(
@@ -109,6 +131,7 @@ def calibrate_export(
         source.text_states(open_tokenizer, request),
         progress_file(out),
         report,
+        source.vae() if with_vae else None,
     )
 
 
@@ -119,6 +142,7 @@ def measure_sensitivity(
     error_budget: float,
     open_tokenizer: OpenTokenizer,
     report: Report = lambda _what, _done, _total: None,
+    extras: Extras = _NOTHING,
 ) -> SensitivityReport:
     return measure(
         source.config,
@@ -128,6 +152,7 @@ def measure_sensitivity(
         source.text_states(open_tokenizer, request),
         error_budget,
         report=report,
+        extras=Extras(attention=extras.attention),
     )
 
 
@@ -138,20 +163,27 @@ def read_fitting_calibration(path: Path, source: SourceExport, precision: str) -
     return calibration
 
 
+def require_extras(source: SourceExport, extras: Extras) -> None:
+    """Refuse at once what rollouts would be in vain for."""
+    if extras.vae is not None:
+        source.vae()
+        assert source.config.vae is not None
+        select_convolutions(source.config.vae, extras.vae_exclude)
+
+
 def write_quantized(
     source: SourceExport,
     calibration: Calibration,
     out: Path,
     *,
-    cache: Format | None = None,
+    extras: Extras = _NOTHING,
     sensitivity: SensitivityReport | None = None,
     check: bool = True,
     report: Report = lambda _what, _done, _total: None,
 ) -> ExportResult:
     """The quantized export, with its calibration beside the graphs."""
     config = source.config
-    specs = (step_spec(config), prompt_spec(config))
-    transformer = Component("transformer", source.transformer(), specs)
+    parts = _quantized_parts(source, calibration, extras)
     recipe = recipe_named(calibration.recipe)
 
     def add_files(folder: Path) -> None:
@@ -162,21 +194,48 @@ def write_quantized(
 
     result = export_components(
         config,
-        [quantized_component(transformer, calibration, cache)],
+        parts,
         out,
         precision_named(source.record.precision),
         quantization=Quantization(
-            recipe.format.name, recipe.name, calibration.sha256(), cache.name if cache else None
+            recipe.format.name,
+            recipe.name,
+            calibration.sha256(),
+            cache=extras.cache.name if extras.cache else None,
+            attention=extras.attention.name if extras.attention else None,
+            vae=extras.vae.name if extras.vae else None,
         ),
         kept=KeptGraphs(
             source.folder,
             source.record,
-            frozenset(source.record.checkpoints) - {"transformer"},
+            frozenset(source.record.checkpoints) - {part.name for part in parts},
         ),
         add_files=add_files,
-        # The check's random inputs are no quantized cache.
-        check=check and cache is None,
+        check=check,
         report=report,
     )
     progress_file(out).unlink(missing_ok=True)
     return result
+
+
+def _quantized_parts(
+    source: SourceExport, calibration: Calibration, extras: Extras
+) -> list[Component]:
+    config = source.config
+    specs = (step_spec(config), prompt_spec(config))
+    transformer = Component("transformer", source.transformer(), specs)
+    parts = [quantized_component(transformer, calibration, extras)]
+    if extras.vae is not None:
+        vae = Component("vae", source.vae(), vae_specs(config))
+        if calibration.vae is None:
+            raise UsageError(
+                "the calibration has no ranges of the VAE; calibrate again with --vae-precision"
+            )
+        assert config.vae is not None
+        calibration.vae.require_fit(convolutions(config.vae), vae.weights.digest())
+        parts.append(
+            quantized_vae_component(
+                vae, calibration.vae, config.vae, extras.vae, extras.vae_exclude
+            )
+        )
+    return parts

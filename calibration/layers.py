@@ -7,8 +7,8 @@ DequantizeLinear around the operator, which every compiler turns into a low-prec
 import torch
 from torch import Tensor, nn
 
-from ..export.transformer import CacheFormat
-from .quantization import dequantize, quantize
+from ..export.transformer import AttentionFormat, CacheFormat
+from .quantization import dequantize, quantize, rounded
 from .recipes import Format
 
 OPSET = 24
@@ -91,6 +91,33 @@ class NarrowCache(CacheFormat):
 
     def unpack(self, layer: int, part: str, x: Tensor) -> Tensor:
         return dequantized(x, self.scales[f"{part}{layer}"], self._HEAD_AXIS)
+
+
+class NarrowAttention(AttentionFormat):
+    """Queries, keys, values and the softmax's output in eight bits, with one scale for each tensor.
+
+    Compilers have fused kernels for this form; with scales for each head they have none.
+    """
+
+    def __init__(self, layers: int, format_: Format) -> None:
+        super().__init__()
+        self.format = format_
+        self.by_layer = nn.ParameterDict(
+            {f"{part}{layer}": _constant() for part in "qkv" for layer in range(layers)}
+        )
+        self.softmax = _constant()
+
+    def scales(self, layer: int) -> tuple[Tensor, ...]:
+        return (*(self.by_layer[f"{part}{layer}"] for part in "qkv"), self.softmax)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        tensors = zip((q, k, v), self.scales(layer), strict=False)
+        q, k, v = (rounded(x.transpose(1, 2), scale, self.format) for x, scale in tensors)
+        scaled = (q.float() * q.shape[-1] ** -0.5).to(q.dtype)
+        logits = scaled @ k.transpose(-1, -2)
+        weights = logits.softmax(dim=-1, dtype=torch.float32).to(v.dtype)
+        attended: Tensor = rounded(weights, self.softmax, self.format) @ v
+        return attended.transpose(1, 2)
 
 
 # Numbers of onnx.TensorProto.DataType.

@@ -21,7 +21,7 @@ from .recipes import FP8, Recipe
 
 logger = logging.getLogger(__name__)
 
-CACHE_PARTS = ("k", "v")
+HEAD_PARTS = ("q", "k", "v")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class RangeWatcher:
             from modelopt.torch.quantization import quantize
 
             quantize(model, _watching(layers), forward_loop=None)
-            self._add_cache_quantizers()
+            self._add_head_quantizers()
         for name in layers:
             model.get_submodule(name).register_forward_pre_hook(self._finite_check(name))
 
@@ -61,9 +61,10 @@ class RangeWatcher:
             calibrate(self._model, "max", forward_loop=lambda _model: run())
         return {name: q.amax.detach().float().flatten().cpu() for name, q in quantizers.items()}
 
-    def observe_cache(self, layer: int, k: Tensor, v: Tensor) -> None:
+    def observe_heads(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         module = self._layer(self._attention[layer])
-        for part, tensor in zip(CACHE_PARTS, (k, v), strict=True):
+        seen = (_longest_pairs(q), _longest_pairs(k), v)
+        for part, tensor in zip(HEAD_PARTS, seen, strict=True):
             getattr(module, f"{part}_bmm_quantizer")(tensor)
 
     def _layer(self, name: str) -> Any:
@@ -86,17 +87,17 @@ class RangeWatcher:
         for name in self._layers:
             yield name, self._layer(name).input_quantizer
         for name in self._attention:
-            for part in CACHE_PARTS:
+            for part in HEAD_PARTS:
                 quantizer = getattr(self._layer(name), f"{part}_bmm_quantizer")
                 yield f"{name}.{part}_heads", quantizer
 
-    def _add_cache_quantizers(self) -> None:
+    def _add_head_quantizers(self) -> None:
         from modelopt.torch.quantization.config import QuantizerAttributeConfig
         from modelopt.torch.quantization.nn import TensorQuantizer
 
         per_head = QuantizerAttributeConfig(num_bits=FP8.modelopt_bits, axis=-2)
         for name in self._attention:
-            for part in CACHE_PARTS:
+            for part in HEAD_PARTS:
                 module = self._model.get_submodule(name)
                 setattr(module, f"{part}_bmm_quantizer", TensorQuantizer(per_head))
 
@@ -129,6 +130,16 @@ class RangeWatcher:
         # Inputs grow with what rounding adds to the factor; weights only shrink.
         growth = (stored / smoothing).amax()
         return LayerRanges(input_amax.amax() * growth, weight_amax, stored)
+
+
+def _longest_pairs(x: Tensor) -> Tensor:
+    """The lengths of the pairs that rotary embeddings turn.
+
+    They bound every element at every position: also at those that no calibration comes to, and
+    whether or not keys are kept rotated.
+    """
+    lengths: Tensor = x.float().unflatten(-1, (-1, 2)).norm(dim=-1)
+    return lengths
 
 
 def _plain(tensor: Tensor) -> Tensor:

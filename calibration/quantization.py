@@ -14,6 +14,18 @@ def scale_of(amax: Tensor, format_: Format) -> Tensor:
     return _exact(amax.float() / format_.largest).clamp_min(_SMALLEST_SCALE)
 
 
+def weight_scale_of(amax: Tensor, format_: Format) -> Tensor:
+    """Floating-point weights have powers of two: all scales of a layer become one exactly.
+
+    What rounding costs is the same as with any other scale.
+    """
+    if format_.dtype == torch.int8:
+        return scale_of(amax, format_)
+    mantissa, exponent = torch.frexp(amax.float() / format_.largest)
+    power = torch.where(mantissa == 0.5, exponent - 1, exponent)
+    return torch.ldexp(torch.ones_like(mantissa), power).clamp_min(_SMALLEST_SCALE)
+
+
 def _exact(values: Tensor) -> Tensor:
     """The next number up that half precision of both kinds holds."""
     mantissa, exponent = torch.frexp(values)

@@ -12,30 +12,34 @@ from ..export.components import Component
 from ..export.tracing import GraphInput, in_compute_type
 from ..export.transformer import Transformer
 from ..export.weights_file import TORCH_TYPES
-from .calibration_file import Calibration
-from .layers import NarrowCache, QuantizedLinear
-from .modelopt import CACHE_PARTS, LayerRanges
-from .quantization import quantize, scale_of
-from .recipes import Format, recipe_named
+from .cache import cache_scales
+from .calibration_file import Calibration, require_query_ranges
+from .layers import NarrowAttention, NarrowCache, QuantizedLinear
+from .modelopt import HEAD_PARTS, LayerRanges
+from .quantization import quantize, scale_of, weight_scale_of
+from .recipes import Extras, Format, recipe_named
 
 # A value that lies between two numbers of the format may go either way: two programs that all but
 # agree elsewhere differ by the format's whole step there.
-_TOLERANCES = {"fp32": 5e-3, "fp16": 1e-1, "bf16": 5e-3}
+_TOLERANCE = 5e-3
+
+
+_NOTHING = Extras()
 
 
 def quantized_component(
-    component: Component, calibration: Calibration, cache: Format | None = None
+    component: Component, calibration: Calibration, extras: Extras = _NOTHING
 ) -> Component:
-    adapt = layer_swapper(calibration, cache)
+    adapt = layer_swapper(calibration, extras)
     return replace(
         component,
-        weights=QuantizedWeights(component.weights, calibration, cache),
+        weights=QuantizedWeights(component.weights, calibration, extras),
         graphs=tuple(
             replace(
                 graph,
                 adapt=adapt,
-                tolerances=_TOLERANCES,
-                inputs=[_cache_input(item, cache) for item in graph.inputs],
+                rounding_tolerance=_TOLERANCE,
+                inputs=[_cache_input(item, extras.cache) for item in graph.inputs],
             )
             for graph in component.graphs
         ),
@@ -52,7 +56,7 @@ def _cache_input(
 
 
 def layer_swapper(
-    calibration: Calibration, cache: Format | None = None
+    calibration: Calibration, extras: Extras = _NOTHING
 ) -> Callable[[nn.Module], None]:
     """Puts quantized layers into a transformer, for their weights to be loaded."""
     format_ = recipe_named(calibration.recipe).format
@@ -65,23 +69,30 @@ def layer_swapper(
             smoothed = ranges.pre_quant_scale is not None
             quantized = QuantizedLinear(layer, format_, smoothed=smoothed)
             setattr(model.get_submodule(parent), leaf, quantized)
-        if cache is not None:
-            assert isinstance(model, Transformer)
-            shape = model.config
-            model.cache_format = NarrowCache(shape.layers, shape.heads, cache)
+        assert isinstance(model, Transformer)
+        shape = model.config
+        if extras.cache is not None:
+            model.cache_format = NarrowCache(shape.layers, shape.heads, extras.cache)
+        if extras.attention is not None:
+            model.attention_format = NarrowAttention(shape.layers, extras.attention)
 
     return swap
 
 
 def load_quantized(
-    config: ModelConfig, weights: Weights, calibration: Calibration, compute: str, device: str
+    config: ModelConfig,
+    weights: Weights,
+    calibration: Calibration,
+    compute: str,
+    device: str,
+    extras: Extras = _NOTHING,
 ) -> Transformer:
     """The transformer with its quantized layers, in torch."""
     dtype = TORCH_TYPES[compute]
-    stored = QuantizedWeights(weights, calibration)
+    stored = QuantizedWeights(weights, calibration, extras)
     with torch.device("meta"):
         model = Transformer(config.transformer)
-        layer_swapper(calibration)(model)
+        layer_swapper(calibration, extras)(model)
     model.to_empty(device=device).requires_grad_(False)
     for name, parameter in model.named_parameters():
         parameter.data = in_compute_type(stored.load(name), dtype).to(device)
@@ -91,22 +102,23 @@ def load_quantized(
 class QuantizedWeights(Weights):
     """A checkpoint's weights, in which quantized layers have scales beside their values."""
 
-    def __init__(
-        self, base: Weights, calibration: Calibration, cache: Format | None = None
-    ) -> None:
+    def __init__(self, base: Weights, calibration: Calibration, extras: Extras = _NOTHING) -> None:
         self._base, self._calibration = base, calibration
-        self._cache = _cache_scales(calibration, cache) if cache is not None else {}
+        self._scales = {
+            **_cache_scales(calibration, extras),
+            **_attention_scales(calibration, extras),
+        }
         self._format = recipe_named(calibration.recipe).format
         self._names = [name for given in base.names for name in self._with_scales(given)]
-        self._names += self._cache
+        self._names += self._scales
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self._names)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        if name in self._cache:
-            return tuple(self._cache[name].shape)
+        if name in self._scales:
+            return tuple(self._scales[name].shape)
         layer, _, kind = name.rpartition(".")
         ranges = self._calibration.layers.get(layer)
         if ranges is None or kind == "bias":
@@ -120,7 +132,7 @@ class QuantizedWeights(Weights):
         }[kind]
 
     def dtype(self, name: str) -> torch.dtype:
-        if name in self._cache:
+        if name in self._scales:
             return torch.float32
         layer, _, kind = name.rpartition(".")
         if layer not in self._calibration.layers or kind == "bias":
@@ -128,8 +140,8 @@ class QuantizedWeights(Weights):
         return self._format.dtype if kind == "weight" else torch.float32
 
     def load(self, name: str) -> Tensor:
-        if name in self._cache:
-            return self._cache[name]
+        if name in self._scales:
+            return self._scales[name]
         layer, _, kind = name.rpartition(".")
         ranges = self._calibration.layers.get(layer)
         if ranges is None or kind == "bias":
@@ -139,8 +151,9 @@ class QuantizedWeights(Weights):
         if kind == "pre_quant_scale":
             assert ranges.pre_quant_scale is not None
             return ranges.pre_quant_scale
-        amax = ranges.weight_amax if kind == "weight_scale" else ranges.input_amax
-        return scale_of(amax, self._format)
+        if kind == "weight_scale":
+            return weight_scale_of(ranges.weight_amax, self._format)
+        return scale_of(ranges.input_amax, self._format)
 
     def digest(self) -> str:
         """Still that of the checkpoint: the record names the calibration beside it."""
@@ -157,17 +170,34 @@ class QuantizedWeights(Weights):
         return [name, *(f"{layer}.{kind}" for kind in extra)]
 
 
-def _cache_scales(calibration: Calibration, cache: Format) -> dict[str, Tensor]:
+def _cache_scales(calibration: Calibration, extras: Extras) -> dict[str, Tensor]:
+    if extras.cache is None:
+        return {}
     return {
-        f"cache_format.scales.{part}{block}": scale_of(calibration.head_amax(block, part), cache)
-        for part in CACHE_PARTS
+        f"cache_format.scales.{part}{block}": scale
+        for block in range(calibration.blocks)
+        for part, scale in cache_scales(calibration, block, extras.cache).items()
+    }
+
+
+def _attention_scales(calibration: Calibration, extras: Extras) -> dict[str, Tensor]:
+    if extras.attention is None:
+        return {}
+    require_query_ranges(calibration)
+    scales = {
+        f"attention_format.by_layer.{part}{block}": scale_of(
+            calibration.head_amax(block, part).amax(), extras.attention
+        )
+        for part in HEAD_PARTS
         for block in range(calibration.blocks)
     }
+    # No weight of a softmax is more than one.
+    return {**scales, "attention_format.softmax": scale_of(torch.ones(()), extras.attention)}
 
 
 def quantized_weight(weight: Tensor, ranges: LayerRanges, format_: Format) -> Tensor:
     """[out, in] float32 into [in, out] of the format."""
     if ranges.pre_quant_scale is not None:
         weight = weight / ranges.pre_quant_scale
-    scale = scale_of(ranges.weight_amax, format_)
+    scale = weight_scale_of(ranges.weight_amax, format_)
     return quantize(weight, scale[:, None], format_).t().contiguous()

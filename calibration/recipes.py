@@ -18,6 +18,13 @@ class Format:
 
 FP8 = Format("fp8", torch.float8_e4m3fn, 448.0, (4, 3))
 INT8 = Format("int8", torch.int8, 127.0, 8)
+# What is left are the convolutions of residual blocks: nine tenths of the work. Those on the way
+# that all signal goes cost three times as much quality each (docs/quality.md).
+VAE_EXCLUDED = (
+    *("conv2", "decoder.conv1", "decoder.head.2"),
+    *("*.resample.1", "*.time_conv", "*.shortcut", "*.to_qkv", "*.proj"),
+)
+
 FORMATS = {format_.name: format_ for format_ in (FP8, INT8)}
 
 
@@ -36,6 +43,20 @@ class Recipe:
         if self.smoothing is None:
             return "max"
         return {"method": "smoothquant", "alpha": self.smoothing}
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What is quantized besides the layers; None is not."""
+
+    cache: Format | None = None
+    """Keys and values between passes."""
+    attention: Format | None = None
+    """Self-attention's products."""
+    vae: Format | None = None
+    """Convolutions of the VAE's decoder."""
+    vae_exclude: tuple[str, ...] = VAE_EXCLUDED
+    """Patterns of those that stay as they are."""
 
 
 RECIPES = {

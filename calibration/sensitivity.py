@@ -16,12 +16,13 @@ from .calibration_file import Calibration
 from .calibrator import Request, load_model
 from .layers import QuantizedLinear
 from .quantized import QuantizedWeights, load_quantized
-from .recipes import recipe_named
+from .recipes import Extras, recipe_named
 from .texts import TextStates
 from .videos import Video, run_video
 
 Report = Callable[[str, int, int], None]
 
+_NOTHING = Extras()
 _LAYER_BLOCKS = 2
 _GROWTH_BLOCKS = 20
 _EDGE_BLOCKS = 5
@@ -76,7 +77,9 @@ def measure(
     error_budget: float,
     growth_blocks: int = _GROWTH_BLOCKS,
     report: Report = lambda _what, _done, _total: None,
+    extras: Extras = _NOTHING,
 ) -> SensitivityReport:
+    """The error of the whole is that with ``extras``; single layers are measured without."""
     states = texts.of(request.prompts[:2])
     # A number of its own, so that its noise is none that was calibrated on.
     video = Video(-1, tuple(range(len(states))), growth_blocks // 2, growth_blocks)
@@ -87,7 +90,7 @@ def measure(
     report("measuring the error's growth", 0, 1)
     flows, latents = _run(model, config, video, states, request.seed)
     del model
-    narrow = load_quantized(config, weights, calibration, request.compute, request.device)
+    narrow = load_quantized(config, weights, calibration, request.compute, request.device, extras)
     narrow_flows, narrow_latents = _run(narrow, config, video, states, request.seed)
     growth = tuple(
         PassError(*where, relative_l2(narrow_flows[where], flow)) for where, flow in flows.items()

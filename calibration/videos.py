@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ..configs import ModelConfig
 from ..export.rollout import Placement, ReferenceRollout
-from ..export.transformer import Transformer, rotate
+from ..export.transformer import Transformer
 
 _EARLY_BLOCK = 2
 _BLOCKS_WITHOUT_WINDOW = 4
 
-Observer = Callable[[int, Tensor, Tensor], None]
-"""(layer, keys, values) as the cache keeps them, [B, S, heads, head_dim]."""
+Observer = Callable[[int, Tensor, Tensor, Tensor], None]
+"""(layer, queries, keys, values), [B, S, heads, head_dim], not rotated."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def plan_videos(prompt_count: int, config: ModelConfig, blocks: int | None = Non
 
 
 class ObservedRollout(ReferenceRollout):
-    """Shows what goes into the cache."""
+    """Shows what self-attention is given."""
 
     observer: Observer | None = None
 
@@ -57,10 +57,7 @@ class ObservedRollout(ReferenceRollout):
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, place: Placement, start: int
     ) -> Tensor:
         if self.observer is not None:
-            kept = k
-            if self.rollout.rope == "absolute":
-                kept = rotate(k, self._angles(start, k.shape[1]))
-            self.observer(layer, kept, v)
+            self.observer(layer, q, k, v)
         return super()._attend(layer, q, k, v, place, start)
 
 

@@ -84,8 +84,13 @@ def build_graph(source: Path, folder: Path, precision: Precision) -> None:
 
 
 def _holds_fp8(model: ir.Model) -> bool:
-    return any(
-        value.dtype == ir.DataType.FLOAT8E4M3FN for value in model.graph.initializers.values()
+    """In weights, or made of activations by the graph or its functions."""
+    fp8 = ir.DataType.FLOAT8E4M3FN
+    nodes = [*model.graph, *(node for body in model.functions.values() for node in body)]
+    made = (node.attributes.get("output_dtype") for node in nodes)
+    weights = model.graph.initializers.values()
+    return any(value.dtype == fp8 for value in weights) or any(
+        attribute is not None and attribute.as_int() == fp8 for attribute in made
     )
 
 

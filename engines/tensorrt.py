@@ -10,11 +10,12 @@ from typing import Any
 
 from ..configs import ModelConfig
 from ..errors import EngineError, UsageError
-from ..exports import ExportRecord, GraphInfo
+from ..exports import ExportRecord, GraphInfo, Quantization
 from ..precision import Precision
 from . import timing_cache
 from .bundle import EngineKind
 from .compiler import BuildOptions, GraphSource, Report, retyped_info
+from .tensorrt_attention import quantize_softmax
 from .tensorrt_engine import PLAN_SUFFIX
 from .tensorrt_failures import explain_failure, require_attention, require_memory
 from .tensorrt_flavors import Flavor, Inspection
@@ -60,14 +61,24 @@ class TensorRtCompiler:
     def check(self, record: ExportRecord) -> None:
         for graph, info in record.graphs.items():
             profiles(graph, info, record.config, self._asked.batch)
-        if record.quantization is not None and record.quantization.precision == "fp8":
-            self._require_fp8()
+        if record.quantization is not None:
+            self._check_quantization(record.quantization)
         has_attention = "step" in record.graphs
         if has_attention and self._precision.name == "fp32" and not self._may_decompose:
             raise UsageError(
                 f"{self._flavor.kind} has no fused attention kernel in fp32; build with "
                 f"--precision fp16 or bf16, or accept slow engines that hold every attention "
                 f"weight in memory with --allow-decomposed-attention"
+            )
+
+    def _check_quantization(self, quantization: Quantization) -> None:
+        if "fp8" in quantization.formats:
+            self._require_fp8()
+        if quantization.attention is not None and self._plugin:
+            raise UsageError(
+                f"self-attention of the graphs is in {quantization.attention}, and our kernel "
+                f"takes half precision as a plugin; build with --attention standard, or quantize "
+                f"without --attention"
             )
 
     @property
@@ -177,8 +188,12 @@ class TensorRtCompiler:
                 f"{'; '.join(faults or log.errors)}; export it again with this version"
             )
         connect_lengths(trt, network, graph.sites)
-        for _, attention in attentions_of(trt, network):
+        attentions = dict(attentions_of(trt, network))
+        for attention in attentions.values():
             attention.decomposable = self._may_decompose
+        if graph.softmax_scale is not None:
+            narrow = [attentions[site.name] for site in graph.sites if site.is_fp8]
+            quantize_softmax(trt, network, narrow, graph.softmax_scale)
         return network, parser
 
     def _configure(self, builder: Any, info: GraphInfo, shapes: Sequence[Profile]) -> Any:

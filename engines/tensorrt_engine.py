@@ -1,7 +1,7 @@
 """Running a plan: one context for every binding, all on one stream and one scratch memory."""
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ import numpy as np
 
 from ..errors import EngineError
 from ..exports import GraphInfo
-from ..plugins.driver import DeviceMemory, check, device_facts
+from ..plugins.driver import DeviceMemory, make_current
 from ..plugins.tensors import DeviceTensor, as_device_tensor
 from .base import TensorSpec, TensorTable, require_fit
-from .cuda import given_on_device
+from .cuda import Repeated, Stream, given_on_device
 from .tensorrt_flavors import Flavor
 from .tensorrt_monitor import BuildLog, make_logger
 
@@ -47,7 +47,7 @@ class Scratch:
 
     def reserve(self, size_bytes: int) -> DeviceMemory:
         if self._memory is None:
-            self._memory = DeviceMemory(max(size_bytes, 1), self._ordinal)
+            self._memory = DeviceMemory(size_bytes, self._ordinal, "activations")
         if self._memory.size_bytes < size_bytes:
             raise EngineError(
                 f"the scratch memory has {self._memory.size_bytes} bytes, and an engine needs "
@@ -70,15 +70,15 @@ class TensorRtEngine(TensorTable):
         info: GraphInfo,
         flavor: Flavor,
         options: Mapping[str, Any],
+        stream: Stream,
         *,
-        stream: int = 0,
         scratch: Scratch | None = None,
         cuda_graphs: bool = True,
     ) -> None:
         self.name, self._flavor = path.stem, flavor
-        self._stream, self._cuda_graphs = stream, cuda_graphs
-        # Makes the driver's context current, which TensorRT expects to find.
-        device_facts()
+        self.stream, self._cuda_graphs = stream, cuda_graphs
+        # TensorRT works in the context that it finds.
+        make_current(stream.gpu.ordinal)
         self._trt = flavor.load()
         self._log = BuildLog()
         logger = make_logger(self._trt, self._log)
@@ -90,8 +90,8 @@ class TensorRtEngine(TensorTable):
         budget = options.get("weight_streaming_bytes")
         if budget is not None:
             self._engine.weight_streaming_budget_v2 = budget
-        self._own_scratch = Scratch() if scratch is None else None
-        self._scratch = scratch or self._own_scratch or Scratch()
+        self._own_scratch = Scratch(stream.gpu.ordinal)
+        self._scratch = scratch or self._own_scratch
         self._spares: dict[tuple[str, Shape], DeviceMemory] = {}
         self._inputs, self._outputs = _tensor_table(self._trt, self._engine, info)
         # The compiler leaves out inputs of the contract that this graph does not read.
@@ -134,7 +134,8 @@ class TensorRtEngine(TensorTable):
         key = (name, shape)
         if key not in self._spares:
             size_bytes = prod(shape) * self._outputs[name].dtype.itemsize
-            self._spares[key] = DeviceMemory(size_bytes, 0)
+            ordinal = self.stream.gpu.ordinal
+            self._spares[key] = DeviceMemory(size_bytes, ordinal, f"an unused {name}")
         return self._spares[key].pointer
 
     def _profile_for(self, shapes: Mapping[str, Shape]) -> int:
@@ -155,7 +156,7 @@ class TensorRtEngine(TensorTable):
         )
 
     def _prepare(self, context: Any, profile: int, shapes: Mapping[str, Shape]) -> None:
-        if not context.set_optimization_profile_async(profile, self._stream):
+        if not context.set_optimization_profile_async(profile, self.stream.handle):
             raise EngineError(f"graph {self.name}: profile {profile}: {self._reasons()}")
         for name, shape in shapes.items():
             if not context.set_input_shape(name, shape):
@@ -163,12 +164,10 @@ class TensorRtEngine(TensorTable):
         memory = self._scratch.reserve(self.scratch_bytes)
         context.set_device_memory(memory.pointer, memory.size_bytes)
 
-    @property
-    def stream(self) -> int:
-        return self._stream
-
-    def failure(self) -> EngineError:
-        return EngineError(f"graph {self.name} failed in {self._flavor.kind}: {self._reasons()}")
+    def enqueue(self, context: Any) -> None:
+        if not context.execute_async_v3(self.stream.handle):
+            told = f"graph {self.name} failed in {self._flavor.kind}: {self._reasons()}"
+            raise self.stream.gpu.failure(told)
 
     def _reasons(self) -> str:
         return "; ".join(self._log.errors) or "no reason was given"
@@ -177,8 +176,7 @@ class TensorRtEngine(TensorTable):
         self._engine = self._runtime = None
         for memory in self._spares.values():
             memory.close()
-        if self._own_scratch is not None:
-            self._own_scratch.close()
+        self._own_scratch.close()
 
 
 class TensorRtBinding:
@@ -187,42 +185,12 @@ class TensorRtBinding:
     def __init__(
         self, owner: TensorRtEngine, context: Any, captures: bool, tensors: Sequence[Any]
     ) -> None:
-        self._owner, self._context, self._captures = owner, context, captures
         # The context knows addresses only; whoever holds it holds the memory.
         self._tensors = tensors
-        self._graph: Any = None
-        self._has_run = False
+        self._repeated = Repeated(owner.stream, partial(owner.enqueue, context), captures=captures)
 
     def run(self) -> None:
-        if self._captures and self._has_run and self._graph is None:
-            self._graph = self._captured()
-        if self._graph is not None:
-            driver = _driver()
-            check(driver.cuGraphLaunch(self._graph, self._owner.stream), "launch a graph")
-            return
-        self._enqueue()
-        # TensorRT settles shapes and kernels in the first run, which cannot be captured.
-        self._has_run = True
-
-    def _enqueue(self) -> None:
-        if not self._context.execute_async_v3(self._owner.stream):
-            raise self._owner.failure()
-
-    def _captured(self) -> Any:
-        driver, stream = _driver(), self._owner.stream
-        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        check(driver.cuStreamBeginCapture(stream, mode), "capture a pass")
-        try:
-            self._enqueue()
-        finally:
-            graph = check(driver.cuStreamEndCapture(stream), "end the capture of a pass")
-        executable = check(driver.cuGraphInstantiate(graph, 0), "instantiate a graph")
-        check(driver.cuGraphDestroy(graph), "free a captured graph")
-        return executable
-
-
-def _driver() -> Any:
-    return import_module("cuda.bindings.driver")
+        self._repeated.run()
 
 
 def _tensor_table(

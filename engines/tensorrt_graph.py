@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from ..precision import Precision, compute_precision, retype
+from .tensorrt_attention import takes_quantized, use_fused_attention
 
 LOCAL_DOMAIN = "longlive"
 SINK_WINDOW_ATTENTION = "SinkWindowAttention"
@@ -24,6 +26,7 @@ class AttentionSite:
     name: str
     has_lengths: bool
     """Only a prefix of its keys is valid."""
+    is_fp8: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class PreparedGraph:
     plugin_nodes: int
     has_fp8: bool
     weights_bytes: int
+    softmax_scale: np.ndarray | None = None
+    """Of attention in FP8."""
 
 
 def prepare(
@@ -45,6 +50,7 @@ def prepare(
     retyped = compute_precision(model) != precision
     if retyped:
         retype(model, precision)
+    softmax_scale = use_fused_attention(model)
     plugin_nodes = _as_plugin_nodes(model) if keep_plugin_nodes else 0
     InlinePass()(model)
     sites = _name_attentions(model)
@@ -59,8 +65,9 @@ def prepare(
         path=path,
         sites=sites,
         plugin_nodes=plugin_nodes,
-        has_fp8=any(value.dtype in _FP8 for value in _values(model)),
+        has_fp8=softmax_scale is not None or any(v.dtype in _FP8 for v in _values(model)),
         weights_bytes=sum(tensor.nbytes for tensor in weights if tensor is not None),
+        softmax_scale=softmax_scale,
     )
 
 
@@ -100,7 +107,7 @@ def _name_attentions(model: ir.Model) -> tuple[AttentionSite, ...]:
         if lengths is not None:
             node.resize_inputs(_LENGTHS_INPUT)
             model.graph.outputs.append(_copy_of(lengths, _LENGTHS_PREFIX + node.name, node))
-        sites.append(AttentionSite(node.name, lengths is not None))
+        sites.append(AttentionSite(node.name, lengths is not None, takes_quantized(node)))
     return tuple(sites)
 
 

@@ -134,6 +134,8 @@ def count_attention(
                 faults.append(f"{site.name} ({profile}): {len(kernels)} fused kernels")
             elif site.has_lengths and not any(_is_integer(t) for t in kernels[0].inputs):
                 faults.append(f"{site.name} ({profile}): the number of valid keys is ignored")
+            elif site.is_fp8 and kernels[0].precision != "FP8":
+                faults.append(f"{site.name} ({profile}): computes in {kernels[0].precision}")
     return AttentionCount(len(sites) * len(profiles), fused, tuple(faults))
 
 

@@ -19,8 +19,15 @@ from ..errors import ExportError
 from ..precision import PRECISIONS, Precision, retype
 from .checkpoints import Weights
 from .text_encoder import TextEncoder
-from .tracing import GraphSpec, concrete_shape, flat_inputs, in_compute_type
-from .transformer import Transformer, full_attention, rope_table, rotate, sinusoid
+from .tracing import (
+    QUANTIZED_TYPES,
+    GraphInput,
+    GraphSpec,
+    concrete_shape,
+    flat_inputs,
+    in_compute_type,
+)
+from .transformer import Transformer, rope_table, rotate, sinusoid
 from .vae import VaeDecoder
 from .weights_file import TORCH_TYPES
 
@@ -64,7 +71,7 @@ def check_graph(
             relative_error(found[name], torch.from_numpy(np.load(path)))
             for name, path in paths.items()
         )
-    tolerance = {**TOLERANCES, **spec.tolerances}[precision.name]
+    tolerance = spec.rounding_tolerance or TOLERANCES[precision.name]
     if not error <= tolerance:
         raise ExportError(
             f"graph {spec.name} differs from torch by {error:.2e} (relative L2, allowed "
@@ -86,7 +93,7 @@ def _put_aside(folder: Path, tensors: Tensors) -> dict[str, Path]:
     while tensors:
         name, tensor = tensors.popitem()
         paths[name] = folder / f"{name}.npy"
-        np.save(paths[name], tensor.numpy())
+        np.save(paths[name], _as_numbers(tensor).numpy())
     return paths
 
 
@@ -113,11 +120,16 @@ class _Reference:
 
 def _random_inputs(spec: GraphSpec, config: ModelConfig) -> Tensors:
     generator = torch.Generator().manual_seed(0)
-    inputs = {
-        item.name: torch.randn(concrete_shape(item, _SIZES), generator=generator)
-        for item in flat_inputs(spec.inputs)
-    }
+    inputs = {}
+    for item in flat_inputs(spec.inputs):
+        values = torch.randn(concrete_shape(item, _SIZES), generator=generator)
+        # Quantized numbers use most of their range.
+        inputs[item.name] = (values * 30).to(item.dtype) if _is_narrow(item) else values
     return inputs | _meaningful_inputs(spec, config)
+
+
+def _is_narrow(item: GraphInput) -> bool:
+    return item.dtype in QUANTIZED_TYPES
 
 
 def _meaningful_inputs(spec: GraphSpec, config: ModelConfig) -> Tensors:
@@ -142,6 +154,8 @@ def _meaningful_inputs(spec: GraphSpec, config: ModelConfig) -> Tensors:
 def _reference_step(reference: _Reference, inputs: Tensors) -> Tensors:
     config, x = reference.config, inputs["latents"]
     model = reference.load(Transformer(config.transformer))
+    assert isinstance(model, Transformer)
+    kept = model.cache_format
     relative = config.rollout.rope == "relative"
     layers, new = range(config.transformer.layers), []
     valid = int(inputs["sink_frames"] + inputs["window_frames"]) * config.tokens_per_frame
@@ -150,14 +164,18 @@ def _reference_step(reference: _Reference, inputs: Tensors) -> Tensors:
         return rope_table(inputs[name], config.token_grid, config.transformer.head_dim)
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        cached_k, cached_v = (inputs[f"{part}_cache.{layer}"] for part in "kv")
+        cached_k, cached_v = (
+            kept.unpack(layer, part, inputs[f"{part}_cache.{layer}"]) for part in "kv"
+        )
         turned = rotate(k, angles("frame_index"))
-        new.append((k if relative else turned, v))
+        key = k if relative else turned
+        new.append((kept.pack(layer, "k", key), kept.pack(layer, "v", v)))
         if relative:
             cached_k = rotate(cached_k, angles("cache_index"))
         keys = torch.cat([turned, cached_k[:, :valid]], dim=1)
         values = torch.cat([v, cached_v[:, :valid]], dim=1)
-        return full_attention(rotate(q, angles("frame_index")), keys, values)
+        query = rotate(q, angles("frame_index"))
+        return model.attention_format.attend(layer, query, keys, values)
 
     features = sinusoid(float(inputs["timestep"]), config.transformer.freq_dim).float()
     context = [(inputs[f"context_k.{i}"], inputs[f"context_v.{i}"]) for i in layers]
@@ -205,9 +223,15 @@ _REFERENCES: Mapping[str, Callable[[_Reference, Tensors], Tensors]] = {
 }
 
 
+def _runnable(spec: GraphSpec, precision: Precision) -> Precision:
+    """Half precision would send much of what is rounded to eight bits another way."""
+    is_quantized = spec.rounding_tolerance is not None
+    return PRECISIONS["fp32"] if precision.name == "bf16" or is_quantized else precision
+
+
 def _run_graph(spec: GraphSpec, folder: Path, precision: Precision, inputs: Tensors) -> Tensors:
     path = folder / f"{spec.name}.onnx"
-    runnable = PRECISIONS["fp32"] if precision.name == "bf16" else precision
+    runnable = _runnable(spec, precision)
     if runnable is not precision:
         model = ir.load(path)
         retype(model, runnable)
@@ -222,15 +246,38 @@ def _run_graph(spec: GraphSpec, folder: Path, precision: Precision, inputs: Tens
     # The arena grows in powers of two and keeps what it has.
     options.enable_cpu_mem_arena = False
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    feeds = {value.name: _as_type(inputs[value.name], value.type) for value in session.get_inputs()}
+    feeds = {value.name: _given(inputs[value.name], value.type) for value in session.get_inputs()}
     names = [value.name for value in session.get_outputs()]
-    outputs = dict(zip(names, session.run(names, feeds), strict=True))
+    outputs = dict(zip(names, session.run_with_ort_values(names, feeds), strict=True))
     if runnable is not precision:
         path.unlink()
         (folder / f"{path.name}.data").unlink()
-    return {name: torch.from_numpy(value) for name, value in outputs.items()}
+    return {name: _returned(value) for name, value in outputs.items()}
 
 
-def _as_type(tensor: Tensor, onnx_type: str) -> np.ndarray:
-    types = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(int64)": np.int64}
-    return tensor.numpy().astype(types[onnx_type], copy=False)
+_NUMPY_TYPES = {
+    "tensor(float16)": np.float16,
+    "tensor(float)": np.float32,
+    "tensor(int64)": np.int64,
+    "tensor(int8)": np.int8,
+}
+_FP8_TYPE = "tensor(float8e4m3fn)"
+
+
+def _given(tensor: Tensor, onnx_type: str) -> ort.OrtValue:
+    if onnx_type == _FP8_TYPE:
+        # numpy has no such numbers: their codes are handed over.
+        codes = tensor.view(torch.uint8).numpy()
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(codes, ir.DataType.FLOAT8E4M3FN)
+    array = tensor.numpy().astype(_NUMPY_TYPES[onnx_type], copy=False)
+    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+
+def _returned(value: ort.OrtValue) -> Tensor:
+    tensor = torch.from_numpy(value.numpy())
+    is_fp8 = value.data_type() == _FP8_TYPE
+    return _as_numbers(tensor.view(torch.float8_e4m3fn) if is_fp8 else tensor)
+
+
+def _as_numbers(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in QUANTIZED_TYPES else tensor

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..configs import ModelConfig, TextEncoderConfig, VaeConfig
 from ..configs.schedule import TRAINING_STEPS
 from ..configs.schema import ROPE_TABLE_FRAMES
+from .attention_functions import ATTENTION_OP, LOCAL_DOMAIN, QUANTIZED_ATTENTION_OP
 from .text_encoder import TextEncoder
 from .transformer import (
     KeyValue,
@@ -22,9 +23,6 @@ from .transformer import (
     split_rope_channels,
 )
 from .vae import VaeDecoder, to_pixels
-
-LOCAL_DOMAIN = "longlive"
-ATTENTION_OP = "SinkWindowAttention"
 
 
 def graph_tables(config: ModelConfig) -> dict[str, Tensor]:
@@ -82,7 +80,7 @@ class StepGraph(nn.Module):
         turn_cached = self._rope(cache_index, latents.shape[0]) if relative else None
         cached_tokens = (sink_frames + window_frames) * self.config.tokens_per_frame
 
-        kept = self.transformer.cache_format
+        kept, narrow = self.transformer.cache_format, self.transformer.attention_format
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             turned, cached = _rotate(k, turn), kept.unpack(layer, "k", k_cache[layer])
@@ -92,9 +90,8 @@ class StepGraph(nn.Module):
             if turn_cached is not None:
                 cached = _rotate(cached, turn_cached)
             cached_v = kept.unpack(layer, "v", v_cache[layer])
-            return _sink_window_attention(
-                _rotate(q, turn), turned, v, cached, cached_v, cached_tokens
-            )
+            seen = (_rotate(q, turn), turned, v, cached, cached_v, cached_tokens)
+            return _sink_window_attention(seen, narrow.scales(layer))
 
         flow = self.transformer(
             latents,
@@ -159,14 +156,15 @@ def _rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     return split_heads(turned.to(x.dtype), x.shape[-2])
 
 
-def _sink_window_attention(
-    q: Tensor, k_new: Tensor, v_new: Tensor, k_cache: Tensor, v_cache: Tensor, cached: Tensor
-) -> Tensor:
-    """Queries see this pass's own keys and the first ``cached`` tokens of the cache."""
+def _sink_window_attention(seen: tuple[Tensor, ...], scales: tuple[Tensor, ...]) -> Tensor:
+    """Queries see this pass's own keys and as many tokens of the cache as the last input says."""
+    q = seen[0]
+    factor = float(q.shape[-1]) ** -0.5
+    attributes = {"scale": factor} if scales else {"scale": factor, "heads": q.shape[-2]}
     attended: Tensor = torch.onnx.ops.symbolic(
-        f"{LOCAL_DOMAIN}::{ATTENTION_OP}",
-        (q, k_new, v_new, k_cache, v_cache, cached),
-        {"scale": float(q.shape[-1]) ** -0.5, "heads": q.shape[-2]},
+        f"{LOCAL_DOMAIN}::{QUANTIZED_ATTENTION_OP if scales else ATTENTION_OP}",
+        (*seen, *scales),
+        attributes,
         dtype=q.dtype,
         shape=q.shape,
         version=1,

@@ -15,7 +15,7 @@ from ..configs.replay import Replay, prompts_by_block
 from ..configs.schedule import Schedule
 from ..configs.schema import GLOBAL_ATTENTION_TOKENS, ROPE_TABLE_FRAMES
 from ..errors import UsageError
-from .transformer import KeyValue, Transformer, full_attention, rope_table, rotate, sinusoid
+from .transformer import KeyValue, Transformer, rope_table, rotate, sinusoid
 
 
 @dataclass
@@ -61,7 +61,7 @@ class ReferenceRollout:
         batch: int,
         total_frames: int,
         observe: Callable[[str, Tensor], None] | None = None,
-        attention: Callable[[Tensor, Tensor, Tensor], Tensor] = full_attention,
+        attention: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         self._attention = attention
         self.model, self.config, self.rollout = model, config, config.rollout
@@ -158,7 +158,10 @@ class ReferenceRollout:
             keys = rotate(keys[:, :held], self._angles(0, held))
             # Here upstream cuts the cache to what is filled before it looks at the sink.
             seen = seen[seen < held]
-        return self._attention(q, keys[:, seen], values[:, seen])
+        keys, values = keys[:, seen], values[:, seen]
+        if self._attention is not None:
+            return self._attention(q, keys, values)
+        return self.model.attention_format.attend(layer, q, keys, values)
 
     def _angles(self, first_position: int, tokens: int) -> Tensor:
         frames = tokens // self.config.tokens_per_frame

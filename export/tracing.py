@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import onnxscript.optimizer
 import torch
@@ -22,9 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from ..errors import ExportError
 from ..precision import PRECISIONS, mark_compute_type
-from .graphs import ATTENTION_OP, LOCAL_DOMAIN
+from .attention_functions import OPSET, add_attention_functions
 
-OPSET = 24
 TRACED = PRECISIONS["fp16"]
 """Half precision, so that every cast of the mixed-precision arithmetic is in the graph."""
 
@@ -62,8 +60,8 @@ class GraphSpec:
     """What stands before the checkpoint's names in the module."""
     adapt: Callable[[nn.Module], None] = lambda _model: None
     """Changes the component's model, in the graph and in what the graph is checked against."""
-    tolerances: Mapping[str, float] = field(default_factory=dict)
-    """Errors that the check allows by precision, where the graph itself rounds coarsely."""
+    rounding_tolerance: float | None = None
+    """The error that the check allows where the graph itself rounds coarsely."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ def trace(spec: GraphSpec) -> TracedGraph:
     onnxscript.optimizer.optimize(model)
     weights = _attach_weights(model, spec, parameters)
     transposed = _fold_transposes(weights)
-    _add_attention_function(model)
+    add_attention_functions(model)
     mark_compute_type(model, TRACED.onnx)
     model.metadata_props[TRANSPOSED_KEY] = json.dumps(sorted(transposed))
     _require_exact_constants(model)
@@ -248,36 +246,6 @@ def _require_exact_constants(model: ir.Model) -> None:
             mantissa, _ = np.frexp(value.const_value.numpy().astype(np.float64))
             if (mantissa * 2**_EXACT_BITS % 1).any():
                 raise ExportError(f"{model.graph.name}: constant {value.name} is rounded")
-
-
-def _add_attention_function(model: ir.Model) -> None:
-    if any(node.op_type == ATTENTION_OP for node in model.graph):
-        function = ir.serde.deserialize_function(onnx.parser.parse_function(_ATTENTION_FUNCTION))
-        model.functions[function.identifier()] = function
-        model.graph.opset_imports[LOCAL_DOMAIN] = 1
-
-
-_ATTENTION_FUNCTION = f"""
-<domain: "{LOCAL_DOMAIN}", opset_import: ["": {OPSET}]>
-{ATTENTION_OP} <scale, heads> (q, k_new, v_new, k_cache, v_cache, cached_tokens) => (attended)
-{{
-    k = Concat <axis = 1> (k_new, k_cache)
-    v = Concat <axis = 1> (v_new, v_cache)
-    merged = Constant <value_ints = [0, 0, -1]> ()
-    q_merged = Reshape (q, merged)
-    k_merged = Reshape (k, merged)
-    v_merged = Reshape (v, merged)
-    new_tokens = Shape <start = 1, end = 2> (k_new)
-    batch = Shape <start = 0, end = 1> (q)
-    seen = Add (new_tokens, cached_tokens)
-    seen_by_row = Expand (seen, batch)
-    merged_attended = Attention <
-        scale: float = @scale, q_num_heads: int = @heads, kv_num_heads: int = @heads
-    > (q_merged, k_merged, v_merged, , , , seen_by_row)
-    split = Shape (q)
-    attended = Reshape (merged_attended, split)
-}}
-"""
 
 
 @contextmanager

@@ -111,6 +111,17 @@ class CacheFormat(nn.Module):
         return x
 
 
+class AttentionFormat(nn.Module):
+    """What self-attention computes in: what it is given."""
+
+    def scales(self, layer: int) -> tuple[Tensor, ...]:
+        """Of queries, keys, values and the softmax, where these are rounded to eight bits."""
+        return ()
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return full_attention(q, k, v)
+
+
 class Transformer(nn.Module):
     """State dict keys and shapes are those of the public checkpoint."""
 
@@ -125,6 +136,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.head = Head(config)
         self.cache_format = CacheFormat()
+        self.attention_format = AttentionFormat()
 
     def prompt(self, text_states: Tensor) -> list[KeyValue]:
         """Cross-attention keys and values of every layer, from [B, text_len, text_dim]."""

@@ -13,6 +13,7 @@ from .vae_layers import (
     ChannelNorm,
     FrameAttention,
     Histories,
+    KeepsHistory,
     ResBlock,
     Upsample,
 )
@@ -59,7 +60,7 @@ class VaeDecoder(nn.Module):
             shapes += [
                 (layer.in_channels, HISTORY_FRAMES, height, width)
                 for layer in stage.modules()
-                if isinstance(layer, CausalConv)
+                if isinstance(layer, KeepsHistory)
             ]
             scale *= 2 if isinstance(stage, Upsample) else 1
         return shapes

@@ -36,7 +36,13 @@ class Histories:
         self.renewed.append(frames.new_zeros(batch, channels, HISTORY_FRAMES, height, width))
 
 
-class CausalConv(nn.Conv3d):
+class KeepsHistory:
+    """A convolution in time, of whatever numbers."""
+
+    in_channels: int
+
+
+class CausalConv(nn.Conv3d, KeepsHistory):
     """Three taps in time, of which the last is the present; zero padding in space."""
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int = 3) -> None:

@@ -50,6 +50,15 @@ class Quantization:
     calibration_sha256: str
     cache: str | None = None
     """fp8 or int8 where keys and values are kept so."""
+    attention: str | None = None
+    """fp8 where self-attention's products are in it."""
+    vae: str | None = None
+    """fp8 or int8 where the VAE's convolutions are in it."""
+
+    @property
+    def formats(self) -> set[str]:
+        """All that an engine must know."""
+        return {kind for kind in (self.precision, self.cache, self.attention, self.vae) if kind}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -24,6 +25,9 @@ from .session import Session
 from .switches import EXACT, SwitchMode
 
 FORMAT = 2
+# The file's library writes such numbers for numpy, and cannot read them.
+_FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
+_AS_BYTES = "fp8_as_bytes"
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ def save_state(
         tensors |= _fetched(memory, caches)
     if blend is not None:
         tensors |= {"blend.start": blend.start, "blend.target": blend.target}
-    described = {
+    described: dict[str, Any] = {
         "format": FORMAT,
         "bundle_key": bundle_key,
         "config": config_values(session.config),
@@ -78,7 +82,9 @@ def save_state(
         "next_frame": session.ring.next_frame,
         "sink_start": session.ring.sink_start,
         "vae_frames": decoder.latent_frames if decoder else None,
+        _AS_BYTES: sorted(name for name, tensor in tensors.items() if tensor.dtype == _FP8),
     }
+    tensors |= {name: tensors[name].view(np.uint8) for name in described[_AS_BYTES]}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with publish_file(path) as partial:
@@ -101,6 +107,8 @@ def load_state(path: Path) -> SavedState:
             _require_format(path, described.pop("format"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         _require_digest(path, metadata["sha256"], _digest(metadata["state"], tensors))
+        narrow = described.pop(_AS_BYTES, [])
+        tensors |= {name: tensors[name].view(_FP8) for name in narrow}
         return _state_of(path, described, tensors)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):
         raise UsageError(

@@ -92,7 +92,12 @@ def quantized_folder(onnx: Path, precision: str) -> Path:
 
 
 def plan_build(
-    onnx: Path, precision: str, compute: str | None, calibration: Path | None, engine: str
+    onnx: Path,
+    precision: str,
+    compute: str | None,
+    calibration: Path | None,
+    engine: str,
+    gpu: str | None = None,
 ) -> BuildPlan:
     record = read_export(onnx)
     found = record.quantization.precision if record.quantization else None
@@ -115,5 +120,5 @@ def plan_build(
             f"{onnx}: quantized already, with its own calibration; leave --calibration out, "
             f"or give the export that it was made from"
         )
-    default = "fp32" if engine == onnxruntime.KIND else "bf16"
+    default = "fp32" if engine == onnxruntime.KIND and gpu is None else "bf16"
     return BuildPlan(onnx, record, precision, compute or default, calibration)

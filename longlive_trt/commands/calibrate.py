@@ -17,10 +17,11 @@ from ..calibration.folders import (
     calibrate_export,
     measure_sensitivity,
     read_fitting_calibration,
+    require_extras,
     write_quantized,
 )
 from ..calibration.prompts import read_prompts, shipped_prompts
-from ..calibration.recipes import FORMATS, recipe_named
+from ..calibration.recipes import FORMATS, FP8, VAE_EXCLUDED, Extras, recipe_named
 from ..calibration.sensitivity import SensitivityReport
 from ..calibration.targets import EXCLUDED, INCLUDED, Selection
 from ..calibration.texts import Tokenize
@@ -53,6 +54,22 @@ _PATH = click.Path(path_type=Path)
     "--cache",
     type=click.Choice(list(FORMATS)),
     help="Keep keys and values in eight bits, with a scale for each head.",
+)
+@click.option(
+    "--attention",
+    type=click.Choice([FP8.name]),
+    help="Compute self-attention's products in fp8 too.",
+)
+@click.option(
+    "--vae-precision",
+    type=click.Choice(list(FORMATS)),
+    help="Quantize the VAE's convolutions too.",
+)
+@click.option(
+    "--vae-exclude",
+    multiple=True,
+    metavar="PATTERN",
+    help=f"Convolutions to leave out.  [default: {' '.join(VAE_EXCLUDED)}]",
 )
 @click.option("--prompts", type=_PATH, help="One prompt a line; 64 ship with the program.")
 @click.option("--max-prompts", type=click.IntRange(1), help="Use only the first so many.")
@@ -104,6 +121,9 @@ def command(
     precision: str,
     smoothquant: bool,
     cache: str | None,
+    attention: str | None,
+    vae_precision: str | None,
+    vae_exclude: tuple[str, ...],
     prompts: Path | None,
     max_prompts: int | None,
     calibration: Path | None,
@@ -133,6 +153,12 @@ def command(
         compute=compute,
         device=device,
     )
+    extras = Extras(
+        cache=FORMATS[cache] if cache else None,
+        attention=FORMATS[attention] if attention else None,
+        vae=FORMATS[vae_precision] if vae_precision else None,
+        vae_exclude=vae_exclude or VAE_EXCLUDED,
+    )
     checkpoints = (config, transformer, lora, vae, text_encoder, tokenizer, random_weights)
     if (onnx_folder is None) == all(given is None for given in checkpoints):
         raise UsageError("give --onnx, or --config and checkpoints, and not both")
@@ -150,17 +176,18 @@ def command(
         _exported(onnx_folder, config, sources, tokenizer, overrides, out, report) as folder,
     ):
         source = SourceExport.open(folder)
-        found = _calibration(source, request, calibration, out, report)
+        require_extras(source, extras)
+        found = _calibration(source, request, extras, calibration, out, report)
         sensitivity = None
         if wants_report:
             sensitivity = measure_sensitivity(
-                source, found, request, error_budget, open_tokenizer, report
+                source, found, request, error_budget, open_tokenizer, report, extras
             )
         result = write_quantized(
             source,
             found,
             out,
-            cache=FORMATS[cache] if cache else None,
+            extras=extras,
             sensitivity=sensitivity,
             check=not no_check,
             report=report,
@@ -226,11 +253,17 @@ def _exported(
 
 
 def _calibration(
-    source: SourceExport, request: Request, given: Path | None, out: Path, report: Report
+    source: SourceExport,
+    request: Request,
+    extras: Extras,
+    given: Path | None,
+    out: Path,
+    report: Report,
 ) -> Calibration:
     if given is not None:
         return read_fitting_calibration(given, source, request.recipe.format.name)
-    return calibrate_export(source, request, out, open_tokenizer, report)
+    with_vae = extras.vae is not None
+    return calibrate_export(source, request, out, open_tokenizer, report, with_vae=with_vae)
 
 
 def _show(result: ExportResult, calibration: Calibration, out: Path) -> None:

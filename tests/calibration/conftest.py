@@ -10,7 +10,7 @@ from longlive_trt.calibration.calibration_file import Calibration
 from longlive_trt.calibration.calibrator import Request, calibrate
 from longlive_trt.calibration.folders import SourceExport, write_quantized
 from longlive_trt.calibration.prompts import shipped_prompts
-from longlive_trt.calibration.recipes import RECIPES
+from longlive_trt.calibration.recipes import FORMATS, FP8, RECIPES, Extras
 from longlive_trt.calibration.targets import Selection
 from longlive_trt.calibration.texts import SyntheticTexts
 from longlive_trt.configs import ModelConfig
@@ -91,6 +91,37 @@ def quantized_export(
         return make_once(f"calibration-{recipe}", make)
 
     return exported
+
+
+@pytest.fixture(scope="session")
+def narrow_cache_export(
+    make_once: MakeOnce, small_export: Path, calibrations: Mapping[str, Calibration]
+) -> Callable[[str], Path]:
+    """With keys and values in eight bits; every graph was compared with torch."""
+
+    def exported(name: str) -> Path:
+        def make(path: Path) -> None:
+            source, extras = SourceExport.open(small_export), Extras(cache=FORMATS[name])
+            result = write_quantized(source, calibrations["fp8"], path, extras=extras)
+            assert all(check.error is not None for check in result.checks)
+
+        return make_once(f"calibration-cache-{name}", make)
+
+    return exported
+
+
+@pytest.fixture(scope="session")
+def narrow_export(
+    make_once: MakeOnce, small_export: Path, calibrations: Mapping[str, Calibration]
+) -> Path:
+    """With self-attention in FP8; every graph was compared with torch."""
+
+    def make(path: Path) -> None:
+        source, extras = SourceExport.open(small_export), Extras(attention=FP8)
+        result = write_quantized(source, calibrations["fp8"], path, extras=extras)
+        assert all(check.error is not None and check.error < 5e-3 for check in result.checks)
+
+    return make_once("calibration-narrow-attention", make)
 
 
 @pytest.fixture(autouse=True)

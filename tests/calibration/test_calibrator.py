@@ -13,7 +13,7 @@ from longlive_trt.calibration.calibration_file import Calibration
 from longlive_trt.calibration.calibrator import Request, calibrate, load_model
 from longlive_trt.calibration.modelopt import quiet
 from longlive_trt.calibration.prompts import shipped_prompts
-from longlive_trt.calibration.quantization import scale_of
+from longlive_trt.calibration.quantization import scale_of, weight_scale_of
 from longlive_trt.calibration.quantized import load_quantized
 from longlive_trt.calibration.recipes import RECIPES, recipe_named
 from longlive_trt.calibration.targets import Selection, linear_layers, select_layers
@@ -94,19 +94,21 @@ def test_quantized_layers_compute_what_modelopt_simulates(
         from modelopt.torch.quantization.config import QuantizerAttributeConfig
         from modelopt.torch.quantization.nn import TensorQuantizer
 
-        def fake(tensor: Tensor, amax: Tensor, axis: int | None) -> Tensor:
-            # The range that our exact scale stands for.
-            exact = scale_of(amax, chosen.format) * chosen.format.largest
+        def fake(tensor: Tensor, scale: Tensor, axis: int | None) -> Tensor:
+            # The range that our scale stands for.
+            exact = scale * chosen.format.largest
             shape = exact.reshape(-1, 1) if axis == 0 else exact
             quantizer = TensorQuantizer(QuantizerAttributeConfig(num_bits=bits, axis=axis))
             quantizer.amax = shape
             result: Tensor = quantizer(tensor)
             return result
 
-        weight = fake(linear.weight.data, ranges.weight_amax, 0)
-        expected = nn.functional.linear(
-            fake(x_smooth, ranges.input_amax, None), weight, linear.bias
+        scales = (
+            scale_of(ranges.input_amax, chosen.format),
+            weight_scale_of(ranges.weight_amax, chosen.format),
         )
+        weight = fake(linear.weight.data, scales[1], 0)
+        expected = nn.functional.linear(fake(x_smooth, scales[0], None), weight, linear.bias)
     found = ours.get_submodule(name)(x)
     assert (found - expected).norm() / expected.norm() < 2e-3
     exact = nn.functional.linear(x_smooth, linear.weight, linear.bias)

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from longlive_trt.calibration.quantization import dequantize, quantize, rounded, scale_of
+from longlive_trt.calibration.quantization import (
+    dequantize,
+    quantize,
+    rounded,
+    scale_of,
+    weight_scale_of,
+)
 from longlive_trt.calibration.recipes import FORMATS, FP8, INT8, Format, recipe_named
 from longlive_trt.errors import UsageError
 
@@ -24,6 +30,26 @@ def test_a_scale_is_the_same_number_in_every_precision(amax: float, format_: For
     # Nothing is cut off, and at most one part in 128 of the range is wasted.
     assert scale * format_.largest >= amax
     assert scale <= max(amax / format_.largest * (1 + 1 / 128), 2.0**-14)
+
+
+@given(AMAX)
+def test_weights_in_fp8_have_powers_of_two(amax: float) -> None:
+    scale = float(weight_scale_of(torch.tensor(amax), FP8))
+    assert np.log2(scale) == np.round(np.log2(scale))
+    assert scale * FP8.largest >= amax
+    assert scale < max(2 * amax / FP8.largest, 2.0**-13)
+
+
+def test_all_scales_of_fp8_weights_become_one_exactly() -> None:
+    values = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    values *= torch.logspace(-2, 1, 64)[:, None]
+    scale = weight_scale_of(values.abs().amax(1), FP8)[:, None]
+    stored = rounded(values, scale, FP8)
+    again = rounded(stored, scale.amax(), FP8)
+    # What is least in the smallest channels falls below the format's normal numbers.
+    normal = stored.abs() >= scale.amax() * 2.0**-6
+    assert normal.float().mean() > 0.8
+    torch.testing.assert_close(again[normal], stored[normal], rtol=0, atol=0)
 
 
 def onnx_round_trip(values: torch.Tensor, scale: float, format_: Format) -> np.ndarray:

@@ -15,9 +15,8 @@ from onnx.reference import ReferenceEvaluator
 
 from longlive_trt.calibration.cache import NarrowCacheRollout
 from longlive_trt.calibration.calibration_file import Calibration
-from longlive_trt.calibration.folders import SourceExport, write_quantized
 from longlive_trt.calibration.quantized import load_quantized
-from longlive_trt.calibration.recipes import FORMATS
+from longlive_trt.calibration.recipes import FORMATS, FP8, Extras
 from longlive_trt.calibration.texts import SyntheticTexts
 from longlive_trt.configs import ModelConfig
 from longlive_trt.engines.build import build
@@ -27,9 +26,9 @@ from longlive_trt.engines.loader import load_engine
 from longlive_trt.errors import UsageError
 from longlive_trt.export.checkpoint_weights import Weights
 from longlive_trt.export.exported_weights import ExportedWeights
+from longlive_trt.export.rollout import ReferenceRollout
 from longlive_trt.exports import read_export
 from longlive_trt.precision import PRECISIONS, retype
-from longlive_trt.runtime.noise import BlockNoise
 from longlive_trt.runtime.ring import Ring, RingLayout
 from longlive_trt.runtime.transformer import TransformerPasses
 
@@ -230,22 +229,6 @@ def test_half_precisions_hold_the_scales_exactly(quantized_export: Exported) -> 
         assert (array.astype(ml_dtypes.bfloat16).astype(array.dtype) == array).all()
 
 
-@pytest.fixture(scope="session")
-def narrow_cache_export(
-    make_once: Callable[[str, Callable[[Path], object]], Path],
-    small_export: Path,
-    calibrations: Mapping[str, Calibration],
-) -> Callable[[str], Path]:
-    def exported(name: str) -> Path:
-        source = SourceExport.open(small_export)
-        return make_once(
-            f"calibration-cache-{name}",
-            lambda path: write_quantized(source, calibrations["fp8"], path, cache=FORMATS[name]),
-        )
-
-    return exported
-
-
 @pytest.mark.parametrize("cache", ["fp8", "int8"])
 def test_a_narrow_cache_is_what_torch_simulates(
     narrow_cache_export: Exported,
@@ -264,7 +247,31 @@ def test_a_narrow_cache_is_what_torch_simulates(
     calibration, half = calibrations["fp8"], HalfWeights(small_weights)
     model = load_quantized(small_config, half, calibration, "fp32", "cpu")
     rollout = NarrowCacheRollout(model, small_config, 1, 3 * blocks, calibration, FORMATS[cache])
+    assert cache_types(bundle) == {{"fp8": "float8e4m3fn", "int8": "int8"}[cache]}
     found = run_passes(bundle, small_config, states, noises)
+    with torch.no_grad():
+        rollout.switch_prompt(states)
+        for noise in noises:
+            rollout.run_block(noise[0], list(noise[1:]))
+    for one, other in zip(found, rollout.frames, strict=True):
+        assert np.linalg.norm(one - other.numpy()) / np.linalg.norm(other.numpy()) < 1e-2
+
+
+def test_attention_in_fp8_is_what_torch_simulates(
+    narrow_export: Path,
+    small_config: ModelConfig,
+    small_weights: Weights,
+    calibrations: Mapping[str, Calibration],
+    tmp_path: Path,
+) -> None:
+    build(narrow_export, tmp_path / "bundle", "fp32")
+    (states,) = SyntheticTexts(small_config).of(["A cat on a mat."])
+    blocks, shape = 5, (4, 1, 3, *small_config.latent_shape)
+    noises = torch.randn((blocks, *shape), generator=torch.Generator().manual_seed(1))
+    found = run_passes(open_bundle(tmp_path / "bundle"), small_config, states, noises)
+    half, extras = HalfWeights(small_weights), Extras(attention=FP8)
+    model = load_quantized(small_config, half, calibrations["fp8"], "fp32", "cpu", extras)
+    rollout = ReferenceRollout(model, small_config, 1, 3 * blocks)
     with torch.no_grad():
         rollout.switch_prompt(states)
         for noise in noises:
@@ -281,12 +288,11 @@ def run_passes(
         prompt.bind({"text_states": states.numpy()}, context).run()
         ring = Ring(RingLayout.of(config, None if config.rollout.rope == "relative" else 15))
         passes = TransformerPasses(step, config, ring.layout, 1)
-        assert {array.dtype.itemsize for array in passes.cache.values()} == {1}
         passes.use_context(context)
         found = []
         for noise in noises.numpy():
-            given = BlockNoise(noise[0], list(noise[1:]))
-            found.append(passes.run_block(ring.block_plan(), given).copy())
+            passes.noise[passes.place].fill(list(noise))
+            found.append(passes.run_block(ring.block_plan()).copy())
             ring = ring.after_block()
         return found
 
@@ -298,9 +304,13 @@ def test_tensorrt_takes_a_narrow_cache(
     pytest.importorskip("tensorrt_rtx_bindings", reason="needs tensorrt-rtx")
     options = BuildOptions(gpu=gpu)
     build(narrow_cache_export(cache), tmp_path / "b", "fp16", "tensorrt-rtx", options=options)
-    (kind,) = {
+    narrow = {"fp8": "float8e4m3fn", "int8": "int8"}[cache]
+    assert cache_types(open_bundle(tmp_path / "b")) == {narrow}
+
+
+def cache_types(bundle: Bundle) -> set[str]:
+    return {
         tensor.dtype
-        for tensor in open_bundle(tmp_path / "b").manifest.graphs["step"].inputs
+        for tensor in bundle.manifest.graphs["step"].inputs
         if tensor.name.startswith(("k_cache", "v_cache"))
     }
-    assert kind == {"fp8": "float8e4m3fn", "int8": "int8"}[cache]

@@ -59,7 +59,7 @@ def rtx_names() -> NameTable:
 
 def modules() -> list[Path]:
     """Those that call TensorRT."""
-    parts = ("", "_engine", "_flavors", "_graph", "_monitor", "_refit")
+    parts = ("", "_attention", "_engine", "_flavors", "_graph", "_monitor", "_refit")
     return [ENGINES / f"tensorrt{part}.py" for part in parts] + [ENGINES / "timing_cache.py"]
 
 

@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from longlive_trt.engines import loader, tensorrt_engine
+from longlive_trt.engines import loader
 from longlive_trt.engines.base import TensorSpec
+from longlive_trt.engines.cuda import Gpu, Stream
 from longlive_trt.engines.tensorrt_engine import Scratch, TensorRtEngine
 from longlive_trt.errors import BundleError, EngineError, PluginError
 from longlive_trt.exports import GraphInfo, TensorInfo
 from longlive_trt.plugins.driver import DeviceFacts
 from longlive_trt.plugins.tensors import DeviceTensor
 
-STREAM = 77
+from ..fakes.cuda import FakeCuda
+
 INFO = GraphInfo(
     (
         TensorInfo("latents", "float16", ("batch", "frames", 4)),
@@ -43,7 +45,7 @@ class FakeContext:
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
         self.profile = profile
-        return stream == STREAM
+        return stream != 0
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shapes[name] = shape
@@ -62,7 +64,7 @@ class FakeContext:
 
     def execute_async_v3(self, stream: int) -> bool:
         self.runs += 1
-        return stream == STREAM
+        return stream != 0
 
 
 class FakeEngine:
@@ -108,33 +110,29 @@ class FakeFlavor:
         return self.contexts[-1]
 
 
-class FakeMemory:
-    made: list["FakeMemory"] = []  # noqa: RUF012
-
-    def __init__(self, size_bytes: int, _ordinal: int) -> None:
-        self.size_bytes, self.pointer = size_bytes, 1 << 20 | len(FakeMemory.made)
-        FakeMemory.made.append(self)
-
-    def close(self) -> None:
-        self.pointer = 0
-
-
 @pytest.fixture
-def flavor(monkeypatch: pytest.MonkeyPatch) -> FakeFlavor:
-    FakeMemory.made = []
-    monkeypatch.setattr(tensorrt_engine, "device_facts", lambda: None)
-    monkeypatch.setattr(tensorrt_engine, "DeviceMemory", FakeMemory)
+def flavor() -> FakeFlavor:
     return FakeFlavor()
 
 
 @pytest.fixture
-def load(flavor: FakeFlavor, tmp_path: Path) -> Callable[..., TensorRtEngine]:
+def cuda(fake_cuda: Callable[..., FakeCuda]) -> FakeCuda:
+    return fake_cuda()
+
+
+@pytest.fixture
+def stream(cuda: FakeCuda) -> Stream:
+    return Gpu().stream()
+
+
+@pytest.fixture
+def load(flavor: FakeFlavor, stream: Stream, tmp_path: Path) -> Callable[..., TensorRtEngine]:
     path = tmp_path / "step.engine"
     path.write_bytes(b"plan")
 
     def load(**options: Any) -> TensorRtEngine:
         chosen: Any = flavor
-        return TensorRtEngine(path, INFO, chosen, options, stream=STREAM)
+        return TensorRtEngine(path, INFO, chosen, options, stream)
 
     return load
 
@@ -171,7 +169,7 @@ def test_shapes_that_no_profile_takes(load: Callable[..., TensorRtEngine]) -> No
 
 
 def test_unwanted_outputs_get_memory_of_their_own_that_bindings_share(
-    load: Callable[..., TensorRtEngine], flavor: FakeFlavor
+    load: Callable[..., TensorRtEngine], flavor: FakeFlavor, cuda: FakeCuda
 ) -> None:
     engine = load()
     engine.bind(inputs(), {"latents_next": device(300, 1, 3, 4)})
@@ -179,9 +177,9 @@ def test_unwanted_outputs_get_memory_of_their_own_that_bindings_share(
     first, second = (context.addresses for context in flavor.contexts)
     assert first["k_new.0"] == second["k_new.0"] not in (100, 200, 300)
     assert (first["latents_next"], second["latents_next"]) == (300, 400)
-    assert sorted(memory.size_bytes for memory in FakeMemory.made) == [18 * 2 * 2, 4096]
+    assert sorted(cuda.memory.live("device")) == [18 * 2 * 2, 4096]
     engine.close()
-    assert all(memory.pointer == 0 for memory in FakeMemory.made)
+    assert cuda.memory.live("device") == []
 
 
 def test_contexts_share_one_scratch_memory(
@@ -194,7 +192,7 @@ def test_contexts_share_one_scratch_memory(
     assert flavor.contexts[0].memory[1] == engine.scratch_bytes
 
 
-def test_shared_scratch_must_be_reserved_large_enough(flavor: FakeFlavor) -> None:
+def test_shared_scratch_must_be_reserved_large_enough(cuda: FakeCuda) -> None:
     scratch = Scratch()
     scratch.reserve(100)
     assert scratch.reserve(50).size_bytes == 100
@@ -245,25 +243,14 @@ def test_missing_inputs_are_named(load: Callable[..., TensorRtEngine]) -> None:
 
 
 def test_the_first_run_is_plain_and_later_ones_replay_a_graph(
-    load: Callable[..., TensorRtEngine], flavor: FakeFlavor, monkeypatch: pytest.MonkeyPatch
+    load: Callable[..., TensorRtEngine], flavor: FakeFlavor, cuda: FakeCuda
 ) -> None:
-    calls: list[str] = []
-
-    class Driver:
-        CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
-
-        def __getattr__(self, name: str) -> Callable[..., tuple[int, str]]:
-            return lambda *_arguments: (calls.append(name), (0, "handle"))[1]
-
-    monkeypatch.setattr(tensorrt_engine, "_driver", Driver)
     binding = load().bind(inputs(), {})
     for _ in range(3):
         binding.run()
     assert flavor.contexts[0].runs == 2
-    assert calls == [
-        *("cuStreamBeginCapture", "cuStreamEndCapture", "cuGraphInstantiate", "cuGraphDestroy"),
-        *("cuGraphLaunch", "cuGraphLaunch"),
-    ]
+    assert cuda.calls["cuGraphInstantiate"] == 1
+    assert cuda.calls["cuGraphLaunch"] == 2
 
 
 def test_a_failed_run_and_a_broken_plan_are_engine_errors(

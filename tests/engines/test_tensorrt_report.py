@@ -105,6 +105,17 @@ def test_a_kernel_that_ignores_the_length_is_a_fault() -> None:
         require_attention(report(parse_layers("\n".join(text)), count))
 
 
+def test_quantized_attention_in_a_wide_kernel_is_a_fault() -> None:
+    sites = (AttentionSite("self_attention.0", True, is_fp8=True),)
+    narrow = tensor("q", "2,288,128", "FP8")
+    for inputs, faults in (
+        ((LENGTH,), ("self_attention.0 (only): computes in Half",)),
+        ((LENGTH, narrow), ()),
+    ):
+        layers = parse_layers(attention("self_attention.0", 0, *inputs))
+        assert count_attention(layers, sites, ["only"]).faults == faults
+
+
 def report(layers: list[object], count: object) -> GraphReport:
     return GraphReport("step", (), tuple(layers), count, (), 0, 0, 0.0, 0)  # type: ignore[arg-type]
 
