@@ -29,6 +29,7 @@ DIM = HEADS * HEAD_DIM
 TOKENS, CACHED, TEXT, LAYERS = 4680, 14040, 512, 30
 PATCH = 64
 BUFFERS = 8
+FLOAT8 = torch.float8_e4m3fn
 
 Run = Callable[[int, int], Any]
 """(buffer, stream)"""
@@ -42,6 +43,8 @@ class KernelJob:
     """Lists hold one tensor for each buffer; a tensor is shared."""
     per_pass: int
     flops: int = 0
+    narrow: tuple[int, ...] = ()
+    """Outputs in 8 bits."""
 
     def tensors(self, buffer: int) -> list[DeviceTensor]:
         chosen = (x[buffer] if isinstance(x, list) else x for x in self.inputs)
@@ -52,7 +55,9 @@ class KernelJob:
         kernel = TRANSFORMER_KERNELS[self.kernel](self.parameters)
         given = [self.tensors(buffer) for buffer in range(BUFFERS)]
         shapes = kernel.output_shapes([x.shape for x in given[0]])
-        made = [[torch.empty(s, dtype=dtype, device="cuda") for s in shapes] for _ in given]
+        types = [FLOAT8 if i in self.narrow else dtype for i in range(len(shapes))]
+        pairs = list(zip(shapes, types, strict=True))
+        made = [[torch.empty(s, dtype=t, device="cuda") for s, t in pairs] for _ in given]
         outputs = [[as_device_tensor(x, "output") for x in group] for group in made]
 
         def run(buffer: int, stream: int) -> None:
@@ -84,6 +89,20 @@ def kernel_jobs(dtype: torch.dtype) -> dict[str, KernelJob]:
     k_cache, v_cache = (normal(1, CACHED, HEADS, HEAD_DIM) for _ in range(2))
     context = [shared(1, TEXT, HEADS, HEAD_DIM) for _ in range(2)]
     valid = torch.tensor([CACHED], device="cuda")
+    narrow = {
+        name: [x.to(FLOAT8) for x in tensors]
+        for name, tensors in (
+            *zip("qkv", (q, k, v), strict=True),
+            ("k_cache", k_cache),
+            ("v_cache", v_cache),
+        )
+    }
+    values = {
+        tokens: [torch.ones(1, HEADS, HEAD_DIM, -(-tokens // 16) * 16, device="cuda").to(FLOAT8)]
+        * BUFFERS
+        for tokens in (TOKENS, CACHED)
+    }
+    units = torch.full((HEADS,), 0.02, device="cuda")
     modulated, heads = {"scale_row": 1, "shift_row": 0}, {"heads": HEADS}
     attention_flops = 4 * TOKENS * DIM
     return {
@@ -115,6 +134,43 @@ def kernel_jobs(dtype: torch.dtype) -> dict[str, KernelJob]:
         ),
         "cross-attention": KernelJob(
             "cross_attention", {}, [q, *context], LAYERS, attention_flops * TEXT
+        ),
+        "8 bits: gated residual, modulated norm": KernelJob(
+            "residual_norm",
+            {**modulated, "gate_row": 5, "output_scale": 0.02},
+            [x, y, table],
+            0,
+            narrow=(1,),
+        ),
+        "8 bits: q k v norm and rotation": KernelJob(
+            "qkv_norm_rope",
+            heads,
+            [qkv, weight, bias, *turn(TOKENS), units, units, units],
+            0,
+            narrow=(0, 1, 2),
+        ),
+        "8 bits: own values": KernelJob("transposed_values", {}, [narrow["v"]], 0, narrow=(0,)),
+        "8 bits: cached values": KernelJob(
+            "transposed_values", {}, [narrow["v_cache"]], 0, narrow=(0,)
+        ),
+        "16 bits to 8: attention": KernelJob(
+            "attention",
+            {"output_scale": 0.02},
+            [q, k, v, k_cache, v_cache, valid],
+            0,
+            attention_flops * (TOKENS + CACHED),
+            narrow=(0,),
+        ),
+        "8 bits: attention": KernelJob(
+            "narrow_attention",
+            {"output_scale": 0.02},
+            [
+                *(narrow["q"], narrow["k"], values[TOKENS]),
+                *(narrow["k_cache"], values[CACHED], valid, units, units, units),
+            ],
+            0,
+            attention_flops * (TOKENS + CACHED),
+            narrow=(0,),
         ),
     }
 
@@ -171,9 +227,10 @@ class TimedProduct:
         yield "torch_in_out", self._torch
         if self.job.rows % 8 == 0:
             narrow = [[t.to(torch.float8_e4m3fn) for t in group] for group in (self.x, flipped)]
-            yield from self._both(
-                "fp8", Matmul(self.product(dtype="float8_e4m3", transposed=True)), *narrow
-            )
+            eight = {"dtype": "float8_e4m3", "transposed": True}
+            yield from self._both("fp8", Matmul(self.product(**eight)), *narrow)
+            to_eight = {**eight, "out_dtype": "float8_e4m3", "bias_dtype": self.name}
+            yield from self._both("fp8_to_fp8", Matmul(self.product(**to_eight)), *narrow)
 
     def _both(
         self, form: str, matmul: Matmul, x: list[torch.Tensor], weight: list[torch.Tensor]
@@ -191,13 +248,13 @@ class TimedProduct:
         tune: bool = False,
     ) -> Run:
         bias = self.bias.data_ptr() if matmul.product.bias else 0
-        one = self.one.data_ptr()
-        scales = (one, one) if matmul.product.dtype == "float8_e4m3" else None
+        to_eight = matmul.product.out_dtype == "float8_e4m3"
+        factor = self.one.data_ptr() if to_eight else 0
         call = matmul.tune if tune else matmul
 
         def run(buffer: int, stream: int) -> Any:
             pointers = (t[buffer].data_ptr() for t in (x, weight, self.out))
-            return call(*pointers, bias=bias, scales=scales, stream=stream)
+            return call(*pointers, bias=bias, out_factor=factor, stream=stream)
 
         return run
 

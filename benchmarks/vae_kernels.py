@@ -4,7 +4,9 @@
 
 Each is captured four times in a CUDA graph and replayed. Those of 240x416 and more move far more
 than the cache holds; the small ones find some of their input there, as they do in the decoder.
-``of_copy`` compares with a copy that reads and writes the same number of bytes together.
+``of_copy`` compares with a copy that reads and writes the same number of bytes together. The three
+convolutions that follow a doubling are timed in torch (cuDNN): 3x3 over the doubled image, and
+folded into 2x2 over the small one, as the decoder has them.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +29,22 @@ TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 ALL = dict.fromkeys(("residual", "bias", "norm", "silu", "history", "total"), True)
 BLOCK = dict.fromkeys(("bias", "norm", "silu", "history"), True)
 HEAD = {**ALL, "total": False, "form": "extended"}
+SPREAD = {**BLOCK, "total": True, "spread": True}
 Size = tuple[int, int, int, int]
 LAUNCHES = 4
 
 CASES: list[tuple[str, str, dict[str, Any], Size, int]] = [
-    # what, kernel, flags, the input's shape, times in a block
+    # what, kernel, flags, the input's shape (of its pixels, if spread), times in a block
     ("384 ch, x", "vae_stack", BLOCK, (3, 60, 104, 384), 6),
     ("384 ch, x + y", "vae_stack", ALL, (3, 60, 104, 384), 4),
+    ("192 ch, spread", "vae_stack", SPREAD, (6, 120, 208, 192), 1),
     ("384 ch, x", "vae_stack", BLOCK, (6, 120, 208, 384), 3),
     ("384 ch, x + y", "vae_stack", ALL, (6, 120, 208, 384), 2),
-    ("192 ch, x", "vae_stack", BLOCK, (12, 240, 416, 192), 4),
+    ("192 ch, spread", "vae_stack", SPREAD, (12, 240, 416, 192), 1),
+    ("192 ch, x", "vae_stack", BLOCK, (12, 240, 416, 192), 3),
     ("192 ch, x + y", "vae_stack", ALL, (12, 240, 416, 192), 2),
-    ("96 ch, x", "vae_stack", BLOCK, (12, 480, 832, 96), 4),
+    ("96 ch, spread", "vae_stack", SPREAD, (12, 480, 832, 96), 1),
+    ("96 ch, x", "vae_stack", BLOCK, (12, 480, 832, 96), 3),
     ("96 ch, x + y", "vae_stack", ALL, (12, 480, 832, 96), 2),
     ("96 ch, before the head", "vae_stack", HEAD, (12, 480, 832, 96), 1),
     (
@@ -54,18 +61,25 @@ CASES: list[tuple[str, str, dict[str, Any], Size, int]] = [
         (6, 120, 208, 384),
         1,
     ),
-    ("pairs of 384 ch", "vae_upsample", {"bias": True, "interleave": True}, (3, 60, 104, 768), 1),
-    ("pairs of 384 ch", "vae_upsample", {"bias": True, "interleave": True}, (6, 120, 208, 768), 1),
-    ("192 ch, x + y", "vae_upsample", {"residual": True, "bias": True}, (12, 240, 416, 192), 1),
+    ("pairs of 384 ch", "vae_sum", {"bias": True, "interleave": True}, (3, 60, 104, 768), 1),
+    ("pairs of 384 ch", "vae_sum", {"bias": True, "interleave": True}, (6, 120, 208, 768), 1),
+    ("192 ch, x + y", "vae_sum", {"residual": True, "bias": True}, (12, 240, 416, 192), 1),
     ("last convolution", "vae_head", {}, (14, 480, 832, 96), 1),
     ("pictures", "vae_pixels", {}, (12, 480, 832, 3), 1),
     ("frames", "vae_frames", {}, (12, 480, 832, 3), 1),
 ]
+DOUBLING: list[tuple[Size, int]] = [
+    # the small image, channels out
+    ((6, 60, 104, 384), 192),
+    ((12, 120, 208, 384), 192),
+    ((12, 240, 416, 192), 96),
+]
 
 
 def make_inputs(kernel: str, flags: dict[str, Any], size: Size, dtype: torch.dtype) -> list[Any]:
-    channels = size[-1]
-    shapes: list[tuple[int, ...]] = [size]
+    frames, height, width, channels = size
+    spread = (frames, height // 2 + 1, width // 2 + 1, 4 * channels)
+    shapes: list[tuple[int, ...]] = [spread if flags.get("spread") else size]
     if flags.get("residual"):
         shapes.append(size)
     if flags.get("bias") or kernel in ("vae_pixels", "vae_frames"):
@@ -149,6 +163,33 @@ def measure(dtype: str, repeats: int) -> Iterator[dict[str, Any]]:
         }
 
 
+def measure_doubling(dtype: str, repeats: int) -> Iterator[dict[str, Any]]:
+    torch.backends.cudnn.benchmark = True
+    for (frames, height, width, channels), channels_out in DOUBLING:
+        small, doubled = (
+            torch.randn(frames, channels, by * height, by * width, device="cuda").to(
+                TYPES[dtype], memory_format=torch.channels_last
+            )
+            for by in (1, 2)
+        )
+        for what, x, outputs, taps in (
+            ("3x3, doubled", doubled, channels_out, 3),
+            ("2x2, folded", small, 4 * channels_out, 2),
+        ):
+            weight = torch.randn(outputs, channels, taps, taps, device="cuda").to(
+                TYPES[dtype], memory_format=torch.channels_last
+            )
+            time = median_ms(partial(torch.conv2d, x, weight, padding=1), repeats)
+            flops = 2 * outputs * channels * taps**2 * x.shape[0] * x.shape[2] * x.shape[3]
+            yield {
+                "what": what,
+                "input": list(x.shape),
+                "weight": list(weight.shape),
+                "median_us": time * 1e3,
+                "tflops": flops / time / 1e9,
+            }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
@@ -165,6 +206,12 @@ def main() -> None:
         )
     total_ms = sum(r["median_us"] * r["times_in_a_block"] for r in results) / 1e3
     print(f"together {total_ms:.2f} ms a block")
+    doubling = list(measure_doubling(options.dtype, options.repeats))
+    for result in doubling:
+        print(
+            f"{result['what']:13s} {result['input']!s:24s} {result['weight']!s:20s} "
+            f"{result['median_us']:8.1f} us, {result['tflops']:4.0f} TFLOP/s"
+        )
     if options.out:
         report = {
             "command": f"python benchmarks/vae_kernels.py --dtype {options.dtype}",
@@ -172,6 +219,7 @@ def main() -> None:
             "torch": torch.__version__,
             "together_ms": total_ms,
             "passes": results,
+            "doubling": doubling,
         }
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(report, indent=2) + "\n")

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from math import prod
 from typing import Any, Literal
@@ -18,8 +19,9 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 
-from ..errors import EngineError, PluginError
-from ..plugins.driver import check, device_facts
+from ..errors import EngineError, LongLiveError
+from ..plugins.driver import DeviceMemory as DeviceMemory
+from ..plugins.driver import check, device_facts, failure, make_current, readable
 from ..plugins.tensors import DeviceTensor as DeviceTensor
 from ..plugins.tensors import contiguous_strides
 from .base import Array, Closing, Given
@@ -80,16 +82,10 @@ class Gpu:
         self.facts = device_facts(ordinal)
         self.ordinal = ordinal
         self.ledger = Ledger()
-        self._entered = threading.local()
 
     def make_current(self) -> None:
         """A thread that talks to the driver does this first; again costs nothing."""
-        if not getattr(self._entered, "done", False):
-            try:
-                import_module("cuda.core").Device(self.ordinal).set_current()
-            except Exception as error:  # cuda.core raises private types
-                raise PluginError(f"{self.facts.name} cannot be used any more: {error}") from error
-            self._entered.done = True
+        make_current(self.ordinal)
 
     def driver(self) -> Any:
         """Its functions, on whatever thread asks for them."""
@@ -108,8 +104,15 @@ class Gpu:
         handle = check(driver.cuStreamCreateWithPriority(flags, priority), "make a stream")
         return Stream(self, int(handle))
 
-    def reserve(self, size_bytes: int, what: str) -> "DeviceBlock":
-        return DeviceBlock(self, size_bytes, what)
+    def reserve(self, size_bytes: int, what: str) -> DeviceMemory:
+        """Device memory with whatever it held before."""
+        self.ledger.note("allocation", what)
+        freed = partial(self.ledger.note, "free", what)
+        return DeviceMemory(size_bytes, self.ordinal, what, zeroed=False, before_close=freed)
+
+    def failure(self, told: str) -> LongLiveError:
+        """An error of a library, right after it, with what the driver knows of its cause."""
+        return failure(self.ordinal, told)
 
     def event(self, *, timed: bool = False) -> "Event":
         return Event(self, timed=timed)
@@ -118,36 +121,13 @@ class Gpu:
         return PinnedArray(self, shape, dtype)
 
 
-class DeviceBlock(Closing):
-    """A stretch of device memory, with whatever it held before."""
-
-    def __init__(self, gpu: Gpu, size_bytes: int, what: str) -> None:
-        self._gpu, self.size_bytes, self._what = gpu, max(size_bytes, 1), what
-        gpu.ledger.note("allocation", what)
-        driver = gpu.driver()
-        result = driver.cuMemAlloc(self.size_bytes)
-        if result[0] == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
-            raise EngineError(
-                f"{what}: {_readable(self.size_bytes)} of GPU memory are needed, and "
-                f"{_readable(gpu.memory().free_bytes)} are free on {gpu.facts.name}; close what "
-                "else uses the GPU, or make fewer or smaller videos at once"
-            )
-        self.pointer = int(check(result, f"allocate {what}"))
-
-    def close(self) -> None:
-        if self.pointer:
-            self._gpu.ledger.note("free", self._what)
-            _driver().cuMemFree(self.pointer)
-            self.pointer = 0
-
-
 class PinnedArray(Closing):
     """Host memory that the GPU copies to and from by itself."""
 
     def __init__(self, gpu: Gpu, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
         size_bytes = max(prod(shape) * dtype.itemsize, 1)
         gpu.ledger.note("allocation", f"{size_bytes} bytes of pinned memory")
-        what = f"allocate {_readable(size_bytes)} of pinned memory"
+        what = f"allocate {readable(size_bytes)} of pinned memory"
         self._pointer = int(check(gpu.driver().cuMemAllocHost(size_bytes), what))
         memory = memoryview((ctypes.c_char * size_bytes).from_address(self._pointer))
         count = prod(shape)
@@ -198,66 +178,63 @@ class Event:
 
 
 class Stream:
+    """Work in the order in which it is queued, from whatever thread."""
+
     def __init__(self, gpu: Gpu, handle: int) -> None:
         self.gpu, self.handle = gpu, handle
+        self.queueing = threading.RLock()
+        """Held while something is queued: a capture takes whatever any thread queues meanwhile."""
 
     def record(self, event: Event) -> Event:
-        check(self.gpu.driver().cuEventRecord(event.handle, self.handle), "record an event")
+        self._call("cuEventRecord", "record an event", event.handle, self.handle)
         return event
 
     def wait_for(self, event: Event) -> None:
         """The stream waits, not the host."""
-        result = self.gpu.driver().cuStreamWaitEvent(self.handle, event.handle, 0)
-        check(result, "order two streams")
+        self._call("cuStreamWaitEvent", "order two streams", self.handle, event.handle, 0)
 
     def synchronize(self) -> None:
         self.gpu.ledger.note("host wait", "a stream")
-        check(self.gpu.driver().cuStreamSynchronize(self.handle), "wait for a stream")
+        self._call("cuStreamSynchronize", "wait for a stream", self.handle)
 
     def upload(self, target: int, source: PinnedArray | int, size_bytes: int) -> None:
         pointer = source.pointer if isinstance(source, PinnedArray) else source
-        check(
-            self.gpu.driver().cuMemcpyHtoDAsync(target, pointer, size_bytes, self.handle),
-            "copy to the GPU",
-        )
+        copy = (target, pointer, size_bytes)
+        self._call("cuMemcpyHtoDAsync", "copy to the GPU", *copy, self.handle)
 
     def download(self, target: PinnedArray, source: int, size_bytes: int) -> None:
-        check(
-            self.gpu.driver().cuMemcpyDtoHAsync(target.pointer, source, size_bytes, self.handle),
-            "copy from the GPU",
-        )
+        copy = (target.pointer, source, size_bytes)
+        self._call("cuMemcpyDtoHAsync", "copy from the GPU", *copy, self.handle)
 
     def clear(self, target: int, size_bytes: int) -> None:
         """In the stream's order: the driver's own clearing would not wait, nor be waited for."""
-        result = self.gpu.driver().cuMemsetD8Async(target, 0, size_bytes, self.handle)
-        check(result, "clear memory on the GPU")
+        self._call("cuMemsetD8Async", "clear memory on the GPU", target, 0, size_bytes, self.handle)
 
     def copy_rows(self, rows: Sequence["Rows"]) -> None:
         """Copies on the device, each of some equally long rows."""
-        driver = self.gpu.driver()
         self.gpu.ledger.note("copy on the device", f"{len(rows)} copies")
         for row in rows:
             if row.count == 1:
-                result = driver.cuMemcpyDtoDAsync(
-                    row.target, row.source, row.size_bytes, self.handle
-                )
+                copy = (row.target, row.source, row.size_bytes)
+                self._call("cuMemcpyDtoDAsync", "copy on the GPU", *copy, self.handle)
             else:
-                result = driver.cuMemcpy2DAsync(row.described(), self.handle)
-            check(result, "copy on the GPU")
+                self._call("cuMemcpy2DAsync", "copy on the GPU", row.described(), self.handle)
 
     def capture(self, work: Callable[[], None]) -> "CapturedGraph":
         driver = self.gpu.driver()
+        # What other threads do elsewhere, such as allocating, is no business of this capture.
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        check(driver.cuStreamBeginCapture(self.handle, mode), "capture a graph")
-        try:
-            work()
-            graph = check(driver.cuStreamEndCapture(self.handle), "end a capture")
-        except BaseException:
-            # The stream must not stay in capture; what was captured is of no use.
-            status, graph = driver.cuStreamEndCapture(self.handle)
-            if int(status) == 0 and graph:
-                driver.cuGraphDestroy(graph)
-            raise
+        with self.queueing:
+            check(driver.cuStreamBeginCapture(self.handle, mode), "capture a graph")
+            try:
+                work()
+                graph = check(driver.cuStreamEndCapture(self.handle), "end a capture")
+            except BaseException:
+                # The stream must not stay in capture; what was captured is of no use.
+                status, graph = driver.cuStreamEndCapture(self.handle)
+                if int(status) == 0 and graph:
+                    driver.cuGraphDestroy(graph)
+                raise
         try:
             executable = check(driver.cuGraphInstantiate(graph, 0), "instantiate a graph")
         finally:
@@ -268,6 +245,11 @@ class Stream:
         if self.handle:
             _driver().cuStreamDestroy(self.handle)
             self.handle = 0
+
+    def _call(self, name: str, what: str, *arguments: Any) -> None:
+        function = getattr(self.gpu.driver(), name)
+        with self.queueing:
+            check(function(*arguments), what)
 
 
 @dataclass(frozen=True)
@@ -301,11 +283,37 @@ class CapturedGraph:
         self._free.atexit = False
 
     def launch(self) -> None:
-        driver = self._stream.gpu.driver()
-        check(driver.cuGraphLaunch(self._executable, self._stream.handle), "launch a graph")
+        driver, stream = self._stream.gpu.driver(), self._stream
+        with stream.queueing:
+            check(driver.cuGraphLaunch(self._executable, stream.handle), "launch a graph")
 
     def close(self) -> None:
         self._free()
+
+
+class Repeated:
+    """Work that is queued once, captured at the second time, and replayed from then on."""
+
+    def __init__(self, stream: Stream, queue: Callable[[], None], *, captures: bool) -> None:
+        self._stream, self._queue, self._captures = stream, queue, captures
+        self._graph: CapturedGraph | None = None
+        self._was_queued = False
+
+    def run(self) -> None:
+        with self._stream.queueing:
+            if self._graph is not None:
+                self._graph.launch()
+            elif self._was_queued and self._captures:
+                self._graph = self._stream.capture(self._queue)
+                self._graph.launch()
+            else:
+                # Engines choose kernels, and reserve what these need, which cannot be captured.
+                self._queue()
+                self._was_queued = True
+
+    def close(self) -> None:
+        if self._graph is not None:
+            self._graph.close()
 
 
 def lay_out(
@@ -329,11 +337,6 @@ def tensor_at(
 def given_on_device(tensor: DeviceTensor) -> Given:
     packed = tensor.strides == contiguous_strides(tensor.shape)
     return Given(tensor.shape, tensor.dtype, packed)
-
-
-def _readable(size_bytes: int) -> str:
-    unit, name = (2**30, "GiB") if size_bytes >= 2**28 else (2**20, "MiB")
-    return f"{size_bytes / unit:.2f} {name}"
 
 
 def _driver() -> Any:

@@ -14,15 +14,18 @@ import onnx_ir as ir
 
 from ..configs import ModelConfig
 from ..errors import UsageError
-from ..exports import read_export
+from ..plugins.transformer_rows import FLOAT8
 from ..plugins.variants import HEAD_DIMS
 from ..precision import Precision
+from .cuda_attention import SelfAttention
+from .cuda_linear import Linears
 from .graph_builder import GraphBuilder, Size, Weights
 
 PREFIX = "transformer."
+_KEPT_TYPES = (ir.DataType.INT64, ir.DataType.FLOAT8E4M3FN, ir.DataType.INT8)
 _FLOAT32_INPUTS = ("timestep", "sigma", "sigma_next")
-_QUANTIZE_OPERATORS = ("QuantizeLinear", "DequantizeLinear")
 _ROPE_BASE = 10_000.0
+_NARROW_HEAD = 128
 _MODULATIONS, _HEAD_MODULATIONS = 6, 2
 # Rows of a layer's modulations, in the checkpoint's order.
 _SHIFT, _SCALE, _GATE, _FFN_SHIFT, _FFN_SCALE, _FFN_GATE = range(_MODULATIONS)
@@ -48,16 +51,6 @@ def _require_supported(config: ModelConfig, export_folder: Path) -> None:
             f"transformer.dim / transformer.heads is {head_dim}: the GPU kernels are for heads of "
             f"{allowed}; build without --gpu"
         )
-    quantization = read_export(export_folder).quantization
-    if quantization is not None:
-        raise _quantized(str(export_folder), quantization.precision)
-
-
-def _quantized(source: str, how: str) -> UsageError:
-    return UsageError(
-        f"{source} is quantized ({how}), which the GPU kernels do not take; give the export that "
-        "was calibrated, or build without --gpu"
-    )
 
 
 class GraphWriter:
@@ -65,54 +58,30 @@ class GraphWriter:
 
     def __init__(self, config: ModelConfig, exported: ir.Model, precision: Precision) -> None:
         name = str(exported.graph.name)
-        if any(node.op_type in _QUANTIZE_OPERATORS for node in exported.graph):
-            raise _quantized(f"graph {name}", "it has QuantizeLinear nodes")
         self.config, self.sizes, self.exported = config, config.transformer, exported
         self.graph = GraphBuilder(name, precision)
         self.weights = Weights(exported, PREFIX, precision)
-        self._transposed = _transposed_weights(exported)
+        self.linear = Linears(self.graph, exported, self.weights)
         self.inputs = {str(value.name): self._input(value) for value in exported.graph.inputs}
 
     def _input(self, value: ir.Value) -> ir.Value:
         name = str(value.name)
-        plain = name in _FLOAT32_INPUTS or value.dtype == ir.DataType.INT64
+        plain = name in _FLOAT32_INPUTS or value.dtype in _KEPT_TYPES
         return self.graph.input(name, _sizes(value), value.dtype if plain else None)
 
     def finish(self, outputs: dict[str, ir.Value]) -> GraphBuilder:
         for value in self.exported.graph.outputs:
             name = str(value.name)
-            self.graph.output(name, outputs[name], _sizes(value))
+            dtype = value.dtype if value.dtype in _KEPT_TYPES else None
+            self.graph.output(name, outputs[name], _sizes(value), dtype)
         return self.graph
 
     def per_layer(self, name: str) -> list[ir.Value]:
         return [self.inputs[f"{name}.{layer}"] for layer in range(self.sizes.layers)]
 
-    def linear(self, x: ir.Value, *names: str, joined: str = "", **parameters: Any) -> ir.Value:
-        """Several maps of the same rows become one, their results side by side."""
-        weight_name = f"{joined or names[0]}.weight"
-        shapes = [self._matrix_shape(name) for name in names]
-        shape = (shapes[0][0], sum(columns for _, columns in shapes))
-        weight = self.weight(
-            weight_name, shape, lambda: np.concatenate([self._matrix(n) for n in names], axis=1)
-        )
-        bias = self.weight(
-            f"{joined or names[0]}.bias",
-            shape[1:],
-            lambda: np.concatenate([self.weights.array(f"{n}.bias") for n in names]),
-        )
-        value: ir.Value = self.graph.kernel("gemm", x, weight, bias, **parameters)
-        return value
-
-    def vector(self, name: str) -> ir.Value:
-        return self.weight(name, self._shape(name), lambda: self.weights.array(name))
-
-    def weight(self, name: str, shape: Sequence[int], make: Any) -> ir.Value:
-        full_name = PREFIX + name
-        return self.graph.weight(full_name, self.weights.lazy(full_name, shape, make))
-
     def rms_norm(self, x: ir.Value, name: str) -> ir.Value:
         value: ir.Value = self.graph.kernel(
-            "rms_norm", x, self.vector(name), heads=self.sizes.heads, epsilon=self.sizes.eps
+            "rms_norm", x, self.linear.vector(name), heads=self.sizes.heads, epsilon=self.sizes.eps
         )
         return value
 
@@ -120,26 +89,6 @@ class GraphWriter:
         """0 keeps a size, -1 finds it."""
         value: ir.Value = self.graph.op("Reshape", x, self.graph.constant(shape, np.int64))
         return value
-
-    def _matrix(self, name: str) -> npt.NDArray[Any]:
-        """[in, out]; a convolution of patches is a map of their values."""
-        stored = self.weights.array(f"{name}.weight")
-        matrix = stored.reshape(stored.shape[0], -1)
-        return matrix.T if self._stored_by_outputs(name) else matrix
-
-    def _matrix_shape(self, name: str) -> tuple[int, int]:
-        first, *others = self._shape(f"{name}.weight")
-        rest = int(np.prod(others))
-        return (rest, first) if self._stored_by_outputs(name) else (first, rest)
-
-    def _stored_by_outputs(self, name: str) -> bool:
-        full_name = f"{PREFIX}{name}.weight"
-        return full_name in self._transposed or len(self._shape(f"{name}.weight")) > 2
-
-    def _shape(self, name: str) -> tuple[int, ...]:
-        shape = self.exported.graph.initializers[PREFIX + name].shape
-        assert shape is not None
-        return shape.numpy()
 
 
 class StepWriter(GraphWriter):
@@ -157,8 +106,8 @@ class StepWriter(GraphWriter):
     ) -> tuple[ir.Value, list[ir.Value], list[ir.Value]]:
         """The flow's tokens, and every layer's new keys and values."""
         x, keys, values = tokens, [], []
-        normed = self.graph.kernel("norm_modulate", x, table, **self._next_norm(0))
-        attend = _SelfAttention(self)
+        normed = self._first_norm(x, table)
+        attend = SelfAttention(self)
         for layer in range(self.sizes.layers):
             update, key, value = attend(layer, normed)
             keys.append(key)
@@ -166,37 +115,69 @@ class StepWriter(GraphWriter):
             x, normed = self._normed_sum(
                 *(x, update, table, self._block(layer, "norm3.weight")),
                 self._block(layer, "norm3.bias"),
+                into=[f"blocks.{layer}.cross_attn.q"],
                 norm="affine",
                 gate_row=_MODULATIONS * layer + _GATE,
             )
             update = self._cross_attention(layer, normed)
             x, normed = self._normed_sum(
-                *(x, update, table), **self._modulated(layer, _FFN_SCALE, _FFN_SHIFT)
+                *(x, update, table),
+                into=[f"blocks.{layer}.ffn.0"],
+                **self._modulated(layer, _FFN_SCALE, _FFN_SHIFT),
             )
             update = self._feed_forward(layer, normed)
             gate_row = _MODULATIONS * layer + _FFN_GATE
             x, normed = self._normed_sum(
-                *(x, update, table), gate_row=gate_row, **self._next_norm(layer + 1)
+                *(x, update, table),
+                into=self._next_maps(layer + 1),
+                gate_row=gate_row,
+                **self._next_norm(layer + 1),
             )
         return self.linear(normed, "head.head"), keys, values
+
+    def _first_norm(self, x: ir.Value, table: ir.Value) -> ir.Value:
+        into = self._narrow_rows(self._next_maps(0))
+        value: ir.Value = self.graph.kernel("norm_modulate", x, table, **self._next_norm(0), **into)
+        return value
+
+    def _next_maps(self, layer: int) -> list[str]:
+        """What reads the rows that begin a layer, or the head."""
+        if layer == self.sizes.layers:
+            return ["head.head"]
+        return [f"blocks.{layer}.self_attn.{part}" for part in "qkv"]
+
+    def _narrow_rows(self, maps: Sequence[str]) -> dict[str, Any]:
+        """What a kernel is told whose one result only these maps read."""
+        scale = self.linear.input_scale(*maps)
+        return {} if scale is None else {"dtype": FLOAT8, "output_scale": scale}
 
     def _cross_attention(self, layer: int, normed: ir.Value) -> ir.Value:
         name = f"blocks.{layer}.cross_attn"
         q = self.rms_norm(self.linear(normed, f"{name}.q"), f"{name}.norm_q.weight")
         context = (self.inputs[f"context_{part}.{layer}"] for part in "kv")
-        attended = self.graph.kernel("cross_attention", q, *context)
+        into = self.narrow_attention(f"{name}.o")
+        attended = self.graph.kernel("cross_attention", q, *context, **into)
         return self.linear(attended, f"{name}.o")
+
+    def narrow_attention(self, into: str) -> dict[str, Any]:
+        """Heads of 64 leave in the compute type: the kernel writes whole 128-byte rows."""
+        return self._narrow_rows([into]) if self.sizes.head_dim == _NARROW_HEAD else {}
 
     def _feed_forward(self, layer: int, normed: ir.Value) -> ir.Value:
         name = f"blocks.{layer}.ffn"
-        hidden = self.linear(normed, f"{name}.0", activation="gelu")
+        hidden = self.linear(normed, f"{name}.0", activation="gelu", into=f"{name}.2")
         return self.linear(hidden, f"{name}.2")
 
     def _block(self, layer: int, name: str) -> ir.Value:
-        return self.vector(f"blocks.{layer}.{name}")
+        return self.linear.vector(f"blocks.{layer}.{name}")
 
-    def _normed_sum(self, *inputs: ir.Value, **parameters: Any) -> tuple[ir.Value, ir.Value]:
-        parameters = {"epsilon": self.sizes.eps, **parameters}
+    def _normed_sum(
+        self, *inputs: ir.Value, into: Sequence[str], **parameters: Any
+    ) -> tuple[ir.Value, ir.Value]:
+        """The sum, and its norm for the maps that read it."""
+        parameters = {"epsilon": self.sizes.eps, **parameters, **self._narrow_rows(into)}
+        if "dtype" in parameters:
+            parameters["dtype"] = f"{self.graph.compute_name}, {FLOAT8}"
         total, normed = self.graph.kernel("residual_norm", *inputs, outputs=2, **parameters)
         return total, normed
 
@@ -244,14 +225,14 @@ class StepWriter(GraphWriter):
     def _modulations(self, time: ir.Value, block_time: ir.Value) -> ir.Value:
         """Six rows for each layer, then the head's two."""
         layers, dim = self.sizes.layers, self.sizes.dim
-        of_layers = self.weight(
+        of_layers = self.linear.weight(
             "blocks.modulation",
             (layers, _MODULATIONS, dim),
             lambda: np.concatenate(
                 [self.weights.array(f"blocks.{layer}.modulation") for layer in range(layers)]
             ),
         )
-        of_head = self.weight(
+        of_head = self.linear.weight(
             "head.modulation",
             (_HEAD_MODULATIONS, dim),
             lambda: self.weights.array("head.modulation"),
@@ -328,47 +309,6 @@ class StepWriter(GraphWriter):
         return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
-class _SelfAttention:
-    """Rotations and lengths are those of the pass: they are made once, for all layers."""
-
-    def __init__(self, writer: StepWriter) -> None:
-        self.writer, self.graph = writer, writer.graph
-        self.relative = writer.config.rollout.rope == "relative"
-        self.caches = writer.per_layer("k_cache"), writer.per_layer("v_cache")
-        self.turn = writer.rope(writer.inputs["frame_index"])
-        self.turn_cached = writer.rope(writer.inputs["cache_index"]) if self.relative else None
-        frames = self.graph.op("Add", *(writer.inputs[f"{x}_frames"] for x in ("sink", "window")))
-        per_frame = self.graph.constant([writer.config.tokens_per_frame], np.int64)
-        self.cached_tokens = self.graph.op("Mul", frames, per_frame)
-
-    def __call__(self, layer: int, normed: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """The update of the residual stream, and what the cache keeps of this pass."""
-        name = f"blocks.{layer}.self_attn"
-        projections = (f"{name}.{part}" for part in "qkv")
-        qkv = self.writer.linear(normed, *projections, joined=f"{name}.qkv")
-        q, key, value, kept_key = self._split(name, qkv)
-        cached_key, cached_value = self.caches[0][layer], self.caches[1][layer]
-        if self.turn_cached is not None:
-            cached_key = self.graph.kernel("rotate", cached_key, *self.turn_cached)
-        attended = self.graph.kernel(
-            "attention", q, key, value, cached_key, cached_value, self.cached_tokens
-        )
-        return self.writer.linear(attended, f"{name}.o"), kept_key, value
-
-    def _split(self, name: str, qkv: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value]:
-        """q, k and v as attention wants them, and the key as the cache keeps it."""
-        norms = [self.writer.vector(f"{name}.norm_{part}.weight") for part in "qk"]
-        q, key, value, *plain = self.graph.kernel(
-            "qkv_norm_rope",
-            *(qkv, *norms, *self.turn),
-            outputs=4 if self.relative else 3,
-            heads=self.writer.sizes.heads,
-            epsilon=self.writer.sizes.eps,
-            plain_key=self.relative,
-        )
-        return q, key, value, plain[0] if plain else key
-
-
 class PromptWriter(GraphWriter):
     def write(self) -> GraphBuilder:
         states = self.inputs["text_states"]
@@ -383,17 +323,6 @@ class PromptWriter(GraphWriter):
                 embedded, f"{name}.v", heads=self.sizes.heads
             )
         return self.finish(outputs)
-
-
-def _transposed_weights(exported: ir.Model) -> set[str]:
-    """Matrices that the graph multiplies transposed are stored [out, in]."""
-    return {
-        str(node.inputs[1].name)
-        for node in exported.graph
-        if node.op_type == "Gemm"
-        and node.inputs[1] is not None
-        and node.attributes.get_int("transB")
-    }
 
 
 def _sizes(value: ir.Value) -> list[Size]:

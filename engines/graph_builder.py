@@ -85,7 +85,10 @@ class GraphBuilder:
         dtype: str | None = None,
         **parameters: Any,
     ) -> Any:
-        """One of our kernels. ``dtype`` is the type of its outputs, by default the compute type."""
+        """One of our kernels. ``dtype`` is the type of its outputs, by default the compute type.
+
+        Two types with a comma between are those of two outputs.
+        """
         dtype = dtype or self.compute_name
         node = ir.node(
             OPERATORS[dtype],
@@ -94,8 +97,9 @@ class GraphBuilder:
             domain=DOMAIN,
             num_outputs=outputs,
         )
-        for value in node.outputs:
-            value.dtype = _KERNEL_TYPES[dtype]
+        types = [_KERNEL_TYPES[name] for name in dtype.split(", ")]
+        for index, value in enumerate(node.outputs):
+            value.dtype = types[index % len(types)]
         return self._add(node)
 
     def model(self) -> ir.Model:
@@ -122,11 +126,14 @@ class Weights:
 
     def __init__(self, model: ir.Model, prefix: str, precision: Precision) -> None:
         self._initializers = model.graph.initializers
-        self._prefix, self._precision = prefix, precision
+        self.prefix, self._precision = prefix, precision
+
+    def has(self, name: str) -> bool:
+        return self.prefix + name in self._initializers
 
     def array(self, name: str) -> np.ndarray[Any, np.dtype[Any]]:
         """As stored: matrices of linear maps are [in, out]."""
-        value = self._initializers[self._prefix + name]
+        value = self._initializers[self.prefix + name]
         assert value.const_value is not None
         return value.const_value.numpy()
 

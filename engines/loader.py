@@ -59,12 +59,13 @@ def load_engine(
     """One graph's engine: with a stream, on its GPU."""
     manifest = bundle.manifest
     if manifest.engine.kind in FLAVORS:
+        assert stream is not None  # these run on GPUs only
         return TensorRtEngine(
             bundle.folder / f"{graph}{PLAN_SUFFIX}",
             manifest.graphs[graph],
             FLAVORS[manifest.engine.kind],
             manifest.options,
-            stream=stream.handle if stream else 0,
+            stream,
             scratch=scratch,
         )
     path = bundle.folder / f"{graph}{onnxruntime.SUFFIX}"

@@ -7,7 +7,7 @@ second run and replayed from then on.
 import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from ..errors import EngineError
 from ..plugins import onnxruntime_bridge
 from ..plugins.onnxruntime_bridge import Placement
 from ..plugins.tensors import DeviceTensor
+from ..signals import interrupts_deferred
 from .base import TensorSpec, TensorTable, require_fit
-from .cuda import CapturedGraph, Stream, given_on_device
+from .cuda import Repeated, Stream, given_on_device
 from .onnxruntime import TYPES, brief, spec_of
 
 logger = logging.getLogger(__name__)
@@ -72,9 +73,11 @@ class OnnxRuntimeCudaEngine(TensorTable):
 
     def enqueue(self, binding: Any) -> None:
         try:
-            self._session.run_with_iobinding(binding, self._options)
+            with interrupts_deferred():
+                self._session.run_with_iobinding(binding, self._options)
         except Exception as error:  # onnxruntime's errors have no common base
-            raise EngineError(f"graph {self.name} failed on the GPU: {brief(error)}") from error
+            told = f"graph {self.name} failed on the GPU: {brief(error)}"
+            raise self.stream.gpu.failure(told) from error
 
     def close(self) -> None:
         del self._session
@@ -84,30 +87,16 @@ class OnnxRuntimeCudaBinding:
     """Runs are queued; whoever reads the outputs waits for the stream."""
 
     def __init__(self, engine: OnnxRuntimeCudaEngine, binding: Any, tensors: Any) -> None:
-        self._engine, self._binding = engine, binding
         # The binding knows addresses only; whoever holds it holds the memory.
         self._tensors = tensors
-        self._graph: CapturedGraph | None = None
-        self._has_run = False
+        queue = partial(engine.enqueue, binding)
+        self._repeated = Repeated(engine.stream, queue, captures=engine.captures)
 
     def run(self) -> None:
-        if self._graph is not None:
-            self._graph.launch()
-            return
-        if self._has_run and self._engine.captures:
-            self._graph = self._engine.stream.capture(self._enqueue)
-            self._graph.launch()
-            return
-        # The first run chooses kernels and reserves what it needs, which cannot be captured.
-        self._enqueue()
-        self._has_run = True
-
-    def _enqueue(self) -> None:
-        self._engine.enqueue(self._binding)
+        self._repeated.run()
 
     def close(self) -> None:
-        if self._graph is not None:
-            self._graph.close()
+        self._repeated.close()
 
 
 @cache
@@ -153,14 +142,13 @@ def _open_session(path: Path, stream: Stream, library: Path | None) -> ort.Infer
         "use_tf32": "1" if library is not None else "0",
     }
     try:
-        with placed:
+        with placed, interrupts_deferred():
             return ort.InferenceSession(
                 path, options, providers=[(PROVIDER, provider), "CPUExecutionProvider"]
             )
     except Exception as error:  # onnxruntime's errors have no common base
-        raise EngineError(
-            f"{path}: onnxruntime cannot load the graph on the GPU: {brief(error)}"
-        ) from None
+        told = f"{path}: onnxruntime cannot load the graph on the GPU: {brief(error)}"
+        raise gpu.failure(told) from None
 
 
 def _address(

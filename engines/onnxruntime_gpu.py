@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ..errors import UsageError
-from ..exports import ExportRecord, GraphInfo, graph_info
+from ..exports import ExportRecord, GraphInfo, Quantization, graph_info
 from ..plugins.compilation import ARCHITECTURES, SOURCE_DIR
 from ..plugins.onnxruntime_bridge import LIBRARY_NAME, compiled_library
 from ..precision import PRECISIONS, Precision, retype
@@ -23,6 +23,7 @@ from .cuda_step import build_step_graphs
 from .cuda_vae import build_vae_graphs
 
 KERNEL_GRAPHS = ("step", "prompt", "vae_first", "vae_next")
+_FIRST_WITH_FP8, _WITH_FP8_ATTENTION = 89, 90
 _VAE_PRECISION = PRECISIONS["fp16"]
 _TEXT_PRECISION = PRECISIONS["bf16"]
 """What the encoder was trained in; half precision may overflow in it."""
@@ -33,6 +34,7 @@ class OnnxRuntimeGpuCompiler:
         options.refuse_others(onnxruntime.KIND, ("gpu", "batch"))
         self._gpu, self._batch = _target(options.gpu or ""), options.batch
         self._precision = precision
+        self._attention = precision.name
 
     @property
     def kind(self) -> EngineKind:
@@ -40,7 +42,12 @@ class OnnxRuntimeGpuCompiler:
 
     @property
     def options(self) -> Mapping[str, object]:
-        return {"batch": self._batch, "kernel_graphs": KERNEL_GRAPHS}
+        return {
+            "batch": self._batch,
+            "kernel_graphs": KERNEL_GRAPHS,
+            "attention": self._attention,
+            "compute": self._precision.name,
+        }
 
     @property
     def plugins(self) -> Mapping[str, str]:
@@ -57,11 +64,34 @@ class OnnxRuntimeGpuCompiler:
                 "fp32 on a GPU build without --gpu and generate with --device cuda"
             )
         if record.quantization is not None:
-            raise UsageError(
-                f"--precision {record.quantization.precision} --gpu: ONNX Runtime's GPU graphs are "
-                "not quantized; build with --precision bf16 or fp16, or with --engine tensorrt"
-            )
+            self._check_quantization(record.quantization)
         compiled_library()
+
+    def _check_quantization(self, quantization: Quantization) -> None:
+        """Products, self-attention and cache in eight bits are kernels of ours; nothing else is."""
+        architecture = int(self._gpu.removeprefix("sm"))
+        if quantization.precision != "fp8":
+            raise UsageError(
+                f"--precision {quantization.precision} --gpu: on a GPU ONNX Runtime's graphs "
+                "multiply in fp8 or 16 bits; build with --precision fp8, or with --engine tensorrt"
+            )
+        if architecture < _FIRST_WITH_FP8:
+            raise UsageError(
+                f"--precision fp8 --gpu {self._gpu}: its tensor cores have no fp8; build with "
+                "--precision bf16"
+            )
+        if quantization.attention is not None and architecture != _WITH_FP8_ATTENTION:
+            raise UsageError(
+                f"--gpu {self._gpu}: self-attention of the graphs is in {quantization.attention}, "
+                f"which our kernel has for sm{_WITH_FP8_ATTENTION} only; calibrate without "
+                "--attention"
+            )
+        if quantization.vae is not None:
+            raise UsageError(
+                f"--gpu: the VAE's convolutions are quantized ({quantization.vae}), and ONNX "
+                "Runtime convolves in fp16 on a GPU; calibrate without --vae-precision"
+            )
+        self._attention = quantization.attention or self._precision.name
 
     def compile(self, source: GraphSource, folder: Path, report: Report) -> None:
         config, exported = source.config, source.path.parent

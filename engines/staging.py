@@ -10,13 +10,13 @@ import numpy as np
 
 from ..plugins.tensors import DeviceTensor
 from .base import Array, Binding, Closing, Engine, TensorSpec
-from .cuda import DeviceBlock, PinnedArray, Stream, tensor_at
+from .cuda import DeviceMemory, PinnedArray, Stream, tensor_at
 
 
 class HostStaged(Closing):
     def __init__(self, engine: Engine, stream: Stream) -> None:
         self._engine, self._stream = engine, stream
-        self._blocks: list[DeviceBlock] = []
+        self._blocks: list[DeviceMemory] = []
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:

@@ -8,6 +8,7 @@
 ├── ``BundleError``      a bundle that is incomplete, altered, newer, or made for something else
 ├── ``EngineError``      an engine that cannot be built, loaded or run here
 ├── ``PluginError``      a kernel that cannot be compiled, or arguments it does not take
+│   └── ``LostGpuError`` a fault after which nothing of this process runs on the GPU any more
 └── ``OutputError``      a video, picture or state file that cannot be written
 
 A message says what was wrong, where, and what to do.
@@ -45,6 +46,10 @@ class EngineError(LongLiveError):
 
 
 class PluginError(LongLiveError):
+    pass
+
+
+class LostGpuError(PluginError):
     pass
 
 

@@ -15,7 +15,7 @@ from .tensors import (
     require_dtype,
     require_shape,
 )
-from .variants import EIGHT_BIT, MAX_PIECES
+from .variants import EIGHT_BIT, MAX_PIECES, default_output
 
 BSHD = "batch, tokens, heads, head_dim"
 
@@ -78,14 +78,21 @@ class CheckedCall:
 
 
 def check_call(
-    q: Any, pieces: Sequence[KVPiece], out: Any, *, dtype: str, head_dim: int, device: int
+    q: Any,
+    pieces: Sequence[KVPiece],
+    out: Any,
+    *,
+    dtype: str,
+    head_dim: int,
+    device: int,
+    out_dtype: str | None = None,
 ) -> CheckedCall:
     queries = as_device_tensor(q, "q")
     require_dtype(queries, "q", [dtype])
     require_shape(queries, "q", (None, None, None, head_dim), BSHD)
     _require_place(queries, "q", device)
     target = as_device_tensor(out, "out")
-    require_dtype(target, "out", ["bfloat16" if dtype in EIGHT_BIT else dtype])
+    require_dtype(target, "out", [out_dtype or default_output(dtype)])
     require_shape(target, "out", queries.shape, BSHD)
     _require_place(target, "out", device)
     if not 1 <= len(pieces) <= MAX_PIECES:

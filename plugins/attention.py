@@ -21,7 +21,14 @@ from .arguments import (
     check_scales,
 )
 from .tensors import DeviceTensor, stream_handle
-from .variants import EIGHT_BIT, Variant, check_kind, choose_variant
+from .variants import (
+    EIGHT_BIT,
+    Variant,
+    check_kind,
+    check_output,
+    choose_variant,
+    default_output,
+)
 
 LOG2_E = 1.4426950408889634
 _PARAMETER_BYTES = 1152
@@ -31,8 +38,9 @@ class SinkWindowAttention:
     """The Hopper kernel for one dtype and head size, with the workspace that its calls share.
 
     ``dtype`` is that of queries and keys: bfloat16, float16, float8_e4m3 or int8 (the 8-bit kinds
-    take float8_e4m3 values and scales, and write bfloat16). Calls on one object must be ordered
-    (one stream, or events): they use the same workspace.
+    take float8_e4m3 values and scales). ``out_dtype`` is by default the same, or bfloat16 for the
+    8-bit kinds, which can write float16 too; with head_dim 128, all can write float8_e4m3. Calls on
+    one object must be ordered (one stream, or events): they use the same workspace.
     """
 
     def __init__(
@@ -40,11 +48,14 @@ class SinkWindowAttention:
         dtype: str = "bfloat16",
         head_dim: int = 128,
         *,
+        out_dtype: str | None = None,
         device: int = 0,
         variant: Variant | None = None,
         split: bool = True,
     ) -> None:
         check_kind(dtype, head_dim)
+        self.out_dtype = out_dtype or default_output(dtype)
+        check_output(dtype, self.out_dtype, head_dim)
         facts = driver.device_facts(device)
         if facts.capability != (9, 0):
             major, minor = facts.capability
@@ -73,14 +84,19 @@ class SinkWindowAttention:
         *,
         scale: float | None = None,
         scales: Scales | None = None,
+        out_scale: float = 1.0,
         stream: Any = None,
     ) -> None:
-        """Writes softmax(scale q k^T) v into ``out``.
+        """Writes softmax(scale q k^T) v into ``out``, or 1 / ``out_scale`` of it in 8 bits.
 
         All tensors are [batch, tokens, heads, dim].
         """
         call = check_call(
-            q, pieces, out, dtype=self.dtype, head_dim=self.head_dim, device=self.device
+            *(q, pieces, out),
+            dtype=self.dtype,
+            out_dtype=self.out_dtype,
+            head_dim=self.head_dim,
+            device=self.device,
         )
         factors = check_scales(scales, call.q)
         scale_log2 = check_scale(scale, self.head_dim) * LOG2_E
@@ -88,7 +104,7 @@ class SinkWindowAttention:
             return
         keys = sum(piece.tokens for piece in call.pieces)
         variant = self._variant or choose_variant(self.dtype, self.head_dim, keys)
-        parameters = self._pack(call, factors, scale_log2, variant)
+        parameters = self._pack(call, factors, (scale_log2, 1.0 / out_scale), variant)
         self._kernel(variant).launch(
             (self._blocks,),
             variant.threads,
@@ -101,13 +117,17 @@ class SinkWindowAttention:
         return driver.load_kernel(
             "attention_sm90.cu",
             "sink_window_attention",
-            variant.constants(self.dtype, self.head_dim),
+            variant.constants(self.dtype, self.head_dim, self.out_dtype),
             variant.shared_bytes(self.dtype, self.head_dim),
             self.device,
         )
 
     def _pack(
-        self, call: CheckedCall, factors: CheckedScales, scale_log2: float, variant: Variant
+        self,
+        call: CheckedCall,
+        factors: CheckedScales,
+        in_and_out: tuple[float, float],
+        variant: Variant,
     ) -> bytes:
         pieces = call.padded_pieces()
         maps = [token_map(call.q, variant.tile_rows), token_map(call.out, 64)]
@@ -115,14 +135,14 @@ class SinkWindowAttention:
         maps += [self._value_map(p.v, variant) if p else bytes(128) for p in pieces]
         batch, tokens, heads, _ = call.q.shape
         tail = struct.pack(
-            "<8Q9if",
+            "<8Q9i2f",
             *(p.length_pointer if p else 0 for p in pieces),
             *factors.pointers,
             self._partials,
             self._arrivals,
             *(p.tokens if p else 0 for p in pieces),
             *(batch, heads, tokens, *factors.q_strides),
-            scale_log2,
+            *in_and_out,
         )
         return (b"".join(maps) + tail).ljust(_PARAMETER_BYTES, b"\0")
 

@@ -218,10 +218,11 @@ def quantize_values(
     """Values to float8_e4m3 in the transposed layout of 8-bit attention, from ``first_token`` on.
 
     ``v`` is [batch, tokens, heads, head_dim]; ``out`` is [batch, heads, head_dim, pitch] with a
-    pitch that is a multiple of 16; ``scale`` is float32 [heads].
+    pitch that is a multiple of 16; ``scale`` is float32 [heads], or None if ``v`` is float8_e4m3.
     """
     source = as_device_tensor(v, "v")
-    require_dtype(source, "v", _HALVES)
+    narrow = scale is None
+    require_dtype(source, "v", ["float8_e4m3"] if narrow else _HALVES)
     require_rank(source, "v", _BSHD)
     batch, tokens, heads, head_dim = source.shape
     if head_dim not in (64, 128):
@@ -240,7 +241,7 @@ def quantize_values(
             f"out holds {pitch} tokens and first_token is {first_token}: the pitch must be a "
             f"multiple of {VALUE_GROUP} that holds first_token + {tokens}"
         )
-    factor = _vector(scale, "scale", (heads,), source, "float32")
+    factor = 0 if narrow else _vector(scale, "scale", (heads,), source, "float32")
     _require_eight_bit(source.device)
     item = source.item_bytes
     parameters = struct.pack(
@@ -250,7 +251,8 @@ def quantize_values(
         *(target.strides[0], target.strides[1], target.strides[2]),
         *(heads, tokens, first_token),
     )
-    constants = _constants(source.dtype, 1536, LL_HEAD_DIM=head_dim)
+    element = "bfloat16" if narrow else source.dtype
+    constants = _constants(element, 1536, LL_HEAD_DIM=head_dim, LL_BYTES=int(narrow))
     kernel = driver.load_kernel(
         "quantize_values.cu", "quantize_values", constants, 0, source.device
     )

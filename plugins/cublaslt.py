@@ -27,15 +27,16 @@ _TUNING_REPEATS = 12
 _COMPUTE_FLOAT32 = 68
 _TYPES = {"float32": 0, "float16": 2, "bfloat16": 14, "float8_e4m3": 28}
 _HALVES = ("float16", "bfloat16")
+_FLOAT8 = "float8_e4m3"
 _EPILOGUES = {("none", False): 1, ("none", True): 4, ("gelu", False): 32, ("gelu", True): 36}
 
 # Attributes of a product, and of a preference.
 _TRANSPOSE_A, _TRANSPOSE_B, _EPILOGUE, _BIAS_POINTER = 3, 4, 7, 8
-_A_SCALE_POINTER, _B_SCALE_POINTER, _FAST_ACCUMULATION = 17, 18, 25
+_D_SCALE_POINTER, _FAST_ACCUMULATION, _BIAS_TYPE = 20, 25, 26
 _MAX_WORKSPACE_BYTES = 1
 _MIN_ALIGNMENTS = (5, 6, 7, 8)
 
-_ONE, _ZERO = ctypes.c_float(1.0), ctypes.c_float(0.0)
+_ZERO = ctypes.c_float(0.0)
 
 
 class Algorithm(ctypes.Structure):
@@ -54,7 +55,8 @@ class Algorithm(ctypes.Structure):
 class Product:
     """x [rows, inner] times weight [inner, columns], dense and row by row.
 
-    ``dtype`` is that of both factors; float8_e4m3 needs a transposed weight, [columns, inner].
+    ``dtype`` is that of both factors; float8_e4m3 needs a transposed weight, [columns, inner], and
+    can give float8_e4m3 too. The bias is in ``bias_dtype``, by default that of the result.
     ``alignment_bytes`` is what all addresses are multiples of.
     """
 
@@ -67,18 +69,24 @@ class Product:
     activation: str = "none"
     transposed: bool = False
     alignment_bytes: int = _LARGEST_ALIGNMENT_BYTES
+    bias_dtype: str = ""
 
     def __post_init__(self) -> None:
-        if self.dtype not in (*_HALVES, "float8_e4m3") or self.out_dtype not in _HALVES:
+        known = (*_HALVES, _FLOAT8)
+        if self.dtype not in known or self.out_dtype not in known:
             raise PluginError(
-                f"a product of {self.dtype} to {self.out_dtype}: allowed are float16, bfloat16 "
-                "or float8_e4m3 factors, and a float16 or bfloat16 result"
+                f"a product of {self.dtype} to {self.out_dtype}: allowed are {', '.join(known)}"
             )
         if self.dtype in _HALVES and self.dtype != self.out_dtype:
             raise PluginError(f"a product of {self.dtype} cannot give {self.out_dtype}")
+        if self.side_dtype not in _HALVES:
+            raise PluginError(
+                f"bias_dtype is {self.bias_dtype!r}: a {self.out_dtype} result needs "
+                f"{' or '.join(_HALVES)}"
+            )
         if (self.activation, self.bias) not in _EPILOGUES:
             raise PluginError(f"activation is {self.activation!r}: choose none or gelu")
-        if self.dtype == "float8_e4m3" and not self.transposed:
+        if self.dtype == _FLOAT8 and not self.transposed:
             raise PluginError("a float8_e4m3 weight must be transposed: [columns, inner]")
         if min(self.rows, self.inner, self.columns) < 1:
             raise PluginError(f"an empty product: {self.rows} x {self.inner} x {self.columns}")
@@ -96,6 +104,11 @@ class Product:
             multiple = _SMALLEST_ALIGNMENT_BYTES // ITEM_BYTES[dtype]
             if size % multiple:
                 raise PluginError(f"{name} is {size}: it must be a multiple of {multiple}")
+
+    @property
+    def side_dtype(self) -> str:
+        """Of the bias, and of what the library could add to the product."""
+        return self.bias_dtype or self.out_dtype
 
     @property
     def flops(self) -> int:
@@ -117,7 +130,7 @@ class Matmul:
         self.product, self.device = product, device
         self._description = _description(product)
         self._layouts = _layouts(product)
-        self._bias = 0
+        self._bias = self._out_factor = 0
         self._candidates: Candidates | None = None
 
     def __call__(
@@ -127,13 +140,18 @@ class Matmul:
         out: int,
         *,
         bias: int = 0,
-        scales: tuple[int, int] | None = None,
+        scale: float = 1.0,
+        out_factor: int = 0,
         stream: int = 0,
     ) -> None:
-        """Addresses in device memory; ``scales`` (of x and weight, float32 [1]) with FP8 only."""
-        self._point(bias, scales)
+        """Addresses in device memory. The product times ``scale`` is what the bias is added to.
+
+        ``out_factor``, float32 [1], is what an 8-bit result is multiplied by at last.
+        """
+        self._point(bias, out_factor)
         candidates = self.candidates()
-        self._run(candidates.algorithms[candidates.chosen], x, weight, out, stream)
+        algorithm = candidates.algorithms[candidates.chosen]
+        self._run(algorithm, x, weight, out, scale, stream)
 
     def candidates(self) -> Candidates:
         if self._candidates is None:
@@ -147,46 +165,50 @@ class Matmul:
         out: int,
         *,
         bias: int = 0,
-        scales: tuple[int, int] | None = None,
+        scale: float = 1.0,
+        out_factor: int = 0,
         stream: int = 0,
         repeats: int = _TUNING_REPEATS,
     ) -> list[float]:
         """Times every candidate and chooses the fastest; milliseconds in the library's order."""
-        self._point(bias, scales)
+        self._point(bias, out_factor)
         candidates = self.candidates()
         times_ms = []
         for algorithm in candidates.algorithms:
-            self._run(algorithm, x, weight, out, stream)
+            self._run(algorithm, x, weight, out, scale, stream)
             with _Stopwatch(stream) as watch:
                 for _ in range(repeats):
-                    self._run(algorithm, x, weight, out, stream)
+                    self._run(algorithm, x, weight, out, scale, stream)
             times_ms.append(watch.elapsed_ms / repeats)
         candidates.chosen = times_ms.index(min(times_ms))
         return times_ms
 
-    def _point(self, bias: int, scales: tuple[int, int] | None) -> None:
+    def _point(self, bias: int, out_factor: int) -> None:
         if bool(bias) != self.product.bias:
             raise PluginError("a product was made with a bias and called without, or the reverse")
-        if (scales is not None) != (self.product.dtype == "float8_e4m3"):
-            raise PluginError("scales belong to float8_e4m3 factors, and only to them")
+        if bool(out_factor) != (self.product.out_dtype == _FLOAT8):
+            raise PluginError("out_factor belongs to a float8_e4m3 result, and only to it")
         if bias != self._bias:
             _set_attribute(self._description, _BIAS_POINTER, ctypes.c_uint64(bias))
             self._bias = bias
-        if scales is not None:
-            _set_attribute(self._description, _B_SCALE_POINTER, ctypes.c_uint64(scales[0]))
-            _set_attribute(self._description, _A_SCALE_POINTER, ctypes.c_uint64(scales[1]))
+        if out_factor != self._out_factor:
+            _set_attribute(self._description, _D_SCALE_POINTER, ctypes.c_uint64(out_factor))
+            self._out_factor = out_factor
 
-    def _run(self, algorithm: Algorithm, x: int, weight: int, out: int, stream: int) -> None:
+    def _run(
+        self, algorithm: Algorithm, x: int, weight: int, out: int, scale: float, stream: int
+    ) -> None:
         pointer = ctypes.c_void_p
-        factor_a, factor_b, result = (layout.pointer for layout in self._layouts)
+        factor_a, factor_b, addend, result = (layout.pointer for layout in self._layouts)
         status = _library().cublasLtMatmul(
             pointer(_handle(self.device)),
             self._description.pointer,
-            ctypes.byref(_ONE),
+            ctypes.byref(ctypes.c_float(scale)),
             *(pointer(weight), factor_a),
             *(pointer(x), factor_b),
+            # Nothing is added, so nothing is read; but a result of another type may not lie there.
             ctypes.byref(_ZERO),
-            *(pointer(out), result),
+            *(pointer(x if self.product.out_dtype == _FLOAT8 else out), addend),
             *(pointer(out), result),
             ctypes.byref(algorithm),
             pointer(_workspace(self.device, stream).pointer),
@@ -241,17 +263,21 @@ def _description(product: Product) -> _Owned:
     _set_attribute(description, _TRANSPOSE_A, ctypes.c_int32(product.transposed))
     _set_attribute(description, _TRANSPOSE_B, ctypes.c_int32(0))
     _set_attribute(description, _EPILOGUE, ctypes.c_uint32(epilogue))
-    if product.dtype == "float8_e4m3":
+    if product.dtype == _FLOAT8:
         _set_attribute(description, _FAST_ACCUMULATION, ctypes.c_int8(1))
+    if product.bias:
+        bias_type = ctypes.c_int32(_TYPES[product.side_dtype])
+        _set_attribute(description, _BIAS_TYPE, bias_type)
     return description
 
 
-def _layouts(product: Product) -> tuple[_Owned, _Owned, _Owned]:
-    """Of the weight, of x and of the result, each with its rows as columns."""
+def _layouts(product: Product) -> tuple[_Owned, _Owned, _Owned, _Owned]:
+    """Of the weight, x, what might be added, and the result, each with its rows as columns."""
     weight = (product.columns, product.inner)
     return (
         _layout(product.dtype, *(weight[::-1] if product.transposed else weight)),
         _layout(product.dtype, product.inner, product.rows),
+        _layout(product.side_dtype, product.columns, product.rows),
         _layout(product.out_dtype, product.columns, product.rows),
     )
 
@@ -273,16 +299,17 @@ def _type(dtype: str) -> ctypes.c_int:
 @cache
 def _candidates(product: Product, device: int) -> Candidates:
     description, layouts = _description(product), _layouts(product)
+    address = ctypes.c_uint64(product.alignment_bytes)
     if product.bias:
-        address = ctypes.c_uint64(product.alignment_bytes)
         _set_attribute(description, _BIAS_POINTER, address)
+    if product.out_dtype == _FLOAT8:
+        _set_attribute(description, _D_SCALE_POINTER, address)
     preference = _preference(product)
     found, count = (Algorithm * _CANDIDATES)(), ctypes.c_int(0)
-    weight, x, result = (layout.pointer for layout in layouts)
     status = _library().cublasLtMatmulAlgoGetHeuristic(
         ctypes.c_void_p(_handle(device)),
         description.pointer,
-        *(weight, x, result, result),
+        *(layout.pointer for layout in layouts),
         preference.pointer,
         ctypes.c_int(_CANDIDATES),
         found,

@@ -1,14 +1,34 @@
 """The only place that talks to the CUDA driver: devices, loaded kernels, tensor maps, launches."""
 
 import ctypes
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import import_module
-from typing import Any
+from typing import Any, Self
 
-from ..errors import PluginError
+from ..errors import EngineError, LongLiveError, LostGpuError, PluginError
 from .compilation import BinaryKind, KernelSource, compile_kernel
+
+_LOST = frozenset({214, 220, 226, 700, 702, 709, 710, *range(714, 720), 721, 999})
+"""Faults after which every call to the driver fails until the process ends."""
+_LOST_REMEDY = (
+    "the GPU gave up what this process runs there; start again, and if that ends the same way, run "
+    "it under compute-sanitizer, which names the kernel at fault"
+)
+_LITTLE_MEMORY_BYTES = 256 << 20
+_SIGNS_OF_FULL_MEMORY = ("out of memory", "out_of_memory", "allocate memory", "alloc_failed")
+_MEMORY_REMEDY = "close what else uses the GPU, or make fewer or smaller videos at once"
+
+
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        self.devices: set[int] = set()
+        """Those whose contexts were made current."""
+
+
+_thread = _Thread()
 
 
 @dataclass(frozen=True)
@@ -36,6 +56,19 @@ def device_facts(ordinal: int = 0) -> DeviceFacts:
         multiprocessors=device.properties.multiprocessor_count,
         shared_bytes_per_block=device.properties.max_shared_memory_per_block_optin,
     )
+
+
+def make_current(ordinal: int) -> None:
+    """A thread that talks to the driver does this first; again costs nothing."""
+    if ordinal not in _thread.devices:
+        facts = device_facts(ordinal)
+        try:
+            _import("cuda.core").Device(ordinal).set_current()
+        except Exception as error:  # cuda.core raises private types
+            raise LostGpuError(
+                f"{facts.name} cannot be used any more ({error}): {_LOST_REMEDY}"
+            ) from error
+        _thread.devices.add(ordinal)
 
 
 def architecture_of(capability: tuple[int, int]) -> str:
@@ -161,36 +194,93 @@ def tensor_map(
 
 
 class DeviceMemory:
-    """Zeroed device memory that lives as long as this object."""
+    """A stretch of device memory, until it is closed or nobody holds it.
 
-    def __init__(self, size_bytes: int, ordinal: int) -> None:
+    ``zeroed`` waits for the GPU; otherwise the memory holds whatever it held before.
+    """
+
+    def __init__(
+        self,
+        size_bytes: int,
+        ordinal: int,
+        what: str = "a workspace",
+        *,
+        zeroed: bool = True,
+        before_close: Callable[[], None] | None = None,
+    ) -> None:
+        self.pointer = 0
+        self.size_bytes, self._before_close = max(size_bytes, 1), before_close
+        make_current(ordinal)
         driver = _import("cuda.bindings.driver")
-        device_facts(ordinal)
-        _import("cuda.core").Device(ordinal).set_current()
-        self.size_bytes = size_bytes
-        self.pointer = int(check(driver.cuMemAlloc(size_bytes), f"allocate {size_bytes} bytes"))
-        check(driver.cuMemsetD8(self.pointer, 0, size_bytes), "clear a workspace")
-        # Clearing is queued on the default stream, which other streams need not wait for.
-        check(driver.cuStreamSynchronize(0), "clear a workspace")
+        result = driver.cuMemAlloc(self.size_bytes)
+        if result[0] == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+            free_bytes, _ = check(driver.cuMemGetInfo(), "read the free memory")
+            raise EngineError(
+                f"{what}: {readable(self.size_bytes)} of GPU memory are needed, and "
+                f"{readable(free_bytes)} are free on {device_facts(ordinal).name}; {_MEMORY_REMEDY}"
+            )
+        self.pointer = int(check(result, f"allocate {what}"))
+        if zeroed:
+            check(driver.cuMemsetD8(self.pointer, 0, self.size_bytes), f"clear {what}")
+            # Clearing is queued on the default stream, which other streams need not wait for.
+            check(driver.cuStreamSynchronize(0), f"clear {what}")
 
     def close(self) -> None:
         if self.pointer:
-            _import("cuda.bindings.driver").cuMemFree(self.pointer)
-            self.pointer = 0
+            if self._before_close is not None:
+                self._before_close()
+            self._free()
+
+    def _free(self) -> None:
+        # There is nothing to free, and nothing to tell, where the context is lost.
+        _import("cuda.bindings.driver").cuMemFree(self.pointer)
+        self.pointer = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __del__(self) -> None:
         try:
-            self.close()
-        except (ImportError, PluginError, TypeError):  # the interpreter is shutting down
+            if self.pointer:
+                self._free()
+        except (ImportError, PluginError, RuntimeError, TypeError):
+            # The interpreter is shutting down.
             self.pointer = 0
 
 
 def check(result: tuple[Any, ...], what: str) -> Any:
     """Unpacks a driver call's result; the only place where return codes are looked at."""
     status, *values = result
-    if int(status) != 0:
-        raise PluginError(f"CUDA could not {what}: {status.name} ({int(status)})")
+    code = int(status)
+    if code:
+        told = f"CUDA could not {what}: {status.name} ({code})"
+        if code in _LOST:
+            raise LostGpuError(f"{told}: {_LOST_REMEDY}")
+        if status.name == "CUDA_ERROR_OUT_OF_MEMORY":
+            raise PluginError(f"{told}: {_MEMORY_REMEDY}")
+        raise PluginError(told)
     return values[0] if len(values) == 1 else tuple(values)
+
+
+def failure(ordinal: int, told: str) -> LongLiveError:
+    """An error of a library, right after it, with what the driver knows of its cause."""
+    make_current(ordinal)
+    status, free_bytes, _ = _import("cuda.bindings.driver").cuMemGetInfo()
+    if int(status) in _LOST:
+        return LostGpuError(f"{told} ({status.name}): {_LOST_REMEDY}")
+    is_full = int(status) == 0 and free_bytes < _LITTLE_MEMORY_BYTES
+    if is_full or any(sign in told.lower() for sign in _SIGNS_OF_FULL_MEMORY):
+        free = f"{readable(free_bytes)} of GPU memory are free"
+        return EngineError(f"{told}; {free}: {_MEMORY_REMEDY}")
+    return EngineError(f"{told}; `longlive-trt -vv` tells more")
+
+
+def readable(size_bytes: int) -> str:
+    unit, name = (2**30, "GiB") if size_bytes >= 2**28 else (2**20, "MiB")
+    return f"{size_bytes / unit:.2f} {name}"
 
 
 def _import(module: str) -> Any:

@@ -29,8 +29,11 @@ OPERATORS = {
     "uint8": "KernelUInt8",
     "float8_e4m3": "KernelFloat8E4M3",
     "int8": "KernelInt8",
+    "float32, float8_e4m3": "KernelFloatAndFloat8E4M3",
+    "float16, float8_e4m3": "KernelFloat16AndFloat8E4M3",
+    "bfloat16, float8_e4m3": "KernelBFloat16AndFloat8E4M3",
 }
-"""Operator by the type that all outputs of the node have."""
+"""Operator by the type that all outputs of the node have, or by those of its two outputs."""
 
 
 class GraphKernel(Protocol):

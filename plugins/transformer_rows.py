@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -18,11 +19,14 @@ from .graph_kernels import Array, Shape
 from .tensors import DeviceTensor, require_alignment, require_dtype
 from .variants import ELEMENTS, HEAD_DIMS
 
-_HALVES = ("bfloat16", "float16")
+HALVES = ("bfloat16", "float16")
 _ROWS_PER_BLOCK = 4
 _ROW_THREADS = 128
 _MAX_DIM = 8192
 _NORMS = {"none": 0, "modulate": 1, "affine": 2}
+_QUANTIZE = 2
+FLOAT8 = "float8_e4m3"
+LARGEST_FLOAT8 = 448.0
 
 Float32 = npt.NDArray[np.float32]
 _Tensor = TypeVar("_Tensor")
@@ -33,11 +37,12 @@ class LayerNorm:
     """``norm(x) * (1 + scale) + shift``, or ``norm(x) * weight + bias`` where ``norm`` is affine.
 
     Inputs: x; then a table [rows, dim], of which ``scale_row`` and ``shift_row`` are used; or
-    weight and bias.
+    weight and bias. With ``output_scale`` the normalized rows are float8_e4m3, in units of it.
     """
 
     norm: str = "modulate"
     epsilon: float = 1e-6
+    output_scale: float | None = None
     scale_row: int = 0
     shift_row: int = 0
     gate_row: int | None = None
@@ -48,6 +53,8 @@ class LayerNorm:
             raise PluginError(f"norm is {self.norm!r}: choose one of {', '.join(_NORMS)}")
         if not self.residual and (self.norm == "none" or self.gate_row is not None):
             raise PluginError("a norm without a sum has no gate_row, and norm is not none")
+        if self.norm == "none" and self.output_scale is not None:
+            raise PluginError("output_scale is that of normalized rows, and norm is none")
 
     def output_shapes(self, inputs: Sequence[Shape]) -> Sequence[Shape]:
         x, y, table, affine = self._named(inputs)
@@ -71,14 +78,16 @@ class LayerNorm:
         rows, dim = math.prod(x.shape[:-1]), x.shape[-1]
         if rows == 0:
             return
-        check_rows(x, [*inputs[1:], *outputs], dim)
+        plain, narrow = self._by_width(outputs)
+        check_rows(x, [*inputs[1:], *plain], dim)
+        check_narrow(narrow)
         gate = 0 if table is None or self.gate_row is None else _row(table, self.gate_row)
         scale, shift = self._factors(table, affine)
         total, normed = self._targets(outputs)
         parameters = struct.pack(
-            "<7Qif",
+            "<7Qi2f4x",
             *(x.pointer, y.pointer if y else 0, gate, scale, shift, total, normed),
-            *(rows, self.epsilon),
+            *(rows, self.epsilon, 1.0 / (self.output_scale or 1.0)),
         )
         constants = row_constants(
             x.dtype,
@@ -86,6 +95,7 @@ class LayerNorm:
             LL_RESIDUAL=int(self.residual),
             LL_GATE=int(self.gate_row is not None),
             LL_NORM=_NORMS[self.norm],
+            LL_QUANTIZE=_QUANTIZE if self.output_scale else 0,
         )
         launch_rows("residual_norm.cu", "residual_norm", constants, x, rows, parameters, stream)
 
@@ -104,7 +114,13 @@ class LayerNorm:
         else:
             assert rows is not None
             factor, addend = 1 + rows[self.scale_row], rows[self.shift_row]
-        outputs[-1][...] = normalized(total, self.epsilon) * factor + addend
+        normed = normalized(total, self.epsilon) * factor + addend
+        outputs[-1][...] = (
+            normed if self.output_scale is None else narrowed(normed, self.output_scale)
+        )
+
+    def _by_width(self, outputs: Sequence[DeviceTensor]) -> tuple[Any, Any]:
+        return (outputs[:-1], outputs[-1:]) if self.output_scale else (outputs, ())
 
     def _named(
         self, inputs: Sequence[_Tensor]
@@ -179,7 +195,8 @@ class QkvNormRope:
     """Rows of q, k and v [B, S, 3 * dim] to q, k and v [B, S, heads, head_dim].
 
     Inputs: the rows, the weights of q's and k's RMS norm, cosines and sines [S, head_dim / 2] in
-    float32. With ``plain_key`` the fourth output is the normalized key before its rotation.
+    float32. With ``plain_key`` the fourth output is the normalized key before its rotation. With
+    three more inputs, the scales of q, k and v, float32 [heads], the outputs are float8_e4m3.
     """
 
     heads: int
@@ -187,36 +204,45 @@ class QkvNormRope:
     plain_key: bool = False
 
     def output_shapes(self, inputs: Sequence[Shape]) -> Sequence[Shape]:
-        rows, weight_q, weight_k, cosine, sine = inputs
+        rows, weight_q, weight_k, cosine, sine, *scales = inputs
         batch, tokens, width = rows
         shape = split_shape((batch, tokens, width // 3), self.heads)
         for name, vector in (("weight_q", weight_q), ("weight_k", weight_k)):
             _require_shape(name, vector, (width // 3,))
         for name, table in (("cosine", cosine), ("sine", sine)):
             _require_shape(name, table, (tokens, shape[-1] // 2))
+        if scales and (self.plain_key or len(scales) != 3):
+            raise PluginError("scales are those of q, k and v, without a plain key")
+        for scale in scales:
+            _require_shape("scale", scale, (self.heads,))
         return [shape] * (4 if self.plain_key else 3)
 
     def launch(
         self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], stream: int
     ) -> None:
-        rows_of_all, weight_q, weight_k, cosine, sine = inputs
+        rows_of_all, weight_q, weight_k, cosine, sine, *scales = inputs
         batch, tokens, width = rows_of_all.shape
         rows, dim = batch * tokens, width // 3
         head_dim = check_head_dim(dim, self.heads)
         if rows == 0:
             return
-        check_rows(rows_of_all, [weight_q, weight_k, *outputs], dim)
+        check_rows(rows_of_all, [weight_q, weight_k, *([] if scales else outputs)], dim)
+        check_narrow(outputs if scales else [])
         check_tables(cosine, sine)
         plain = outputs[3].pointer if self.plain_key else 0
         parameters = struct.pack(
-            "<9Q2if4x",
+            "<12Q2if4x",
             rows_of_all.pointer,
             *(out.pointer for out in outputs[:3]),
             *(plain, weight_q.pointer, weight_k.pointer, cosine.pointer, sine.pointer),
+            *([scale.pointer for scale in scales] or [0, 0, 0]),
             *(rows, tokens, self.epsilon),
         )
         constants = row_constants(
-            rows_of_all.dtype, dim, LL_HEAD_DIM=head_dim, LL_PLAIN=int(self.plain_key)
+            *(rows_of_all.dtype, dim),
+            LL_HEAD_DIM=head_dim,
+            LL_PLAIN=int(self.plain_key),
+            LL_QUANTIZE=_QUANTIZE if scales else 0,
         )
         launch_rows(
             "rms_rope.cu", "qkv_norm_rope", constants, rows_of_all, rows, parameters, stream, 3
@@ -224,7 +250,7 @@ class QkvNormRope:
 
     def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         parts = np.split(single(inputs[0]), 3, axis=-1)
-        cosine, sine = map(single, inputs[3:])
+        cosine, sine = map(single, inputs[3:5])
         shape, dtype = outputs[0].shape, outputs[0].dtype
         normed = [
             (rms_normalized(part, self.epsilon) * single(weight)).reshape(shape)
@@ -233,9 +259,13 @@ class QkvNormRope:
         if self.plain_key:
             outputs[3][...] = normed[1]
             normed[1] = single(normed[1].astype(dtype))
-        for out, x in zip(outputs, normed, strict=False):
-            out[...] = rotated(x, cosine, sine)
-        outputs[2][...] = parts[2].reshape(shape)
+        turned = [rotated(x, cosine, sine) for x in normed]
+        results: list[Array] = [*turned, parts[2].reshape(shape)]
+        if len(inputs) > 5:
+            scales = (single(scale)[:, None] for scale in inputs[5:])
+            results = [narrowed(single(x), scale) for x, scale in zip(results, scales, strict=True)]
+        for out, x in zip(outputs, results, strict=False):
+            out[...] = x
 
 
 @dataclass(frozen=True)
@@ -276,6 +306,12 @@ def single(x: Any) -> Float32:
     return np.asarray(x).astype(np.float32)
 
 
+def narrowed(x: Float32, scale: Any) -> Array:
+    """In float8_e4m3, in units of ``scale``; what is too large becomes the largest."""
+    scaled = x / np.asarray(scale, np.float32)
+    return np.clip(scaled, -LARGEST_FLOAT8, LARGEST_FLOAT8).astype(ml_dtypes.float8_e4m3fn)
+
+
 def normalized(x: Float32, epsilon: float) -> Float32:
     return rms_normalized(x - x.mean(-1, keepdims=True), epsilon)
 
@@ -302,7 +338,7 @@ def split_shape(shape: Shape, heads: int) -> Shape:
 
 def check_rows(x: DeviceTensor, others: Sequence[DeviceTensor], dim: int) -> None:
     """All have the same 16-bit type, and rows that are read sixteen bytes at a time."""
-    require_dtype(x, "x", _HALVES)
+    require_dtype(x, "x", HALVES)
     if dim % 8 or not 8 <= dim <= _MAX_DIM:
         raise PluginError(
             f"x has rows of {dim} values: allowed are multiples of 8 up to {_MAX_DIM}"
@@ -310,6 +346,13 @@ def check_rows(x: DeviceTensor, others: Sequence[DeviceTensor], dim: int) -> Non
     for index, tensor in enumerate((x, *others)):
         require_dtype(tensor, f"tensor {index}", [x.dtype])
         require_alignment(tensor, f"tensor {index}")
+
+
+def check_narrow(outputs: Sequence[DeviceTensor]) -> None:
+    """Rows that are written eight values at a time."""
+    for tensor in outputs:
+        require_dtype(tensor, "output", [FLOAT8])
+        require_alignment(tensor, "output", 8)
 
 
 def check_head_dim(dim: int, heads: int) -> int:

@@ -1,5 +1,5 @@
 """The VAE's passes over activations [batch * frames, height, width, channels], each one read and
-one write: convolution inputs with norm, SiLU and history; upsampling; pictures."""
+one write: convolution inputs with norm, SiLU and history; sums; pictures."""
 
 import math
 import struct
@@ -17,10 +17,12 @@ from .vae_tensors import (
     Floats,
     Pass,
     activation_shape,
+    gathered,
     named_inputs,
     picture_shape,
     require_channels,
     require_shapes,
+    spread_shape,
     summed,
     vector_address,
 )
@@ -50,6 +52,9 @@ class VaeStack:
       the channels, earliest first; ``extended``, behind the two before them, row by row;
     * unless alone, the next history [batch, 2, H, W, C], which may take the old one's memory;
     * with ``total`` the sum before the norm.
+
+    With ``spread`` x is what a convolution left that doubles height and width at once, four pixels
+    at a place: [frames, H / 2 + 1, W / 2 + 1, 4 C], see ``vae_tensors.gathered``.
     """
 
     form: str = "stacked"
@@ -60,6 +65,7 @@ class VaeStack:
     silu: bool = False
     history: bool = False
     total: bool = False
+    spread: bool = False
 
     def __post_init__(self) -> None:
         if self.form not in _FORMS:
@@ -69,6 +75,8 @@ class VaeStack:
 
     def output_shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
         shapes = self._named(inputs)
+        if self.spread:
+            shapes["x"] = spread_shape(shapes["x"])
         x = activation_shape(shapes["x"], self.batch)
         frames, height, width, channels = x
         remembered = (self.batch, HISTORY_FRAMES, height, width, channels)
@@ -87,17 +95,17 @@ class VaeStack:
     ) -> None:
         given = self._named(inputs)
         x = given["x"]
-        frames, height, width, channels = x.shape
+        frames, height, width, channels = spread_shape(x.shape) if self.spread else x.shape
         names = ("x", "y", "bias", "gamma", "history")
         remembered = outputs[1] if self.form != "alone" else None
         total = outputs[-1] if self.total else None
         parameters = struct.pack(
-            "<8Q2i",
+            "<8Q3i4x",
             *(vector_address(given.get(name), name, x) for name in names),
             vector_address(outputs[0], "output", x),
             vector_address(remembered, "history_next", x),
             vector_address(total, "total", x),
-            *(frames // self.batch, height * width),
+            *(frames // self.batch, height * width, width),
         )
         constants = {
             "LL_DIM": channels,
@@ -108,12 +116,15 @@ class VaeStack:
             "LL_SILU": int(self.silu),
             "LL_SUM": int(self.total),
             "LL_HISTORY": int(self.history),
+            "LL_SPREAD": int(self.spread),
         }
         grid = (-(-height * width // pixels_per_block(channels)), self.batch)
         Pass("vae_stack", grid, _PIXEL_THREADS).launch(x, constants, stream, parameters)
 
     def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         given = self._named(inputs)
+        if self.spread:
+            given["x"] = gathered(given["x"])
         value = summed(given)
         if self.total:
             outputs[-1][...] = value
@@ -141,8 +152,8 @@ class VaeStack:
 
 
 @dataclass(frozen=True)
-class VaeUpsample:
-    """x + y + bias with height and width doubled by repetition.
+class VaeSum:
+    """x + y + bias.
 
     Inputs: x, and in this order those that the flags name: y, bias. With ``interleave`` the first
     half of the channels is a frame and the second half the frame after it.
@@ -156,23 +167,24 @@ class VaeUpsample:
         shapes = self._named(inputs)
         x = activation_shape(shapes["x"], 1)
         frames, height, width, channels = x
-        require_shapes("vae_upsample", shapes, {"y": x, "bias": (channels,)})
-        if self.interleave:
-            frames, channels = 2 * frames, channels // 2
-            require_channels(channels)
-        return [(frames, 2 * height, 2 * width, channels)]
+        require_shapes("vae_sum", shapes, {"y": x, "bias": (channels,)})
+        if not self.interleave:
+            return [x]
+        require_channels(channels // 2)
+        return [(2 * frames, height, width, channels // 2)]
 
     def launch(
         self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], stream: int
     ) -> None:
         given = self._named(inputs)
         x = given["x"]
-        frames, height, width, channels = x.shape
+        _, height, width, channels = x.shape
+        vectors = math.prod(x.shape) // 8
         parameters = struct.pack(
-            "<4Q2i",
+            "<4Q2q",
             *(vector_address(given.get(name), name, x) for name in ("x", "y", "bias")),
             vector_address(outputs[0], "output", x),
-            *(height, width),
+            *(vectors, height * width),
         )
         constants = {
             "LL_DIM": channels,
@@ -180,18 +192,17 @@ class VaeUpsample:
             "LL_BIAS": int(self.bias),
             "LL_INTERLEAVE": int(self.interleave),
         }
-        grid = (frames * height, -(-width * channels // 8 // _THREADS))
-        Pass("vae_upsample", grid, _THREADS).launch(x, constants, stream, parameters)
+        grid = (-(-vectors // _THREADS),)
+        Pass("vae_sum", grid, _THREADS).launch(x, constants, stream, parameters)
 
     def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         value = summed(self._named(inputs))
         if self.interleave:
-            pairs = np.stack(np.split(value, 2, axis=-1), axis=1)
-            value = pairs.reshape(-1, *pairs.shape[2:])
-        outputs[0][...] = value.repeat(2, axis=1).repeat(2, axis=2)
+            value = np.stack(np.split(value, 2, axis=-1), axis=1)
+        outputs[0][...] = value.reshape(outputs[0].shape)
 
     def _named(self, inputs: Sequence[Any]) -> dict[str, Any]:
-        return named_inputs("vae_upsample", {"y": self.residual, "bias": self.bias}, inputs)
+        return named_inputs("vae_sum", {"y": self.residual, "bias": self.bias}, inputs)
 
 
 @dataclass(frozen=True)
@@ -322,7 +333,7 @@ class VaeZeros:
 
 VAE_KERNELS: dict[str, Callable[[Parameters], GraphKernel]] = {
     "vae_stack": lambda parameters: VaeStack(**parameters),
-    "vae_upsample": lambda parameters: VaeUpsample(**parameters),
+    "vae_sum": lambda parameters: VaeSum(**parameters),
     "vae_head": lambda parameters: VaeHead(**parameters),
     "vae_pixels": lambda parameters: VaePixels(**parameters),
     "vae_frames": lambda parameters: VaeFrames(**parameters),

@@ -27,6 +27,28 @@ def summed(given: dict[str, Array]) -> Floats:
     return value
 
 
+def spread_shape(shape: Shape) -> Shape:
+    """What [N, H / 2 + 1, W / 2 + 1, 4 C] holds: [N, H, W, C]."""
+    frames, places_high, places_wide, channels = shape
+    if min(places_high, places_wide) < 2 or channels % 4:
+        raise PluginError(
+            f"x has shape {list(shape)}: spread, it must have two rows and columns at least, and "
+            "channels for four pixels"
+        )
+    return (frames, 2 * places_high - 2, 2 * places_wide - 2, channels // 4)
+
+
+def gathered(spread: Array) -> Array:
+    """The pixels of what is spread: place (r, s) holds (2r - a, 2s - b) for a and b of 0 and 1."""
+    frames, height, width, channels = spread_shape(spread.shape)
+    four = spread.reshape(*spread.shape[:3], 2, 2, channels)
+    pixels = np.empty((frames, height, width, channels), spread.dtype)
+    for a, b in np.ndindex(2, 2):
+        rows, columns = slice(a, a + height // 2), slice(b, b + width // 2)
+        pixels[:, a::2, b::2] = four[:, rows, columns, a, b]
+    return pixels
+
+
 def named_inputs(kernel: str, flags: dict[str, bool], inputs: Sequence[Any]) -> dict[str, Any]:
     names = ["x", *(name for name, present in flags.items() if present)]
     if len(inputs) != len(names):

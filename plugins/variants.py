@@ -16,6 +16,8 @@ _QUERY_BUFFERS = 2
 class Variant:
     """``warpgroups`` of 64 query rows each against blocks of ``tile_keys`` keys.
 
+    The tensor cores' sums of 8 bits keep too few: those of ``promoted_blocks`` blocks are added to
+    the others in float32.
     ``checked`` kernels are slower and show a race checker how their threads are ordered.
     """
 
@@ -24,6 +26,7 @@ class Variant:
     stages: int
     pipelined: bool = True
     ordered: bool = True
+    promoted_blocks: int = 0
     checked: bool = False
 
     @property
@@ -34,7 +37,10 @@ class Variant:
     def threads(self) -> int:
         return 128 * (self.warpgroups + 1)
 
-    def constants(self, dtype: str, head_dim: int) -> tuple[tuple[str, int], ...]:
+    def constants(
+        self, dtype: str, head_dim: int, out_dtype: str | None = None
+    ) -> tuple[tuple[str, int], ...]:
+        is_default = out_dtype in (None, default_output(dtype))
         return (
             ("LL_ELEMENT", ELEMENTS[dtype]),
             ("LL_HEAD_DIM", head_dim),
@@ -43,7 +49,9 @@ class Variant:
             ("LL_STAGES", self.stages),
             ("LL_PIPELINED", int(self.pipelined)),
             ("LL_ORDERED", int(self.ordered)),
+            ("LL_PROMOTED", self.promoted_blocks),
             ("LL_CHECKED", int(self.checked)),
+            *([] if is_default else [("LL_OUT", ELEMENTS[str(out_dtype)])]),
         )
 
     def shared_bytes(self, dtype: str, head_dim: int) -> int:
@@ -67,7 +75,7 @@ class Variant:
 _LONG = Variant(warpgroups=3, tile_keys=80, stages=3)
 _SHORT = Variant(warpgroups=3, tile_keys=128, stages=2, pipelined=False)
 _NARROW = Variant(warpgroups=3, tile_keys=128, stages=3)
-_EIGHT_BIT = Variant(warpgroups=3, tile_keys=96, stages=4)
+_EIGHT_BIT = Variant(warpgroups=2, tile_keys=128, stages=4, promoted_blocks=2)
 _SHORT_KEYS = 1024
 
 
@@ -78,6 +86,20 @@ def check_kind(dtype: str, head_dim: int) -> None:
         raise PluginError(f"head_dim is {head_dim}: allowed is 64 or 128")
     if dtype in EIGHT_BIT and head_dim != 128:
         raise PluginError(f"head_dim is {head_dim}: {dtype} attention takes 128 only")
+
+
+def default_output(dtype: str) -> str:
+    return "bfloat16" if dtype in EIGHT_BIT else dtype
+
+
+def check_output(dtype: str, out_dtype: str, head_dim: int) -> None:
+    halves = ["bfloat16", "float16"] if dtype in EIGHT_BIT else [dtype]
+    allowed = [*halves, *(["float8_e4m3"] if head_dim == 128 else [])]
+    if out_dtype not in allowed:
+        raise PluginError(
+            f"out_dtype is {out_dtype}: {dtype} attention with head_dim {head_dim} writes "
+            f"{' or '.join(allowed)}"
+        )
 
 
 def choose_variant(dtype: str, head_dim: int, keys: int) -> Variant:

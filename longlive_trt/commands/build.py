@@ -37,13 +37,13 @@ _COLUMNS = (
 @click.option(
     "--compute",
     type=click.Choice(list(PRECISIONS)),
-    help="fp8, int8: type of what is not quantized.  [default: fp32 on onnxruntime, else bf16]",
+    help="fp8, int8: type of what is not quantized.  [default: fp32 on a CPU, else bf16]",
 )
 @click.option("--calibration", type=_PATH, help="fp8, int8: use the scales of this file.")
 @click.option("--engine", type=click.Choice(ENGINES), default=ENGINES[0], show_default=True)
 @click.option("--out", required=True, type=_PATH, help="The bundle.")
 @click.option("--force", is_flag=True, help="Build even if nothing has changed.")
-@click.option("--gpu", metavar="smNN", help="Architecture to compile for (tensorrt-rtx).")
+@click.option("--gpu", metavar="smNN", help="Architecture: of tensorrt-rtx, or onnxruntime's GPU.")
 @click.option(
     "--batch",
     type=click.IntRange(min=1),
@@ -111,7 +111,7 @@ def command(
     )
     line = " ".join(["longlive-trt", *sys.argv[1:]])
     with stage_reporter() as report:
-        plan = plan_build(onnx, precision, compute, calibration, engine)
+        plan = plan_build(onnx, precision, compute, calibration, engine, gpu)
         plan.refuse_early(engine, options)
         result = build(
             plan.quantize(report),

@@ -115,6 +115,21 @@ __device__ __forceinline__ void invert_sums(const RowState& state, float scale, 
   }
 }
 
+__device__ __forceinline__ void stage_bytes(uint8* staging, int row,
+                                            const float (&outputs)[kOutputs],
+                                            const float (&inverse)[2]) {
+  const int pair = threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int i = 0; i < kOutputs / 4; ++i) {
+    uint8* at = staging + row * kPanelBytes + ((i / 2) ^ (row & 7)) * 16 + i % 2 * 8 + pair;
+    const uint32 packed =
+        pack_e4m3(outputs[4 * i] * inverse[0], outputs[4 * i + 1] * inverse[0],
+                  outputs[4 * i + 2] * inverse[1], outputs[4 * i + 3] * inverse[1]);
+    *reinterpret_cast<uint16*>(at) = static_cast<uint16>(packed);
+    *reinterpret_cast<uint16*>(at + 8 * kPanelBytes) = static_cast<uint16>(packed >> 16);
+  }
+}
+
 // Normalizes, rounds and lays the tile into shared memory, swizzled like the queries were.
 __device__ __forceinline__ void stage_outputs(uint8* staging, int warpgroup,
                                               const float (&outputs)[kOutputs],
@@ -123,7 +138,10 @@ __device__ __forceinline__ void stage_outputs(uint8* staging, int warpgroup,
   const int row = warpgroup * 64 + thread / 32 * 16 + thread % 32 / 4;
   // With a staging area of its own, the previous tile must have left it.
   if constexpr (kBytes) named_sync(1 + kWarpgroups + warpgroup, 128);
-  constexpr int kOutElement = kBytes ? static_cast<int>(kBfloat16) : kElement;
+  if constexpr (kOutE4M3) {
+    stage_bytes(staging, row, outputs, inverse);
+    return;
+  }
 #pragma unroll
   for (int i = 0; i < kOutputs / 4; ++i) {
     uint8* panel = staging + i / 8 * kTileRows * kPanelBytes;
@@ -169,7 +187,8 @@ __device__ __forceinline__ void consume(const Problem& problem, uint8* queries, 
     if (finished) {
       const TilePlace place(problem, segment);
       float inverse[2];
-      invert_sums(state, kBytes ? problem.v_scale[place.head] : 1.0f, inverse);
+      const float value_scale = kBytes ? problem.v_scale[place.head] : 1.0f;
+      invert_sums(state, kOutE4M3 ? value_scale * problem.out_factor : value_scale, inverse);
       write(place, tile_queries, warpgroup, outputs, inverse);
     }
     consumer.pending_release = release_when_stored;

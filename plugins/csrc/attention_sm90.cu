@@ -155,7 +155,7 @@ __device__ __forceinline__ void write_outputs(const Params& params, const TilePl
 #pragma unroll
     for (int panel = 0; panel < kOutPanels; ++panel) {
       store_box(&params.out, staging + (panel * kTileRows + warpgroup * 64) * kPanelBytes,
-                panel * 64, place.head, place.row + warpgroup * 64, place.batch);
+                panel * kPanelBytes / kOutElementBytes, place.head, place.row + warpgroup * 64, place.batch);
     }
     store_commit();
   }

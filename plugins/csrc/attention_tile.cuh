@@ -20,6 +20,9 @@
 #ifndef LL_CHECKED
 #define LL_CHECKED 0
 #endif
+#ifndef LL_PROMOTED
+#define LL_PROMOTED 0
+#endif
 
 namespace {
 
@@ -38,15 +41,26 @@ constexpr bool kOrdered = LL_ORDERED;
 // In a checked build every thread arrives at a barrier for itself, which is slower and lets a race
 // checker follow what otherwise one thread arrives for.
 constexpr bool kChecked = LL_CHECKED;
+// The tensor cores' 8-bit sums keep 14 bits and cut off the rest, always toward zero: over thousands of
+// keys, what the values have in common shrinks by a fifth. So a few blocks are summed by themselves,
+// and these sums are added in float32. 0: never.
+constexpr int kPromotedBlocks = LL_PROMOTED;
 constexpr int kQueryReleases = kChecked ? 128 : 1;  // per warpgroup
 constexpr int kStageReleases = kChecked ? 128 : 4;
 
 constexpr int kPanelBytes = 128;  // the width of the swizzle: tiles are stored in panels this wide
 constexpr int kRowPanels = kHeadDim * kElementBytes / kPanelBytes;
-constexpr int kOutPanels = kHeadDim * 2 / kPanelBytes;
+#ifdef LL_OUT
+constexpr int kOutElement = LL_OUT;
+#else
+constexpr int kOutElement = kBytes ? static_cast<int>(kBfloat16) : kElement;
+#endif
+constexpr bool kOutE4M3 = kOutElement == kE4M3;  // multiplied by out_factor
+constexpr int kOutElementBytes = kOutE4M3 ? 1 : 2;
+constexpr int kOutPanels = kHeadDim * kOutElementBytes / kPanelBytes;
 constexpr int kStepKeys = 32 / kElementBytes;  // keys per matrix instruction in P V
 constexpr int kQueryBytes = kTileRows * kHeadDim * kElementBytes;
-constexpr int kOutBytes = kTileRows * kHeadDim * 2;
+constexpr int kOutBytes = kTileRows * kHeadDim * kOutElementBytes;
 constexpr int kStageBytes = kTileKeys * kHeadDim * kElementBytes;
 constexpr int kQueryBuffers = 2;
 constexpr int kThreads = 128 * (kWarpgroups + 1);
@@ -55,6 +69,7 @@ constexpr int kConsumerRegisters = kWarpgroups == 3 ? 160 : 240;
 constexpr int kProducerRegisters = kWarpgroups == 3 ? 32 : 24;
 
 static_assert(kHeadDim * kElementBytes % kPanelBytes == 0, "a row is whole panels");
+static_assert(kOutPanels > 0, "a row of outputs is whole panels");
 
 // 8-bit values are stored transposed, in panels of as many keys as the swizzle and the tile allow.
 constexpr int kValuePanel = kTileKeys % 128 == 0 ? 128 : kTileKeys % 64 == 0 ? 64 : 32;
@@ -82,6 +97,7 @@ struct Problem {
   int q_scale_head_stride;
   int q_scale_token_stride;
   float scale_log2;
+  float out_factor;
 };
 
 struct Barriers {
@@ -271,6 +287,17 @@ __device__ __forceinline__ void rescale(float (&outputs)[kOutputs], const float 
   }
 }
 
+__device__ __forceinline__ void clear(float (&sums)[kOutputs]) {
+#pragma unroll
+  for (int i = 0; i < kOutputs; ++i) sums[i] = 0.0f;
+}
+
+__device__ __forceinline__ void promote(float (&outputs)[kOutputs], float (&sums)[kOutputs]) {
+#pragma unroll
+  for (int i = 0; i < kOutputs; ++i) outputs[i] += sums[i];
+  clear(sums);
+}
+
 // Warpgroups take turns at issuing matrix instructions, so that one's softmax runs under another's.
 __device__ __forceinline__ void turn_begin(int warpgroup) {
   if constexpr (kOrdered) named_sync(1 + warpgroup, 256);
@@ -338,6 +365,9 @@ struct Consumer {
     float scores[kScores];
     uint32 probabilities[kPacked];
     float factor[2];
+    float few_blocks[kOutputs];
+    float(&latest)[kOutputs] = kPromotedBlocks ? few_blocks : outputs;
+    if constexpr (kPromotedBlocks) clear(few_blocks);
     wait_keys();
     turn_begin(warpgroup);
     start_scores(scores);
@@ -355,18 +385,18 @@ struct Consumer {
         wait_keys();
         turn_begin(warpgroup);
         start_scores(scores);
-        start_outputs(outputs, probabilities, previous);
+        start_outputs(latest, probabilities, previous);
         turn_end(warpgroup);
         wgmma_wait<1>();
         finish_scores(scores);
         softmax_step(scores, state, factor, scales);
         wgmma_wait<0>();
-        finish_outputs(outputs, probabilities, previous);
+        finish_outputs(latest, probabilities, previous);
       } else {
         turn_begin(warpgroup);
-        start_outputs(outputs, probabilities, previous);
+        start_outputs(latest, probabilities, previous);
         wgmma_wait<0>();
-        finish_outputs(outputs, probabilities, previous);
+        finish_outputs(latest, probabilities, previous);
         wait_keys();
         start_scores(scores);
         turn_end(warpgroup);
@@ -374,12 +404,17 @@ struct Consumer {
         finish_scores(scores);
         softmax_step(scores, state, factor, scales);
       }
+      if constexpr (kPromotedBlocks) {
+        if (block % kPromotedBlocks == 0) promote(outputs, few_blocks);
+        rescale(few_blocks, factor);
+      }
       rescale(outputs, factor);
       pack_probabilities(scores, probabilities);
     }
-    start_outputs(outputs, probabilities, ring);
+    start_outputs(latest, probabilities, ring);
     wgmma_wait<0>();
-    finish_outputs(outputs, probabilities, ring);
+    finish_outputs(latest, probabilities, ring);
+    if constexpr (kPromotedBlocks) promote(outputs, few_blocks);
     ring.advance();
   }
 

@@ -37,7 +37,7 @@ enum ElementType {
   kFloat8E4M3 = 17,
 };
 
-enum { kGenericError = 1, kVariadic = 2 };
+enum { kGenericError = 1, kRequired = 0, kVariadic = 2 };
 
 typedef struct {
   void *data;
@@ -162,7 +162,9 @@ static const char *cpu_provider(const void *op) { return (void)op, NULL; }
 static int any_type(const void *op, size_t index) { return (void)op, (void)index, kAnyType; }
 static int variadic(const void *op, size_t index) { return (void)op, (void)index, kVariadic; }
 static int default_memory(const void *op, size_t index) { return (void)op, (void)index, 0; }
+static int required(const void *op, size_t index) { return (void)op, (void)index, kRequired; }
 static size_t one_group(const void *op) { return (void)op, 1; }
+static size_t two_outputs(const void *op) { return (void)op, 2; }
 static int at_least_one(const void *op) { return (void)op, 1; }
 static int of_many_types(const void *op) { return (void)op, 0; }
 static int of_one_type(const void *op) { return (void)op, 1; }
@@ -190,22 +192,36 @@ OPERATOR("KernelFloat16", kFloat16)
 OPERATOR("KernelBFloat16", kBFloat16)
 OPERATOR("KernelFloat8E4M3", kFloat8E4M3)
 
-#define ENTRY(TYPE, PROVIDER)                                                                 \
+/* Two outputs: the first in a half, the second in 8 bits. */
+#define TWO_TYPES(NAME, TYPE)                                                                 \
+  static const char *name_##TYPE##_and_8(const void *op) { return (void)op, NAME; }           \
+  static int type_##TYPE##_and_8(const void *op, size_t index) {                              \
+    return (void)op, index ? kFloat8E4M3 : TYPE;                                              \
+  }
+
+TWO_TYPES("KernelFloatAndFloat8E4M3", kFloat)
+TWO_TYPES("KernelFloat16AndFloat8E4M3", kFloat16)
+TWO_TYPES("KernelBFloat16AndFloat8E4M3", kBFloat16)
+
+#define ENTRY(TYPE, PROVIDER, OUTPUTS, KIND)                                                  \
   {                                                                                           \
     .version = kApiVersion, .get_name = (void *)name_##TYPE, .get_provider = (void *)PROVIDER, \
     .create_kernel = (void *)create_kernel, .create_kernel_v2 = (void *)create_kernel_v2,     \
     .compute_v2 = (void *)run_kernel, .destroy = (void *)destroy_kernel,                      \
     .get_input_type = (void *)any_type, .get_output_type = (void *)type_##TYPE,               \
-    .get_input_count = (void *)one_group, .get_output_count = (void *)one_group,              \
-    .get_input_kind = (void *)variadic, .get_output_kind = (void *)variadic,                  \
+    .get_input_count = (void *)one_group, .get_output_count = (void *)OUTPUTS,                \
+    .get_input_kind = (void *)variadic, .get_output_kind = (void *)KIND,                      \
     .get_input_memory = (void *)default_memory, .least_inputs = (void *)at_least_one,         \
     .least_outputs = (void *)at_least_one, .inputs_alike = (void *)of_many_types,             \
     .outputs_alike = (void *)of_one_type, .get_start_version = (void *)first_version,         \
     .get_end_version = (void *)last_version                                                   \
   }
-#define ENTRIES(PROVIDER)                                                          \
-  {ENTRY(kFloat, PROVIDER),    ENTRY(kUInt8, PROVIDER),   ENTRY(kInt8, PROVIDER),  \
-   ENTRY(kFloat16, PROVIDER),  ENTRY(kBFloat16, PROVIDER), ENTRY(kFloat8E4M3, PROVIDER)}
+#define SAME(TYPE, PROVIDER) ENTRY(TYPE, PROVIDER, one_group, variadic)
+#define MIXED(TYPE, PROVIDER) ENTRY(TYPE##_and_8, PROVIDER, two_outputs, required)
+#define ENTRIES(PROVIDER)                                                                     \
+  {SAME(kFloat, PROVIDER),    SAME(kUInt8, PROVIDER),    SAME(kInt8, PROVIDER),               \
+   SAME(kFloat16, PROVIDER),  SAME(kBFloat16, PROVIDER), SAME(kFloat8E4M3, PROVIDER),         \
+   MIXED(kFloat, PROVIDER),   MIXED(kFloat16, PROVIDER), MIXED(kBFloat16, PROVIDER)}
 
 static const CustomOp cuda_operators[] = ENTRIES(cuda_provider);
 static const CustomOp cpu_operators[] = ENTRIES(cpu_provider);

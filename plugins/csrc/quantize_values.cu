@@ -1,12 +1,17 @@
 // Values to the transposed 8-bit layout that attention reads: [batch, heads, head_dim, pitch] bytes of
 // float8 E4M3, sixteen keys to a group, key 8i + 2t + e of a group at byte 4t + 2i + e.
 //
+// LL_BYTES 1: they are float8 E4M3 already, and only change places.
+//
 // A thread block handles 128 tokens of the destination and one head. A group that other tokens share
 // (at either end of a slot) is written byte by byte.
 #include "rows.cuh"
 
 #ifndef LL_HEAD_DIM
 #define LL_HEAD_DIM 128
+#endif
+#ifndef LL_BYTES
+#define LL_BYTES 0
 #endif
 
 namespace {
@@ -18,9 +23,9 @@ constexpr int kRowWords = kHeadDim / 8;
 constexpr int kPitch = kTokens / 4 + 1;  // in words: neighbors in a column lie in different banks
 
 struct Params {
-  const uint8* input;  // [batch, tokens, heads, head_dim], 16-bit
+  const uint8* input;  // [batch, tokens, heads, head_dim]
   uint8* output;
-  const float* scale;  // [heads]
+  const float* scale;  // [heads], for 16-bit values
   int64 input_batch_bytes;
   int64 input_token_bytes;
   int64 input_head_bytes;
@@ -36,6 +41,39 @@ __device__ __forceinline__ int position(int key) {
   return (key & 7) / 2 * 4 + (key >> 3) * 2 + (key & 1);
 }
 
+// Eight neighboring values of four tokens, turned: the four tokens' bytes of each value.
+#if LL_BYTES
+using Loaded = uint2;
+__device__ __forceinline__ void turn(const Loaded (&rows)[4], float, uint32 (&words)[8]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    uint32 x[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) x[j] = half ? rows[j].y : rows[j].x;
+    const uint32 low01 = __byte_perm(x[0], x[1], 0x5140);
+    const uint32 low23 = __byte_perm(x[2], x[3], 0x5140);
+    const uint32 high01 = __byte_perm(x[0], x[1], 0x7362);
+    const uint32 high23 = __byte_perm(x[2], x[3], 0x7362);
+    words[4 * half] = __byte_perm(low01, low23, 0x5410);
+    words[4 * half + 1] = __byte_perm(low01, low23, 0x7632);
+    words[4 * half + 2] = __byte_perm(high01, high23, 0x5410);
+    words[4 * half + 3] = __byte_perm(high01, high23, 0x7632);
+  }
+}
+#else
+using Loaded = uint4;
+__device__ __forceinline__ void turn(const Loaded (&rows)[4], float factor, uint32 (&words)[8]) {
+  Eight values[4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) values[j] = unpack(rows[j]);
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    words[j] = pack_e4m3(values[0].value[j] * factor, values[1].value[j] * factor,
+                         values[2].value[j] * factor, values[3].value[j] * factor);
+  }
+}
+#endif
+
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(kThreads)
@@ -44,7 +82,7 @@ extern "C" __global__ void __launch_bounds__(kThreads)
   const int head = blockIdx.y % params.heads;
   const int batch = blockIdx.y / params.heads;
   const int start = params.first_token / kTokens * kTokens + blockIdx.x * kTokens;
-  const float factor = 1.0f / params.scale[head];
+  const float factor = LL_BYTES ? 1.0f : 1.0f / params.scale[head];
   const uint8* source = params.input + batch * params.input_batch_bytes +
                         head * params.input_head_bytes;
 #pragma unroll
@@ -53,23 +91,20 @@ extern "C" __global__ void __launch_bounds__(kThreads)
     const int word = i % kRowWords;
     const int quad = i / kRowWords;
     const int first = quad / 4 * 16 + quad % 4 * 2 + start - params.first_token;
-    Eight values[4];
+    Loaded rows[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int token = first + (j & 1) + (j >> 1) * 8;
-      uint4 loaded = make_uint4(0, 0, 0, 0);
+      rows[j] = Loaded{};
       if (token >= 0 && token < params.tokens) {
-        loaded = *reinterpret_cast<const uint4*>(source + token * params.input_token_bytes +
-                                                 word * 16);
+        rows[j] = *reinterpret_cast<const Loaded*>(source + token * params.input_token_bytes +
+                                                   word * sizeof(Loaded));
       }
-      values[j] = unpack(loaded);
     }
+    uint32 words[8];
+    turn(rows, factor, words);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      tile[word * 8 + j][quad] =
-          pack_e4m3(values[0].value[j] * factor, values[1].value[j] * factor,
-                    values[2].value[j] * factor, values[3].value[j] * factor);
-    }
+    for (int j = 0; j < 8; ++j) tile[word * 8 + j][quad] = words[j];
   }
   __syncthreads();
   uint8* target = params.output + batch * params.output_batch_bytes +

@@ -5,12 +5,16 @@
 // LL_RESIDUAL 0: there is no y, and nothing is written but the normalized rows.
 // LL_GATE 0: the gate is one.
 // LL_NORM 0: no normalization; 1: * (1 + scale) + shift; 2: * weight + bias.
+// LL_QUANTIZE 2: the normalized rows leave as float8 E4M3, multiplied by output_factor.
 #include "norms.cuh"
 
 #ifndef LL_NORM
 #define LL_RESIDUAL 1
 #define LL_GATE 1
 #define LL_NORM 1
+#endif
+#ifndef LL_QUANTIZE
+#define LL_QUANTIZE 0
 #endif
 
 namespace {
@@ -25,6 +29,7 @@ struct Params {
   uint8* normed;
   int rows;
   float epsilon;
+  float output_factor;
 };
 
 __device__ __forceinline__ void add_update(uint4 (&words)[kVectors], const Params& params,
@@ -61,7 +66,13 @@ __device__ __forceinline__ void write_normed(const uint4 (&words)[kVectors], con
       const float factor = LL_NORM == 1 ? 1.0f + scale.value[j] : scale.value[j];
       x.value[j] = fmaf((x.value[j] - mean) * inverse, factor, shift.value[j]);
     }
-    if (in_row(i)) *reinterpret_cast<uint4*>(params.normed + offset + column(i) * 2) = pack(x);
+    if (!in_row(i)) continue;
+    if constexpr (LL_QUANTIZE) {
+      *reinterpret_cast<uint2*>(params.normed + offset / 2 + column(i)) =
+          pack_bytes_e4m3(x, params.output_factor);
+    } else {
+      *reinterpret_cast<uint4*>(params.normed + offset + column(i) * 2) = pack(x);
+    }
   }
 }
 

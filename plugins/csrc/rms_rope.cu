@@ -4,11 +4,15 @@
 // qkv_norm_rope splits rows of q, k and v: q and k are normalized and rotated, v is copied.
 // LL_PLAIN 1: keys also leave as they are before rotation, and what is rotated is that, rounded: a
 // later pass that turns the kept keys gets the same bits.
+// LL_QUANTIZE 2: q, k and v leave as float8 E4M3, in units of a scale for each head.
 #include "norms.cuh"
 
 #ifndef LL_HEAD_DIM
 #define LL_HEAD_DIM 128
 #define LL_PLAIN 1
+#endif
+#ifndef LL_QUANTIZE
+#define LL_QUANTIZE 0
 #endif
 
 namespace {
@@ -24,6 +28,7 @@ struct SplitParams {
   const uint8* weight[2];
   const float* cosine;  // [tokens, head_dim / 2]
   const float* sine;
+  const float* scale[3];  // [heads]
   int rows;
   int tokens;
   float epsilon;
@@ -69,6 +74,18 @@ __device__ __forceinline__ void store(uint8* row, int vector, const uint4& words
   if (in_row(vector)) *reinterpret_cast<uint4*>(row + column(vector) * 2) = words;
 }
 
+__device__ __forceinline__ void store_output(const SplitParams& params, int which, int64 row,
+                                             int vector, const Eight& x) {
+  if constexpr (LL_QUANTIZE) {
+    if (!in_row(vector)) return;
+    const float factor = 1.0f / params.scale[which][column(vector) / kHeadDim];
+    *reinterpret_cast<uint2*>(params.output[which] + row * kDim + column(vector)) =
+        pack_bytes_e4m3(x, factor);
+  } else {
+    store(params.output[which] + row * (kDim * 2), vector, pack(x));
+  }
+}
+
 __device__ __forceinline__ void norm_rope_row(const SplitParams& params, int which, int row,
                                               const uint4 (&words)[kVectors]) {
   const int64 offset = static_cast<int64>(row) * (kDim * 2);
@@ -82,7 +99,7 @@ __device__ __forceinline__ void norm_rope_row(const SplitParams& params, int whi
       store(params.plain_key + offset, i, plain);
       x = unpack(plain);
     }
-    store(params.output[which] + offset, i, pack(rotate(x, angles.cosine, angles.sine)));
+    store_output(params, which, row, i, rotate(x, angles.cosine, angles.sine));
   }
 }
 
@@ -101,7 +118,7 @@ extern "C" __global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks)
   }
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
-    store(params.output[2] + static_cast<int64>(row) * (kDim * 2), i, words[i]);
+    store_output(params, 2, row, i, unpack(words[i]));
   }
 }
 

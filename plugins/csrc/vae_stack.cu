@@ -6,6 +6,8 @@
 // next history, which may take the place of the old one.
 // LL_RESIDUAL, LL_BIAS, LL_NORM, LL_SILU, LL_SUM: which of x + y, + bias, norm, SiLU, and the sum
 // as an output of its own there are. LL_HISTORY 0: zeros before the first frame.
+// LL_SPREAD 1: x is spread, as a convolution leaves it that doubles height and width: a pixel is one
+// of four at a place of [height / 2 + 1, width / 2 + 1], side by side in the channels.
 #include "vae_pixel.cuh"
 
 #ifndef LL_FORM
@@ -16,6 +18,7 @@
 #define LL_SILU 1
 #define LL_SUM 1
 #define LL_HISTORY 1
+#define LL_SPREAD 0
 #endif
 
 namespace {
@@ -33,7 +36,25 @@ struct StackParams {
   uint8* sum;
   int frames;  // of each row of the batch
   int pixels;
+  int width;
 };
+
+struct Place {
+  int64 start;
+  int64 frame_bytes;
+};
+
+__device__ __forceinline__ Place spread_place(const StackParams& params, int pixel) {
+  const int row = pixel / params.width;
+  const int column = pixel % params.width;
+  const int places_wide = params.width / 2 + 1;
+  const int places_high = params.pixels / params.width / 2 + 1;
+  const int place = (row + 1) / 2 * places_wide + (column + 1) / 2;
+  const int which = row % 2 * 2 + column % 2;
+  const int64 frame_bytes = static_cast<int64>(places_high) * places_wide * 4 * kPixelBytes;
+  const int64 within = (static_cast<int64>(place) * 4 + which) * kPixelBytes;
+  return {blockIdx.y * params.frames * frame_bytes + within, frame_bytes};
+}
 
 __device__ __forceinline__ float silu(float x) { return __fdividef(x, 1.0f + __expf(-x)); }
 
@@ -97,7 +118,14 @@ __device__ __forceinline__ void copy(Pixel& to, const Pixel& from) {
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(kPixelThreads)
+// Finding a spread pixel takes a few registers, which would cost a fifth of the threads at work.
+#if LL_SPREAD && !LL_RESIDUAL
+#define LL_BOUNDS __launch_bounds__(kPixelThreads, 5)
+#else
+#define LL_BOUNDS __launch_bounds__(kPixelThreads)
+#endif
+
+extern "C" __global__ void LL_BOUNDS
     vae_stack(const __grid_constant__ StackParams params) {
   const int pixel = blockIdx.x * kPixelsPerBlock + threadIdx.x / kLanes;
   if (pixel >= params.pixels) return;
@@ -119,16 +147,23 @@ extern "C" __global__ void __launch_bounds__(kPixelThreads)
     store_pixel(target + frame_bytes, last);
     target += 2 * frame_bytes;
   }
+  Place spread{};
+  if constexpr (LL_SPREAD) spread = spread_place(params, pixel);
   Pixel x;
   Pixel y{};
-  load_pixel(x, params.x + start);
+  load_pixel(x, params.x + (LL_SPREAD ? spread.start : start));
   if constexpr (LL_RESIDUAL) load_pixel(y, params.y + start);
   for (int frame = 0; frame < params.frames; ++frame) {
     const int64 offset = start + frame * frame_bytes;
     Eight value[kParts];
     add_up(value, x, y, params.bias);
     if (frame + 1 < params.frames) {  // on its way while this frame is computed
-      load_pixel(x, params.x + offset + frame_bytes);
+      if constexpr (LL_SPREAD) {
+        spread.start += spread.frame_bytes;
+        load_pixel(x, params.x + spread.start);
+      } else {
+        load_pixel(x, params.x + offset + frame_bytes);
+      }
       if constexpr (LL_RESIDUAL) load_pixel(y, params.y + offset + frame_bytes);
     }
     Pixel present;

@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 
 from longlive_trt.engines.cuda import (
     ALIGNMENT_BYTES,
-    DeviceBlock,
+    DeviceMemory,
     Gpu,
     Ledger,
     PinnedArray,
+    Repeated,
     Rows,
     Stream,
     lay_out,
     tensor_at,
 )
-from longlive_trt.errors import EngineError, PluginError
+from longlive_trt.errors import EngineError, LostGpuError, PluginError
 
 from ..fakes.cuda import FakeCuda, Status
 
@@ -50,7 +51,7 @@ def pinned(gpu: Gpu, values: list[float]) -> PinnedArray:
     return memory
 
 
-def floats(cuda: FakeCuda, block: DeviceBlock) -> Any:
+def floats(cuda: FakeCuda, block: DeviceMemory) -> Any:
     """What lies in device memory now, whatever is still queued."""
     return cuda.array(block.pointer, (block.size_bytes // 4,), FLOAT)
 
@@ -199,6 +200,40 @@ def test_a_graph_is_freed_once_and_when_it_is_dropped(cuda: FakeCuda, stream: St
     assert cuda.calls["cuGraphExecDestroy"] == 2
 
 
+def add_one(cuda: FakeCuda, stream: Stream, block: DeviceMemory) -> None:
+    def work() -> None:
+        floats(cuda, block)[0] += 1
+
+    cuda.launch(stream.handle, work)
+
+
+def test_work_is_repeated_plainly_then_captured_then_replayed(
+    cuda: FakeCuda, gpu: Gpu, stream: Stream
+) -> None:
+    block = gpu.reserve(4, "a test")
+    stream.clear(block.pointer, 4)
+    repeated = Repeated(stream, lambda: add_one(cuda, stream, block), captures=True)
+    for launches in (0, 1, 2, 3):
+        repeated.run()
+        assert cuda.calls["cuGraphLaunch"] == launches
+    stream.synchronize()
+    assert floats(cuda, block)[0] == 4
+    assert cuda.calls["cuLaunchKernel"] == 2
+    repeated.close()
+    assert "executable graphs" not in cuda.leaks()
+
+
+def test_work_that_is_not_captured_is_repeated_plainly(
+    cuda: FakeCuda, gpu: Gpu, stream: Stream
+) -> None:
+    block = gpu.reserve(4, "a test")
+    repeated = Repeated(stream, lambda: add_one(cuda, stream, block), captures=False)
+    for _ in range(3):
+        repeated.run()
+    assert cuda.calls["cuLaunchKernel"] == 3
+    assert cuda.calls["cuGraphLaunch"] == 0
+
+
 # ---- rows ------------------------------------------------------------------------------------
 
 
@@ -286,6 +321,19 @@ def test_closing_twice_frees_once(cuda: FakeCuda, gpu: Gpu, stream: Stream) -> N
     assert [cuda.calls[name] for name in freed] == [1, 1, 1, 1]
 
 
+def test_what_nobody_holds_is_free_again(cuda: FakeCuda, gpu: Gpu) -> None:
+    held = [gpu.reserve(8, "a test"), DeviceMemory(16, 0)]
+    assert sorted(cuda.memory.live("device")) == [8, 16]
+    held.clear()
+    gc.collect()
+    assert cuda.memory.live("device") == []
+
+
+def test_workspaces_are_zero(cuda: FakeCuda) -> None:
+    block = DeviceMemory(16, 0)
+    assert floats(cuda, block).tolist() == [0, 0, 0, 0]
+
+
 def test_an_empty_block_is_a_block(cuda: FakeCuda, gpu: Gpu) -> None:
     gpu.reserve(0, "nothing").close()
     gpu.pinned((0, 3), FLOAT).close()
@@ -317,6 +365,31 @@ def test_too_little_pinned_memory_says_how_much(cuda: FakeCuda, gpu: Gpu) -> Non
 
 
 # ---- lost contexts and threads ---------------------------------------------------------------
+
+
+LIBRARY = "graph step failed on the GPU: something about a node"
+
+
+def test_a_librarys_error_is_told_with_its_cause(cuda: FakeCuda, gpu: Gpu) -> None:
+    plain = gpu.failure(LIBRARY)
+    assert isinstance(plain, EngineError)
+    assert str(plain) == f"{LIBRARY}; `longlive-trt -vv` tells more"
+    cuda.memory.taken_by_others_bytes = cuda.memory.free_bytes - (3 << 20)
+    assert str(gpu.failure(LIBRARY)) == (
+        f"{LIBRARY}; 3.00 MiB of GPU memory are free: close what else uses the GPU, or make fewer "
+        "or smaller videos at once"
+    )
+    cuda.lose_context()
+    lost = gpu.failure(LIBRARY)
+    assert isinstance(lost, LostGpuError)
+    assert str(lost).startswith(f"{LIBRARY} (CUDA_ERROR_ILLEGAL_ADDRESS): the GPU gave up what")
+
+
+@pytest.mark.parametrize(
+    "told", ["Failed to allocate memory for requested buffer", "CUDA failure 2: out of memory"]
+)
+def test_a_library_that_asked_for_more_than_is_free(gpu: Gpu, told: str) -> None:
+    assert "; 80.00 GiB of GPU memory are free: close what else" in str(gpu.failure(told))
 
 
 def test_a_lost_context_is_not_told_as_a_lack_of_memory(cuda: FakeCuda, gpu: Gpu) -> None:

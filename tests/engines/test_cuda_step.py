@@ -1,6 +1,5 @@
 """The transformer's graphs for a GPU, run on a CPU, against the exported ones."""
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from longlive_trt.configs.loader import configure
 from longlive_trt.engines.cuda_step import build_step_graphs
 from longlive_trt.engines.onnxruntime import build_graph
 from longlive_trt.errors import UsageError
-from longlive_trt.exports import RECORD_NAME, Quantization, read_export
+from longlive_trt.exports import read_export
 from longlive_trt.plugins import onnxruntime_bridge
 from longlive_trt.plugins.graph_kernels import DOMAIN
 from longlive_trt.precision import PRECISIONS
@@ -185,14 +184,3 @@ def test_heads_without_a_kernel_are_refused(small_relative: Path, tmp_path: Path
     with pytest.raises(UsageError, match="is 16: the GPU kernels are for heads of 64 or 128"):
         build_step_graphs(config, small_relative, PRECISIONS["fp16"], tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-def test_quantized_exports_are_refused(small_relative: Path, tmp_path: Path) -> None:
-    source, out = tmp_path / "source", tmp_path / "out"
-    shutil.copytree(small_relative, source)
-    out.mkdir()
-    record = replace(read_export(source), quantization=Quantization("fp8", "all", "0" * 64))
-    (source / RECORD_NAME).write_text(record.to_json())
-    with pytest.raises(UsageError, match=r"is quantized \(fp8\).*the export that was calibrated"):
-        build_step_graphs(record.config, source, PRECISIONS["fp16"], out)
-    assert not list(out.iterdir())

@@ -14,10 +14,12 @@ torch = pytest.importorskip("torch")
 
 from longlive_trt.configs import ModelConfig, VaeConfig, load_config  # noqa: E402
 from longlive_trt.configs.schema import LatentConfig  # noqa: E402
+from longlive_trt.engines import cuda_vae  # noqa: E402
 from longlive_trt.engines.cuda_vae import WEIGHTS_NAME, build_vae_graphs  # noqa: E402
 from longlive_trt.errors import UsageError  # noqa: E402
 from longlive_trt.export.vae import VaeDecoder, to_pixels  # noqa: E402
 from longlive_trt.plugins import onnxruntime_bridge  # noqa: E402
+from longlive_trt.plugins.vae_tensors import gathered  # noqa: E402
 from longlive_trt.precision import PRECISIONS  # noqa: E402
 
 FP16 = PRECISIONS["fp16"]
@@ -204,8 +206,35 @@ def test_sizes_are_named_as_in_the_exported_graphs(built: Path) -> None:
 def test_both_graphs_share_their_weights(built: Path, decoder: VaeDecoder) -> None:
     names = {path.name for path in built.iterdir()}
     assert names == {"vae_first.onnx", "vae_next.onnx", WEIGHTS_NAME}
+    # A doubling convolution has 16 taps in place of 9.
+    doubling = [key for key in decoder.state_dict() if key.endswith("resample.1.weight")]
     parameters = sum(value.numel() for value in decoder.state_dict().values())
+    parameters += sum(decoder.state_dict()[key].numel() * 7 // 9 for key in doubling)
+    assert len(doubling) == 3
     assert 0.9 < (built / WEIGHTS_NAME).stat().st_size / (2 * parameters) <= 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4), (5, 3)])
+def test_a_folded_convolution_is_that_of_the_doubled_image(size: tuple[int, int]) -> None:
+    random = torch.Generator().manual_seed(0)
+    small = torch.randn(2, 5, *size, generator=random)
+    kernel = torch.randn(3, 5, 3, 3, generator=random)
+    folded = torch.from_numpy(cuda_vae._folded_taps(kernel.numpy()))
+    assert folded.shape == (12, 5, 2, 2)
+    spread = torch.conv2d(small, folded, padding=1).permute(0, 2, 3, 1).contiguous()
+    doubled = torch.nn.functional.interpolate(small, scale_factor=2.0, mode="nearest")
+    wanted = torch.conv2d(doubled, kernel, padding=1).permute(0, 2, 3, 1)
+    np.testing.assert_allclose(gathered(spread.numpy()), wanted.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_folded_convolution_keeps_its_gain_in_half_precision() -> None:
+    """What falls on one pixel is added before it is rounded, so nothing is rounded twice."""
+    kernel = np.random.default_rng(0).standard_normal((3, 5, 3, 3)).astype(np.float16)
+    folded = cuda_vae._folded_taps(kernel)
+    assert folded.dtype == np.float32
+    total = kernel.astype(np.float64).sum(axis=(2, 3))
+    for four in folded.astype(np.float16).reshape(4, 3, 5, 2, 2):
+        assert relative(four.astype(np.float64).sum(axis=(2, 3)), total) < 5e-4
 
 
 @pytest.mark.parametrize("name", ["bf16", "fp32"])

@@ -27,7 +27,6 @@ from longlive_trt.export.vae import VaeDecoder  # noqa: E402
 from longlive_trt.exports import (  # noqa: E402
     RECORD_NAME,
     ExportRecord,
-    Quantization,
     graph_info,
     read_export,
 )
@@ -100,7 +99,12 @@ def test_a_manifest_names_the_gpu_and_the_kernels(bundle: Bundle) -> None:
     assert manifest.engine.version == ort.__version__
     assert manifest.precision == "fp16"
     kernels = ["step", "prompt", "vae_first", "vae_next"]
-    assert manifest.options == {"batch": 2, "kernel_graphs": kernels}
+    assert manifest.options == {
+        "batch": 2,
+        "kernel_graphs": kernels,
+        "attention": "fp16",
+        "compute": "fp16",
+    }
     assert manifest.plugins == {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in SOURCE_DIR.iterdir()
     }
@@ -242,15 +246,6 @@ def test_options_of_other_compilers_are_refused(
 ) -> None:
     match, out = f"{flag} does not apply to --engine onnxruntime", tmp_path / "out"
     refused(UsageError, match, lambda: built(exported, out, **{option: value}), out)
-
-
-def test_quantized_exports_are_refused(exported: Path, tmp_path: Path) -> None:
-    source, out = tmp_path / "source", tmp_path / "out"
-    shutil.copytree(exported, source)
-    record = read_export(source)
-    quantization = Quantization("fp8", "all", "0" * 64)
-    (source / RECORD_NAME).write_text(replace(record, quantization=quantization).to_json())
-    refused(UsageError, r"--precision fp8 --gpu: .* not quantized", lambda: built(source, out), out)
 
 
 def test_layers_that_kernels_do_not_take_are_refused(exported: Path, tmp_path: Path) -> None:

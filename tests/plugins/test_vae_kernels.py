@@ -156,24 +156,50 @@ def test_a_stack_of_silent_pixels_is_silent() -> None:
 
 @pytest.mark.parametrize("dtype", NUMPY_TYPES)
 @pytest.mark.parametrize("residual", [False, True])
-def test_upsampling_repeats_pixels(residual: bool, dtype: str) -> None:
+def test_sums_are_those_of_a_stack(residual: bool, dtype: str) -> None:
     flags = {"residual": residual, "bias": True}
     inputs = stack_inputs(2, (3, 5), 8, dtype, flags)
-    (output,) = computed(VAE_KERNELS["vae_upsample"](flags), inputs)
+    (output,) = computed(VAE_KERNELS["vae_sum"](flags), inputs)
     summed = plain_stack(inputs, {**flags, "form": "alone"})[2]
-    wanted = F.interpolate(torch.from_numpy(summed).permute(0, 3, 1, 2), scale_factor=2.0)
-    assert error(output, wanted.permute(0, 2, 3, 1).numpy()) <= ROUNDING[dtype]
+    assert error(output, summed) <= ROUNDING[dtype]
 
 
-def test_upsampling_unpacks_pairs_of_frames() -> None:
+def test_sums_unpack_pairs_of_frames() -> None:
     flags = {"bias": True, "interleave": True}
     inputs = stack_inputs(4, (2, 3), 16, "float32", {**flags, "batch": 2})[:1]
     inputs = [*inputs, random_array((16,), "float32", 9)]
-    (output,) = computed(VAE_KERNELS["vae_upsample"](flags), inputs)
-    summed = planes(inputs[0] + inputs[1], batch=2)
-    wanted = F.interpolate(_interleave(summed), scale_factor=(1.0, 2.0, 2.0), mode="nearest")
-    assert output.shape == (16, 4, 6, 8)
+    (output,) = computed(VAE_KERNELS["vae_sum"](flags), inputs)
+    wanted = _interleave(planes(inputs[0] + inputs[1], batch=2))
+    assert output.shape == (16, 2, 3, 8)
     np.testing.assert_array_equal(output, pixels_last(wanted))
+
+
+def spread_inputs(
+    frames: int, size: tuple[int, int], channels: int, dtype: str, flags: dict[str, Any]
+) -> tuple[list[Array], list[Array]]:
+    """A spread x with other inputs; and the same with its pixels in their places."""
+    dense = stack_inputs(frames, size, channels, dtype, flags)
+    count, height, width, _ = dense[0].shape
+    spread = random_array((count, height // 2 + 1, width // 2 + 1, 4 * channels), dtype, 7, 1.5)
+    four = spread.reshape(*spread.shape[:3], 4, channels)
+    for row in range(height):
+        for column in range(width):
+            which = 2 * (row % 2) + column % 2
+            dense[0][:, row, column] = four[:, (row + 1) // 2, (column + 1) // 2, which]
+    return [spread, *dense[1:]], dense
+
+
+SPREAD = {**STACKS["block"], "total": True}
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("size", [(2, 2), (4, 6), (6, 2)])
+def test_a_stack_gathers_what_is_spread(size: tuple[int, int], batch: int) -> None:
+    flags = {**SPREAD, "batch": batch}
+    spread, dense = spread_inputs(3, size, 8, "float16", flags)
+    found = computed(VAE_KERNELS["vae_stack"]({**flags, "spread": True}), spread)
+    for one, other in zip(found, computed(VAE_KERNELS["vae_stack"](flags), dense), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def head_inputs(batch: int, frames: int, size: tuple[int, int], channels: int, dtype: str) -> Any:
@@ -223,8 +249,11 @@ def test_an_empty_history_is_zero() -> None:
         ("vae_stack", {"batch": 2}, [(3, 3, 4, 8)], "3 frames: they must be a multiple"),
         ("vae_stack", {"bias": True}, [(2, 3, 4, 8), (16,)], r"bias has shape \[16\]"),
         ("vae_stack", {}, [(2, 3, 8)], r"must be \[frames, height, width, channels\]"),
-        ("vae_upsample", {"interleave": True}, [(2, 3, 4, 8)], "4 channels"),
-        ("vae_upsample", {"residual": True}, [(2, 3, 4, 8), (1, 3, 4, 8)], "y has shape"),
+        ("vae_stack", {"spread": True}, [(2, 3, 4, 8)], "2 channels"),
+        ("vae_stack", {"spread": True}, [(2, 1, 4, 32)], "two rows and columns at least"),
+        ("vae_stack", {"spread": True, "residual": True}, [(2, 3, 4, 32)] * 2, "y has shape"),
+        ("vae_sum", {"interleave": True}, [(2, 3, 4, 8)], "4 channels"),
+        ("vae_sum", {"residual": True}, [(2, 3, 4, 8), (1, 3, 4, 8)], "y has shape"),
         ("vae_head", {}, [(3, 3, 4, 104), (3, 27, 104)], "up to 96 channels"),
         ("vae_head", {}, [(2, 3, 4, 8), (3, 27, 8)], "more than 2 frames for each row"),
         ("vae_head", {}, [(3, 3, 4, 8), (27, 8)], r"weight has shape \[27, 8\]"),
@@ -251,7 +280,7 @@ def test_threads_are_shared_out_as_in_the_kernel(channels: int, pixels: int) -> 
 
 SOURCES = {
     "vae_stack": {"LL_DIM": 96},
-    "vae_upsample": {"LL_DIM": 384},
+    "vae_sum": {"LL_DIM": 384},
     "vae_head": {"LL_DIM": 96},
     "vae_pixels": {},
     "vae_zeros": {},
@@ -311,6 +340,21 @@ def test_stacks_on_the_gpu(case: str, channels: int, dtype: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("channels", [8, 48, 96, 192, 384])
+def test_spread_stacks_on_the_gpu(channels: int, dtype: str) -> None:
+    flags = {**SPREAD, "batch": 2, "spread": True}
+    kernel = VAE_KERNELS["vae_stack"](flags)
+    for frames, size in ((1, (2, 2)), (5, (6, 10))):
+        inputs, _ = spread_inputs(frames, size, channels, dtype, flags)
+        wanted = computed(kernel, inputs)
+        actual = launched(kernel, inputs, fill=float("nan"))
+        for index, (got, expected) in enumerate(zip(actual, wanted, strict=True)):
+            assert error(got, expected.astype(np.float32)) <= ROUNDING[dtype], (frames, index)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("gpu")
 def test_a_history_may_be_renewed_in_place() -> None:
     flags = STACKS["block"]
     kernel = VAE_KERNELS["vae_stack"](flags)
@@ -334,8 +378,8 @@ def test_a_history_may_be_renewed_in_place() -> None:
     "flags",
     [{}, {"bias": True}, {"residual": True, "bias": True}, {"bias": True, "interleave": True}],
 )
-def test_upsampling_on_the_gpu(flags: dict[str, bool], channels: int, dtype: str) -> None:
-    kernel = VAE_KERNELS["vae_upsample"](flags)
+def test_sums_on_the_gpu(flags: dict[str, bool], channels: int, dtype: str) -> None:
+    kernel = VAE_KERNELS["vae_sum"](flags)
     inputs = stack_inputs(3, (5, 13), channels, dtype, flags)
     (actual,) = launched(kernel, inputs, fill=float("nan"))
     np.testing.assert_array_equal(actual, computed(kernel, inputs)[0].astype(np.float32))
