@@ -1,5 +1,6 @@
 """From a bundle to sessions: engines are loaded when first needed and shared by all sessions."""
 
+import threading
 from collections.abc import Callable
 from functools import cached_property, partial
 
@@ -41,26 +42,30 @@ class Engines(Closing):
         require_runnable(bundle, device)
         self.bundle, self._low_memory = bundle, low_memory
         self.on_gpu = runs_on_gpu(bundle, device)
+        self._opening = threading.RLock()
+        """Sessions may be opened by several threads."""
         self._loaded: dict[str, Engine] = {}
         self._streams: dict[str, Stream] = {}
         self._encoders: list[PromptEncoder] = []
-        self._memories: list[Memory] = []
+        self._memories: list[CudaMemory] = []
 
     @cached_property
     def gpu(self) -> Gpu:
         return Gpu()
 
     def stream(self, concern: str) -> Stream:
-        if concern not in self._streams:
-            self._streams[concern] = self.gpu.stream(urgent=concern == "transformer")
-        return self._streams[concern]
+        with self._opening:
+            if concern not in self._streams:
+                self._streams[concern] = self.gpu.stream(urgent=concern == "transformer")
+            return self._streams[concern]
 
     def get(self, graph: str, purpose: str) -> Engine:
-        if graph not in self._loaded:
-            self.bundle.require(graph, purpose)
-            transient = self._low_memory and graph == "text"
-            self._loaded[graph] = self._transient(graph) if transient else self._load(graph)
-        return self._loaded[graph]
+        with self._opening:
+            if graph not in self._loaded:
+                self.bundle.require(graph, purpose)
+                transient = self._low_memory and graph == "text"
+                self._loaded[graph] = self._transient(graph) if transient else self._load(graph)
+            return self._loaded[graph]
 
     def require_memory(
         self, config: ModelConfig, *, batch: int, total_frames: int | None, decode: bool, text: bool
@@ -109,7 +114,9 @@ class Engines(Closing):
             on_truncation=on_truncation,
             beside=self.on_gpu,
         )
-        self._encoders.append(encoder)
+        with self._opening:
+            open_ones = [other for other in self._encoders if not other.is_closed]
+            self._encoders = [*open_ones, encoder]
         return encoder
 
     def decoder(self, batch: int) -> Decoder:
@@ -157,13 +164,15 @@ class Engines(Closing):
     def _memory(self, concern: str) -> Memory:
         if not self.on_gpu:
             return HostMemory()
-        self._memories.append(CudaMemory(self.stream(concern)))
-        return self._memories[-1]
+        memory = CudaMemory(self.stream(concern), arriving=self.stream("arriving"))
+        with self._opening:
+            open_ones = [other for other in self._memories if not other.is_closed]
+            self._memories = [*open_ones, memory]
+        return memory
 
     def close(self) -> None:
         for encoder in self._encoders:
             encoder.close()
-        # Those of sessions that were closed are empty by now.
         for memory in self._memories:
             memory.close()
         self._encoders.clear()

@@ -211,6 +211,7 @@ class _Phases:
             "first frame": (self.first_frames, decode and self.settings.sessions),
             "steady state": (self.steady_state, self.settings.blocks),
             "prompt switches": (self.prompt_switches, self.settings.switches),
+            "announced switches": (self.announced_switches, self._announced_switches),
             "throughput": (self.throughput, self.settings.seconds),
         }
         return {name: phase for name, (phase, is_wanted) in wanted.items() if is_wanted}
@@ -230,6 +231,16 @@ class _Phases:
             session = lane.warm_up(self.stop)
             if session is not None:
                 lane.switch(session)
+
+    def announced_switches(self) -> None:
+        for lane in self._in_turns("announced switches", self._announced_switches):
+            session = lane.warm_up(self.stop)
+            if session is not None:
+                lane.announced_switch(session)
+
+    @property
+    def _announced_switches(self) -> int:
+        return self.settings.switches if all(lane.encodes_beside for lane in self.lanes) else 0
 
     def throughput(self) -> None:
         seconds = self.settings.seconds

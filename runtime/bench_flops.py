@@ -14,12 +14,28 @@ _TAPS_3D, _TAPS_2D, _TAPS_TIME = 27, 9, 3
 
 
 @dataclass(frozen=True)
+class Work:
+    """Apart, because bundles compute the one in fewer bits than the other."""
+
+    products: int
+    """Convolutions included."""
+    attention: int
+
+    @property
+    def total(self) -> int:
+        return self.products + self.attention
+
+    def times(self, count: int) -> "Work":
+        return Work(count * self.products, count * self.attention)
+
+
+@dataclass(frozen=True)
 class BlockFlops:
     """One block in the steady state, and the re-cache of a prompt switch."""
 
-    transformer: int
-    vae: int | None
-    recache: int
+    transformer: Work
+    vae: Work | None
+    recache: Work
 
     @classmethod
     def of(cls, config: ModelConfig) -> "BlockFlops":
@@ -28,22 +44,27 @@ class BlockFlops:
         ring = Ring(layout, next_frame=2 * layout.window * layout.block)
         passes = len(config.rollout.steps) + 1
         return cls(
-            transformer=passes * _planned_flops(config, ring.block_plan()),
-            vae=vae_flops(config, layout.block) if config.vae else None,
-            recache=_planned_flops(config, ring.recache_plan()),
+            transformer=_planned_work(config, ring.block_plan()).times(passes),
+            # Its attention, within single frames, is too small to be told apart.
+            vae=Work(vae_flops(config, layout.block), 0) if config.vae else None,
+            recache=_planned_work(config, ring.recache_plan()),
         )
 
 
 def pass_flops(config: ModelConfig, frames: int, attended_frames: int) -> int:
+    return pass_work(config, frames, attended_frames).total
+
+
+def pass_work(config: ModelConfig, frames: int, attended_frames: int) -> Work:
     """One transformer pass over some latent frames that attend to so many, their own included."""
     model, tokens = config.transformer, config.tokens_per_frame
     queries, keys, dim = frames * tokens, attended_frames * tokens, model.dim
     # Six square maps: q, k, v and o of self-attention, q and o of cross-attention.
     layer = 2 * queries * dim * (6 * dim + 2 * model.ffn_dim)
-    layer += 4 * queries * dim * (keys + model.text_len)
+    attention = 4 * queries * dim * (keys + model.text_len)
     _, patch_height, patch_width = model.patch
-    patch_values = model.channels * patch_height * patch_width
-    return model.layers * layer + 4 * queries * dim * patch_values
+    ends = 4 * queries * dim * model.channels * patch_height * patch_width
+    return Work(model.layers * layer + ends, model.layers * attention)
 
 
 def vae_flops(config: ModelConfig, latent_frames: int) -> int:
@@ -56,9 +77,9 @@ def first_vae_flops(config: ModelConfig) -> int:
     return sum(_convolutions(config, is_first=True))
 
 
-def _planned_flops(config: ModelConfig, plan: PassPlan) -> int:
+def _planned_work(config: ModelConfig, plan: PassPlan) -> Work:
     frames = len(plan.frames)
-    return pass_flops(config, frames, frames + plan.sink_frames + plan.window_frames)
+    return pass_work(config, frames, frames + plan.sink_frames + plan.window_frames)
 
 
 def _convolutions(config: ModelConfig, *, is_first: bool) -> Iterator[int]:

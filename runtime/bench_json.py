@@ -19,7 +19,7 @@ from ..gpu_facts import GpuReading
 from .bench import Measurements, Reading
 from .bench_report import Figures, Ratio, Statistics, ratios
 
-FORMAT = 1
+FORMAT = 2
 _PACKAGES = ("longlive-trt", "numpy", "onnxruntime", "onnxruntime-gpu", "cuda-core")
 _CPU_FACTS = Path("/proc/cpuinfo")
 _COMPARED_BUNDLES = 2
@@ -67,6 +67,7 @@ def _bundle_values(shown: Figures) -> Values:
     return {
         **_identity(shown.bundle),
         "load_s": round(times.load_s, 3),
+        "loading": {graph: asdict(each) for graph, each in times.loading.items()},
         "open_session_ms": _summary(times.open_ms, with_series=True),
         "first_frame_ms": {
             "cold": round(first_frames[0], 3) if first_frames else None,
@@ -76,12 +77,18 @@ def _bundle_values(shown: Figures) -> Values:
         "passes_ms": _summaries(shown.passes, with_series=True),
         "graph_runs_ms": _summaries(times.graph_runs_ms, with_series=False),
         "switches_ms": _summaries(shown.switches, with_series=True),
+        "announced_switches_ms": _summaries(shown.announced_switches, with_series=True),
+        "announcing_ms": _summaries(shown.announcing, with_series=True),
         "throughput": _throughput(shown),
         "video_frames_per_s": _rounded(shown.rates),
         "roofline": {
-            "tflop": _rounded(shown.work),
+            "tflop": _rounded({name: work.total / 1e12 for name, work in shown.work.items()}),
+            "tflop_of_attention": _rounded(
+                {name: work.attention / 1e12 for name, work in shown.work.items()}
+            ),
             "tflops": _rounded(shown.tflops),
-            "peak_tflops": shown.peak_tflops,
+            "peak_tflops": _rounded(shown.peak_tflops),
+            "floor_ms": _rounded(shown.floors_ms),
             "share_of_peak": _rounded(shown.peak_shares, digits=4),
         },
     }
@@ -94,6 +101,7 @@ def _identity(bundle: Bundle) -> Values:
         "bundle": str(bundle.folder),
         "key": manifest.key,
         "precision": manifest.precision,
+        "options": manifest.options,
         "engine": f"{engine.kind} {engine.version} for {engine.target}",
     }
 

@@ -3,8 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -14,29 +13,27 @@ from ..engines.base import Closing
 from ..engines.bundle import Bundle
 from ..engines.loader import DeviceChoice
 from ..exports import TOKENIZER_NAME
+from .bench_prompts import NewPrompt, Prompts, RandomPrompts, TextPrompts
 from .bench_timing import TRANSFORMER, Durations, Position, TimedEngines
 from .interrupts import StopRequest
 from .noise import SeededNoise
-from .prompts import PromptContexts
 from .ring import RingLayout
 from .session import Block, Session
 from .transformer import Context
 
-Ask = Callable[[], Context]
-"""Encodes one prompt, at the moment that it is called."""
-
 WARM_UP_SWITCHES = 2
 """A GPU reserves what a re-cache needs at the first, and captures it at the second."""
-ROOM_BLOCKS = WARM_UP_SWITCHES + 1
-"""What is measured needs two blocks, or switches, before it at most."""
-
-_PROMPT = "Scene {}: a red fox walks through fresh snow."
+ANNOUNCED_BLOCKS = 3
+"""One by itself, one beside which a prompt is encoded, and the first under that prompt."""
+ROOM_BLOCKS = WARM_UP_SWITCHES + ANNOUNCED_BLOCKS
+"""So many are still needed, at most, where something is about to be measured."""
 
 
 @dataclass(frozen=True)
 class Settings:
     blocks: int = 300
     switches: int = 50
+    """So many to a prompt that is new then, and so many to one that was announced."""
     seconds: float = 60.0
     """How long everything runs at once, for the throughput."""
     warmup: int = 10
@@ -45,11 +42,15 @@ class Settings:
     seed: int = 0
     decode: bool = True
     device: DeviceChoice = "auto"
+    low_memory: bool = False
 
 
 @dataclass(frozen=True)
 class BlockTimes:
-    """Where the time of one block went; all but ``wall_ms`` by the stopwatch."""
+    """Where the time of one block went; all but ``wall_ms`` by the stopwatch.
+
+    For a prompt that was announced, ``encode_ms`` is how long the host still waited for it.
+    """
 
     wall_ms: float
     """From the request (or the new prompt's text) to the pictures on the host."""
@@ -80,15 +81,45 @@ class _Stretch:
     wall_ms: float
 
 
+@dataclass(frozen=True)
+class Announced:
+    """A switch whose prompt was encoded beside the block before."""
+
+    switch: BlockTimes
+    alone: BlockTimes
+    """The block before that one, with nothing beside it."""
+    beside: BlockTimes
+    encoding_ms: float
+    """By the stopwatch, with the block's own work in between."""
+
+
+@dataclass(frozen=True)
+class Loading:
+    seconds: float
+    gpu_bytes: int | None
+    """What was taken meanwhile, weights above all; None on a CPU."""
+
+
+@dataclass(frozen=True)
+class _AnnouncedStretch:
+    alone: _Stretch
+    beside: _Stretch
+    switch: _Stretch
+    waited_ms: float
+
+
 @dataclass
 class LaneTimes:
     """All that was measured on one bundle, as far as the run got."""
 
     load_s: float = 0.0
+    loading: dict[str, Loading] = field(default_factory=dict)
+    """By graph."""
     open_ms: list[float] = field(default_factory=list)
     first_frame_ms: list[float] = field(default_factory=list)
     blocks: list[BlockTimes] = field(default_factory=list)
     switches: list[BlockTimes] = field(default_factory=list)
+    announced: list[Announced] = field(default_factory=list)
     intervals_ms: list[float] = field(default_factory=list)
     """Between one block's pictures and the next one's, with everything overlapped."""
     graph_runs_ms: dict[str, list[float]] = field(default_factory=dict)
@@ -120,14 +151,15 @@ class Lane(Closing):
         self._times = LaneTimes()
         self._plain: list[_Stretch] = []
         self._switched: list[_Stretch] = []
+        self._announced: list[_AnnouncedStretch] = []
         self._session: Session | None = None
         self._switches_before = self._prompts_asked = 0
         started = time.perf_counter()
-        self._engines = TimedEngines(bundle, settings.device)
+        self._engines = TimedEngines(bundle, settings.device, low_memory=settings.low_memory)
         self._load()
         self._times.load_s = time.perf_counter() - started
-        self._ask = self._prompts()
-        self._context = self._ask(0)()
+        self._prompts = self._some_prompts()
+        self._context = self._prompts.numbered(0).context()
         self._blocks_in_all = longest_session(self._config)
         fill = blocks_to_fill(RingLayout.of(self._config, self._total_frames))
         self._warmup = max(settings.warmup, fill)
@@ -147,26 +179,53 @@ class Lane(Closing):
             self._make_block(session)
         return None if stop.made else session
 
+    @property
+    def encodes_beside(self) -> bool:
+        """On a CPU nothing is gained by encoding a prompt while a block is made."""
+        return self._engines.on_gpu
+
     def block(self, session: Session) -> None:
-        recorder, started = self._engines.recorder, time.perf_counter()
-        before = recorder.position()
-        self._make_block(session)
-        self._plain.append(_Stretch(before, recorder.position(), _ms_since(started)))
+        self._plain.append(self._timed(lambda: self._make_block(session)))
 
     def switch(self, session: Session) -> None:
         """A prompt that nobody has seen before, and the first block under it."""
-        while self._switches_before < WARM_UP_SWITCHES:
-            self._switch(session)
+        self._warm_up_switching(session)
         self._switched.append(self._switch(session))
 
+    def announced_switch(self, session: Session) -> None:
+        """The same, with the prompt known one block before."""
+        self._warm_up_switching(session)
+        prompt = self._next_prompt()
+        alone = self._timed(lambda: self._make_block(session))
+        beside = self._timed(lambda: self._make_block(session, announcing=prompt))
+        asked = time.perf_counter()
+        context = prompt.context()
+        waited_ms = _ms_since(asked)
+        switch = self._timed(lambda: self._change_prompt(session, context))
+        switch = replace(switch, wall_ms=waited_ms + switch.wall_ms)
+        self._announced.append(_AnnouncedStretch(alone, beside, switch, waited_ms))
+
+    def _warm_up_switching(self, session: Session) -> None:
+        while self._switches_before < WARM_UP_SWITCHES:
+            self._switch(session)
+            self._switches_before += 1
+
     def _switch(self, session: Session) -> _Stretch:
+        prompt = self._next_prompt()
+        return self._timed(lambda: self._change_prompt(session, prompt.context()))
+
+    def _change_prompt(self, session: Session, context: Context) -> None:
+        session.switch_prompt(context)
+        self._make_block(session)
+
+    def _next_prompt(self) -> NewPrompt:
         self._prompts_asked += 1
-        self._switches_before += 1
-        ask = self._ask(self._prompts_asked)
+        return self._prompts.numbered(self._prompts_asked)
+
+    def _timed(self, work: Callable[[], None]) -> _Stretch:
         recorder, started = self._engines.recorder, time.perf_counter()
         before = recorder.position()
-        session.switch_prompt(ask())
-        self._make_block(session)
+        work()
         return _Stretch(before, recorder.position(), _ms_since(started))
 
     def overlapped(self, session: Session, seconds: float, stop: StopRequest) -> float:
@@ -186,9 +245,11 @@ class Lane(Closing):
     def times(self) -> LaneTimes:
         """What was measured so far. Ends the video, so that nothing runs any more."""
         self._end_session()
+        self._prompts.close()
         durations, times = self._engines.recorder.durations_ms(), self._times
         times.blocks = [self._resolved(durations, stretch) for stretch in self._plain]
         times.switches = [self._resolved(durations, stretch) for stretch in self._switched]
+        times.announced = [self._resolved_announced(durations, each) for each in self._announced]
         times.graph_runs_ms = {
             graph: [ms for s in stretches for ms in durations.between(s.before, s.after, graph)]
             for graph, stretches in (
@@ -202,6 +263,7 @@ class Lane(Closing):
 
     def close(self) -> None:
         self._end_session()
+        self._prompts.close()
         self._engines.close()
 
     @property
@@ -214,19 +276,20 @@ class Lane(Closing):
         graphs += ["text"] if has_text_encoder(self.bundle) else []
         graphs += ["vae_first", "vae_next"] if self.decode else []
         for graph in graphs:
-            self._engines.get(graph, "measuring")
+            self._times.loading[graph] = self._load_graph(graph)
 
-    def _prompts(self) -> Callable[[int], Ask]:
-        if not has_text_encoder(self.bundle):
-            return partial(self._random_prompt, self._engines.contexts(1))
-        encoder = self._engines.prompt_encoder(1, lambda _prompt, _kept: None)
-        return lambda number: partial(encoder.context_of, _PROMPT.format(number))
+    def _load_graph(self, graph: str) -> Loading:
+        engines, started = self._engines, time.perf_counter()
+        free_before = engines.gpu.memory().free_bytes if engines.on_gpu else 0
+        engines.get(graph, "measuring")
+        seconds = time.perf_counter() - started
+        taken = free_before - engines.gpu.memory().free_bytes if engines.on_gpu else None
+        return Loading(seconds, taken)
 
-    def _random_prompt(self, contexts: PromptContexts, number: int) -> Ask:
-        model = self._config.transformer
-        shape = (1, model.text_len, model.text_dim)
-        states = SeededNoise(self._settings.seed + number, shape, 1).block(0).initial
-        return partial(contexts.of_states, states)
+    def _some_prompts(self) -> Prompts:
+        if has_text_encoder(self.bundle):
+            return TextPrompts(self._engines.prompt_encoder(1, lambda _prompt, _kept: None))
+        return RandomPrompts(self._engines.contexts(1), self._config, self._settings.seed)
 
     def _open_session(self) -> Session:
         self._end_session()
@@ -251,7 +314,9 @@ class Lane(Closing):
             math.inf if self._blocks_in_all is None else self._blocks_in_all - session.blocks_made
         )
 
-    def _make_block(self, session: Session) -> None:
+    def _make_block(self, session: Session, announcing: NewPrompt | None = None) -> None:
+        if announcing is not None:
+            announcing.announce()
         with self._engines.recorder.timing(TRANSFORMER):
             block = session.step()
         self._wait(block)
@@ -276,6 +341,19 @@ class Lane(Closing):
             recache_ms=sum(runs[:-passes]),
             vae_ms=sum(spent("vae_first")) + sum(spent("vae_next")),
             encode_ms=sum(spent("text")) + sum(spent("prompt")),
+        )
+
+    def _resolved_announced(self, durations: Durations, made: _AnnouncedStretch) -> Announced:
+        alone, beside, switch = (
+            self._resolved(durations, stretch) for stretch in (made.alone, made.beside, made.switch)
+        )
+        # Some of it may have been counted only when the prompt was waited for.
+        whole = replace(made.beside, after=made.switch.after)
+        return Announced(
+            switch=replace(switch, encode_ms=made.waited_ms),
+            alone=alone,
+            beside=replace(beside, encode_ms=0.0),
+            encoding_ms=self._resolved(durations, whole).encode_ms,
         )
 
 

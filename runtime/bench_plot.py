@@ -55,10 +55,11 @@ def latency_png(shown: Sequence[Figures], title: str) -> bytes:
 
 
 def _panels(shown: Figures) -> list[_Panel]:
-    name, switches = shown.bundle.folder.name, dict(shown.switches)
+    name = shown.bundle.folder.name
     named = (
         ("blocks, one after the other", shown.blocks),
-        ("prompt switches", switches),
+        ("switches to prompts that are new", shown.switches),
+        ("switches to prompts that were announced", shown.announced_switches),
         ("intervals with everything overlapped", {"interval": shown.times.intervals_ms}),
     )
     panels = (_Panel(f"{name}: {what} (ms)", _told(series)) for what, series in named)

@@ -10,8 +10,12 @@ from ..configs.schedule import Schedule
 from ..engines.bundle import Bundle
 from ..gpu_facts import peak_tflops
 from .bench import Measurements
-from .bench_flops import BlockFlops
+from .bench_flops import BlockFlops, Work
 from .bench_lane import BlockTimes, LaneTimes
+
+_ATTENTION = "attention"
+"""The build's option that says if a bundle attends in eight bits."""
+_HALF, _EIGHT_BITS = "bf16", ("fp8", "int8")
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,23 @@ class Ratio:
 
 
 @dataclass(frozen=True)
+class Peaks:
+    """TFLOP/s that the GPU's matrix units could do, in what a bundle computes each in."""
+
+    products: float
+    attention: float
+    convolutions: float
+
+    def floor_ms(self, part: str, work: Work) -> float:
+        products = self.convolutions if part == "vae" else self.products
+        return (work.products / products + work.attention / self.attention) / 1e9
+
+    def of(self, part: str, work: Work) -> float:
+        """The rate at which the whole of it would reach that floor."""
+        return work.total / self.floor_ms(part, work) / 1e9
+
+
+@dataclass(frozen=True)
 class Figures:
     """One bundle's results in milliseconds, each as its series of blocks, switches or runs."""
 
@@ -55,7 +76,7 @@ class Figures:
     decoded: bool
     times: LaneTimes
     flops: BlockFlops
-    peak_tflops: float | None
+    peaks: Peaks | None
 
     @property
     def video_frames_per_block(self) -> int:
@@ -80,7 +101,26 @@ class Figures:
 
     @property
     def switches(self) -> dict[str, list[float]]:
-        made = self.times.switches
+        """To prompts that are new then."""
+        return self._switches(self.times.switches)
+
+    @property
+    def announced_switches(self) -> dict[str, list[float]]:
+        return self._switches([each.switch for each in self.times.announced])
+
+    @property
+    def announcing(self) -> dict[str, list[float]]:
+        """Blocks before a switch: alone, and with the prompt's encoding beside; and that."""
+        made = self.times.announced
+        return {
+            "block alone": [each.alone.wall_ms for each in made],
+            "block beside": [each.beside.wall_ms for each in made],
+            "transformer alone": [each.alone.transformer_ms for each in made],
+            "transformer beside": [each.beside.transformer_ms for each in made],
+            "encoding": [each.encoding_ms for each in made],
+        }
+
+    def _switches(self, made: Sequence[BlockTimes]) -> dict[str, list[float]]:
         series = {
             "encode": _each(made, "encode_ms"),
             "recache": _each(made, "recache_ms"),
@@ -97,6 +137,7 @@ class Figures:
             **self.blocks,
             "overlapped": self.times.intervals_ms,
             **switches,
+            "announced switch: total": self.announced_switches["total"],
             "first frame": self.times.first_frame_ms[1:],
         }
 
@@ -110,11 +151,11 @@ class Figures:
         return rates | {"overlapped": frames / total_s if intervals else None}
 
     @property
-    def work(self) -> dict[str, float]:
-        """TFLOP of one run of each."""
-        work = {"transformer": self.flops.transformer / 1e12, "recache": self.flops.recache / 1e12}
+    def work(self) -> dict[str, Work]:
+        """Of one run of each."""
+        work = {"transformer": self.flops.transformer, "recache": self.flops.recache}
         if self.decoded and self.flops.vae is not None:
-            work["vae"] = self.flops.vae / 1e12
+            work["vae"] = self.flops.vae
         return work
 
     @property
@@ -123,15 +164,29 @@ class Figures:
         series = self.blocks | {"recache": self.switches["recache"]}
         medians = {name: Statistics.of(series[name]) for name in self.work}
         return {
-            name: self.work[name] / taken.p50 * 1e3
+            name: self.work[name].total / taken.p50 / 1e9
             for name, taken in medians.items()
             if taken and taken.p50
         }
 
     @property
+    def floors_ms(self) -> dict[str, float]:
+        """What each would take at the peak."""
+        peaks = self.peaks
+        return (
+            {name: peaks.floor_ms(name, work) for name, work in self.work.items()} if peaks else {}
+        )
+
+    @property
+    def peak_tflops(self) -> dict[str, float]:
+        if self.peaks is None:
+            return {}
+        return {name: self.peaks.of(name, work) for name, work in self.work.items()}
+
+    @property
     def peak_shares(self) -> dict[str, float]:
-        peak = self.peak_tflops
-        return {name: rate / peak for name, rate in self.tflops.items()} if peak else {}
+        peaks = self.peak_tflops
+        return {name: rate / peaks[name] for name, rate in self.tflops.items() if name in peaks}
 
     def _rate(self, taken: Statistics | None) -> float | None:
         return self.video_frames_per_block / taken.p50 * 1e3 if taken else None
@@ -144,14 +199,31 @@ def figures(made: Measurements, given_peak_tflops: float | None) -> list[Figures
             made.decoded,
             times,
             BlockFlops.of(bundle.config),
-            given_peak_tflops or _known_peak(made, bundle),
+            _peaks(made, bundle, given_peak_tflops),
         )
         for bundle, times in zip(made.bundles, made.lanes, strict=True)
     ]
 
 
-def _known_peak(made: Measurements, bundle: Bundle) -> float | None:
-    return peak_tflops(made.gpu.name, bundle.manifest.precision) if made.gpu else None
+def _peaks(made: Measurements, bundle: Bundle, given_tflops: float | None) -> Peaks | None:
+    """What is given is a rate in sixteen bits (or thirty-two); in eight it is twice that."""
+    manifest = bundle.manifest
+    told = manifest.options.get(_ATTENTION)
+    attention = told if told in _EIGHT_BITS else _HALF
+    if given_tflops:
+        rates = [_in_eight_bits(kind) * given_tflops for kind in (manifest.precision, attention)]
+        return Peaks(rates[0], rates[1], given_tflops)
+    if made.gpu is None or manifest.precision == "fp32":
+        return None
+    known = (peak_tflops(made.gpu.name, kind) for kind in (manifest.precision, attention, _HALF))
+    products, attending, convolutions = known
+    if products is None or attending is None or convolutions is None:
+        return None
+    return Peaks(products, attending, convolutions)
+
+
+def _in_eight_bits(kind: str) -> int:
+    return 2 if kind in _EIGHT_BITS else 1
 
 
 def pass_names(config: ModelConfig) -> list[str]:

@@ -8,11 +8,13 @@ from rich.text import Text
 
 from .bench import Measurements, Reading
 from .bench_json import cpu_name
+from .bench_lane import Loading
 from .bench_report import Figures, Statistics, ratios
 
 _WIDTH_IN_A_FILE = 120
 _GIB = 1 << 30
 _COMPARED_BUNDLES = 2
+_NEW_PROMPT = "A switch to a prompt that is new"
 
 
 def show(made: Measurements, shown: Sequence[Figures]) -> None:
@@ -25,8 +27,8 @@ def show(made: Measurements, shown: Sequence[Figures]) -> None:
         console.print(Text(line))
     for each in shown:
         console.print(_block_table(each))
-        if each.times.switches:
-            console.print(_switch_table(each))
+        for title, switches in _switches(each).items():
+            console.print(_switch_table(each, title, switches))
         for line in _single_figures(each):
             console.print(Text(line))
     if len(shown) == _COMPARED_BUNDLES:
@@ -75,12 +77,18 @@ def _block_table(shown: Figures) -> Table:
     return table
 
 
-def _switch_table(shown: Figures) -> Table:
-    table = _times_table("A prompt switch", "of peak")
-    for name, series in shown.switches.items():
-        share = shown.peak_shares.get(name)
+def _switches(shown: Figures) -> dict[str, Mapping[str, Sequence[float]]]:
+    announced = "A switch to a prompt that was announced one block before"
+    both = {_NEW_PROMPT: shown.switches, announced: shown.announced_switches}
+    return {title: switches for title, switches in both.items() if switches["total"]}
+
+
+def _switch_table(shown: Figures, title: str, switches: Mapping[str, Sequence[float]]) -> Table:
+    table = _times_table(title, "of peak")
+    for name, series in switches.items():
+        share = shown.peak_shares.get(name) if title == _NEW_PROMPT else None
         table.add_row(name, *_times(series), f"{share:.0%}" if share else "")
-        if name == "encode":
+        if name == "encode" and title == _NEW_PROMPT:
             _add_parts(table, _graphs(shown, "text", "prompt"))
     return table
 
@@ -121,11 +129,33 @@ def _single_figures(shown: Figures) -> Iterator[str]:
         later = Statistics.of(warm)
         after = f", {later.p50:.0f} ms in later sessions" if later else ""
         yield f"first pictures: {cold:.0f} ms in the first session{after}"
-    yield f"engines loaded in {times.load_s:.1f} s"
-    achieved = ", ".join(f"{name} {rate:.3g}" for name, rate in shown.tflops.items())
+    yield from _announcing(shown)
+    by_graph = ", ".join(_loading(graph, each) for graph, each in times.loading.items())
+    yield f"engines loaded in {times.load_s:.1f} s ({by_graph})"
+    peaks = shown.peak_tflops
+    achieved = ", ".join(
+        f"{name} {rate:.3g}" + (f" of {peaks[name]:.0f}" if name in peaks else "")
+        for name, rate in shown.tflops.items()
+    )
     if achieved:
-        peak = f" of {shown.peak_tflops:g}" if shown.peak_tflops else ""
-        yield f"TFLOP/s{peak}: {achieved}"
+        yield f"TFLOP/s: {achieved}"
+
+
+def _announcing(shown: Figures) -> Iterator[str]:
+    alone, beside, encoding = (
+        Statistics.of(shown.announcing[name])
+        for name in ("block alone", "block beside", "encoding")
+    )
+    if alone and beside and encoding:
+        yield (
+            f"a prompt encoded beside a block: {encoding.p50:.1f} ms, which make the block "
+            f"{beside.p50 - alone.p50:+.1f} ms longer ({alone.p50:.1f} ms without)"
+        )
+
+
+def _loading(graph: str, each: Loading) -> str:
+    taken = f", {each.gpu_bytes / _GIB:.2f} GiB" if each.gpu_bytes is not None else ""
+    return f"{graph} {each.seconds:.1f} s{taken}"
 
 
 def _resource_lines(readings: Mapping[str, Sequence[Reading]]) -> Iterator[str]:

@@ -31,6 +31,10 @@ class Stopwatch(Protocol):
         """Once all work is done, in the order of the starts; without what was never stopped."""
         ...
 
+    def close(self) -> None:
+        """Forget all times."""
+        ...
+
 
 Moment = TypeVar("Moment")
 
@@ -63,6 +67,9 @@ class _Marks(ABC, Generic[Moment]):
             if mark.label == label and mark.stopped is not None
         ]
 
+    def close(self) -> None:
+        self._marks.clear()
+
     @abstractmethod
     def _now(self, label: str) -> Moment: ...
 
@@ -86,6 +93,13 @@ class CudaStopwatch(_Marks[Event]):
     def __init__(self, stream_of: Callable[[str], Stream]) -> None:
         super().__init__()
         self._stream_of = stream_of
+
+    def close(self) -> None:
+        for mark in self._marks.values():
+            mark.started.close()
+            if mark.stopped is not None:
+                mark.stopped.close()
+        super().close()
 
     def _now(self, label: str) -> Event:
         stream = self._stream_of(label)
@@ -125,6 +139,9 @@ class Recorder:
             {label: self._stopwatch.durations_ms(label) for label in list(self._counts)}
         )
 
+    def close(self) -> None:
+        self._stopwatch.close()
+
 
 @dataclass(frozen=True)
 class Durations:
@@ -137,8 +154,8 @@ class Durations:
 class TimedEngines(Engines):
     """A bundle's engines, each run of which is timed under its graph's name."""
 
-    def __init__(self, bundle: Bundle, device: DeviceChoice) -> None:
-        super().__init__(bundle, device)
+    def __init__(self, bundle: Bundle, device: DeviceChoice, *, low_memory: bool = False) -> None:
+        super().__init__(bundle, device, low_memory=low_memory)
         self.recorder = Recorder(
             CudaStopwatch(lambda label: self.stream(STREAM_OF.get(label, TRANSFORMER)))
             if self.on_gpu
@@ -147,6 +164,10 @@ class TimedEngines(Engines):
 
     def get(self, graph: str, purpose: str) -> Engine:
         return _TimedEngine(super().get(graph, purpose), graph, self.recorder)
+
+    def close(self) -> None:
+        self.recorder.close()
+        super().close()
 
 
 class _TimedEngine(Closing):

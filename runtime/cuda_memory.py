@@ -7,7 +7,7 @@ import logging
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from ..engines.base import Array
 from ..engines.cuda import (
     CapturedGraph,
-    DeviceBlock,
+    DeviceMemory,
     DeviceTensor,
     Event,
     Gpu,
@@ -42,7 +42,7 @@ _DTYPES = {
 _GRAPH_WORTHY = 8
 """So many copies are cheaper as one captured graph."""
 _MANY, _SMALL_BYTES = 12, 4 << 20
-"""Noise and positions: some of one shape in a block, of which the host may be two ahead."""
+"""Positions: some of one shape in a block, of which the host may be two ahead."""
 
 
 class Reserved(dict[str, Tensor]):
@@ -52,15 +52,21 @@ class Reserved(dict[str, Tensor]):
 class CudaMemory:
     """Work in the order of one stream.
 
-    ``waiting`` limits how many fetches of tensors of one shape may lie unread.
+    ``waiting`` limits how many fetches of tensors of one shape may lie unread. What inlets bring
+    comes over the stream ``arriving``, beside the other.
     """
 
-    def __init__(self, stream: Stream, *, waiting: int | None = None) -> None:
+    def __init__(
+        self, stream: Stream, *, waiting: int | None = None, arriving: Stream | None = None
+    ) -> None:
         self.stream, self.gpu = stream, stream.gpu
+        self._arriving = arriving or stream
+        self._inlets: list[CudaInlet] = []
+        self.is_closed = False
         self._staging = _Slots(self.gpu)
         self._fetched = _Slots(self.gpu, limit=waiting)
-        self._spare: dict[int, list[DeviceBlock]] = defaultdict(list)
-        self._blocks: list[DeviceBlock] = []
+        self._spare: dict[int, list[DeviceMemory]] = defaultdict(list)
+        self._blocks: list[DeviceMemory] = []
         self._copies: dict[tuple[Any, ...], CapturedGraph] = {}
 
     def reserve(self, buffers: Mapping[str, Buffer], what: str) -> Reserved:
@@ -84,6 +90,10 @@ class CudaMemory:
         self.stream.upload(tensor.pointer, slot.memory, bytes_of(tensor))
         self.stream.record(slot.event)
         self._staging.give(slot)
+
+    def inlet(self, tensors: Sequence[DeviceTensor]) -> "CudaInlet":
+        self._inlets.append(CudaInlet(self.stream, self._arriving, tensors))
+        return self._inlets[-1]
 
     def copy(self, pairs: Iterable[tuple[Tensor, Tensor]], spans: Sequence[Span]) -> None:
         rows = [_rows(target, source, span) for target, source in pairs for span in spans]
@@ -133,28 +143,75 @@ class CudaMemory:
             )
 
     def close(self) -> None:
-        try:
-            self.settle()
-        except PluginError as error:
-            # A lost context is told by whatever asks for results; here is nothing to wait for.
-            logger.debug("closing: %s", error)
+        _wait_if_possible(self.settle)
+        for inlet in self._inlets:
+            inlet.close()
         for graph in self._copies.values():
             graph.close()
         for block in self._blocks:
             block.close()
         self._staging.close()
         self._fetched.close()
+        self._inlets.clear()
         self._copies.clear()
         self._blocks.clear()
         self._spare.clear()
+        self.is_closed = True
 
-    def _block(self, size_bytes: int, what: str) -> DeviceBlock:
+    def _block(self, size_bytes: int, what: str) -> DeviceMemory:
         spare = self._spare[max(size_bytes, 1)]
         if spare:
             return spare.pop()
         block = self.gpu.reserve(size_bytes, what)
         self._blocks.append(block)
         return block
+
+
+class CudaInlet:
+    """Two events order two streams: values come after the readings before, and readings after them.
+
+    All of it is reserved at once: a live session fills and reads, and nothing else.
+    """
+
+    def __init__(self, reader: Stream, arriving: Stream, tensors: Sequence[DeviceTensor]) -> None:
+        gpu = reader.gpu
+        self._reader, self._arriving, self._tensors = reader, arriving, tensors
+        self._staged: list[PinnedArray] = []
+        self._arrived = gpu.event()
+        # What was asked for before, such as clearing, may still be queued.
+        self._was_read = reader.record(gpu.event())
+        try:
+            for tensor in tensors:
+                self._staged.append(gpu.pinned(tensor.shape, dtype_of(tensor)))
+        except BaseException:
+            self.close()
+            raise
+
+    def fill(self, values: Sequence[Array]) -> None:
+        # What was staged before has left, unless the GPU is a whole turn behind.
+        if not self._arrived.is_over:
+            self._arrived.wait()
+        for staged, value in zip(self._staged, values, strict=True):
+            np.copyto(staged.array, value, casting="unsafe")
+        self._arriving.wait_for(self._was_read)
+        for staged, tensor in zip(self._staged, self._tensors, strict=True):
+            self._arriving.upload(tensor.pointer, staged, bytes_of(tensor))
+        self._arriving.record(self._arrived)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        self._reader.wait_for(self._arrived)
+        try:
+            yield
+        finally:
+            self._reader.record(self._was_read)
+
+    def close(self) -> None:
+        _wait_if_possible(self._arrived.wait)
+        for staged in self._staged:
+            staged.close()
+        self._arrived.close()
+        self._was_read.close()
 
 
 class Slot:
@@ -271,6 +328,14 @@ class Fetched:
         slot, self._slot = self._slot, None
         if slot is not None:
             self._slots.give(slot)
+
+
+def _wait_if_possible(wait: Callable[[], None]) -> None:
+    try:
+        wait()
+    except PluginError as error:
+        # A lost context is told by whatever asks for results; here is nothing to wait for.
+        logger.debug("closing: %s", error)
 
 
 def dtype_of(tensor: DeviceTensor) -> np.dtype[Any]:

@@ -2,141 +2,28 @@
 
 import platform
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import numpy as np
 
-from ..configs import ModelConfig
 from ..configs.dump import config_values
-from ..configs.replay import Replay
 from ..engines.bundle import Bundle
-from ..engines.loader import DeviceChoice, require_runnable
-from ..errors import UsageError
+from ..errors import LongLiveError, LostGpuError, OutputError
+from ..signals import interrupts_deferred
 from .assembly import Engines
 from .interrupts import StopRequest, stop_on_signals
 from .noise import FloatArray, NoiseSource, ReplayNoise, SeededNoise
 from .output import FrameWriter, open_writer, write_latents, write_sidecar
 from .progress import Meter, Progress, Started
-from .ring import RingLayout
+from .request import Outputs as Outputs
+from .request import Request as Request
+from .request import check_request as check_request
 from .session import Block, Session
-from .state import SavedState, restore, save_state
-from .switches import (
-    EXACT,
-    Mixer,
-    NoSwitches,
-    ReplaySwitches,
-    Switches,
-    SwitchMode,
-    TimelineSwitches,
-)
-from .timeline import Cue
-
-
-@dataclass(frozen=True)
-class Outputs:
-    video: str | None = None
-    """As the user wrote it: a trailing slash means a folder of pictures."""
-    latents: Path | None = None
-    state: Path | None = None
-    overwrite: bool = False
-
-    def videos(self, batch: int) -> list[str | None]:
-        """One video for each row of the batch; several are numbered before the ending."""
-        if self.video is None or batch == 1:
-            return [self.video] * batch
-        path = Path(self.video)
-        slash = "/" if self.video.endswith("/") else ""
-        return [
-            str(path.with_name(f"{path.stem}.{row}{path.suffix}")) + slash for row in range(batch)
-        ]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to make: either from prompts and a seed, or as a replay file says."""
-
-    config: ModelConfig
-    outputs: Outputs
-    blocks: int | None
-    """How many to make now; None is until interrupted."""
-    starts: Sequence[Cue] = ()
-    """Prompts at the block starts where they take effect."""
-    switch: SwitchMode = EXACT
-    seed: int = 0
-    replay: Replay | None = None
-    resumed: SavedState | None = None
-    command: str = ""
-    device: DeviceChoice = "auto"
-    low_memory: bool = False
-    debug: bool = False
-
-    @property
-    def first_block(self) -> int:
-        frames = self.resumed.next_frame if self.resumed else 0
-        return frames // self.config.rollout.frames_per_block
-
-    @property
-    def end_block(self) -> int | None:
-        return None if self.blocks is None else self.first_block + self.blocks
-
-    @property
-    def total_frames(self) -> int | None:
-        end = self.end_block
-        return None if end is None else end * self.config.rollout.frames_per_block
-
-    @property
-    def batch(self) -> int:
-        if self.replay is not None:
-            return self.replay.batch
-        return self.resumed.batch if self.resumed else 1
-
-    def video_frames(self, first_block: int, end_block: int) -> int:
-        """How many pictures some blocks give: the video's first latent frame gives one only."""
-        latents = (end_block - first_block) * self.config.rollout.frames_per_block
-        factor = self.config.temporal_factor
-        return latents * factor - (factor - 1 if first_block == 0 and latents else 0)
-
-
-def check_request(bundle: Bundle, request: Request) -> None:
-    """Refuse what would fail later, before engines are loaded or files are made."""
-    require_runnable(bundle, request.device)
-    RingLayout.of(request.config, request.total_frames)
-    bundle.require("step", "generating")
-    bundle.require("prompt", "conditioning on a prompt")
-    if request.starts:
-        bundle.require("text", "reading a prompt")
-        _ = bundle.tokenizer
-    if request.outputs.video is not None:
-        bundle.require("vae_first", "making a video")
-    _require_resumable(request)
-
-
-def _require_resumable(request: Request) -> None:
-    """A state fits caches of its own shape only, and holds what its run had to remember."""
-    rollout, saved = request.config.rollout, request.resumed
-    if rollout.is_global and (saved or request.outputs.state):
-        raise UsageError(
-            "rollout.window_frames is -1: global attention keeps no more than the video's length "
-            "asks for, so its state cannot be saved or resumed; set a window"
-        )
-    if saved is None:
-        return
-    for key in ("frames_per_block", "window_frames", "sink_frames"):
-        before, now = getattr(saved.config.rollout, key), getattr(rollout, key)
-        if before != now:
-            raise UsageError(
-                f"--resume: rollout.{key} was {before} when the state was saved, and is {now} now; "
-                f"leave it as it was"
-            )
-    if request.outputs.video is not None and saved.vae_frames is None:
-        raise UsageError(
-            "--resume: the state was saved by a run without --out, so the decoder cannot go on; "
-            "give --latents-out alone, or make the first part again with --out"
-        )
+from .state import restore, save_state
+from .switches import Mixer, NoSwitches, ReplaySwitches, Switches, TimelineSwitches
 
 
 def generate(bundle: Bundle, request: Request, progress: Progress) -> bool:
@@ -161,6 +48,9 @@ def generate(bundle: Bundle, request: Request, progress: Progress) -> bool:
         except KeyboardInterrupt:
             stop.made = True
             run.hand_out_rest()
+        except Exception as error:
+            run.rescue(error)
+            raise
         finally:
             run.finish(stop.made)
     return stop.made
@@ -182,6 +72,8 @@ class _Run:
         self._latents: list[FloatArray] = []
         self._pending: deque[Block] = deque()
         self._between_blocks = True
+        self._failure: Exception | None = None
+        self._lacks_an_output = False
 
     def make(self, stop: StopRequest) -> None:
         request, session = self._request, self._session
@@ -195,10 +87,8 @@ class _Run:
             if change is not None:
                 session.switch_prompt(change.context, change.recache)
             block = session.step()
-            self._between_blocks = True
-            if request.outputs.latents is not None:
-                self._latents.append(block.latents)
             self._pending.append(block)
+            self._between_blocks = True
             if len(self._pending) > 1:
                 # The block before was decoded while this one was made.
                 self._hand_out()
@@ -208,21 +98,50 @@ class _Run:
         while self._pending:
             self._hand_out()
 
+    def rescue(self, error: Exception) -> None:
+        """Hand out what was made before a failure, as far as it can be had."""
+        self._failure = error
+        if isinstance(error, OutputError):
+            return
+        try:
+            self.hand_out_rest()
+        except LongLiveError as another:
+            block = self._pending[0].index + 1 if self._pending else self._session.blocks_made
+            lost = isinstance(another, LostGpuError)
+            reason = "were on the GPU still, and are lost" if lost else f"cannot be had: {another}"
+            self._progress.notice(f"block {block} was made, and its pictures {reason}")
+
     def finish(self, interrupted: bool) -> None:
         """Leave whole files, whatever ended the run."""
-        outputs = self._request.outputs
         with ExitStack() as closing:
             # One that fails does not take the others with it.
-            closing.callback(self._save_state)
-            closing.callback(self._write_latents)
+            closing.callback(self._attempt, partial(self._tell_end, interrupted))
+            closing.callback(self._attempt, self._save_state)
+            closing.callback(self._attempt, self._write_latents)
             for writer in self._writers:
-                closing.callback(self._close, writer)
+                closing.callback(self._attempt, partial(self._close, writer))
+
+    def _tell_end(self, interrupted: bool) -> None:
+        if self._lacks_an_output:
+            return
+        request, outputs = self._request, self._request.outputs
         finished = self._meter.finished(outputs.video, interrupted)
-        if outputs.video is not None and finished.blocks:
-            record = _record(self._bundle, self._request, finished.blocks, finished.video_frames)
-            for video in outputs.videos(self._request.batch):
-                write_sidecar(str(video).rstrip("/"), record)
+        with interrupts_deferred():
+            if outputs.video is not None and finished.blocks:
+                record = _record(self._bundle, request, finished.blocks, finished.video_frames)
+                for video in outputs.videos(request.batch):
+                    write_sidecar(str(video).rstrip("/"), record)
         self._progress.finished(finished)
+
+    def _attempt(self, work: Callable[[], None]) -> None:
+        """What fails because something else did is told beside it, not in its place."""
+        try:
+            work()
+        except LongLiveError as error:
+            if self._failure is None:
+                self._lacks_an_output = True
+                raise
+            self._progress.notice(str(error))
 
     def _close(self, writer: FrameWriter) -> None:
         writer.close()
@@ -231,35 +150,54 @@ class _Run:
 
     def _write_latents(self) -> None:
         path = self._request.outputs.latents
-        if path is not None and self._latents:
-            write_latents(path, np.concatenate(self._latents, axis=1))
+        if path is None:
+            return
+        try:
+            # Those of a block whose pictures nobody took are there too, as in the state.
+            made = [*self._latents, *(block.latents for block in self._pending)]
+        except LostGpuError:
+            made = self._latents
+        if made:
+            write_latents(path, np.concatenate(made, axis=1))
 
     def _save_state(self) -> None:
-        path = self._request.outputs.state
-        if path is None or not self._session.blocks_made:
+        path, session = self._request.outputs.state, self._session
+        if path is None or not session.blocks_made:
+            return
+        if isinstance(self._failure, LostGpuError):
+            self._progress.notice(f"{path}: not written; it was on the GPU, and is lost")
             return
         if not self._between_blocks:
             self._progress.notice(f"{path}: not written; the run ended in the middle of a block")
             return
         save_state(
             path,
-            self._session,
+            session,
             bundle_key=self._bundle.manifest.key,
             seed=self._request.seed,
             prompt=self._switches.prompt,
             switch=self._request.switch,
             blend=self._switches.blend,
         )
+        if self._pending and self._writers:
+            numbers = [str(block.index + 1) for block in self._pending]
+            self._progress.notice(
+                f"{path}: goes on after block {numbers[-1]}; without pictures: {', '.join(numbers)}"
+            )
 
     def _hand_out(self) -> None:
         block = self._pending[0]
         pixels = block.pixels() if self._session.decoder is not None else ()
-        # Ctrl-C ends the wait above, but lets a write finish first.
-        self._pending.popleft()
-        for row, writer in zip(pixels, self._writers, strict=True):
-            writer.write(row)
-        frames = self._request.video_frames(block.index, block.index + 1)
-        self._progress.block(self._meter.block(frames))
+        latents = [block.latents] if self._request.outputs.latents is not None else []
+        # Ctrl-C ends the waits above, but what is written is counted too.
+        with interrupts_deferred():
+            self._pending.popleft()
+            self._latents += latents
+            for row, writer in zip(pixels, self._writers, strict=True):
+                writer.write(row)
+            frames = self._request.video_frames(block.index, block.index + 1)
+            done = self._meter.block(frames)
+        self._progress.block(done)
 
 
 def _open_session(engines: Engines, request: Request) -> Session:
@@ -317,10 +255,16 @@ def _open_writers(request: Request) -> list[FrameWriter]:
     height = request.config.latent.height * vae.spatial_factor
     width = request.config.latent.width * vae.spatial_factor
     outputs = request.outputs
-    return [
-        open_writer(video, request.config.fps, height, width, outputs.overwrite)
-        for video in outputs.videos(request.batch)
-    ]
+    writers: list[FrameWriter] = []
+    try:
+        for video in outputs.videos(request.batch):
+            fps = request.config.fps
+            writers.append(open_writer(video, fps, height, width, outputs.overwrite))
+    except BaseException:
+        for writer in writers:
+            writer.close()
+        raise
+    return writers
 
 
 def _record(

@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 
@@ -19,7 +19,9 @@ def stop_on_signals(notify: Callable[[str], None]) -> Iterator[StopRequest]:
         if request.made:
             raise KeyboardInterrupt
         request.made = True
-        notify("stopping after this block; press Ctrl-C again to stop at once")
+        # The signal may have come while something else was being told, to the same stream.
+        with suppress(RuntimeError):
+            notify("stopping after this block; press Ctrl-C again to stop at once")
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     previous = {number: signal.signal(number, handle) for number in numbers}

@@ -50,6 +50,18 @@ class Pending(Protocol):
         ...
 
 
+class Inlet(Protocol):
+    """A place that one thread fills while another works with what came before."""
+
+    def fill(self, values: Sequence[Array]) -> None:
+        """Bring values there, as soon as the readings that were asked for before are over."""
+        ...
+
+    def reading(self) -> AbstractContextManager[None]:
+        """What is asked of the memory inside finds what was filled in before."""
+        ...
+
+
 class Memory(Protocol):
     """What is asked of it happens in this order, after the runs that were asked for before."""
 
@@ -62,6 +74,8 @@ class Memory(Protocol):
         ...
 
     def write(self, tensor: Tensor, values: Array) -> None: ...
+
+    def inlet(self, tensors: Sequence[Tensor]) -> Inlet: ...
 
     def copy(self, pairs: Iterable[tuple[Tensor, Tensor]], spans: Sequence[Span]) -> None:
         """From each pair's second to its first tensor."""
@@ -95,6 +109,20 @@ class Arrived:
         return self.values
 
 
+@dataclass(frozen=True)
+class HostInlet:
+    """For readings that are over when they return."""
+
+    tensors: Sequence[Tensor]
+
+    def fill(self, values: Sequence[Array]) -> None:
+        for tensor, value in zip(self.tensors, values, strict=True):
+            tensor[...] = value
+
+    def reading(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
 class HostMemory:
     def reserve(self, buffers: Mapping[str, Buffer], what: str) -> dict[str, Tensor]:
         return {name: np.zeros(buffer.shape, buffer.dtype) for name, buffer in buffers.items()}
@@ -104,6 +132,9 @@ class HostMemory:
 
     def write(self, tensor: Tensor, values: Array) -> None:
         tensor[...] = values
+
+    def inlet(self, tensors: Sequence[Tensor]) -> HostInlet:
+        return HostInlet(tensors)
 
     def copy(self, pairs: Iterable[tuple[Tensor, Tensor]], spans: Sequence[Span]) -> None:
         for target, source in pairs:

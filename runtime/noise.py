@@ -1,6 +1,7 @@
 """Noise by number: (seed, block, pass) gives the same values on every engine and in any order."""
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..configs.replay import Replay
+from ..engines.marks import mark
+from .memory import Inlet
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -17,6 +20,10 @@ class BlockNoise:
     initial: FloatArray
     renoise: Sequence[FloatArray]
     """One for every pass but the last."""
+
+    @property
+    def draws(self) -> list[FloatArray]:
+        return [self.initial, *self.renoise]
 
 
 class NoiseSource(Protocol):
@@ -61,3 +68,38 @@ class ReplayNoise:
         start = index * self.block_frames
         initial = self.replay.noise[:, start : start + self.block_frames]
         return BlockNoise(initial, list(self.replay.renoise[index]))
+
+
+class NoiseFeed:
+    """Draws noise, and brings it to its place, on a thread of its own: ahead of what reads it."""
+
+    def __init__(
+        self, source: NoiseSource, places: Sequence[Inlet], *, end: int | None = None
+    ) -> None:
+        """``end``: the block after the last one."""
+        self._source, self._places, self._end = source, places, end
+        self._thread = ThreadPoolExecutor(1, "noise")
+        self._coming: dict[int, tuple[int, Future[None]]] = {}
+
+    def prepare(self, block: int, place: int) -> None:
+        """Begin to draw, unless that was begun, or there is no such block."""
+        if self._end is None or block < self._end:
+            self._begin(block, place)
+
+    def require(self, block: int, place: int) -> None:
+        """The noise is there, or on its way, for whatever reads the place from now on."""
+        self._begin(block, place)
+        # Whatever becomes of it: the next time, it is brought anew.
+        _, coming = self._coming.pop(place)
+        coming.result()
+
+    def _begin(self, block: int, place: int) -> None:
+        if place not in self._coming or self._coming[place][0] != block:
+            self._coming[place] = block, self._thread.submit(self._bring, block, place)
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def _bring(self, block: int, place: int) -> None:
+        with mark(f"noise of block {block}"):
+            self._places[place].fill(self._source.block(block).draws)

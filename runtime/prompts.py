@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..engines.base import Array, Engine
+from ..engines.base import Array, Closing, Engine
 from .memory import Buffer, HostMemory, Memory, buffers, named, size_bytes
 from .tokenizer import PromptTokenizer, TokenizedPrompt
 from .transformer import Context
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_BUDGET_BYTES = 1 << 30
 
 
-class PromptContexts:
+class PromptContexts(Closing):
     """The prompt graph: text states to keys and values."""
 
     def __init__(self, engine: Engine, batch: int, memory: Memory | None = None) -> None:
@@ -47,6 +47,10 @@ class PromptContexts:
             self._engine.bind(self._states, context).run()
             self.memory.settle()
         return context
+
+    def close(self) -> None:
+        """Give all contexts back; no session may be about to take one."""
+        self.memory.close()
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class PromptEncoder:
         self._kept: OrderedDict[str, EncodedPrompt] = OrderedDict()
         self._thread = ThreadPoolExecutor(1, "prompts") if beside else None
         self._coming: dict[str, Future[EncodedPrompt]] = {}
+        self.is_closed = False
 
     def prepare(self, prompt: str) -> None:
         """Encode a prompt that is expected, where that holds nothing else up."""
@@ -88,6 +93,8 @@ class PromptEncoder:
             self._thread.shutdown(cancel_futures=True)
         self._coming.clear()
         self._kept.clear()
+        self.contexts.close()
+        self.is_closed = True
 
     def context_of(self, prompt: str) -> Context:
         return self._encoded(prompt).context

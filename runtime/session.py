@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from ..engines.marks import mark
 from ..errors import UsageError
 from .decoder import Decoder, DecoderSnapshot, Decoding
 from .memory import HostMemory, Memory, Pending, Span, Tensor
-from .noise import BlockNoise, FloatArray, NoiseSource
+from .noise import FloatArray, NoiseFeed, NoiseSource
 from .ring import Recache, Ring, RingLayout
 from .transformer import Context, LatentHistory, TransformerPasses
 
@@ -63,8 +62,8 @@ class Checkpoint:
 class Session(Closing):
     """Makes a video block by block, with prompts that change at block boundaries.
 
-    The pictures of a block are decoded, and the noise of the next one drawn, while the caller
-    goes on; neither changes a bit of the result.
+    The pictures of a block are decoded, and the noise of the next one drawn and brought to its
+    place, while the caller goes on; neither changes a bit of the result.
     """
 
     def __init__(
@@ -86,15 +85,15 @@ class Session(Closing):
         self.passes = TransformerPasses(step, config, self.ring.layout, batch, self.memory)
         self.history = LatentHistory(self.ring.layout)
         self.decoder = decoder
-        self._noise, self._total_frames = noise, total_frames
         self._has_prompt = False
         self._pending: tuple[Context, Recache] | None = None
         # A context's memory is free once nobody holds it, and the copy of it may still be queued.
         self._taken: deque[Context] = deque(maxlen=_AHEAD)
         self._reading: list[Decoding | None] = [None, None]
         self._steps, self._debug = 0, debug
-        self._drawing = ThreadPoolExecutor(1, "noise")
-        self._drawn: tuple[int, Future[BlockNoise]] | None = None
+        end = None if total_frames is None else -(-total_frames // self.ring.layout.block)
+        self._noise = NoiseFeed(noise, self.passes.noise, end=end)
+        self._noise.prepare(0, self.passes.place)
 
     @property
     def blocks_made(self) -> int:
@@ -118,21 +117,24 @@ class Session(Closing):
             if self._pending is not None:
                 self._take_prompt(*self._pending)
             assert self.context
-            noise = self._noise_of(self.blocks_made)
+            place = self.passes.place
+            self._noise.require(self.blocks_made, place)
+            self._noise.prepare(self.blocks_made + 1, 1 - place)
             with self.memory.steady() if steady else nullcontext():
-                return self._make(noise)
+                return self._make()
 
-    def _make(self, noise: BlockNoise) -> Block:
+    def _make(self) -> Block:
         index, plan = self.blocks_made, self.ring.block_plan()
-        which, self._steps = self._steps % 2, self._steps + 1
+        which = self.passes.place
         reading = self._reading[which]
         if reading is not None:
             # The decoder still reads what this block's result goes over.
             reading.release()
-        made = self.passes.run_block(plan, noise)
+        made = self.passes.run_block(plan)
         latents = self.memory.fetch(made)
         self.history.add(plan.frames[0], latents)
         self.ring = self.ring.after_block()
+        self._steps += 1
         self._reading[which] = decoding = self.decoder.start(made) if self.decoder else None
         return Block(index, latents, decoding)
 
@@ -156,10 +158,12 @@ class Session(Closing):
             assert checkpoint.decoder is not None
             self.decoder.reinstate(checkpoint.decoder)
         self.ring, self._pending = checkpoint.ring, checkpoint.pending
+        self._noise.prepare(self.blocks_made, self.passes.place)
 
     def resume(self, ring: Ring) -> None:
         """Go on where a saved session stood; its tensors and history were restored before."""
         self.ring, self._has_prompt = ring, True
+        self._noise.prepare(self.blocks_made, self.passes.place)
 
     def settle(self) -> None:
         """Wait for what runs beside the caller."""
@@ -168,9 +172,9 @@ class Session(Closing):
         self.memory.settle()
 
     def close(self) -> None:
+        self._noise.close()
         if self.decoder is not None:
             self.decoder.close()
-        self._drawing.shutdown(cancel_futures=True)
         self.memory.close()
 
     def _take_prompt(self, context: Context, recache: Recache) -> None:
@@ -183,14 +187,3 @@ class Session(Closing):
                 with mark("re-cache"):
                     self.passes.recache(plan, self.history.take(plan.frames))
             self.ring = self.ring.after_recache()
-
-    def _noise_of(self, index: int) -> BlockNoise:
-        if self._drawn is not None and self._drawn[0] == index:
-            noise = self._drawn[1].result()
-        else:
-            noise = self._noise.block(index)
-        self._drawn = None
-        following = index + 1
-        if self._total_frames is None or following * self.ring.layout.block < self._total_frames:
-            self._drawn = (following, self._drawing.submit(self._noise.block, following))
-        return noise

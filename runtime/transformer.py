@@ -1,8 +1,8 @@
 """The transformer's passes over one video: buffers, bindings, and the cache they read.
 
 No arithmetic happens here. Every buffer is made once, and addresses never change: a block fills in
-its noise and its positions, runs the bound passes, and copies its clean keys and values to their
-slots.
+its positions, runs the bound passes on the noise that was brought before, and copies its clean keys
+and values to their slots.
 """
 
 from collections import deque
@@ -16,7 +16,6 @@ from ..configs.schedule import Pass, Schedule
 from ..engines.base import Array, Binding, Engine
 from ..engines.marks import mark
 from .memory import Buffer, HostMemory, Memory, Pending, Span, Tensor, buffers, named
-from .noise import BlockNoise
 from .ring import Copy, PassPlan, RingLayout
 
 Context = Mapping[str, Tensor]
@@ -28,7 +27,11 @@ _CLEAN = Pass(timestep=0.0, sigma=0.0, sigma_next=0.0)
 
 
 class TransformerPasses:
-    """Results of two successive blocks lie in different places: one is read, one written."""
+    """Noise and results of two successive blocks lie in different places.
+
+    While one block is made from its noise, that of the next is brought (``noise``), and the result
+    of the one before is read.
+    """
 
     def __init__(
         self,
@@ -51,8 +54,8 @@ class TransformerPasses:
         self._write_levels()
         self._position = _Position(self._memory, layout.block, layout.slots)
         self._results = [self._tensors[f"result.{which}"] for which in range(2)]
-        self._denoising = self._bind_denoising()
-        self._last = [self._bind_last(result) for result in self._results]
+        self.noise = [self._memory.inlet(self._noise(which)) for which in range(2)]
+        self._denoising = [self._bind_denoising(which) for which in range(2)]
         clean = len(self._levels) - 2
         self._clean = [
             self._bind(clean, self._position, result, result, self._new) for result in self._results
@@ -66,19 +69,22 @@ class TransformerPasses:
         pairs = [(self.prompt[name], tensor) for name, tensor in context.items()]
         self._memory.copy(pairs, [Span(0, 0, pairs[0][0].shape[1])])
 
-    def run_block(self, plan: PassPlan, noise: BlockNoise) -> Tensor:
-        """Denoise a block and commit its keys and values.
+    @property
+    def place(self) -> int:
+        """Where the next block's noise is read, and where its result will be."""
+        return self._blocks_run % 2
+
+    def run_block(self, plan: PassPlan) -> Tensor:
+        """Denoise what was brought to this block's place, and commit its keys and values.
 
         The result stays as it is until the block after the next is made.
         """
-        which = self._blocks_run % 2
+        which = self.place
         self._position.set(plan)
-        self._memory.write(self._tensors["latents.0"], noise.initial)
-        for number, drawn in enumerate(noise.renoise):
-            self._memory.write(self._tensors[f"noise.{number}"], drawn)
-        for number, binding in enumerate((*self._denoising, self._last[which])):
-            with mark(f"pass {number}"):
-                binding.run()
+        with self.noise[which].reading():
+            for number, binding in enumerate(self._denoising[which]):
+                with mark(f"pass {number}"):
+                    binding.run()
         with mark("clean pass"):
             self._clean[which].run()
         with mark("commit"):
@@ -127,7 +133,11 @@ class TransformerPasses:
             **buffers(named(outputs, "k_new", "v_new"), **sizes),
             **{f"latents.{number}": latents for number in range(2)},
             **{f"result.{number}": latents for number in range(2)},
-            **{f"noise.{number}": latents for number in range(self._passes - 1)},
+            **{
+                f"noise.{which}.{number}": latents
+                for which in range(2)
+                for number in range(self._passes)
+            },
             **{
                 f"{name}.{number}": Buffer((1,), np.dtype(np.float32))
                 for name in _LEVEL_INPUTS
@@ -148,25 +158,23 @@ class TransformerPasses:
                 value = np.array([getattr(level, name)], np.float32)
                 self._memory.write(self._tensors[f"{name}.{number}"], value)
 
-    def _bind_denoising(self) -> list[Binding]:
-        """All passes but the last hand the latents to and fro."""
-        latents = [self._tensors["latents.0"], self._tensors["latents.1"]]
-        return [
-            self._bind(
-                number,
-                self._position,
-                latents[number % 2],
-                self._tensors[f"noise.{number}"],
-                {"latents_next": latents[(number + 1) % 2]},
-            )
-            for number in range(self._passes - 1)
-        ]
+    def _noise(self, which: int) -> list[Tensor]:
+        """What a block begins with, and then what each pass but the last adds."""
+        return [self._tensors[f"noise.{which}.{number}"] for number in range(self._passes)]
 
-    def _bind_last(self, result: Tensor) -> Binding:
-        number = self._passes - 1
-        latents = self._tensors[f"latents.{number % 2}"]
-        # Its noise has no weight: the latents stand in.
-        return self._bind(number, self._position, latents, latents, {"latents_next": result})
+    def _bind_denoising(self, which: int) -> list[Binding]:
+        """The passes hand the latents to and fro; the last one's are the result."""
+        initial, *added = self._noise(which)
+        bound, latents = [], initial
+        for number, noise in enumerate(added):
+            following = self._tensors[f"latents.{number % 2}"]
+            outputs = {"latents_next": following}
+            bound.append(self._bind(number, self._position, latents, noise, outputs))
+            latents = following
+        # The last one's noise has no weight: the latents stand in.
+        outputs = {"latents_next": self._results[which]}
+        bound.append(self._bind(self._passes - 1, self._position, latents, latents, outputs))
+        return bound
 
     def _bind(
         self,

@@ -188,7 +188,7 @@ def fake_bundle() -> Callable[..., Path]:
 @pytest.fixture
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """Put an imagined GPU in the place of CUDA's driver; options are those of ``FakeCuda``."""
-    from longlive_trt.plugins.driver import device_facts
+    from longlive_trt.plugins import driver
 
     from .fakes.cuda import FakeCuda
 
@@ -196,11 +196,12 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
         cuda = FakeCuda(**options)
         for name, module in cuda.modules.items():
             monkeypatch.setitem(sys.modules, name, module)
-        device_facts.cache_clear()
+        driver.device_facts.cache_clear()
+        monkeypatch.setattr(driver, "_thread", type(driver._thread)())
         return cuda
 
     yield install
-    device_facts.cache_clear()
+    driver.device_facts.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -6,13 +6,10 @@ block; a failed write (a full disk) publishes what can be saved at once and rais
 
 import os
 import secrets
-import signal
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Self
 
 import av
@@ -20,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import OutputError
+from ...signals import interrupts_deferred
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -159,27 +157,6 @@ class PrefixFile:
 
     def close(self) -> None:
         self._file.close()
-
-
-@contextmanager
-def interrupts_deferred() -> Iterator[None]:
-    """Let Ctrl-C wait: inside an encoder it would lose packets, inside a rename the video."""
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not None]
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []
-    arrived: list[int] = []
-
-    def remember(number: int, _: FrameType | None) -> None:
-        arrived.append(number)
-
-    previous = {number: signal.signal(number, remember) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        if arrived:
-            signal.raise_signal(arrived[0])
 
 
 def reason(error: BaseException) -> str:

@@ -12,7 +12,8 @@ from safetensors.numpy import save_file
 
 from ...errors import OutputError
 from ...files import publish_file
-from .base import interrupts_deferred, make_folder, reason
+from ...signals import interrupts_deferred
+from .base import make_folder, reason
 
 
 def write_latents(path: str | Path, latents: npt.NDArray[np.generic]) -> None:

@@ -48,6 +48,9 @@ class NumberingStopwatch:
     def durations_ms(self, label: str) -> list[float]:
         return [float(number) for number in range(self.counts[label])]
 
+    def close(self) -> None:
+        pass
+
 
 def run(*bundles: Bundle, settings: Settings = SMALL, **changes: Any) -> Measurements:
     return measure(bundles, replace(settings, **changes), lambda *_: None, lambda _text: None)
@@ -111,14 +114,18 @@ class Driver:
     """A stream and its GPU in one, whose events know when they were recorded."""
 
     def __init__(self, now_ms: Iterator[float]) -> None:
-        self.gpu, self._now_ms, self.entered = self, now_ms, 0
+        self.gpu, self._now_ms, self.entered, self.open_events = self, now_ms, 0, 0
 
     def make_current(self) -> None:
         self.entered += 1
 
     def event(self, *, timed: bool) -> Any:
         assert timed
-        return SimpleNamespace(at_ms=None)
+        self.open_events += 1
+        return SimpleNamespace(at_ms=None, close=self._close_event)
+
+    def _close_event(self) -> None:
+        self.open_events -= 1
 
     def record(self, event: Any) -> Any:
         event.at_ms = next(self._now_ms)
@@ -136,6 +143,10 @@ def test_events_go_to_the_stream_of_their_label() -> None:
     assert stopwatch.durations_ms("step") == [4.0]
     assert stopwatch.durations_ms("vae_next") == [7.0]
     assert streams["step"].entered > 0
+    assert (streams["step"].open_events, streams["vae_next"].open_events) == (2, 3)
+    stopwatch.close()
+    assert (streams["step"].open_events, streams["vae_next"].open_events) == (0, 0)
+    assert stopwatch.durations_ms("step") == []
 
 
 @pytest.mark.gpu
@@ -282,23 +293,23 @@ def test_nothing_is_counted_before_the_window_is_full(
 def test_sessions_that_end_are_followed_by_others(
     absolute: Bundle, steps: list[tuple[Session, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench_lane, "longest_session", lambda _: 9)
-    monkeypatch.setattr(bench, "longest_session", lambda _: 9)
+    monkeypatch.setattr(bench_lane, "longest_session", lambda _: 11)
+    monkeypatch.setattr(bench, "longest_session", lambda _: 11)
     made = run(absolute, blocks=6, switches=2, seconds=0.2, sessions=1)
     (times,) = made.lanes
     assert (len(times.blocks), len(times.switches)) == (6, 2)
     assert sum(times.intervals_ms) >= 200
-    # Five blocks fill a window; two more are left for the pipeline.
+    # Five blocks fill a window; the rest is left for the pipeline.
     assert len({id(session) for session, _ in steps}) > 2
-    assert max(frame for _, frame in steps) < 9 * 3
+    assert max(frame for _, frame in steps) < 11 * 3
 
 
 def test_absolute_positions_bound_a_session(absolute: Bundle, relative: Bundle) -> None:
     assert bench_lane.longest_session(absolute.config) == 341
     assert bench_lane.longest_session(relative.config) is None
-    with pytest.raises(UsageError, match=r"--warmup 339.*341 blocks.*warm up less"):
-        bench.check_measurable([absolute], replace(SMALL, warmup=339))
-    bench.check_measurable([absolute], replace(SMALL, warmup=338))
+    with pytest.raises(UsageError, match=r"--warmup 337.*341 blocks.*warm up less"):
+        bench.check_measurable([absolute], replace(SMALL, warmup=337))
+    bench.check_measurable([absolute], replace(SMALL, warmup=336))
 
 
 def test_phases_that_are_not_wanted_do_not_run(
@@ -326,7 +337,9 @@ def test_what_a_bundle_lacks_is_said(relative: Bundle) -> None:
 def test_random_prompts_differ(relative: Bundle, numbering: None) -> None:
     lane = Lane(relative, SMALL, decode=False)
     with lane:
-        one, two, again = (lane._ask(number)()["context_v.0"] for number in (1, 2, 1))
+        one, two, again = (
+            lane._prompts.numbered(number).context()["context_v.0"] for number in (1, 2, 1)
+        )
     assert (one == again).all() and not (one == two).all()
 
 

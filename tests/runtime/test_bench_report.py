@@ -17,7 +17,13 @@ from longlive_trt.runtime import bench_plot
 from longlive_trt.runtime.bench import GpuIdentity, Measurements, Reading
 from longlive_trt.runtime.bench_flops import BlockFlops, first_vae_flops, pass_flops, vae_flops
 from longlive_trt.runtime.bench_json import report_values, to_json
-from longlive_trt.runtime.bench_lane import BlockTimes, LaneTimes, Settings
+from longlive_trt.runtime.bench_lane import (
+    Announced,
+    BlockTimes,
+    LaneTimes,
+    Loading,
+    Settings,
+)
 from longlive_trt.runtime.bench_plot import latency_png, require_pillow
 from longlive_trt.runtime.bench_report import Statistics, figures, ratios
 from longlive_trt.runtime.bench_table import show
@@ -31,8 +37,10 @@ TERA = 1e12
 
 def test_the_full_size_is_counted_as_specified() -> None:
     counted = BlockFlops.of(FULL)
-    assert counted.transformer / TERA == pytest.approx(141.5, abs=0.05)
-    assert counted.vae is not None and counted.vae / TERA == pytest.approx(40.65, abs=0.05)
+    assert counted.transformer.total / TERA == pytest.approx(141.5, abs=0.05)
+    # Self-attention, and a little cross-attention, of five passes.
+    assert counted.transformer.attention / TERA == pytest.approx(5 * (16.148 + 0.442), abs=0.01)
+    assert counted.vae is not None and counted.vae.total / TERA == pytest.approx(40.65, abs=0.05)
     assert pass_flops(FULL, 3, 12) / TERA == pytest.approx(28.29, abs=0.01)
     # Keys of a window that still fills.
     for attended, attention in ((3, 4.037), (6, 8.074), (9, 12.111)):
@@ -40,7 +48,7 @@ def test_the_full_size_is_counted_as_specified() -> None:
         assert less / TERA == pytest.approx(16.148 - attention, abs=0.002)
     assert pass_flops(FULL, 12, 12) / TERA == pytest.approx(113.2, abs=0.05)
     # With a kept sink, nine of the twelve frames are recomputed.
-    assert counted.recache == pass_flops(FULL, 9, 12)
+    assert counted.recache.total == pass_flops(FULL, 9, 12)
     assert first_vae_flops(FULL) / TERA == pytest.approx(4.35, abs=0.005)
     assert vae_flops(FULL, 1) / TERA == pytest.approx(13.55, abs=0.005)
 
@@ -49,9 +57,9 @@ def test_settings_change_the_work() -> None:
     def of(**rollout: Any) -> BlockFlops:
         return BlockFlops.of(replace(FULL, rollout=replace(FULL.rollout, **rollout)))
 
-    assert of(steps=(1000, 500)).transformer * 5 == of().transformer * 3
-    assert of(global_sink=False).recache == pass_flops(FULL, 12, 12)
-    assert of(window_frames=9).transformer == 5 * pass_flops(FULL, 3, 9)
+    assert of(steps=(1000, 500)).transformer.times(5) == of().transformer.times(3)
+    assert of(global_sink=False).recache.total == pass_flops(FULL, 12, 12)
+    assert of(window_frames=9).transformer.total == 5 * pass_flops(FULL, 3, 9)
     assert BlockFlops.of(replace(FULL, vae=None)).vae is None
 
 
@@ -100,12 +108,18 @@ def times_of(scale: float = 1.0, *, switches: int = 2) -> LaneTimes:
         transformer = sum(passes) + recache + scale * 10
         return BlockTimes(scale * wall, transformer, passes, recache, scale * 100, encode)
 
+    def announced() -> Announced:
+        switch = replace(block(425.0, switched=True), encode_ms=scale * 0.1)
+        return Announced(switch, block(330.0), block(338.0), scale * 12)
+
     return LaneTimes(
         load_s=1.5,
+        loading={"step": Loading(1.0, 3 << 30), "text": Loading(0.5, None)},
         open_ms=[3.0, 4.0],
         first_frame_ms=[scale * 900, scale * 500, scale * 600],
         blocks=[block(wall) for wall in (320.0, 330.0, 340.0)],
         switches=[block(430.0, switched=True)] * switches,
+        announced=[announced()] * switches,
         intervals_ms=[scale * 240] * 10,
         graph_runs_ms={"step": [scale * 40] * 15, "text": [scale * 4] * 2},
     )
@@ -116,9 +130,14 @@ def bundle(tmp_path: Path) -> Bundle:
     return bundle_of(load_config("tiny"), tmp_path / "bundle")
 
 
-def bundle_of(config: ModelConfig, folder: Path, precision: str = "bf16") -> Bundle:
+def bundle_of(
+    config: ModelConfig,
+    folder: Path,
+    precision: str = "bf16",
+    options: dict[str, str] | None = None,
+) -> Bundle:
     kind = EngineKind("onnxruntime", "1.24.0", "sm90")
-    manifest = Manifest("key", config, kind, precision, {}, {}, {}, {})
+    manifest = Manifest("key", config, kind, precision, {}, {}, {}, {}, options=options or {})
     return Bundle(folder, manifest)
 
 
@@ -160,16 +179,57 @@ def test_rates_are_of_video_frames(bundle: Bundle) -> None:
 def test_shares_of_the_peak(bundle: Bundle) -> None:
     full = bundle_of(FULL, bundle.folder)
     (shown,) = figures(measured(full), None)
-    assert shown.peak_tflops == 989
+    assert shown.peak_tflops == pytest.approx({"transformer": 989, "recache": 989, "vae": 989})
+    assert shown.floors_ms["vae"] == pytest.approx(40.65 / 0.989, rel=1e-3)
     assert shown.tflops["transformer"] == pytest.approx(141.48 / 0.21, rel=1e-3)
     assert shown.peak_shares["vae"] == pytest.approx(40.65 / 0.1 / 989, rel=1e-3)
     assert shown.peak_shares["recache"] == pytest.approx(84.887 / 0.1 / 989, rel=1e-3)
-    assert figures(measured(full), 500.0)[0].peak_tflops == 500
+    assert figures(measured(full), 500.0)[0].peak_tflops["vae"] == pytest.approx(500)
     for made in (measured(full, gpu=None), measured(full, gpu="Riva 128")):
         assert figures(made, None)[0].peak_shares == {}
     assert figures(measured(full, decoded=False), None)[0].work.keys() == {
         *("transformer", "recache")
     }
+
+
+@pytest.mark.parametrize(
+    ("precision", "options", "products", "attention"),
+    [
+        ("bf16", {}, 989, 989),
+        ("bf16", {"attention": "bf16"}, 989, 989),
+        ("fp16", {"attention": "plugin"}, 989, 989),
+        ("fp16", {"attention": "int8"}, 989, 1978),
+        ("fp8", {}, 1978, 989),
+        ("fp8", {"attention": "fp8"}, 1978, 1978),
+        ("int8", {"attention": "bf16"}, 1978, 989),
+    ],
+)
+@pytest.mark.parametrize("given", [None, 600.0])
+def test_eight_bits_raise_the_peak_of_what_they_compute(
+    tmp_path: Path,
+    precision: str,
+    options: dict[str, str],
+    products: float,
+    attention: float,
+    given: float | None,
+) -> None:
+    bundle = bundle_of(FULL, tmp_path, precision, options)
+    (shown,) = figures(measured(bundle), given)
+    scale = (given or 989) / 989
+    work, floors = BlockFlops.of(FULL), shown.floors_ms
+    for name, part in (("transformer", work.transformer), ("recache", work.recache)):
+        floor_s = (part.products / products + part.attention / attention) / TERA / scale
+        assert floors[name] == pytest.approx(floor_s * 1e3)
+        assert shown.peak_tflops[name] == pytest.approx(part.total / floor_s / TERA)
+    # The decoder stays in sixteen bits.
+    assert shown.peak_tflops["vae"] == pytest.approx(989 * scale)
+    assert shown.peak_shares["transformer"] == pytest.approx(floors["transformer"] / 210)
+
+
+def test_float32_has_a_peak_only_if_one_is_given(tmp_path: Path) -> None:
+    made = measured(bundle_of(FULL, tmp_path, "fp32"))
+    assert figures(made, None)[0].peak_tflops == {}
+    assert figures(made, 60.0)[0].peak_tflops["transformer"] == pytest.approx(60)
 
 
 def test_a_switch_is_split_without_remainder(bundle: Bundle) -> None:
@@ -183,6 +243,16 @@ def test_a_switch_is_split_without_remainder(bundle: Bundle) -> None:
         "rest": 25,
         "total": 430,
     }
+
+
+def test_an_announced_prompt_is_split_likewise(bundle: Bundle) -> None:
+    (shown,) = figures(measured(bundle), None)
+    parts = {name: series[0] for name, series in shown.announced_switches.items()}
+    assert parts.pop("total") == 425 and sum(parts.values()) == pytest.approx(425)
+    assert parts["encode"] == pytest.approx(0.1)
+    announcing = {name: series[0] for name, series in shown.announcing.items()}
+    assert announcing["block beside"] - announcing["block alone"] == 8
+    assert announcing["encoding"] == 12
 
 
 def test_ratios_are_of_the_second_to_the_first(bundle: Bundle) -> None:
@@ -230,6 +300,10 @@ def test_the_report_holds_what_was_measured(bundle: Bundle) -> None:
     )
     assert one["throughput"]["video_frames"] == 120 and one["throughput"]["seconds"] == 2.4
     assert one["switches_ms"]["recache"]["count"] == 2
+    assert one["announced_switches_ms"]["encode"]["p50"] == 0.1
+    assert one["announcing_ms"]["block beside"]["series"] == [338, 338]
+    assert one["loading"]["step"] == {"seconds": 1.0, "gpu_bytes": 3 << 30}
+    assert one["loading"]["text"]["gpu_bytes"] is None
     course = values["resources"]["steady state"]
     assert (
         course["process_bytes"]["first"] == 1 << 30 and course["process_bytes"]["last"] == 3 << 30
@@ -281,6 +355,9 @@ def test_the_table_says_what_is_counted(bundle: Bundle, capsys: pytest.CaptureFi
         "first pictures: 900 ms in the first session, 550 ms in later sessions",
         "GPU memory 8.00 to 8.00 GiB, 1980 to 1980 MHz, up to 690 W",
         "process memory 1.00 to 3.00 GiB",
+        *("A switch to a prompt that is new", "prompt that was announced one block before"),
+        "a prompt encoded beside a block: 12.0 ms, which make the block +8.0 ms longer",
+        "engines loaded in 1.5 s (step 1.0 s, 3.00 GiB, text 0.5 s)",
     ):
         assert words in text
     row = next(line for line in text.splitlines() if " VAE " in line)
@@ -293,7 +370,7 @@ def test_the_table_of_an_interrupted_run_says_so(
 ) -> None:
     made = measured(bundle, lanes=[LaneTimes()], interrupted=True)
     text = shown_text(made, capsys)
-    assert text.startswith("INTERRUPTED") and "A prompt switch" not in text
+    assert text.startswith("INTERRUPTED") and "A switch" not in text
 
 
 def test_the_table_of_two_bundles(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:

@@ -313,6 +313,59 @@ def test_a_session_moves_to_another_thread(on_cpu: Engines, on_gpu: OnGpu) -> No
     require_same(director.finish(), make_video(on_cpu, script))
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_sessions_of_two_threads_share_a_gpu(
+    on_cpu: Engines, on_gpu: OnGpu, schedule: Schedule
+) -> None:
+    """One's captures and the other's work are queued on the same streams at the same time."""
+    engines = on_gpu(schedule)
+    scripts = [Script(8, {3: "exact", 6: "none"}), Script(8, {5: "exact"}, seed=1, lag=2)]
+    # Prompts are encoded on one stream, one after the other.
+    directors = [Director(engines, script) for script in scripts]
+    contexts = [
+        {
+            number: engines.contexts(1).of_states(states(engines, number + script.seed))
+            for number in (0, *script.switches)
+        }
+        for script in scripts
+    ]
+    videos: list[Video | BaseException] = [Video(), Video()]
+
+    def make(which: int) -> None:
+        try:
+            session, script = directors[which].session, scripts[which]
+            video = Video()
+            for number in range(script.blocks):
+                if number in contexts[which]:
+                    recache = script.switches.get(number, "exact")
+                    session.switch_prompt(contexts[which][number], recache)
+                video.add(session.step())
+            session.close()
+            videos[which] = video
+        except BaseException as error:
+            videos[which] = error
+
+    threads = [threading.Thread(target=make, args=(which,)) for which in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    for found, script in zip(videos, scripts, strict=True):
+        assert isinstance(found, Video), found
+        require_same(found, make_video(on_cpu, script))
+
+
+def test_what_was_closed_is_forgotten(on_gpu: OnGpu) -> None:
+    """Engines serve any number of videos."""
+    engines = on_gpu("lazy")
+    for _ in range(5):
+        open_session(engines).close()
+        engines.contexts(1).close()
+        engines.prompt_encoder(1, lambda _prompt, _kept: None).close()
+    assert len(engines._memories) <= 2
+    assert len(engines._encoders) == 1
+
+
 def test_engines_are_opened_on_any_thread(on_gpu: OnGpu, on_cpu: Engines) -> None:
     engines, videos = on_gpu(2), []
     thread = threading.Thread(target=lambda: videos.append(make_video(engines, Script(2))))

@@ -14,13 +14,14 @@ from safetensors.numpy import load_file
 
 from longlive_trt.engines.bundle import Bundle, open_bundle
 from longlive_trt.engines.loader import load_engine
-from longlive_trt.errors import OutputError, UsageError
+from longlive_trt.errors import EngineError, LostGpuError, OutputError, UsageError
 from longlive_trt.runtime import assembly, generation
 from longlive_trt.runtime.generation import Outputs, Request, check_request, generate
 from longlive_trt.runtime.noise import SeededNoise
 from longlive_trt.runtime.progress import BlockDone, Finished, QuietProgress
 from longlive_trt.runtime.prompts import PromptContexts
-from longlive_trt.runtime.session import Session
+from longlive_trt.runtime.session import Block, Session
+from longlive_trt.runtime.state import load_state
 from longlive_trt.runtime.timeline import Cue
 
 CAT = (Cue(0, "a cat"),)
@@ -135,6 +136,83 @@ def test_a_second_interrupt_keeps_what_was_made(bundle: Bundle, tmp_path: Path) 
         generate(bundle, request(bundle, tmp_path, 5, video=video), progress)
     assert frames_in(tmp_path / "frames") in (9, 21)
     assert (tmp_path / "s").is_file()
+
+
+def at_block(number: int, error: BaseException, patch: pytest.MonkeyPatch) -> None:
+    step = Session.step
+
+    def failing(session: Session) -> Block:
+        if session.blocks_made == number:
+            raise error
+        return step(session)
+
+    patch.setattr(Session, "step", failing)
+
+
+@pytest.mark.parametrize("error", [EngineError("a test"), ZeroDivisionError("a test")])
+def test_a_failure_keeps_all_blocks_before_it(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The last of them too, whose pictures were still to be handed out."""
+    at_block(2, error, monkeypatch)
+    progress, video = Recorder(), f"{tmp_path / 'frames'}/"
+    with pytest.raises(type(error), match="a test"):
+        generate(bundle, request(bundle, tmp_path, 5, video=video), progress)
+    assert frames_in(tmp_path / "frames") == 21
+    assert load_file(tmp_path / "l")["latents"].shape[1] == 6
+    assert not (tmp_path / "s").exists()
+    assert [end.video_frames for end in progress.ends] == [21]
+    assert [n for n in progress.notices if "s: not written; the run ended in the middle" in n]
+
+
+def lose_pictures(patch: pytest.MonkeyPatch, *errors: BaseException) -> None:
+    """Of the second block, when they are asked for."""
+    coming, pixels = list(errors), Block.pixels
+
+    def failing(block: Block) -> Any:
+        if block.index == 1 and coming:
+            raise coming.pop(0)
+        return pixels(block)
+
+    patch.setattr(Block, "pixels", failing)
+
+
+@pytest.mark.parametrize(
+    ("error", "notice"),
+    [
+        (LostGpuError("lost"), "block 2 was made, and its pictures were on the GPU still, and are"),
+        (EngineError("why"), "block 2 was made, and its pictures cannot be had: why"),
+    ],
+)
+def test_pictures_that_cannot_be_had(
+    bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    notice: str,
+) -> None:
+    lose_pictures(monkeypatch, error, error)
+    progress, video = Recorder(), f"{tmp_path / 'frames'}/"
+    with pytest.raises(type(error)):
+        generate(bundle, request(bundle, tmp_path, 5, video=video), progress)
+    assert frames_in(tmp_path / "frames") == 9
+    assert any(notice in text for text in progress.notices)
+    assert (tmp_path / "s").exists() != isinstance(error, LostGpuError)
+
+
+def test_a_state_may_be_ahead_of_its_video_and_says_so(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C twice, while pictures are waited for; latents are as far as the state."""
+    lose_pictures(monkeypatch, KeyboardInterrupt(), KeyboardInterrupt())
+    progress, video = Recorder(), f"{tmp_path / 'frames'}/"
+    with pytest.raises(KeyboardInterrupt):
+        generate(bundle, request(bundle, tmp_path, 5, video=video), progress)
+    assert frames_in(tmp_path / "frames") == 9
+    saved = load_state(tmp_path / "s")
+    assert load_file(tmp_path / "l")["latents"].shape[1] == saved.next_frame == 9
+    assert any("s: goes on after block 3; without pictures: 2, 3" in n for n in progress.notices)
+    assert [end.interrupted for end in progress.ends] == [True]
 
 
 def test_checks_come_before_files_and_engines(bundle: Bundle, tmp_path: Path) -> None:
