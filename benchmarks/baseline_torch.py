@@ -9,7 +9,8 @@ block's latent frames. It is a fair baseline rather than a copy of any code: key
 their place beside the cached ones (no concatenation, no clone), attention is cuDNN's, cuDNN may
 choose its convolutions by trial, and rotary embedding multiplies by float32 tables made beforehand
 instead of computing in float64, which changes results by no more than rounding. Blocks are queued
-without waiting for each other; times are those of CUDA events.
+without waiting for each other; times are those of CUDA events. ``against_torch.py`` lets bundles
+take turns with it.
 """
 
 import argparse
@@ -170,9 +171,12 @@ class Draw:
     def __init__(self, seed: int, device: torch.device) -> None:
         self._generator = torch.Generator(device).manual_seed(seed)
 
+    @property
+    def device(self) -> torch.device:
+        return self._generator.device
+
     def normal(self, shape: tuple[int, ...]) -> Tensor:
-        device = self._generator.device
-        return torch.randn(shape, generator=self._generator, device=device, dtype=DTYPE)
+        return torch.randn(shape, generator=self._generator, device=self.device, dtype=DTYPE)
 
     @torch.no_grad()
     def fill(self, make: Callable[[], nn.Module], device: torch.device) -> Any:

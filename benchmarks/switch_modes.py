@@ -4,7 +4,7 @@
     python benchmarks/switch_modes.py --table    # docs/switching.md alone,
                                                  # from docs/results/switch_modes.json as it is
 Effects are measured on small models with random weights, costs are counted at full geometry.
-Milliseconds (`gpu_ms` of a cost in the JSON) come from a GPU; they are kept from run to run.
+Milliseconds come from a GPU: benchmarks/switch_times.py.
 """
 
 import argparse
@@ -38,6 +38,7 @@ from longlive_trt.runtime.verify import generated_replay, relative_error
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "docs" / "results" / "switch_modes.json"
+TIMES = ROOT / "docs" / "results" / "switch_times_h200.json"
 PAGE = ROOT / "docs" / "switching.md"
 
 BLOCKS, SWITCH_BLOCK = 16, 8
@@ -79,8 +80,8 @@ def measure(weights: int, videos: int) -> dict[str, Any]:
         "videos_per_model": videos,
         "effects": {name: effects_of(name, weights, videos) for name in MODELS},
         "geometry": ModelConfig().name,
-        "block_tflop": BlockFlops.of(ModelConfig()).transformer / 1e12,
-        "costs": costs(ModelConfig(), measured_ms()),
+        "block_tflop": BlockFlops.of(ModelConfig()).transformer.total / 1e12,
+        "costs": costs(ModelConfig()),
         "engine": f"onnxruntime {onnxruntime.version()}, fp32",
         "machine": f"{platform.machine()}, CPU",
     }
@@ -168,16 +169,9 @@ class Video:
 # ---- costs -----------------------------------------------------------------------------------
 
 
-def measured_ms() -> dict[str, float | None]:
-    if not RESULT.is_file():
-        return {}
-    costs = json.loads(RESULT.read_text(encoding="utf-8"))["costs"]
-    return {mode: cost["gpu_ms"] for mode, cost in costs.items()}
-
-
-def costs(config: ModelConfig, gpu_ms: dict[str, float | None]) -> dict[str, dict[str, Any]]:
+def costs(config: ModelConfig) -> dict[str, dict[str, Any]]:
     """Of a switch in a video whose window has long been full, beside its text encoding."""
-    return {mode: {**cost_of(config, mode), "gpu_ms": gpu_ms.get(mode)} for mode in MODES}
+    return {mode: cost_of(config, mode) for mode in MODES}
 
 
 def cost_of(config: ModelConfig, mode: str) -> dict[str, Any]:
@@ -227,15 +221,35 @@ def effect_rows(effects: dict[str, dict[str, list[float]]]) -> list[str]:
 
 def cost_rows(costs: dict[str, dict[str, Any]], block_tflop: float) -> list[str]:
     heads = ["mode", "queries", "keys", "re-cache, TFLOP", "share of a block's passes"]
-    heads += ["prompts' keys and values, TFLOP", "H200, ms"]
-    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    heads += ["prompts' keys and values, TFLOP", "H200: added to a block, ms"]
+    heads += ["H200: keys and values, ms"]
+    rows, measured = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"], measured_ms()
     for mode, cost in costs.items():
-        ms, recache = cost["gpu_ms"], cost["recache_tflop"]
+        recache = cost["recache_tflop"]
         cells = [f"`{mode}`", f"{cost['query_tokens']:,}", f"{cost['key_tokens']:,}"]
         cells += [f"{recache:.1f}", f"{recache / block_tflop:.0%}"]
-        cells += [f"{cost['contexts_tflop']:.2f}", NOT_MEASURED if ms is None else f"{ms:.0f}"]
+        cells += [f"{cost['contexts_tflop']:.2f}", *measured.get(mode, [NOT_MEASURED] * 2)]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
+
+
+def measured_ms() -> dict[str, list[str]]:
+    if not TIMES.is_file():
+        return {}
+    modes = json.loads(TIMES.read_text(encoding="utf-8"))["modes"]
+    return {
+        mode: [in_ms(row, "transformer"), contexts_ms(mode, row)] for mode, row in modes.items()
+    }
+
+
+def in_ms(row: dict[str, Any], part: str) -> str:
+    return f"{row[f'added_{part}_ms']:.1f}"
+
+
+def contexts_ms(mode: str, row: dict[str, Any]) -> str:
+    blocks = SwitchMode.parse(mode).blend_blocks
+    each = in_ms(row, "contexts")
+    return each if blocks is None else f"{blocks} x {each}"
 
 
 def with_table(text: str, name: str, rows: list[str]) -> str:

@@ -65,6 +65,8 @@ def test_a_whole_run_in_small(tiny_bundle: Path, capsys: pytest.CaptureFixture[s
     assert one["switches_ms"].keys() == {
         *("encode", "recache", "next block", "decode", "rest", "total")
     }
+    assert one["announced_switches_ms"] == one["announcing_ms"] == {}
+    assert one["loading"].keys() == {"step", "prompt", "text", "vae_first", "vae_next"}
     assert set(one["graph_runs_ms"]) == {"step", "vae_next", "prompt", "text"}
     assert one["throughput"]["blocks"] == 1 and one["video_frames_per_s"]["overlapped"] > 0
     shares = one["roofline"]["share_of_peak"]

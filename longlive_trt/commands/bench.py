@@ -42,7 +42,8 @@ _FULL = Settings()
 @click.option(
     "--switches",
     type=click.IntRange(min=0),
-    help=f"Prompt switches.  [default: {_FULL.switches}]",
+    help="Prompt switches; on a GPU, as many again with the prompt announced.  "
+    f"[default: {_FULL.switches}]",
 )
 @click.option(
     "--seconds",
@@ -58,11 +59,13 @@ _FULL = Settings()
 @click.option("--quick", is_flag=True, help="Few blocks, to see that it works.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @click.option("--no-decode", is_flag=True, help="Measure the transformer alone.")
+@click.option("--low-memory", is_flag=True, help="As `generate --low-memory`.")
 @device_option
 @click.option(
     "--peak-tflops",
     type=click.FloatRange(min=0, min_open=True),
-    help="What to compare with.  [default: the data sheet's rate of a known GPU]",
+    help="What to compare with, in 16 bits; 8 bits are taken to be twice as fast.  "
+    "[default: the data sheet's rates of a known GPU]",
 )
 @click.option("--out", type=_PATH, metavar="FILE.json", help="Where to keep the report.")
 @click.option("--plot", type=_PATH, metavar="FILE.png", help="Draw every block's times.")
@@ -78,6 +81,7 @@ def command(
     quick: bool,
     seed: int,
     no_decode: bool,
+    low_memory: bool,
     device: DeviceChoice,
     peak_tflops: float | None,
     out: Path | None,
@@ -95,7 +99,9 @@ def command(
     wanted = {"blocks": blocks, "switches": switches, "seconds": seconds, "warmup": warmup}
     lengths: dict[str, Any] = {name: n for name, n in wanted.items() if n is not None}
     base = QUICK if quick else _FULL
-    settings = replace(base, seed=seed, decode=not no_decode, device=device, **lengths)
+    settings = replace(
+        base, seed=seed, decode=not no_decode, device=device, low_memory=low_memory, **lengths
+    )
     folders = [bundle_folder] if compare is None else [bundle_folder, compare]
     bundles = [open_bundle(folder) for folder in folders]
     with stage_reporter() as report:
