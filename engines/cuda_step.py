@@ -34,13 +34,21 @@ Table = npt.NDArray[np.float32]
 
 
 def build_step_graphs(
-    config: ModelConfig, export_folder: Path, precision: Precision, out: Path
+    config: ModelConfig,
+    export_folder: Path,
+    precision: Precision,
+    out: Path,
+    *,
+    hopper: bool = True,
 ) -> None:
-    """``step.onnx`` and ``prompt.onnx`` with their weights, from an export's folder."""
+    """``step.onnx`` and ``prompt.onnx`` with their weights, from an export's folder.
+
+    Other GPUs have a portable attention, which writes the compute type only.
+    """
     _require_supported(config, export_folder)
     for write, name in ((StepWriter, "step"), (PromptWriter, "prompt")):
         exported = ir.load(export_folder / f"{name}.onnx")
-        write(config, exported, precision).write().save(out)
+        write(config, exported, precision, hopper=hopper).write().save(out)
 
 
 def _require_supported(config: ModelConfig, export_folder: Path) -> None:
@@ -56,8 +64,11 @@ def _require_supported(config: ModelConfig, export_folder: Path) -> None:
 class GraphWriter:
     """What both graphs need: their tensors, and linear maps by checkpoint names."""
 
-    def __init__(self, config: ModelConfig, exported: ir.Model, precision: Precision) -> None:
+    def __init__(
+        self, config: ModelConfig, exported: ir.Model, precision: Precision, *, hopper: bool
+    ) -> None:
         name = str(exported.graph.name)
+        self.hopper = hopper
         self.config, self.sizes, self.exported = config, config.transformer, exported
         self.graph = GraphBuilder(name, precision)
         self.weights = Weights(exported, PREFIX, precision)
@@ -161,7 +172,8 @@ class StepWriter(GraphWriter):
 
     def narrow_attention(self, into: str) -> dict[str, Any]:
         """Heads of 64 leave in the compute type: the kernel writes whole 128-byte rows."""
-        return self._narrow_rows([into]) if self.sizes.head_dim == _NARROW_HEAD else {}
+        writes_narrow = self.hopper and self.sizes.head_dim == _NARROW_HEAD
+        return self._narrow_rows([into]) if writes_narrow else {}
 
     def _feed_forward(self, layer: int, normed: ir.Value) -> ir.Value:
         name = f"blocks.{layer}.ffn"

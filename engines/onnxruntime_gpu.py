@@ -23,7 +23,7 @@ from .cuda_step import build_step_graphs
 from .cuda_vae import build_vae_graphs
 
 KERNEL_GRAPHS = ("step", "prompt", "vae_first", "vae_next")
-_FIRST_WITH_FP8, _WITH_FP8_ATTENTION = 89, 90
+_FIRST_WITH_FP8, _HOPPER = 89, 90
 _VAE_PRECISION = PRECISIONS["fp16"]
 _TEXT_PRECISION = PRECISIONS["bf16"]
 """What the encoder was trained in; half precision may overflow in it."""
@@ -35,6 +35,10 @@ class OnnxRuntimeGpuCompiler:
         self._gpu, self._batch = _target(options.gpu or ""), options.batch
         self._precision = precision
         self._attention = precision.name
+
+    @property
+    def _architecture(self) -> int:
+        return int(self._gpu.removeprefix("sm"))
 
     @property
     def kind(self) -> EngineKind:
@@ -69,21 +73,20 @@ class OnnxRuntimeGpuCompiler:
 
     def _check_quantization(self, quantization: Quantization) -> None:
         """Products, self-attention and cache in eight bits are kernels of ours; nothing else is."""
-        architecture = int(self._gpu.removeprefix("sm"))
         if quantization.precision != "fp8":
             raise UsageError(
                 f"--precision {quantization.precision} --gpu: on a GPU ONNX Runtime's graphs "
                 "multiply in fp8 or 16 bits; build with --precision fp8, or with --engine tensorrt"
             )
-        if architecture < _FIRST_WITH_FP8:
+        if self._architecture < _FIRST_WITH_FP8:
             raise UsageError(
                 f"--precision fp8 --gpu {self._gpu}: its tensor cores have no fp8; build with "
                 "--precision bf16"
             )
-        if quantization.attention is not None and architecture != _WITH_FP8_ATTENTION:
+        if quantization.attention is not None and self._architecture != _HOPPER:
             raise UsageError(
                 f"--gpu {self._gpu}: self-attention of the graphs is in {quantization.attention}, "
-                f"which our kernel has for sm{_WITH_FP8_ATTENTION} only; calibrate without "
+                f"which our kernel has for sm{_HOPPER} only; calibrate without "
                 "--attention"
             )
         if quantization.vae is not None:
@@ -97,7 +100,8 @@ class OnnxRuntimeGpuCompiler:
         config, exported = source.config, source.path.parent
         # Both writers write two graphs, which share what they are written from.
         if source.name == "step":
-            build_step_graphs(config, exported, self._precision, folder)
+            hopper = self._architecture == _HOPPER
+            build_step_graphs(config, exported, self._precision, folder, hopper=hopper)
         elif source.name == "vae_next":
             build_vae_graphs(
                 config,

@@ -18,58 +18,84 @@ from .variants import check_kind
 
 
 @dataclass(frozen=True)
-class Attention:
-    """Queries against this pass's own keys and the valid prefix of the cache.
-
-    Inputs: q, k, v, cached k and v, each [B, tokens, heads, head_dim], and how many cached tokens
-    are valid, int64 [1]. The result is [B, tokens, heads * head_dim]; with ``output_scale`` in
-    float8_e4m3, in units of it.
-    """
+class Attending:
+    """The result is [B, tokens, heads * head_dim]; with ``output_scale`` in float8_e4m3, in units
+    of it."""
 
     scale: float | None = None
     output_scale: float | None = None
 
     def output_shapes(self, inputs: Sequence[Shape]) -> Sequence[Shape]:
-        return [_joined_shape(inputs[0])]
+        *outer, heads, head_dim = inputs[0]
+        return [(*outer, heads * head_dim)]
+
+    def attend(
+        self,
+        q: DeviceTensor,
+        pieces: Sequence[KVPiece],
+        out: DeviceTensor,
+        stream: int,
+        scales: Scales | None = None,
+    ) -> None:
+        check_kind(q.dtype, q.shape[-1])
+        target = DeviceTensor.contiguous(out.pointer, q.shape, out.dtype, out.device)
+        attention = _attention(q.dtype, out.dtype, q.shape[-1], q.device, stream)
+        if isinstance(attention, PortableAttention):
+            attention(q, pieces, target, scale=self.scale, stream=stream)
+            return
+        attention(
+            *(q, pieces, target),
+            scale=self.scale,
+            scales=scales,
+            out_scale=self.output_scale or 1.0,
+            stream=stream,
+        )
+
+    def store(self, out: Array, values: Float32) -> None:
+        values = values.reshape(out.shape)
+        out[...] = values if self.output_scale is None else narrowed(values, self.output_scale)
+
+
+@dataclass(frozen=True)
+class Attention(Attending):
+    """Queries against this pass's own keys and the valid prefix of the cache.
+
+    Inputs: q, k, v, cached k and v, each [B, tokens, heads, head_dim], and how many cached tokens
+    are valid, int64 [1].
+    """
 
     def launch(
         self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], stream: int
     ) -> None:
         q, k, v, k_cache, v_cache, length = inputs
         pieces = [KVPiece(k_cache, v_cache, length), KVPiece(k, v)]
-        _attend(q, pieces, outputs[0], self, stream)
+        self.attend(q, pieces, outputs[0], stream)
 
     def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         q, k, v, k_cache, v_cache = map(single, inputs[:5])
         valid = max(0, min(int(inputs[5][0]), k_cache.shape[1]))
         keys = np.concatenate([k_cache[:, :valid], k], axis=1)
         values = np.concatenate([v_cache[:, :valid], v], axis=1)
-        _store(outputs[0], attended(q, keys, values, self.scale), self.output_scale)
+        self.store(outputs[0], attended(q, keys, values, self.scale))
 
 
 @dataclass(frozen=True)
-class CrossAttention:
+class CrossAttention(Attending):
     """Queries against all of some keys: q, k, v [B, tokens, heads, head_dim]."""
-
-    scale: float | None = None
-    output_scale: float | None = None
-
-    def output_shapes(self, inputs: Sequence[Shape]) -> Sequence[Shape]:
-        return [_joined_shape(inputs[0])]
 
     def launch(
         self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], stream: int
     ) -> None:
         q, k, v = inputs
-        _attend(q, [KVPiece(k, v)], outputs[0], self, stream)
+        self.attend(q, [KVPiece(k, v)], outputs[0], stream)
 
     def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         q, k, v = map(single, inputs)
-        _store(outputs[0], attended(q, k, v, self.scale), self.output_scale)
+        self.store(outputs[0], attended(q, k, v, self.scale))
 
 
 @dataclass(frozen=True)
-class NarrowAttention:
+class NarrowAttention(Attending):
     """Attention in float8_e4m3.
 
     Inputs: q, k, cached k [B, tokens, heads, head_dim]; v and cached v as ``TransposedValues``
@@ -77,18 +103,12 @@ class NarrowAttention:
     [heads]. The order is q, k, v, cached k, cached v, valid, scales.
     """
 
-    scale: float | None = None
-    output_scale: float | None = None
-
-    def output_shapes(self, inputs: Sequence[Shape]) -> Sequence[Shape]:
-        return [_joined_shape(inputs[0])]
-
     def launch(
         self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], stream: int
     ) -> None:
         q, k, v, k_cache, v_cache, length, *scales = inputs
         pieces = [KVPiece(k_cache, v_cache, length), KVPiece(k, v)]
-        _attend(q, pieces, outputs[0], self, stream, Scales(*scales))
+        self.attend(q, pieces, outputs[0], stream, Scales(*scales))
 
     def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         q, k, k_cache = (single(inputs[index]) for index in (0, 1, 3))
@@ -98,7 +118,7 @@ class NarrowAttention:
         keys = np.concatenate([k_cache[:, :valid], k], axis=1)
         joined = np.concatenate([values[1][:, :valid], values[0]], axis=1)
         result = attended(q * q_scale, keys * k_scale, joined * v_scale, self.scale)
-        _store(outputs[0], result, self.output_scale)
+        self.store(outputs[0], result)
 
 
 def attended(q: Float32, k: Float32, v: Float32, scale: float | None) -> Float32:
@@ -110,11 +130,6 @@ def attended(q: Float32, k: Float32, v: Float32, scale: float | None) -> Float32
     return result
 
 
-def _store(out: Array, values: Float32, scale: float | None) -> None:
-    values = values.reshape(out.shape)
-    out[...] = values if scale is None else narrowed(values, scale)
-
-
 @cache
 def _attention(
     dtype: str, out_dtype: str, head_dim: int, device: int, stream: int
@@ -123,34 +138,6 @@ def _attention(
     if driver.device_facts(device).capability == (9, 0):
         return SinkWindowAttention(dtype, head_dim, out_dtype=out_dtype, device=device)
     return PortableAttention(dtype, head_dim, device=device)
-
-
-def _attend(
-    q: DeviceTensor,
-    pieces: Sequence[KVPiece],
-    out: DeviceTensor,
-    how: Attention | CrossAttention | NarrowAttention,
-    stream: int,
-    scales: Scales | None = None,
-) -> None:
-    check_kind(q.dtype, q.shape[-1])
-    target = DeviceTensor.contiguous(out.pointer, q.shape, out.dtype, out.device)
-    attention = _attention(q.dtype, out.dtype, q.shape[-1], q.device, stream)
-    if isinstance(attention, PortableAttention):
-        attention(q, pieces, target, scale=how.scale, stream=stream)
-    else:
-        attention(
-            *(q, pieces, target),
-            scale=how.scale,
-            scales=scales,
-            out_scale=how.output_scale or 1.0,
-            stream=stream,
-        )
-
-
-def _joined_shape(shape: Shape) -> Shape:
-    *outer, heads, head_dim = shape
-    return (*outer, heads * head_dim)
 
 
 def _plain_values(transposed: Array, tokens: int) -> Float32:

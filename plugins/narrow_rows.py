@@ -45,14 +45,18 @@ class Quantize:
         outputs[0][...] = narrowed(single(inputs[0]), self.scale)
 
 
-@dataclass(frozen=True)
-class NarrowHeads:
-    """x [B, tokens, heads, head_dim] in eight bits, in units of scale, float32 [heads]."""
+class OfHeads:
+    """x [B, tokens, heads, head_dim], and a scale for each head, float32 [heads]."""
 
     def output_shapes(self, inputs: Sequence[Shape]) -> Sequence[Shape]:
         x, scale = inputs
         _require_scale(scale, x[2])
         return [x]
+
+
+@dataclass(frozen=True)
+class NarrowHeads(OfHeads):
+    """To eight bits, in units of the scale."""
 
     def launch(
         self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], stream: int
@@ -68,13 +72,8 @@ class NarrowHeads:
 
 
 @dataclass(frozen=True)
-class WidenHeads:
-    """The reverse: eight bits [B, tokens, heads, head_dim] times scale, float32 [heads]."""
-
-    def output_shapes(self, inputs: Sequence[Shape]) -> Sequence[Shape]:
-        x, scale = inputs
-        _require_scale(scale, x[2])
-        return [x]
+class WidenHeads(OfHeads):
+    """The reverse: eight bits times the scale."""
 
     def launch(
         self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], stream: int
