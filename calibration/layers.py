@@ -20,11 +20,11 @@ class QuantizedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, format_: Format, *, smoothed: bool) -> None:
         super().__init__()
         self.format = format_
-        self.weight = _constant(linear.in_features, linear.out_features, dtype=format_.dtype)
-        self.weight_scale = _constant(linear.out_features)
-        self.input_scale = _constant()
-        self.pre_quant_scale = _constant(linear.in_features) if smoothed else None
-        self.bias = _constant(linear.out_features) if linear.bias is not None else None
+        self.weight = empty_constant(linear.in_features, linear.out_features, dtype=format_.dtype)
+        self.weight_scale = empty_constant(linear.out_features)
+        self.input_scale = empty_constant()
+        self.pre_quant_scale = empty_constant(linear.in_features) if smoothed else None
+        self.bias = empty_constant(linear.out_features) if linear.bias is not None else None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.pre_quant_scale is not None:
@@ -83,7 +83,7 @@ class NarrowCache(CacheFormat):
         super().__init__()
         self.format = format_
         self.scales = nn.ParameterDict(
-            {f"{part}{layer}": _constant(heads) for part in "kv" for layer in range(layers)}
+            {f"{part}{layer}": empty_constant(heads) for part in "kv" for layer in range(layers)}
         )
 
     def pack(self, layer: int, part: str, x: Tensor) -> Tensor:
@@ -103,9 +103,9 @@ class NarrowAttention(AttentionFormat):
         super().__init__()
         self.format = format_
         self.by_layer = nn.ParameterDict(
-            {f"{part}{layer}": _constant() for part in "qkv" for layer in range(layers)}
+            {f"{part}{layer}": empty_constant() for part in "qkv" for layer in range(layers)}
         )
-        self.softmax = _constant()
+        self.softmax = empty_constant()
 
     def scales(self, layer: int) -> tuple[Tensor, ...]:
         return (*(self.by_layer[f"{part}{layer}"] for part in "qkv"), self.softmax)
@@ -124,5 +124,5 @@ class NarrowAttention(AttentionFormat):
 ONNX_TYPES = {torch.float8_e4m3fn: 17, torch.int8: 3}
 
 
-def _constant(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
+def empty_constant(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)

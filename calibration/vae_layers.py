@@ -1,11 +1,10 @@
 """Convolutions of the VAE that hold real FP8 or INT8 weights."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..export.vae_layers import CausalConv, FrameConv, Histories, KeepsHistory
-from .layers import dequantized, fake_quantize
+from .layers import dequantized, empty_constant, fake_quantize
 from .recipes import INT8, Format
 
 
@@ -29,10 +28,10 @@ class _NarrowConv(nn.Module):
         time = conv.kernel_size[0] if isinstance(conv, nn.Conv3d) else 1
         shape = (conv.out_channels, conv.in_channels, time, height, width)
         scales = (conv.out_channels,) if scales_by_channel(format_) else ()
-        self.weight = _constant(*shape, dtype=format_.dtype)
-        self.weight_scale = _constant(*scales)
-        self.input_scale = _constant()
-        self.bias = _constant(conv.out_channels)
+        self.weight = empty_constant(*shape, dtype=format_.dtype)
+        self.weight_scale = empty_constant(*scales)
+        self.input_scale = empty_constant()
+        self.bias = empty_constant(conv.out_channels)
         self._padding = (0, height // 2, width // 2)
 
     def _convolved(self, frames: Tensor) -> Tensor:
@@ -62,7 +61,3 @@ def narrow_conv(conv: nn.Module, format_: Format) -> nn.Module:
 
 def is_convolution(module: nn.Module) -> bool:
     return isinstance(module, (CausalConv, FrameConv, nn.Conv3d))
-
-
-def _constant(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
-    return nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)

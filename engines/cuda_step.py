@@ -15,7 +15,7 @@ import onnx_ir as ir
 from ..configs import ModelConfig
 from ..errors import UsageError
 from ..plugins.transformer_rows import FLOAT8
-from ..plugins.variants import HEAD_DIMS
+from ..plugins.variants import HEAD_DIMS, NARROW_HEAD_DIM
 from ..precision import Precision
 from .cuda_attention import SelfAttention
 from .cuda_linear import Linears
@@ -25,7 +25,6 @@ PREFIX = "transformer."
 _KEPT_TYPES = (ir.DataType.INT64, ir.DataType.FLOAT8E4M3FN, ir.DataType.INT8)
 _FLOAT32_INPUTS = ("timestep", "sigma", "sigma_next")
 _ROPE_BASE = 10_000.0
-_NARROW_HEAD = 128
 _MODULATIONS, _HEAD_MODULATIONS = 6, 2
 # Rows of a layer's modulations, in the checkpoint's order.
 _SHIFT, _SCALE, _GATE, _FFN_SHIFT, _FFN_SCALE, _FFN_GATE = range(_MODULATIONS)
@@ -172,7 +171,7 @@ class StepWriter(GraphWriter):
 
     def narrow_attention(self, into: str) -> dict[str, Any]:
         """Heads of 64 leave in the compute type: the kernel writes whole 128-byte rows."""
-        writes_narrow = self.hopper and self.sizes.head_dim == _NARROW_HEAD
+        writes_narrow = self.hopper and self.sizes.head_dim == NARROW_HEAD_DIM
         return self._narrow_rows([into]) if writes_narrow else {}
 
     def _feed_forward(self, layer: int, normed: ir.Value) -> ir.Value:

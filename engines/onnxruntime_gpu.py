@@ -15,6 +15,7 @@ from ..errors import UsageError
 from ..exports import ExportRecord, GraphInfo, Quantization, graph_info
 from ..plugins.compilation import ARCHITECTURES, SOURCE_DIR
 from ..plugins.onnxruntime_bridge import LIBRARY_NAME, compiled_library
+from ..plugins.variants import NARROW_HEAD_DIM
 from ..precision import PRECISIONS, Precision, retype
 from . import onnxruntime
 from .bundle import EngineKind
@@ -69,6 +70,7 @@ class OnnxRuntimeGpuCompiler:
             )
         if record.quantization is not None:
             self._check_quantization(record.quantization)
+            self._check_attention(record.quantization, record.config.transformer.head_dim)
         compiled_library()
 
     def _check_quantization(self, quantization: Quantization) -> None:
@@ -83,18 +85,22 @@ class OnnxRuntimeGpuCompiler:
                 f"--precision fp8 --gpu {self._gpu}: its tensor cores have no fp8; build with "
                 "--precision bf16"
             )
-        if quantization.attention is not None and self._architecture != _HOPPER:
-            raise UsageError(
-                f"--gpu {self._gpu}: self-attention of the graphs is in {quantization.attention}, "
-                f"which our kernel has for sm{_HOPPER} only; calibrate without "
-                "--attention"
-            )
         if quantization.vae is not None:
             raise UsageError(
                 f"--gpu: the VAE's convolutions are quantized ({quantization.vae}), and ONNX "
                 "Runtime convolves in fp16 on a GPU; calibrate without --vae-precision"
             )
-        self._attention = quantization.attention or self._precision.name
+
+    def _check_attention(self, quantization: Quantization, head_dim: int) -> None:
+        kind = quantization.attention
+        self._attention = kind or self._precision.name
+        if kind is None or (self._architecture == _HOPPER and head_dim == NARROW_HEAD_DIM):
+            return
+        raise UsageError(
+            f"--gpu {self._gpu}: self-attention of the graphs is in {kind}, for which our kernel "
+            f"takes sm{_HOPPER} and heads of {NARROW_HEAD_DIM} only (these have {head_dim}); "
+            "calibrate without --attention"
+        )
 
     def compile(self, source: GraphSource, folder: Path, report: Report) -> None:
         config, exported = source.config, source.path.parent

@@ -7,6 +7,8 @@ from ..errors import PluginError
 HEAD_DIMS = (64, 128)
 ELEMENTS = {"bfloat16": 0, "float16": 1, "float8_e4m3": 2, "int8": 3}
 EIGHT_BIT = ("float8_e4m3", "int8")
+NARROW_HEAD_DIM = 128
+"""Of heads that attention reads or writes in 8 bits: a row is 128 bytes, which is one swizzle."""
 MAX_PIECES = 3
 _BARRIER_BYTES = 512
 _QUERY_BUFFERS = 2
@@ -84,8 +86,8 @@ def check_kind(dtype: str, head_dim: int) -> None:
         raise PluginError(f"dtype is {dtype}: allowed is {', '.join(ELEMENTS)}")
     if head_dim not in HEAD_DIMS:
         raise PluginError(f"head_dim is {head_dim}: allowed is 64 or 128")
-    if dtype in EIGHT_BIT and head_dim != 128:
-        raise PluginError(f"head_dim is {head_dim}: {dtype} attention takes 128 only")
+    if dtype in EIGHT_BIT and head_dim != NARROW_HEAD_DIM:
+        raise PluginError(f"head_dim is {head_dim}: {dtype} attention takes {NARROW_HEAD_DIM} only")
 
 
 def default_output(dtype: str) -> str:
@@ -94,7 +96,7 @@ def default_output(dtype: str) -> str:
 
 def check_output(dtype: str, out_dtype: str, head_dim: int) -> None:
     halves = ["bfloat16", "float16"] if dtype in EIGHT_BIT else [dtype]
-    allowed = [*halves, *(["float8_e4m3"] if head_dim == 128 else [])]
+    allowed = [*halves, *(["float8_e4m3"] if head_dim == NARROW_HEAD_DIM else [])]
     if out_dtype not in allowed:
         raise PluginError(
             f"out_dtype is {out_dtype}: {dtype} attention with head_dim {head_dim} writes "

@@ -286,7 +286,7 @@ def changed(source: Path, folder: Path, quantization: Quantization) -> Path:
         (Quantization("fp8", "fp8", ""), "sm80", "sm80: its tensor cores have no fp8"),
         (
             *(Quantization("fp8", "fp8", "", attention="fp8"), "sm89"),
-            "self-attention of the graphs is in fp8, which our kernel has for sm90 only",
+            r"self-attention of the graphs is in fp8, .* takes sm90 and heads of 128 only",
         ),
         (
             *(Quantization("fp8", "fp8", "", vae="int8"), "sm90"),
@@ -304,6 +304,19 @@ def test_what_has_no_kernel_is_refused(
     source = changed(quantized("absolute", "products"), tmp_path / "source", quantization)
     with pytest.raises(UsageError, match=message):
         build(source, tmp_path / "out", "bf16", options=BuildOptions(gpu=gpu))
+    assert not (tmp_path / "out").exists()
+
+
+def test_heads_that_narrow_attention_does_not_take_are_refused(
+    quantized: Callable[..., Path], tmp_path: Path
+) -> None:
+    wanted = Quantization("fp8", "fp8", "", attention="fp8")
+    source = changed(quantized("absolute", "products"), tmp_path / "source", wanted)
+    record = read_export(source)
+    config = replace(record.config, transformer=replace(record.config.transformer, heads=4))
+    (source / RECORD_NAME).write_text(replace(record, config=config).to_json())
+    with pytest.raises(UsageError, match=r"heads of 128 only \(these have 64\); .*--attention"):
+        build(source, tmp_path / "out", "bf16", options=BuildOptions(gpu="sm90"))
     assert not (tmp_path / "out").exists()
 
 
