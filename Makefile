@@ -35,7 +35,7 @@ format-check: $(READY)  ## fail if the code is not formatted
 	$(BIN)/ruff format --check .
 
 types: $(READY)  ## check the types
-	bash scripts/typecheck.sh $(BIN)/mypy
+	$(BIN)/mypy
 
 wheel: $(READY)  ## build the wheel and try it in an empty folder
 	bash scripts/check_wheel.sh $(BIN)/python

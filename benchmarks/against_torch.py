@@ -39,19 +39,19 @@ from baseline_torch import (
     time_limit,
 )
 
+from longlive_trt.basics import Closing
 from longlive_trt.configs import ModelConfig
-from longlive_trt.engines.base import Closing
-from longlive_trt.engines.bundle import Bundle, open_bundle
+from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.engines.loader import DeviceChoice
-from longlive_trt.export.transformer import Transformer
-from longlive_trt.export.vae import VaeDecoder
-from longlive_trt.gpu_facts import GpuReading, Sampler, open_gpu
+from longlive_trt.export.models.transformer import Transformer
+from longlive_trt.export.models.vae import VaeDecoder
+from longlive_trt.plugins.cuda.nvml import GpuReading, Sampler, open_gpu
 from longlive_trt.runtime.assembly import Engines
-from longlive_trt.runtime.bench import check_measurable
-from longlive_trt.runtime.bench_json import to_json
-from longlive_trt.runtime.bench_lane import Settings, longest_session
-from longlive_trt.runtime.cuda_memory import CudaMemory
-from longlive_trt.runtime.memory import Buffer, HostMemory, Memory
+from longlive_trt.runtime.bench.lane import Settings, longest_session
+from longlive_trt.runtime.bench.measurement import check_measurable
+from longlive_trt.runtime.bench.record import to_json
+from longlive_trt.runtime.memory.base import Buffer, HostMemory, Memory
+from longlive_trt.runtime.memory.cuda import CudaMemory
 from longlive_trt.runtime.noise import SeededNoise
 from longlive_trt.runtime.session import Session
 

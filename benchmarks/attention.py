@@ -23,14 +23,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from longlive_trt.plugins import driver
-from longlive_trt.plugins.arguments import KVPiece, Scales
-from longlive_trt.plugins.attention import SinkWindowAttention
-from longlive_trt.plugins.companions import quantize_values
-from longlive_trt.plugins.portable import PortableAttention
-from longlive_trt.plugins.reference import padded_tokens
-from longlive_trt.plugins.tensorrt_plugin import plugin_kernel, workspace_floats
-from longlive_trt.plugins.variants import choose_variant
+from longlive_trt.plugins.attention.arguments import KVPiece, Scales
+from longlive_trt.plugins.attention.hopper import SinkWindowAttention
+from longlive_trt.plugins.attention.portable import PortableAttention
+from longlive_trt.plugins.attention.reference import padded_tokens
+from longlive_trt.plugins.attention.tensorrt_plugin import plugin_kernel, workspace_floats
+from longlive_trt.plugins.attention.variants import choose_variant
+from longlive_trt.plugins.cuda import driver
+from longlive_trt.plugins.kernels.companions import quantize_values
 
 HEADS, HEAD_DIM = 12, 128
 SCALE = HEAD_DIM**-0.5

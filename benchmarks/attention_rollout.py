@@ -18,12 +18,12 @@ from torch import Tensor
 
 from longlive_trt.configs.loader import configure
 from longlive_trt.configs.replay import load_replay, prompts_by_block
-from longlive_trt.export.rollout import ReferenceRollout
-from longlive_trt.export.transformer import Transformer, full_attention
-from longlive_trt.plugins.arguments import KVPiece, Scales
-from longlive_trt.plugins.attention import SinkWindowAttention
-from longlive_trt.plugins.companions import quantize_values
-from longlive_trt.plugins.reference import padded_tokens
+from longlive_trt.export.models.rollout import ReferenceRollout
+from longlive_trt.export.models.transformer import Transformer, full_attention
+from longlive_trt.plugins.attention.arguments import KVPiece, Scales
+from longlive_trt.plugins.attention.hopper import SinkWindowAttention
+from longlive_trt.plugins.attention.reference import padded_tokens
+from longlive_trt.plugins.kernels.companions import quantize_values
 
 DATA = Path(__file__).parent.parent / "tests" / "data" / "transformer"
 CASES = ("noswitch", "switch15_global_sink", "switch6")

@@ -36,7 +36,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from longlive_trt.configs import ModelConfig, load_config
 from longlive_trt.configs.schedule import Pass, Schedule
-from longlive_trt.export.transformer import (
+from longlive_trt.export.models.transformer import (
     Block,
     KeyValue,
     Transformer,
@@ -44,7 +44,7 @@ from longlive_trt.export.transformer import (
     rope_table,
     sinusoid,
 )
-from longlive_trt.export.vae import VaeDecoder, to_pixels
+from longlive_trt.export.models.vae import VaeDecoder, to_pixels
 
 DTYPE = torch.bfloat16
 WARM_UP_BLOCKS = 3

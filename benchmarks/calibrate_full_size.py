@@ -24,9 +24,9 @@ from longlive_trt.calibration.recipes import RECIPES
 from longlive_trt.calibration.texts import SyntheticTexts
 from longlive_trt.calibration.videos import plan_videos, run_video
 from longlive_trt.configs import ModelConfig, load_config
-from longlive_trt.export.checkpoints import Weights, random_weights
+from longlive_trt.export.checkpoints.opening import Weights, random_weights
 from longlive_trt.export.components import expected_shapes
-from longlive_trt.export.transformer import Transformer
+from longlive_trt.export.models.transformer import Transformer
 
 MEMORY_LIMIT_GB = 24
 

@@ -28,13 +28,7 @@ import onnx_ir as ir
 
 from longlive_trt.engines.build import build
 from longlive_trt.engines.compiler import BuildOptions
-from longlive_trt.exports import (
-    RECORD_NAME,
-    TOKENIZER_NAME,
-    ExportRecord,
-    graph_info,
-    read_export,
-)
+from longlive_trt.exports import RECORD_NAME, TOKENIZER_NAME, ExportRecord, graph_info, read_export
 from longlive_trt.files import sha256_file
 from longlive_trt.precision import precision_named, retype
 

@@ -23,8 +23,12 @@ import torch
 from safetensors.torch import load_file
 
 from longlive_trt.configs import TransformerConfig
-from longlive_trt.export.checkpoints import open_transformer, random_weights, write_safetensors
-from longlive_trt.export.transformer import Transformer
+from longlive_trt.export.checkpoints.opening import (
+    open_transformer,
+    random_weights,
+    write_safetensors,
+)
+from longlive_trt.export.models.transformer import Transformer
 
 SEED = 0
 RANK = 256

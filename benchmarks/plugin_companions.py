@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from longlive_trt.plugins import companions
-from longlive_trt.plugins.companions import RopeTables
-from longlive_trt.plugins.reference import padded_tokens
+from longlive_trt.plugins.attention.reference import padded_tokens
+from longlive_trt.plugins.kernels import companions
+from longlive_trt.plugins.kernels.companions import RopeTables
 
 HEADS, HEAD_DIM = 12, 128
 DIM = HEADS * HEAD_DIM

@@ -15,20 +15,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from longlive_trt.plugins import companions, driver
-from longlive_trt.plugins.arguments import KVPiece, Scales
-from longlive_trt.plugins.attention import SinkWindowAttention
-from longlive_trt.plugins.companions import RopeTables
-from longlive_trt.plugins.compilation import compile_kernel
-from longlive_trt.plugins.portable import PortableAttention
-from longlive_trt.plugins.tensorrt_plugin import (
+from longlive_trt.plugins.attention.arguments import KVPiece, Scales
+from longlive_trt.plugins.attention.hopper import SinkWindowAttention
+from longlive_trt.plugins.attention.portable import PortableAttention
+from longlive_trt.plugins.attention.tensorrt_plugin import (
     ARCHITECTURE,
     ENTRY,
     TACTICS,
     plugin_source,
     workspace_floats,
 )
-from longlive_trt.plugins.variants import choose_variant
+from longlive_trt.plugins.attention.variants import choose_variant
+from longlive_trt.plugins.cuda import driver
+from longlive_trt.plugins.cuda.compilation import compile_kernel
+from longlive_trt.plugins.kernels import companions
+from longlive_trt.plugins.kernels.companions import RopeTables
 
 SHAPES = ((200, (300, 0, 77)), (1100, (700, 900)))
 HEADS = 2

@@ -26,20 +26,20 @@ from longlive_trt.calibration.quantized import load_quantized
 from longlive_trt.calibration.recipes import FORMATS, RECIPES, VAE_EXCLUDED, Extras
 from longlive_trt.calibration.targets import EXCLUDED, Selection
 from longlive_trt.calibration.texts import SyntheticTexts
-from longlive_trt.calibration.vae import (
+from longlive_trt.calibration.vae.decoder import (
     convolutions,
     load_quantized_vae,
     load_vae,
     select_convolutions,
 )
-from longlive_trt.calibration.vae_ranges import VaeRanges
+from longlive_trt.calibration.vae.ranges import VaeRanges
 from longlive_trt.configs import LatentConfig, ModelConfig, TransformerConfig, VaeConfig
-from longlive_trt.export.checkpoint_weights import Weights
-from longlive_trt.export.checkpoints import open_transformer, open_vae
+from longlive_trt.export.checkpoints.opening import open_transformer, open_vae
+from longlive_trt.export.checkpoints.weights import Weights
 from longlive_trt.export.components import expected_shapes
-from longlive_trt.export.rollout import ReferenceRollout
-from longlive_trt.export.transformer import Transformer
-from longlive_trt.export.vae import VaeDecoder, to_pixels
+from longlive_trt.export.models.rollout import ReferenceRollout
+from longlive_trt.export.models.transformer import Transformer
+from longlive_trt.export.models.vae import VaeDecoder, to_pixels
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests" / "data"

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from longlive_trt.engines import onnxruntime
-from longlive_trt.engines.base import Array, Binding, Engine
-from longlive_trt.engines.bundle import Bundle, open_bundle
+from longlive_trt.basics import Array
+from longlive_trt.engines.base import Binding, Engine
+from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.engines.loader import load_engine
-from longlive_trt.runtime.decoder import ThreadedDecoder, VaeStream
+from longlive_trt.engines.ort import cpu as onnxruntime
+from longlive_trt.runtime.decoding.host import ThreadedDecoder, VaeStream
 from longlive_trt.runtime.noise import SeededNoise
-from longlive_trt.runtime.prompts import PromptContexts
+from longlive_trt.runtime.prompting.encoder import PromptContexts
 from longlive_trt.runtime.session import Session
 
 WARM_UP_BLOCKS = 10

@@ -22,7 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from longlive_trt.configs.schema import ROPE_TABLE_FRAMES
-from longlive_trt.engines.bundle import open_bundle
+from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.runtime.assembly import Engines
 from longlive_trt.runtime.noise import BlockNoise, SeededNoise
 from longlive_trt.runtime.session import Block, Session

@@ -19,21 +19,21 @@ from typing import Any
 
 import numpy as np
 
+from longlive_trt.basics import Array
 from longlive_trt.configs import LatentConfig, ModelConfig, TransformerConfig
 from longlive_trt.configs.replay import Replay
-from longlive_trt.engines import onnxruntime
-from longlive_trt.engines.base import Array
 from longlive_trt.engines.build import build
-from longlive_trt.engines.bundle import Bundle, open_bundle
+from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
+from longlive_trt.engines.ort import cpu as onnxruntime
 from longlive_trt.export.components import Sources
 from longlive_trt.export.exporter import export
 from longlive_trt.precision import precision_named
 from longlive_trt.runtime.assembly import Engines
-from longlive_trt.runtime.bench_flops import BlockFlops, pass_flops
+from longlive_trt.runtime.bench.flops import BlockFlops, pass_flops
 from longlive_trt.runtime.noise import ReplayNoise
+from longlive_trt.runtime.prompting.switches import ReplaySwitches, SwitchMode
 from longlive_trt.runtime.ring import Ring, RingLayout
 from longlive_trt.runtime.session import Checkpoint, Session
-from longlive_trt.runtime.switches import ReplaySwitches, SwitchMode
 from longlive_trt.runtime.verify import generated_replay, relative_error
 
 ROOT = Path(__file__).resolve().parent.parent

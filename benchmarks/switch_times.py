@@ -22,13 +22,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from longlive_trt.engines.bundle import open_bundle
-from longlive_trt.runtime.bench_json import to_json
-from longlive_trt.runtime.bench_lane import blocks_to_fill, longest_session
-from longlive_trt.runtime.bench_timing import TRANSFORMER, Position, TimedEngines
+from longlive_trt.engines.bundles.bundle import open_bundle
+from longlive_trt.runtime.bench.lane import blocks_to_fill, longest_session
+from longlive_trt.runtime.bench.record import to_json
+from longlive_trt.runtime.bench.timing import TRANSFORMER, Position, TimedEngines
 from longlive_trt.runtime.noise import SeededNoise
+from longlive_trt.runtime.prompting.switches import Change, Mixer, SwitchMode
 from longlive_trt.runtime.session import Session
-from longlive_trt.runtime.switches import Change, Mixer, SwitchMode
 
 REPEATS = {"exact": 9, "partial": 9, "none": 9, "blend:2": 5, "blend:4": 3, "blend:8": 2}
 """A blend has as many blocks to measure as it is long."""

@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from longlive_trt.plugins.cublaslt import Matmul, Product
-from longlive_trt.plugins.tensors import DeviceTensor, as_device_tensor
-from longlive_trt.plugins.transformer_kernels import TRANSFORMER_KERNELS
+from longlive_trt.plugins.cuda.cublaslt import Matmul, Product
+from longlive_trt.plugins.cuda.tensors import DeviceTensor, as_device_tensor
+from longlive_trt.plugins.kernels.gemm import TRANSFORMER_KERNELS
 
 HEADS, HEAD_DIM, FFN = 12, 128, 8960
 DIM = HEADS * HEAD_DIM

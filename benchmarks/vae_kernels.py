@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from longlive_trt.plugins.tensors import as_device_tensor
-from longlive_trt.plugins.vae_kernels import VAE_KERNELS
+from longlive_trt.plugins.cuda.tensors import as_device_tensor
+from longlive_trt.plugins.kernels.vae import VAE_KERNELS
 
 TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 ALL = dict.fromkeys(("residual", "bias", "norm", "silu", "history", "total"), True)

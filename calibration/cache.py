@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ..configs import ModelConfig
-from ..export.rollout import ReferenceRollout
-from ..export.transformer import Transformer
-from .calibration_file import Calibration
-from .quantization import rounded, scale_of
-from .recipes import Format
+from longlive_trt.calibration.calibration_file import Calibration
+from longlive_trt.calibration.quantization import rounded, scale_of
+from longlive_trt.calibration.recipes import Format
+from longlive_trt.configs import ModelConfig
+from longlive_trt.export.models.rollout import ReferenceRollout
+from longlive_trt.export.models.transformer import Transformer
 
 
 def cache_scales(calibration: Calibration, block: int, format_: Format) -> dict[str, Tensor]:

@@ -12,12 +12,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..configs import ModelConfig, TransformerConfig
-from ..errors import UsageError
-from ..files import publish_file
-from .modelopt import LayerRanges
-from .recipes import recipe_named
-from .vae_ranges import VaeRanges
+from longlive_trt.calibration.modelopt import LayerRanges
+from longlive_trt.calibration.recipes import recipe_named
+from longlive_trt.calibration.vae.ranges import VaeRanges
+from longlive_trt.configs import ModelConfig, TransformerConfig
+from longlive_trt.errors import UsageError
+from longlive_trt.files import publish_file
 
 FORMAT = 1
 _METADATA = "longlive_calibration"

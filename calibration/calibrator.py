@@ -13,20 +13,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..configs import ModelConfig
-from ..errors import UsageError
-from ..export.checkpoints import Weights
-from ..export.transformer import Transformer
-from ..export.weights_file import TORCH_TYPES
-from ..files import publish_file
-from .calibration_file import Calibration, Origin, value_hash
-from .modelopt import RangeWatcher
-from .prompts import prompts_sha256
-from .recipes import Recipe
-from .targets import Selection, linear_layers, select_layers
-from .texts import TextStates
-from .vae import VaeWatcher
-from .videos import Video, plan_videos, run_video
+from longlive_trt.calibration.calibration_file import Calibration, Origin, value_hash
+from longlive_trt.calibration.modelopt import RangeWatcher
+from longlive_trt.calibration.prompts import prompts_sha256
+from longlive_trt.calibration.recipes import Recipe
+from longlive_trt.calibration.targets import Selection, linear_layers, select_layers
+from longlive_trt.calibration.texts import TextStates
+from longlive_trt.calibration.vae.decoder import VaeWatcher
+from longlive_trt.calibration.videos import Video, plan_videos, run_video
+from longlive_trt.configs import ModelConfig
+from longlive_trt.errors import UsageError
+from longlive_trt.export.checkpoints.opening import Weights
+from longlive_trt.export.models.transformer import Transformer
+from longlive_trt.export.weights_file import TORCH_TYPES
+from longlive_trt.files import publish_file
 
 logger = logging.getLogger(__name__)
 

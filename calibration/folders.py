@@ -5,43 +5,52 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..configs import ModelConfig
-from ..errors import UsageError
-from ..export.checkpoint_weights import Weights
-from ..export.components import (
-    Component,
-    expected_shapes,
-    prompt_spec,
-    step_spec,
-    vae_specs,
-)
-from ..export.exported_weights import ExportedWeights
-from ..export.exporter import ExportResult, KeptGraphs, export_components, require_replaceable
-from ..export.text_encoder import TextEncoder
-from ..export.transformer import Transformer
-from ..export.vae import VaeDecoder
-from ..exports import (
-    TOKENIZER_NAME,
-    ExportRecord,
-    Quantization,
-    check_export,
-    read_export,
-)
-from ..precision import precision_named
-from .calibration_file import (
+from longlive_trt.calibration.calibration_file import (
     FILE_NAME,
     Calibration,
     load_calibration,
     require_fit,
     save_calibration,
 )
-from .calibrator import Report, Request, calibrate
-from .plot import sensitivity_png
-from .quantized import quantized_component
-from .recipes import Extras, recipe_named
-from .sensitivity import SensitivityReport, measure
-from .texts import EncodedTexts, SyntheticTexts, TextStates, Tokenize
-from .vae import convolutions, quantized_vae_component, select_convolutions
+from longlive_trt.calibration.calibrator import Report, Request, calibrate
+from longlive_trt.calibration.plot import sensitivity_png
+from longlive_trt.calibration.quantized import quantized_component
+from longlive_trt.calibration.recipes import Extras, recipe_named
+from longlive_trt.calibration.sensitivity import SensitivityReport, measure
+from longlive_trt.calibration.texts import EncodedTexts, SyntheticTexts, TextStates, Tokenize
+from longlive_trt.calibration.vae.decoder import (
+    convolutions,
+    quantized_vae_component,
+    select_convolutions,
+)
+from longlive_trt.configs import ModelConfig
+from longlive_trt.errors import UsageError
+from longlive_trt.export.checkpoints.weights import Weights
+from longlive_trt.export.components import (
+    Component,
+    expected_shapes,
+    prompt_spec,
+    step_spec,
+    vae_specs,
+)
+from longlive_trt.export.exported_weights import ExportedWeights
+from longlive_trt.export.exporter import (
+    ExportResult,
+    KeptGraphs,
+    export_components,
+    require_replaceable,
+)
+from longlive_trt.export.models.text_encoder import TextEncoder
+from longlive_trt.export.models.transformer import Transformer
+from longlive_trt.export.models.vae import VaeDecoder
+from longlive_trt.exports import (
+    TOKENIZER_NAME,
+    ExportRecord,
+    Quantization,
+    check_export,
+    read_export,
+)
+from longlive_trt.precision import precision_named
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ DequantizeLinear around the operator, which every compiler turns into a low-prec
 import torch
 from torch import Tensor, nn
 
-from ..export.transformer import AttentionFormat, CacheFormat
-from .quantization import dequantize, quantize, rounded
-from .recipes import Format
+from longlive_trt.calibration.quantization import dequantize, quantize, rounded
+from longlive_trt.calibration.recipes import Format
+from longlive_trt.export.models.transformer import AttentionFormat, CacheFormat
 
 OPSET = 24
 

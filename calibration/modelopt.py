@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
-from .quantization import exact_in_half_precision
-from .recipes import FP8, Recipe
+from longlive_trt.calibration.quantization import exact_in_half_precision
+from longlive_trt.calibration.recipes import FP8, Recipe
+from longlive_trt.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 

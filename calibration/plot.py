@@ -4,7 +4,7 @@ import io
 import math
 from collections.abc import Sequence
 
-from .sensitivity import SensitivityReport
+from longlive_trt.calibration.sensitivity import SensitivityReport
 
 _WIDTH, _PANEL_HEIGHT, _MARGIN = 1200, 300, 70
 _INK, _GRID, _BAR, _WORST, _LINE = "#202020", "#d8d8d8", "#5078a8", "#c04830", "#2c7a4b"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from ..errors import UsageError
+from longlive_trt.errors import UsageError
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .recipes import Format
+from longlive_trt.calibration.recipes import Format
 
 # The least normal number of half precision.
 _SMALLEST_SCALE = 2.0**-14

@@ -6,18 +6,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..configs import ModelConfig
-from ..export.checkpoint_weights import Weights
-from ..export.components import Component
-from ..export.tracing import GraphInput, in_compute_type
-from ..export.transformer import Transformer
-from ..export.weights_file import TORCH_TYPES
-from .cache import cache_scales
-from .calibration_file import Calibration, require_query_ranges
-from .layers import NarrowAttention, NarrowCache, QuantizedLinear
-from .modelopt import HEAD_PARTS, LayerRanges
-from .quantization import quantize, scale_of, weight_scale_of
-from .recipes import Extras, Format, recipe_named
+from longlive_trt.calibration.cache import cache_scales
+from longlive_trt.calibration.calibration_file import Calibration, require_query_ranges
+from longlive_trt.calibration.layers import NarrowAttention, NarrowCache, QuantizedLinear
+from longlive_trt.calibration.modelopt import HEAD_PARTS, LayerRanges
+from longlive_trt.calibration.quantization import quantize, scale_of, weight_scale_of
+from longlive_trt.calibration.recipes import Extras, Format, recipe_named
+from longlive_trt.configs import ModelConfig
+from longlive_trt.export.checkpoints.weights import Weights
+from longlive_trt.export.components import Component
+from longlive_trt.export.models.transformer import Transformer
+from longlive_trt.export.tracing import GraphInput, in_compute_type
+from longlive_trt.export.weights_file import TORCH_TYPES
 
 # A value that lies between two numbers of the format may go either way: two programs that all but
 # agree elsewhere differ by the format's whole step there.

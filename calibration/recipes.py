@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ..errors import UsageError
+from longlive_trt.errors import UsageError
 
 
 @dataclass(frozen=True)

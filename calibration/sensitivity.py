@@ -9,16 +9,16 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..configs import ModelConfig
-from ..export.checkpoint_weights import Weights
-from ..export.transformer import Transformer
-from .calibration_file import Calibration
-from .calibrator import Request, load_model
-from .layers import QuantizedLinear
-from .quantized import QuantizedWeights, load_quantized
-from .recipes import Extras, recipe_named
-from .texts import TextStates
-from .videos import Video, run_video
+from longlive_trt.calibration.calibration_file import Calibration
+from longlive_trt.calibration.calibrator import Request, load_model
+from longlive_trt.calibration.layers import QuantizedLinear
+from longlive_trt.calibration.quantized import QuantizedWeights, load_quantized
+from longlive_trt.calibration.recipes import Extras, recipe_named
+from longlive_trt.calibration.texts import TextStates
+from longlive_trt.calibration.videos import Video, run_video
+from longlive_trt.configs import ModelConfig
+from longlive_trt.export.checkpoints.weights import Weights
+from longlive_trt.export.models.transformer import Transformer
 
 Report = Callable[[str, int, int], None]
 

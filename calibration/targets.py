@@ -7,9 +7,9 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..configs import TransformerConfig
-from ..errors import UsageError
-from ..export.transformer import Transformer
+from longlive_trt.configs import TransformerConfig
+from longlive_trt.errors import UsageError
+from longlive_trt.export.models.transformer import Transformer
 
 INCLUDED = ("blocks.*",)
 # These run once a prompt and not in every pass: in docs/quality.md they cost quality, and their

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..configs import ModelConfig
-from ..export.checkpoints import Weights
-from ..export.text_encoder import TextEncoder
-from ..export.weights_file import TORCH_TYPES
+from longlive_trt.configs import ModelConfig
+from longlive_trt.export.checkpoints.opening import Weights
+from longlive_trt.export.models.text_encoder import TextEncoder
+from longlive_trt.export.weights_file import TORCH_TYPES
 
 
 class TextStates(Protocol):

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..configs import ModelConfig
-from ..export.rollout import Placement, ReferenceRollout
-from ..export.transformer import Transformer
+from longlive_trt.configs import ModelConfig
+from longlive_trt.export.models.rollout import Placement, ReferenceRollout
+from longlive_trt.export.models.transformer import Transformer
 
 _EARLY_BLOCK = 2
 _BLOCKS_WITHOUT_WINDOW = 4

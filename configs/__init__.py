@@ -1,7 +1,12 @@
 """Model configuration: what a checkpoint is, and how it is rolled out."""
 
-from .loader import load_config, parse_overrides, shipped_models, shipped_presets
-from .schema import (
+from longlive_trt.configs.loader import (
+    load_config,
+    parse_overrides,
+    shipped_models,
+    shipped_presets,
+)
+from longlive_trt.configs.schema import (
     LatentConfig,
     ModelConfig,
     RolloutConfig,

@@ -5,7 +5,7 @@ import hashlib
 import json
 from typing import Any
 
-from .schema import ModelConfig
+from longlive_trt.configs.schema import ModelConfig
 
 
 def config_values(config: ModelConfig) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import yaml
 
-from ..errors import ConfigError
-from .schema import InvalidValueError, ModelConfig
+from longlive_trt.configs.schema import InvalidValueError, ModelConfig
+from longlive_trt.errors import ConfigError
 
 _HERE = Path(__file__).parent
 

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from ..errors import UsageError
-from .schema import ModelConfig
+from longlive_trt.configs.schema import ModelConfig
+from longlive_trt.errors import UsageError
 
 FloatArray = npt.NDArray[np.float32]
 

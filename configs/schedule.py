@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from .schema import RolloutConfig
+from longlive_trt.configs.schema import RolloutConfig
 
 TRAINING_STEPS = 1000
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Literal
 
-from ..errors import ConfigError
+from longlive_trt.errors import ConfigError
 
 GLOBAL_WINDOW = -1
 ROPE_TABLE_FRAMES = 1024

@@ -1,16 +1,13 @@
 """What every compiled graph offers, whoever compiled it."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 import numpy as np
-import numpy.typing as npt
 
-from ..errors import EngineError
-
-Array = npt.NDArray[np.generic]
+from longlive_trt.basics import Closing, Given
+from longlive_trt.errors import EngineError
 
 
 @dataclass(frozen=True)
@@ -63,19 +60,6 @@ class Engine(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
 
-class Closing(ABC):
-    """Is closed at the end of its ``with`` block."""
-
-    @abstractmethod
-    def close(self) -> None: ...
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
 class TensorTable(Closing):
     """A graph's name and tensors: what engines have in common, whoever compiled them."""
 
@@ -97,15 +81,6 @@ class TensorTable(Closing):
             raise EngineError(
                 f"graph {self.name}: inputs are missing: {', '.join(sorted(missing))}"
             )
-
-
-@dataclass(frozen=True)
-class Given:
-    """A tensor as a caller gives it, wherever it lies."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    is_contiguous: bool
 
 
 def require_fit(graph: str, name: str, spec: TensorSpec | None, given: Given) -> None:

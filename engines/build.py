@@ -8,18 +8,9 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..configs.dump import config_sha256
-from ..errors import BundleError
-from ..exports import (
-    TOKENIZER_NAME,
-    ExportRecord,
-    check_export,
-    read_export,
-)
-from ..files import publish_directory, sha256_file
-from ..precision import Precision, precision_named
-from . import onnxruntime
-from .bundle import (
+from longlive_trt.basics import Report
+from longlive_trt.configs.dump import config_sha256
+from longlive_trt.engines.bundles.bundle import (
     FORMAT,
     MANIFEST_NAME,
     FileEntry,
@@ -28,8 +19,13 @@ from .bundle import (
     read_manifest,
     require_replaceable,
 )
-from .compiler import BuildOptions, Compiler, GraphSource, Report
-from .compilers import compiler_named
+from longlive_trt.engines.compiler import BuildOptions, Compiler, GraphSource
+from longlive_trt.engines.ort import cpu as onnxruntime
+from longlive_trt.engines.registry import compiler_named
+from longlive_trt.errors import BundleError
+from longlive_trt.exports import TOKENIZER_NAME, ExportRecord, check_export, read_export
+from longlive_trt.files import publish_directory, sha256_file
+from longlive_trt.precision import Precision, precision_named
 
 logger = logging.getLogger(__name__)
 

@@ -1,20 +1,18 @@
 """What a compiler offers the build, and what it may be asked for."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, Protocol
 
 import onnx_ir as ir
 
-from ..configs import ModelConfig
-from ..errors import UsageError
-from ..exports import ExportRecord, GraphInfo, graph_info
-from ..precision import Precision, retype
-from .bundle import EngineKind
-
-Report = Callable[[str, int, int], None]
-"""(what is being done, how much is done, of how much)"""
+from longlive_trt.basics import Report
+from longlive_trt.configs import ModelConfig
+from longlive_trt.engines.bundles.bundle import EngineKind
+from longlive_trt.errors import UsageError
+from longlive_trt.exports import ExportRecord, GraphInfo, graph_info
+from longlive_trt.precision import Precision, retype
 
 
 @dataclass(frozen=True)

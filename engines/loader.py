@@ -2,15 +2,15 @@
 
 from typing import Literal
 
-from ..errors import BundleError, PluginError
-from ..plugins.driver import DeviceFacts, device_facts
-from ..plugins.onnxruntime_bridge import LIBRARY_NAME
-from . import onnxruntime
-from .base import Engine
-from .bundle import Bundle, Manifest
-from .cuda import Stream
-from .tensorrt_engine import PLAN_SUFFIX, Scratch, TensorRtEngine
-from .tensorrt_flavors import FLAVORS
+from longlive_trt.engines.base import Engine
+from longlive_trt.engines.bundles.bundle import Bundle, Manifest
+from longlive_trt.engines.ort import cpu as onnxruntime
+from longlive_trt.engines.trt.engine import PLAN_SUFFIX, Scratch, TensorRtEngine
+from longlive_trt.engines.trt.flavors import FLAVORS
+from longlive_trt.errors import BundleError, PluginError
+from longlive_trt.plugins.cuda.driver import DeviceFacts, device_facts
+from longlive_trt.plugins.cuda.streams import Stream
+from longlive_trt.plugins.onnxruntime_bridge import LIBRARY_NAME
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 DEVICES: tuple[DeviceChoice, ...] = ("auto", "cpu", "cuda")
@@ -71,7 +71,7 @@ def load_engine(
     path = bundle.folder / f"{graph}{onnxruntime.SUFFIX}"
     if stream is None:
         return onnxruntime.OnnxRuntimeEngine(path, threads=threads)
-    from .onnxruntime_cuda import OnnxRuntimeCudaEngine
+    from longlive_trt.engines.ort.gpu import OnnxRuntimeCudaEngine
 
     library = bundle.folder / LIBRARY_NAME
     with_kernels = graph in manifest.options.get("kernel_graphs", ())
@@ -86,7 +86,7 @@ def _require_gpu_provider(bundle: Bundle) -> None:
             f"{bundle.folder}: engines for {target}, and this machine has {here.name} "
             f"({_architecture(here)}); build with --gpu {_architecture(here)}"
         )
-    from .onnxruntime_cuda import load_libraries
+    from longlive_trt.engines.ort.gpu import load_libraries
 
     load_libraries()
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..plugins.tensors import DeviceTensor
-from .base import Array, Binding, Closing, Engine, TensorSpec
-from .cuda import DeviceMemory, PinnedArray, Stream, tensor_at
+from longlive_trt.basics import Array, Closing
+from longlive_trt.engines.base import Binding, Engine, TensorSpec
+from longlive_trt.plugins.cuda.streams import DeviceMemory, PinnedArray, Stream, tensor_at
+from longlive_trt.plugins.cuda.tensors import DeviceTensor
 
 
 class HostStaged(Closing):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .base import Engine, TensorSpec, TensorTable
+from longlive_trt.engines.base import Engine, TensorSpec, TensorTable
 
 
 class TransientEngine(TensorTable):

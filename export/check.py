@@ -14,12 +14,13 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from ..configs import ModelConfig
-from ..errors import ExportError
-from ..precision import PRECISIONS, Precision, retype
-from .checkpoints import Weights
-from .text_encoder import TextEncoder
-from .tracing import (
+from longlive_trt.configs import ModelConfig
+from longlive_trt.errors import ExportError
+from longlive_trt.export.checkpoints.opening import Weights
+from longlive_trt.export.models.text_encoder import TextEncoder
+from longlive_trt.export.models.transformer import Transformer, rope_table, rotate, sinusoid
+from longlive_trt.export.models.vae import VaeDecoder
+from longlive_trt.export.tracing import (
     QUANTIZED_TYPES,
     GraphInput,
     GraphSpec,
@@ -27,9 +28,8 @@ from .tracing import (
     flat_inputs,
     in_compute_type,
 )
-from .transformer import Transformer, rope_table, rotate, sinusoid
-from .vae import VaeDecoder
-from .weights_file import TORCH_TYPES
+from longlive_trt.export.weights_file import TORCH_TYPES
+from longlive_trt.precision import PRECISIONS, Precision, retype
 
 logger = logging.getLogger(__name__)
 

@@ -8,14 +8,27 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..configs import ModelConfig
-from ..errors import UsageError
-from .checkpoints import Weights, open_text_encoder, open_transformer, open_vae, random_weights
-from .graphs import PromptGraph, StepGraph, TextGraph, VaeFirstGraph, VaeNextGraph, graph_tables
-from .text_encoder import TextEncoder
-from .tracing import GraphInput, GraphSpec, Size
-from .transformer import Transformer
-from .vae import VaeDecoder
+from longlive_trt.configs import ModelConfig
+from longlive_trt.errors import UsageError
+from longlive_trt.export.checkpoints.opening import (
+    Weights,
+    open_text_encoder,
+    open_transformer,
+    open_vae,
+    random_weights,
+)
+from longlive_trt.export.graphs import (
+    PromptGraph,
+    StepGraph,
+    TextGraph,
+    VaeFirstGraph,
+    VaeNextGraph,
+    graph_tables,
+)
+from longlive_trt.export.models.text_encoder import TextEncoder
+from longlive_trt.export.models.transformer import Transformer
+from longlive_trt.export.models.vae import VaeDecoder
+from longlive_trt.export.tracing import GraphInput, GraphSpec, Size
 
 Shapes = Mapping[str, tuple[int, ...]]
 

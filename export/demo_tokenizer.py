@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
-from ..errors import ConfigError
+from longlive_trt.errors import ConfigError
 
 PAD, END, UNKNOWN = SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
 SMALLEST_VOCAB = len(SPECIAL_TOKENS) + 256

@@ -7,10 +7,10 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
-from ..errors import UsageError
-from ..exports import GRAPH_COMPONENTS, ExportRecord
-from .checkpoint_weights import Weights
-from .tracing import TRANSPOSED_KEY
+from longlive_trt.errors import UsageError
+from longlive_trt.export.checkpoints.weights import Weights
+from longlive_trt.export.tracing import TRANSPOSED_KEY
+from longlive_trt.exports import GRAPH_COMPONENTS, ExportRecord
 
 
 class ExportedWeights(Weights):

@@ -11,9 +11,15 @@ import onnx
 import onnx_ir as ir
 from onnx import shape_inference
 
-from ..configs import ModelConfig
-from ..errors import ExportError, UsageError
-from ..exports import (
+from longlive_trt.basics import Report
+from longlive_trt.configs import ModelConfig
+from longlive_trt.errors import ExportError, UsageError
+from longlive_trt.export.check import CheckResult, check_graph
+from longlive_trt.export.components import Component, Sources, components
+from longlive_trt.export.demo_tokenizer import write_demo_tokenizer
+from longlive_trt.export.tracing import TracedGraph, trace
+from longlive_trt.export.weights_file import write_weights
+from longlive_trt.exports import (
     GRAPH_COMPONENTS,
     RECORD_NAME,
     TOKENIZER_NAME,
@@ -22,18 +28,10 @@ from ..exports import (
     Quantization,
     graph_info,
 )
-from ..files import publish_directory, sha256_file
-from ..precision import Precision, retype
-from .check import CheckResult, check_graph
-from .components import Component, Sources, components
-from .demo_tokenizer import write_demo_tokenizer
-from .tracing import TracedGraph, trace
-from .weights_file import write_weights
+from longlive_trt.files import publish_directory, sha256_file
+from longlive_trt.precision import Precision, retype
 
 logger = logging.getLogger(__name__)
-
-Report = Callable[[str, int, int], None]
-"""(what is being done, how much is done, of how much)"""
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..configs import ModelConfig, TextEncoderConfig, VaeConfig
-from ..configs.schedule import TRAINING_STEPS
-from ..configs.schema import ROPE_TABLE_FRAMES
-from .attention_functions import ATTENTION_OP, LOCAL_DOMAIN, QUANTIZED_ATTENTION_OP
-from .text_encoder import TextEncoder
-from .transformer import (
+from longlive_trt.configs import ModelConfig, TextEncoderConfig, VaeConfig
+from longlive_trt.configs.schedule import TRAINING_STEPS
+from longlive_trt.configs.schema import ROPE_TABLE_FRAMES
+from longlive_trt.export.attention_functions import (
+    ATTENTION_OP,
+    LOCAL_DOMAIN,
+    QUANTIZED_ATTENTION_OP,
+)
+from longlive_trt.export.models.text_encoder import TextEncoder
+from longlive_trt.export.models.transformer import (
     KeyValue,
     Transformer,
     rope_angles,
@@ -22,7 +26,7 @@ from .transformer import (
     split_heads,
     split_rope_channels,
 )
-from .vae import VaeDecoder, to_pixels
+from longlive_trt.export.models.vae import VaeDecoder, to_pixels
 
 
 def graph_tables(config: ModelConfig) -> dict[str, Tensor]:

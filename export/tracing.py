@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from ..errors import ExportError
-from ..precision import PRECISIONS, mark_compute_type
-from .attention_functions import OPSET, add_attention_functions
+from longlive_trt.errors import ExportError
+from longlive_trt.export.attention_functions import OPSET, add_attention_functions
+from longlive_trt.precision import PRECISIONS, mark_compute_type
 
 TRACED = PRECISIONS["fp16"]
 """Half precision, so that every cast of the mixed-precision arithmetic is in the graph."""

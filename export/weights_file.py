@@ -7,10 +7,10 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from ..errors import ExportError
-from ..precision import Precision
-from .checkpoints import Weights
-from .tracing import TracedGraph, in_compute_type
+from longlive_trt.errors import ExportError
+from longlive_trt.export.checkpoints.opening import Weights
+from longlive_trt.export.tracing import TracedGraph, in_compute_type
+from longlive_trt.precision import Precision
 
 # Offsets at which a file can be mapped into memory on every common system. Small tensors are not
 # worth the gaps.

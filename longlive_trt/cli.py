@@ -4,34 +4,42 @@ import errno
 import importlib
 import logging
 import os
-import pkgutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import click
 
-from . import __version__, commands
-from .errors import LongLiveError
-from .extras import missing_module_message
+from longlive_trt import __version__
+from longlive_trt.errors import LongLiveError
+from longlive_trt.extras import missing_module_message
+
+
+@dataclass(frozen=True)
+class Entry:
+    module: str
+    summary: str
+
 
 # In the order of the pipeline. Kept here so that `--help` imports no command.
-SUMMARIES = {
-    "export": "Turn a checkpoint into ONNX graphs.",
-    "calibrate": "Quantize the graphs to fp8 or int8, guided by a rollout.",
-    "build": "Compile ONNX graphs into a bundle of engines.",
-    "refit": "Give stripped engines their weights.",
-    "generate": "Make a video from a bundle and prompts.",
-    "demo": "Export, build and generate in one go, on this machine.",
-    "verify": "Check a bundle, file by file and against its reference.",
-    "inspect": "Show what a bundle or an archive holds.",
-    "pack": "Put a bundle into one file.",
-    "unpack": "Take a bundle out of its file, every byte checked.",
-    "push": "Store a bundle in a folder, a bucket or on a hub.",
-    "pull": "Fetch a bundle, or the best one for this machine.",
-    "export-triton": "Write a model repository for NVIDIA Triton.",
-    "bench": "Measure how fast a bundle runs.",
-    "doctor": "Show what this machine can do, and how to add the rest.",
+COMMANDS = {
+    "export": Entry("making.export", "Turn a checkpoint into ONNX graphs."),
+    "calibrate": Entry(
+        "making.calibrate", "Quantize the graphs to fp8 or int8, guided by a rollout."
+    ),
+    "build": Entry("making.build", "Compile ONNX graphs into a bundle of engines."),
+    "refit": Entry("making.refit", "Give stripped engines their weights."),
+    "generate": Entry("running.generate", "Make a video from a bundle and prompts."),
+    "demo": Entry("running.demo", "Export, build and generate in one go, on this machine."),
+    "verify": Entry("running.verify", "Check a bundle, file by file and against its reference."),
+    "inspect": Entry("shipping.inspect", "Show what a bundle or an archive holds."),
+    "pack": Entry("shipping.pack", "Put a bundle into one file."),
+    "unpack": Entry("shipping.unpack", "Take a bundle out of its file, every byte checked."),
+    "push": Entry("shipping.push", "Store a bundle in a folder, a bucket or on a hub."),
+    "pull": Entry("shipping.pull", "Fetch a bundle, or the best one for this machine."),
+    "export-triton": Entry("making.export_triton", "Write a model repository for NVIDIA Triton."),
+    "bench": Entry("running.bench", "Measure how fast a bundle runs."),
+    "doctor": Entry("running.doctor", "Show what this machine can do, and how to add the rest."),
 }
 INTERRUPTED = 128 + 2  # what a shell reports for a process ended by SIGINT
 
@@ -44,29 +52,21 @@ class Settings:
 
 
 class LazyGroup(click.Group):
-    """One subcommand for each module of ``commands``, imported only when it runs."""
+    """Imports a subcommand's module only when it runs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        present = _command_modules()
-        return [name for name in SUMMARIES if name in present] + sorted(present - SUMMARIES.keys())
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in _command_modules():
+        if name not in COMMANDS:
             return None
-        module = importlib.import_module(f"{commands.__name__}.{name.replace('-', '_')}")
+        module = importlib.import_module(f"longlive_trt.commands.{COMMANDS[name].module}")
         command: click.Command = module.command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(
-                [(name, SUMMARIES.get(name, "")) for name in self.list_commands(ctx)]
-            )
-
-
-def _command_modules() -> set[str]:
-    names = (module.name for module in pkgutil.iter_modules(commands.__path__))
-    return {name.replace("_", "-") for name in names if not name.startswith("_")}
+            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

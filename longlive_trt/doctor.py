@@ -11,9 +11,9 @@ from typing import Literal
 
 import psutil
 
-from . import __version__
-from .extras import install_command
-from .probes import (
+from longlive_trt import __version__
+from longlive_trt.extras import install_command
+from longlive_trt.probes import (
     CUDA_DRIVER,
     H264_ENCODERS,
     ONNXRUNTIME_PROVIDERS,

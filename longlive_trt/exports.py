@@ -8,11 +8,11 @@ from typing import Any
 
 import onnx_ir as ir
 
-from .configs import ModelConfig
-from .configs.dump import config_values
-from .configs.loader import configure
-from .errors import ExportError, UsageError
-from .files import sha256_file
+from longlive_trt.configs import ModelConfig
+from longlive_trt.configs.dump import config_values
+from longlive_trt.configs.loader import configure
+from longlive_trt.errors import ExportError, UsageError
+from longlive_trt.files import sha256_file
 
 RECORD_NAME = "export.json"
 TOKENIZER_NAME = "tokenizer.json"

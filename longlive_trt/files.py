@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from .errors import UsageError
+from longlive_trt.errors import UsageError
 
 _CHUNK_BYTES = 1 << 22
 

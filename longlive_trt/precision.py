@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from .errors import ExportError, UsageError
+from longlive_trt.errors import ExportError, UsageError
 
 _TYPE_KEY = "longlive.compute_type"
 _VALUES_KEY = "longlive.compute_values"

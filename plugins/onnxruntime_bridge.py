@@ -21,11 +21,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ..errors import PluginError
-from . import graph_kernels
-from .compilation import SOURCE_DIR, default_cache_dir, publish
-from .graph_kernels import Array, GraphKernel
-from .tensors import DeviceTensor
+from longlive_trt.basics import Array
+from longlive_trt.errors import PluginError
+from longlive_trt.plugins.cuda.compilation import SOURCE_DIR, default_cache_dir, publish
+from longlive_trt.plugins.cuda.tensors import DeviceTensor
+from longlive_trt.plugins.kernels import base as graph_kernels
+from longlive_trt.plugins.kernels.base import GraphKernel
 
 logger = logging.getLogger(__name__)
 

@@ -4,22 +4,23 @@ import threading
 from collections.abc import Callable
 from functools import cached_property, partial
 
-from ..configs import ModelConfig
-from ..engines import onnxruntime
-from ..engines.base import Closing, Engine
-from ..engines.bundle import Bundle
-from ..engines.cuda import Gpu, Stream
-from ..engines.loader import DeviceChoice, load_engine, require_runnable, runs_on_gpu
-from ..engines.transient import TransientEngine
-from .budget import require_memory, session_budget, specs_of
-from .cuda_decoder import CudaDecoder
-from .cuda_memory import CudaMemory
-from .decoder import Decoder, ThreadedDecoder, VaeStream
-from .memory import HostMemory, Memory
-from .noise import NoiseSource
-from .prompts import PromptContexts, PromptEncoder
-from .session import Session
-from .tokenizer import PromptTokenizer
+from longlive_trt.basics import Closing
+from longlive_trt.configs import ModelConfig
+from longlive_trt.engines.base import Engine
+from longlive_trt.engines.bundles.bundle import Bundle
+from longlive_trt.engines.loader import DeviceChoice, load_engine, require_runnable, runs_on_gpu
+from longlive_trt.engines.ort import cpu as onnxruntime
+from longlive_trt.engines.transient import TransientEngine
+from longlive_trt.plugins.cuda.streams import Gpu, Stream
+from longlive_trt.runtime.decoding.cuda import CudaDecoder
+from longlive_trt.runtime.decoding.host import Decoder, ThreadedDecoder, VaeStream
+from longlive_trt.runtime.memory.base import HostMemory, Memory
+from longlive_trt.runtime.memory.budget import require_memory, session_budget, specs_of
+from longlive_trt.runtime.memory.cuda import CudaMemory
+from longlive_trt.runtime.noise import NoiseSource
+from longlive_trt.runtime.prompting.encoder import PromptContexts, PromptEncoder
+from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer
+from longlive_trt.runtime.session import Session
 
 STREAM_OF = {
     "step": "transformer",

@@ -9,21 +9,27 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
-from ..configs.dump import config_values
-from ..engines.bundle import Bundle
-from ..errors import LongLiveError, LostGpuError, OutputError
-from ..signals import interrupts_deferred
-from .assembly import Engines
-from .interrupts import StopRequest, stop_on_signals
-from .noise import FloatArray, NoiseSource, ReplayNoise, SeededNoise
-from .output import FrameWriter, open_writer, write_latents, write_sidecar
-from .progress import Meter, Progress, Started
-from .request import Outputs as Outputs
-from .request import Request as Request
-from .request import check_request as check_request
-from .session import Block, Session
-from .state import restore, save_state
-from .switches import Mixer, NoSwitches, ReplaySwitches, Switches, TimelineSwitches
+from longlive_trt.configs.dump import config_values
+from longlive_trt.engines.bundles.bundle import Bundle
+from longlive_trt.errors import LongLiveError, LostGpuError, OutputError
+from longlive_trt.runtime.assembly import Engines
+from longlive_trt.runtime.interrupts import StopRequest, stop_on_signals
+from longlive_trt.runtime.noise import FloatArray, NoiseSource, ReplayNoise, SeededNoise
+from longlive_trt.runtime.output import FrameWriter, open_writer, write_latents, write_sidecar
+from longlive_trt.runtime.progress import Meter, Progress, Started
+from longlive_trt.runtime.prompting.switches import (
+    Mixer,
+    NoSwitches,
+    ReplaySwitches,
+    Switches,
+    TimelineSwitches,
+)
+from longlive_trt.runtime.request import Outputs as Outputs
+from longlive_trt.runtime.request import Request as Request
+from longlive_trt.runtime.request import check_request as check_request
+from longlive_trt.runtime.session import Block, Session
+from longlive_trt.runtime.state import restore, save_state
+from longlive_trt.signals import interrupts_deferred
 
 
 def generate(bundle: Bundle, request: Request, progress: Progress) -> bool:

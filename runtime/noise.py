@@ -8,9 +8,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..configs.replay import Replay
-from ..engines.marks import mark
-from .memory import Inlet
+from longlive_trt.configs.replay import Replay
+from longlive_trt.plugins.cuda.marks import mark
+from longlive_trt.runtime.memory.base import Inlet
 
 FloatArray = npt.NDArray[np.float32]
 

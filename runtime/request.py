@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..configs import ModelConfig
-from ..configs.replay import Replay
-from ..engines.bundle import Bundle
-from ..engines.loader import DeviceChoice, require_runnable
-from ..errors import UsageError
-from .ring import RingLayout
-from .state import SavedState
-from .switches import EXACT, SwitchMode
-from .timeline import Cue
+from longlive_trt.configs import ModelConfig
+from longlive_trt.configs.replay import Replay
+from longlive_trt.engines.bundles.bundle import Bundle
+from longlive_trt.engines.loader import DeviceChoice, require_runnable
+from longlive_trt.errors import UsageError
+from longlive_trt.runtime.prompting.switches import EXACT, SwitchMode
+from longlive_trt.runtime.prompting.timeline import Cue
+from longlive_trt.runtime.ring import RingLayout
+from longlive_trt.runtime.state import SavedState
 
 
 @dataclass(frozen=True)

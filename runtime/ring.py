@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..configs import ModelConfig, RolloutConfig
-from ..configs.schema import GLOBAL_ATTENTION_TOKENS, ROPE_TABLE_FRAMES
-from ..errors import UsageError
+from longlive_trt.configs import ModelConfig, RolloutConfig
+from longlive_trt.configs.schema import GLOBAL_ATTENTION_TOKENS, ROPE_TABLE_FRAMES
+from longlive_trt.errors import UsageError
 
 Recache = Literal["exact", "partial", "none"]
 """What a prompt switch recomputes: all that upstream does, what the next block sees, or nothing."""

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..configs import ModelConfig
-from ..engines.base import Array, Closing, Engine
-from ..engines.marks import mark
-from ..errors import UsageError
-from .decoder import Decoder, DecoderSnapshot, Decoding
-from .memory import HostMemory, Memory, Pending, Span, Tensor
-from .noise import FloatArray, NoiseFeed, NoiseSource
-from .ring import Recache, Ring, RingLayout
-from .transformer import Context, LatentHistory, TransformerPasses
+from longlive_trt.basics import Array, Closing
+from longlive_trt.configs import ModelConfig
+from longlive_trt.engines.base import Engine
+from longlive_trt.errors import UsageError
+from longlive_trt.plugins.cuda.marks import mark
+from longlive_trt.runtime.decoding.host import Decoder, DecoderSnapshot, Decoding
+from longlive_trt.runtime.memory.base import HostMemory, Memory, Pending, Span, Tensor
+from longlive_trt.runtime.noise import FloatArray, NoiseFeed, NoiseSource
+from longlive_trt.runtime.ring import Recache, Ring, RingLayout
+from longlive_trt.runtime.transformer import Context, LatentHistory, TransformerPasses
 
 _WARM_UP = 8
 """Blocks after which every buffer is there and every pass was captured."""

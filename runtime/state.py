@@ -12,17 +12,17 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from ..configs import ModelConfig
-from ..configs.dump import config_values
-from ..configs.loader import configure
-from ..engines.base import Array
-from ..errors import OutputError, UsageError
-from ..files import publish_file
-from .blending import Blend
-from .memory import Memory, Tensor
-from .ring import Ring
-from .session import Session
-from .switches import EXACT, SwitchMode
+from longlive_trt.basics import Array
+from longlive_trt.configs import ModelConfig
+from longlive_trt.configs.dump import config_values
+from longlive_trt.configs.loader import configure
+from longlive_trt.errors import OutputError, UsageError
+from longlive_trt.files import publish_file
+from longlive_trt.runtime.memory.base import Memory, Tensor
+from longlive_trt.runtime.prompting.blending import Blend
+from longlive_trt.runtime.prompting.switches import EXACT, SwitchMode
+from longlive_trt.runtime.ring import Ring
+from longlive_trt.runtime.session import Session
 
 FORMAT = 2
 # The file's library writes such numbers for numpy, and cannot read them.

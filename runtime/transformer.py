@@ -11,12 +11,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..configs import ModelConfig
-from ..configs.schedule import Pass, Schedule
-from ..engines.base import Array, Binding, Engine
-from ..engines.marks import mark
-from .memory import Buffer, HostMemory, Memory, Pending, Span, Tensor, buffers, named
-from .ring import Copy, PassPlan, RingLayout
+from longlive_trt.basics import Array
+from longlive_trt.configs import ModelConfig
+from longlive_trt.configs.schedule import Pass, Schedule
+from longlive_trt.engines.base import Binding, Engine
+from longlive_trt.plugins.cuda.marks import mark
+from longlive_trt.runtime.memory.base import (
+    Buffer,
+    HostMemory,
+    Memory,
+    Pending,
+    Span,
+    Tensor,
+    buffers,
+    named,
+)
+from longlive_trt.runtime.ring import Copy, PassPlan, RingLayout
 
 Context = Mapping[str, Tensor]
 """``context_k.{l}`` and ``context_v.{l}`` of one prompt."""

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from ..configs import ModelConfig
-from ..configs.dump import config_values
-from ..configs.replay import Replay, Switch, prompts_by_block
-from ..engines import onnxruntime
-from ..engines.base import Array, Binding, Closing, Engine, TensorSpec
-from ..engines.bundle import (
+from longlive_trt.basics import Array, Closing
+from longlive_trt.configs import ModelConfig
+from longlive_trt.configs.dump import config_values
+from longlive_trt.configs.replay import Replay, Switch, prompts_by_block
+from longlive_trt.engines.base import Binding, Engine, TensorSpec
+from longlive_trt.engines.bundles.bundle import (
     MANIFEST_NAME,
     Bundle,
     EngineKind,
@@ -26,16 +26,17 @@ from ..engines.bundle import (
     Manifest,
     open_bundle,
 )
-from ..engines.loader import DeviceChoice
-from ..engines.staging import HostStaged
-from ..errors import UsageError
-from ..exports import RECORD_NAME, check_export, read_export
-from .assembly import STREAM_OF, Engines
-from .decoder import ThreadedDecoder, VaeStream
-from .memory import HostMemory, Memory, buffers
-from .noise import FloatArray, ReplayNoise, SeededNoise
-from .session import Session
-from .tokenizer import PromptTokenizer
+from longlive_trt.engines.loader import DeviceChoice
+from longlive_trt.engines.ort import cpu as onnxruntime
+from longlive_trt.engines.staging import HostStaged
+from longlive_trt.errors import UsageError
+from longlive_trt.exports import RECORD_NAME, check_export, read_export
+from longlive_trt.runtime.assembly import STREAM_OF, Engines
+from longlive_trt.runtime.decoding.host import ThreadedDecoder, VaeStream
+from longlive_trt.runtime.memory.base import HostMemory, Memory, buffers
+from longlive_trt.runtime.noise import FloatArray, ReplayNoise, SeededNoise
+from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer
+from longlive_trt.runtime.session import Session
 
 # Relative L2; by what the coarser of the two computes in.
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "fp8": 3e-1, "int8": 3e-1}

@@ -1,28 +1,28 @@
 """Compare a wheel with the checkout it was built from: ``wheel_contents.py WHEEL CHECKOUT``.
 
-Every source, configuration and kernel file of the packages must be inside, and nothing else.
+Every file of the package and of the areas linked into it must be inside once, and nothing else.
 """
 
+import os
 import sys
-import tomllib
 import zipfile
+from collections import Counter
 from pathlib import Path
 
-
-def expected_files(checkout: Path) -> set[str]:
-    setuptools = tomllib.loads((checkout / "pyproject.toml").read_text())["tool"]["setuptools"]
-    files: set[str] = set()
-    for package in setuptools["packages"]:
-        folder = checkout / setuptools["package-dir"][package]
-        for pattern in ("*.py", *setuptools["package-data"].get(package, [])):
-            found = (path for path in folder.glob(pattern) if path.is_file())
-            files |= {f"{package.replace('.', '/')}/{path.relative_to(folder)}" for path in found}
-    return files
+PACKAGE = "longlive_trt"
 
 
-def packaged_files(wheel: Path) -> set[str]:
+def expected_files(checkout: Path) -> Counter[str]:
+    names: Counter[str] = Counter()
+    for folder, subfolders, files in os.walk(checkout / PACKAGE, followlinks=True):
+        subfolders[:] = [name for name in subfolders if name != "__pycache__"]
+        names.update(str((Path(folder) / name).relative_to(checkout)) for name in files)
+    return names
+
+
+def packaged_files(wheel: Path) -> Counter[str]:
     names = zipfile.ZipFile(wheel).namelist()
-    return {name for name in names if ".dist-info/" not in name and not name.endswith("/")}
+    return Counter(name for name in names if ".dist-info/" not in name and not name.endswith("/"))
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ from longlive_trt.configs import ModelConfig, load_config
 from longlive_trt.configs.loader import configure
 from longlive_trt.precision import precision_named
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[0] / "data"
 
 # A shell that runs the tests in the background leaves them, and what they start, deaf to Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -127,7 +127,7 @@ def mini_bundle(make_once: MakeOnce) -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def video_bundle(make_once: MakeOnce, mini_bundle: Callable[[str], Path]) -> Path:
     """An exported transformer, and quick stand-ins for the VAE and the text encoder."""
-    from .fakes.video import add_stand_ins
+    from tests.fakes.video import add_stand_ins
 
     mini = mini_bundle("relative")
     return make_once("mini-video", lambda path: add_stand_ins(mini, path))
@@ -150,7 +150,7 @@ def golden_vae_bundle(make_once: MakeOnce) -> Path:
 @pytest.fixture(scope="session")
 def fake_bundle() -> Callable[..., Path]:
     """A bundle that is sound as far as files go; what they hold is no engine."""
-    from longlive_trt.engines.bundle import EngineKind, FileEntry, Manifest
+    from longlive_trt.engines.bundles.bundle import EngineKind, FileEntry, Manifest
 
     random = np.random.default_rng(0)
     default = {
@@ -188,9 +188,8 @@ def fake_bundle() -> Callable[..., Path]:
 @pytest.fixture
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """Put an imagined GPU in the place of CUDA's driver; options are those of ``FakeCuda``."""
-    from longlive_trt.plugins import driver
-
-    from .fakes.cuda import FakeCuda
+    from longlive_trt.plugins.cuda import driver
+    from tests.fakes.cuda import FakeCuda
 
     def install(**options: Any) -> FakeCuda:
         cuda = FakeCuda(**options)

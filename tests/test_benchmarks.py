@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from longlive_trt.engines.bundle import open_bundle
+from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.runtime.assembly import Engines
 from longlive_trt.runtime.noise import SeededNoise
 

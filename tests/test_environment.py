@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "environment.sh"
 PINS = (ROOT / "constraints.txt").read_text().splitlines()
 (TORCH,) = (line for line in PINS if line.startswith("torch=="))

@@ -14,43 +14,27 @@ from packaging.utils import canonicalize_name
 import longlive_trt
 from longlive_trt.extras import EXTRA_OF_MODULE
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
-SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
-NOT_PACKAGES = {"build", "dist", "tests", "out"}
+AREAS = {path.parent for path in ROOT.glob("*/__init__.py")} - {ROOT / "longlive_trt"}
 
 
-def python_folders() -> set[Path]:
-    """Every folder that Python imports from, as the package list should have it."""
-    tops = (path for path in ROOT.iterdir() if path.is_dir() and path.name not in NOT_PACKAGES)
-    visible = (path for path in tops if not path.name.startswith("."))
-    ours = [path for path in visible if not (path / "pyvenv.cfg").exists()]
-    found = (init.parent for top in ours for init in top.rglob("__init__.py"))
-    return {folder.relative_to(ROOT) for folder in found}
+def test_every_area_is_linked_into_the_package() -> None:
+    links = {path for path in (ROOT / "longlive_trt").iterdir() if path.is_symlink()}
+    assert {link.resolve() for link in links} == AREAS
+    assert all(str(link.readlink()) == f"../{link.name}" for link in links)
 
 
-def test_the_package_list_names_the_folders_found() -> None:
-    listed = {Path(folder) for folder in SETUPTOOLS["package-dir"].values()}
-    assert listed == python_folders()
-    assert sorted(SETUPTOOLS["packages"]) == sorted(SETUPTOOLS["package-dir"])
-
-
-@pytest.mark.parametrize(("package", "folder"), SETUPTOOLS["package-dir"].items())
-def test_packages_import_from_where_the_list_says(package: str, folder: str) -> None:
-    module_file = import_module(package).__file__
+@pytest.mark.parametrize("area", sorted(path.name for path in AREAS))
+def test_an_area_imports_as_a_part_of_the_package(area: str) -> None:
+    module_file = import_module(f"longlive_trt.{area}").__file__
     assert module_file is not None
-    assert Path(module_file).resolve().parent == ROOT / folder
+    assert Path(module_file).resolve().parent == ROOT / area
 
 
-@pytest.mark.parametrize(("package", "patterns"), SETUPTOOLS["package-data"].items())
-def test_package_data_patterns_cover_the_data(package: str, patterns: list[str]) -> None:
-    folder = ROOT / SETUPTOOLS["package-dir"][package]
-    nested = [ROOT / other for other in SETUPTOOLS["package-dir"].values()]
-    below = {path for other in nested if other != folder for path in other.rglob("*")}
-    data = {path for path in set(folder.rglob("*")) - below if path.is_file()}
-    data = {path for path in data if path.suffix not in {".py", ".pyc"}}
-    matched = {path for pattern in patterns for path in folder.glob(pattern)}
-    assert data <= matched
+def test_every_folder_of_code_is_a_package() -> None:
+    folders = {path.parent for top in (*AREAS, ROOT / "longlive_trt") for path in top.rglob("*.py")}
+    assert {folder for folder in folders if not (folder / "__init__.py").is_file()} == set()
 
 
 def test_versions_agree() -> None:

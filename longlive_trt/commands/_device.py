@@ -2,7 +2,7 @@
 
 import click
 
-from ..engines.loader import DEVICES
+from longlive_trt.engines.loader import DEVICES
 
 device_option = click.option(
     "--device",

@@ -1,15 +1,14 @@
 """How long-running commands show what they are doing."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ..exports import TensorInfo
-
-Report = Callable[[str, int, int], None]
+from longlive_trt.basics import Report
+from longlive_trt.exports import TensorInfo
 
 
 @contextmanager

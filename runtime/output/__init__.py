@@ -1,11 +1,11 @@
 """Where a video goes: an MP4 or MOV file, a GIF, a folder of PNG files, or nowhere."""
 
-from .base import FrameWriter, NullWriter
-from .choice import check_file_output, check_output, open_writer
-from .data import sidecar_path, write_latents, write_sidecar
-from .gif import GifWriter
-from .mp4 import Mp4Writer
-from .png import PngFolderWriter
+from longlive_trt.runtime.output.base import FrameWriter, NullWriter
+from longlive_trt.runtime.output.choice import check_file_output, check_output, open_writer
+from longlive_trt.runtime.output.data import sidecar_path, write_latents, write_sidecar
+from longlive_trt.runtime.output.gif import GifWriter
+from longlive_trt.runtime.output.mp4 import Mp4Writer
+from longlive_trt.runtime.output.png import PngFolderWriter
 
 __all__ = [
     "FrameWriter",

@@ -16,8 +16,8 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import OutputError
-from ...signals import interrupts_deferred
+from longlive_trt.errors import OutputError
+from longlive_trt.signals import interrupts_deferred
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
-from ...errors import OutputError, UsageError
-from .base import FrameWriter, NullWriter, reason
-from .gif import GifWriter
-from .mp4 import Mp4Writer
-from .png import PngFolderWriter, foreign_files
+from longlive_trt.errors import OutputError, UsageError
+from longlive_trt.runtime.output.base import FrameWriter, NullWriter, reason
+from longlive_trt.runtime.output.gif import GifWriter
+from longlive_trt.runtime.output.mp4 import Mp4Writer
+from longlive_trt.runtime.output.png import PngFolderWriter, foreign_files
 
 _VIDEO_SUFFIXES = (".mp4", ".mov")
 _FILE_SUFFIXES = (*_VIDEO_SUFFIXES, ".gif")

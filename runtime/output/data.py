@@ -10,10 +10,10 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from ...errors import OutputError
-from ...files import publish_file
-from ...signals import interrupts_deferred
-from .base import make_folder, reason
+from longlive_trt.errors import OutputError
+from longlive_trt.files import publish_file
+from longlive_trt.runtime.output.base import make_folder, reason
+from longlive_trt.signals import interrupts_deferred
 
 
 def write_latents(path: str | Path, latents: npt.NDArray[np.generic]) -> None:

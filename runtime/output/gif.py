@@ -9,10 +9,16 @@ from typing import cast
 import av
 import numpy as np
 
-from ...errors import UsageError
-from .base import FrameWriter, Pixels, PrefixFile, make_folder, partial_path
-from .mp4 import exact_fps
-from .palette import quantize
+from longlive_trt.errors import UsageError
+from longlive_trt.runtime.output.base import (
+    FrameWriter,
+    Pixels,
+    PrefixFile,
+    make_folder,
+    partial_path,
+)
+from longlive_trt.runtime.output.mp4 import exact_fps
+from longlive_trt.runtime.output.palette import quantize
 
 _MAX_FPS = 50
 _PICTURE, _EXTENSION, _TRAILER = b"\x2c\x21\x3b"

@@ -15,8 +15,15 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 
-from ...errors import OutputError
-from .base import FrameWriter, Pixels, PrefixFile, make_folder, partial_path, reason
+from longlive_trt.errors import OutputError
+from longlive_trt.runtime.output.base import (
+    FrameWriter,
+    Pixels,
+    PrefixFile,
+    make_folder,
+    partial_path,
+    reason,
+)
 
 _FRAGMENTED = {
     "movflags": "frag_keyframe+empty_moov+default_base_moof+delay_moov",

@@ -6,7 +6,7 @@ ffmpeg's own palette filters take five times as long, over a second for a 480p f
 import numpy as np
 import numpy.typing as npt
 
-from .base import Pixels
+from longlive_trt.runtime.output.base import Pixels
 
 COLORS = 256
 _BITS = 5

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import OutputError
-from .base import FrameWriter, Pixels, make_folder, partial_path
+from longlive_trt.errors import OutputError
+from longlive_trt.runtime.output.base import FrameWriter, Pixels, make_folder, partial_path
 
 _FRAME_NAME = re.compile(r"frame_\d{6,}\.png")
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"

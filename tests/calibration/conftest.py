@@ -15,11 +15,11 @@ from longlive_trt.calibration.targets import Selection
 from longlive_trt.calibration.texts import SyntheticTexts
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.loader import configure
-from longlive_trt.export.checkpoint_random import RandomWeights
-from longlive_trt.export.checkpoint_weights import Weights
+from longlive_trt.export.checkpoints.random import RandomWeights
+from longlive_trt.export.checkpoints.weights import Weights
 from longlive_trt.export.components import Sources, expected_shapes
 from longlive_trt.export.exporter import export
-from longlive_trt.export.transformer import Transformer
+from longlive_trt.export.models.transformer import Transformer
 from longlive_trt.precision import PRECISIONS
 
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]

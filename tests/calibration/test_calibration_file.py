@@ -16,7 +16,7 @@ from longlive_trt.calibration.calibration_file import (
 from longlive_trt.calibration.modelopt import LayerRanges
 from longlive_trt.configs import ModelConfig
 from longlive_trt.errors import UsageError
-from longlive_trt.export.checkpoint_weights import Weights
+from longlive_trt.export.checkpoints.weights import Weights
 
 
 @pytest.mark.parametrize("recipe", ["fp8", "int8-smoothquant"])

@@ -21,7 +21,7 @@ from longlive_trt.calibration.texts import SyntheticTexts
 from longlive_trt.calibration.videos import Video, plan_videos, run_video
 from longlive_trt.configs import ModelConfig
 from longlive_trt.errors import CheckpointError, UsageError
-from longlive_trt.export.checkpoint_weights import Weights
+from longlive_trt.export.checkpoints.weights import Weights
 
 TWO = tuple(shipped_prompts()[:2])
 FOUR = tuple(shipped_prompts()[:4])

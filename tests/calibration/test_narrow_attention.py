@@ -26,7 +26,7 @@ from longlive_trt.cli import main
 from longlive_trt.configs import ModelConfig
 from longlive_trt.engines.build import build
 from longlive_trt.engines.compiler import BuildOptions
-from longlive_trt.engines.tensorrt import TensorRtCompiler
+from longlive_trt.engines.trt.compiler import TensorRtCompiler
 from longlive_trt.errors import ExportError, UsageError
 from longlive_trt.export.attention_functions import (
     LOCAL_DOMAIN,
@@ -35,9 +35,9 @@ from longlive_trt.export.attention_functions import (
     add_attention_functions,
 )
 from longlive_trt.export.check import check_graph
-from longlive_trt.export.checkpoint_weights import Weights
+from longlive_trt.export.checkpoints.weights import Weights
 from longlive_trt.export.components import Component, prompt_spec, step_spec
-from longlive_trt.export.transformer import full_attention, rope_table, rotate
+from longlive_trt.export.models.transformer import full_attention, rope_table, rotate
 from longlive_trt.exports import Quantization, read_export
 from longlive_trt.precision import PRECISIONS
 
@@ -200,7 +200,7 @@ def test_int8_layers_with_fp8_attention_need_a_gpu_with_fp8(
     options = BuildOptions(gpu="sm86")
     with pytest.raises(UsageError, match="fp8 on sm86: these GPUs have no fp8 arithmetic"):
         build(narrow_export, tmp_path / "bundle", "fp16", "tensorrt-rtx", options=options)
-    from longlive_trt.engines.compilers import compiler_named
+    from longlive_trt.engines.registry import compiler_named
 
     compiler = compiler_named("tensorrt-rtx", options, PRECISIONS["fp16"], record.config)
     with pytest.raises(UsageError, match="fp8 on sm86"):

@@ -20,13 +20,13 @@ from longlive_trt.calibration.recipes import FORMATS, FP8, Extras
 from longlive_trt.calibration.texts import SyntheticTexts
 from longlive_trt.configs import ModelConfig
 from longlive_trt.engines.build import build
-from longlive_trt.engines.bundle import Bundle, open_bundle
+from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.engines.compiler import BuildOptions
 from longlive_trt.engines.loader import load_engine
 from longlive_trt.errors import UsageError
-from longlive_trt.export.checkpoint_weights import Weights
+from longlive_trt.export.checkpoints.weights import Weights
 from longlive_trt.export.exported_weights import ExportedWeights
-from longlive_trt.export.rollout import ReferenceRollout
+from longlive_trt.export.models.rollout import ReferenceRollout
 from longlive_trt.exports import read_export
 from longlive_trt.precision import PRECISIONS, retype
 from longlive_trt.runtime.ring import Ring, RingLayout

@@ -16,8 +16,8 @@ from longlive_trt.calibration.recipes import FP8, INT8, RECIPES, Format
 from longlive_trt.calibration.sensitivity import LayerSensitivity, measure, suggest_exclude
 from longlive_trt.calibration.texts import SyntheticTexts
 from longlive_trt.configs import ModelConfig
-from longlive_trt.export.checkpoint_weights import Weights
-from longlive_trt.export.rollout import ReferenceRollout
+from longlive_trt.export.checkpoints.weights import Weights
+from longlive_trt.export.models.rollout import ReferenceRollout
 
 
 def test_the_report_finds_the_layer_whose_range_is_wrong(

@@ -27,7 +27,7 @@ from longlive_trt.calibration.prompts import shipped_prompts
 from longlive_trt.calibration.quantization import rounded
 from longlive_trt.calibration.recipes import FP8, INT8, RECIPES, VAE_EXCLUDED, Extras, Format
 from longlive_trt.calibration.texts import SyntheticTexts
-from longlive_trt.calibration.vae import (
+from longlive_trt.calibration.vae.decoder import (
     VaeWatcher,
     convolutions,
     load_quantized_vae,
@@ -35,19 +35,19 @@ from longlive_trt.calibration.vae import (
     quantized_vae_component,
     select_convolutions,
 )
-from longlive_trt.calibration.vae_layers import QuantizedCausalConv, narrow_conv
+from longlive_trt.calibration.vae.layers import QuantizedCausalConv, narrow_conv
 from longlive_trt.cli import main
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.loader import configure
 from longlive_trt.engines.build import build
-from longlive_trt.engines.bundle import open_bundle
+from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.engines.compiler import BuildOptions
 from longlive_trt.engines.loader import load_engine
 from longlive_trt.errors import CheckpointError, ExportError, UsageError
 from longlive_trt.export.check import check_graph
 from longlive_trt.export.components import Component, Sources, vae_specs
 from longlive_trt.export.exporter import export
-from longlive_trt.export.vae_layers import CausalConv, Histories
+from longlive_trt.export.models.vae_layers import CausalConv, Histories
 from longlive_trt.exports import read_export
 from longlive_trt.precision import PRECISIONS
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from longlive_trt.commands.build import command
+from longlive_trt.commands.making.build import command
 from longlive_trt.configs import ModelConfig
 from longlive_trt.engines.compiler import BuildOptions, option_flag
-from longlive_trt.engines.compilers import compiler_named
-from longlive_trt.engines.tensorrt_flavors import FLAVORS, load_bindings
+from longlive_trt.engines.registry import compiler_named
+from longlive_trt.engines.trt.flavors import FLAVORS, load_bindings
 from longlive_trt.errors import EngineError, UsageError
 from longlive_trt.extras import missing_module_message
 from longlive_trt.precision import precision_named

@@ -10,14 +10,13 @@ import onnxruntime as ort
 import pytest
 
 from longlive_trt.cli import main
-from longlive_trt.engines import onnxruntime_cuda
-from longlive_trt.engines.bundle import Bundle, EngineKind, open_bundle
+from longlive_trt.engines.bundles.bundle import Bundle, EngineKind, open_bundle
 from longlive_trt.engines.loader import DeviceChoice, load_engine, require_runnable, runs_on_gpu
-from longlive_trt.engines.onnxruntime import OnnxRuntimeEngine
+from longlive_trt.engines.ort import gpu as onnxruntime_cuda
+from longlive_trt.engines.ort.cpu import OnnxRuntimeEngine
 from longlive_trt.errors import BundleError, EngineError
 from longlive_trt.exports import GraphInfo
-
-from ..fakes.cuda import FakeCuda
+from tests.fakes.cuda import FakeCuda
 
 MakeBundle = Callable[..., Bundle]
 GRAPHS = ("step", "prompt", "vae_first", "vae_next", "text")

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from longlive_trt.engines.base import Array, Engine
-from longlive_trt.engines.cuda import Gpu, Stream
-from longlive_trt.engines.onnxruntime import OnnxRuntimeEngine
+from longlive_trt.basics import Array
+from longlive_trt.engines.base import Engine
+from longlive_trt.engines.ort.cpu import OnnxRuntimeEngine
 from longlive_trt.engines.staging import HostStaged
 from longlive_trt.errors import EngineError
-
-from ..fakes.cuda import FakeCuda, Status
-from ..fakes.engines import FakeCudaEngine
+from longlive_trt.plugins.cuda.streams import Gpu, Stream
+from tests.fakes.cuda import FakeCuda, Status
+from tests.fakes.engines import FakeCudaEngine
 
 FRAMES = 3
 GRAPHS = ("vae_next", "text", "prompt")

@@ -147,7 +147,7 @@ def test_weights_are_stored_in_the_precision_asked_for(
 def test_weights_beyond_half_precision_are_named(
     quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from longlive_trt.export.checkpoint_random import RandomWeights
+    from longlive_trt.export.checkpoints.random import RandomWeights
 
     load = RandomWeights.load
     monkeypatch.setattr(RandomWeights, "load", lambda self, name: load(self, name) * 1e6)

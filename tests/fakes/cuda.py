@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from .memory import IllegalAddressError, Kind, Memory, RefusedError, Status
-from .queues import Event, Queues, Record, Schedule, Stream, Wait, Work
+from tests.fakes.memory import IllegalAddressError, Kind, Memory, RefusedError, Status
+from tests.fakes.queues import Event, Queues, Record, Schedule, Stream, Wait, Work
 
 __all__ = ["FakeCuda", "Schedule", "Status"]
 

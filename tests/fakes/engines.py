@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from longlive_trt.engines import onnxruntime_cuda
-from longlive_trt.engines.base import Closing, Engine, TensorSpec
-from longlive_trt.engines.bundle import Bundle
-from longlive_trt.engines.cuda import DeviceTensor, Stream
+from longlive_trt.basics import Closing
+from longlive_trt.engines.base import Engine, TensorSpec
+from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.engines.loader import load_engine
-from longlive_trt.engines.onnxruntime import OnnxRuntimeEngine
-from longlive_trt.engines.onnxruntime_cuda import OnnxRuntimeCudaBinding
-from longlive_trt.plugins.driver import check
+from longlive_trt.engines.ort import gpu as onnxruntime_cuda
+from longlive_trt.engines.ort.cpu import OnnxRuntimeEngine
+from longlive_trt.engines.ort.gpu import OnnxRuntimeCudaBinding
+from longlive_trt.plugins.cuda.driver import check
+from longlive_trt.plugins.cuda.streams import DeviceTensor, Stream
 from longlive_trt.runtime import assembly
-from longlive_trt.runtime.cuda_memory import bytes_of, dtype_of
-
-from .cuda import FakeCuda
+from longlive_trt.runtime.memory.cuda import bytes_of, dtype_of
+from tests.fakes.cuda import FakeCuda
 
 
 class FakeCudaEngine(Closing):

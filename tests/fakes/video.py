@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.schema import TextEncoderConfig, VaeConfig
-from longlive_trt.engines.bundle import (
+from longlive_trt.engines.bundles.bundle import (
     MANIFEST_NAME,
     Bundle,
     FileEntry,

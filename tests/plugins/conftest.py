@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from longlive_trt.errors import PluginError
-from longlive_trt.plugins import driver
-from longlive_trt.plugins.arguments import KVPiece
-from longlive_trt.plugins.compilation import CACHE_ENVIRONMENT
+from longlive_trt.plugins.attention.arguments import KVPiece
+from longlive_trt.plugins.cuda import driver
+from longlive_trt.plugins.cuda.compilation import CACHE_ENVIRONMENT
 
 try:
     import torch

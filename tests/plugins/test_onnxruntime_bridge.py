@@ -9,8 +9,9 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 from longlive_trt.errors import PluginError
-from longlive_trt.plugins import graph_kernels, onnxruntime_bridge
-from longlive_trt.plugins.graph_kernels import DOMAIN, OPERATORS, kernel_of, spec_of
+from longlive_trt.plugins import onnxruntime_bridge
+from longlive_trt.plugins.kernels import base as graph_kernels
+from longlive_trt.plugins.kernels.base import DOMAIN, OPERATORS, kernel_of, spec_of
 
 ONNX_TYPES = {
     "float32": TensorProto.FLOAT,

@@ -22,12 +22,12 @@ import numpy as np
 import pytest
 
 from longlive_trt.cli import main as command_line
-from longlive_trt.engines.bundle import open_bundle
-from longlive_trt.engines.cuda import Gpu
+from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.errors import EngineError, PluginError
-from longlive_trt.plugins import driver
-from longlive_trt.runtime import cuda_memory
+from longlive_trt.plugins.cuda import driver
+from longlive_trt.plugins.cuda.streams import Gpu
 from longlive_trt.runtime.assembly import Engines
+from longlive_trt.runtime.memory import cuda as cuda_memory
 from longlive_trt.runtime.noise import SeededNoise
 from longlive_trt.runtime.session import Block, Session
 

@@ -14,18 +14,17 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from longlive_trt.engines.bundle import Bundle, open_bundle
+from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.errors import EngineError, LostGpuError, PluginError, UsageError
-from longlive_trt.runtime import cuda_memory
 from longlive_trt.runtime.assembly import Engines
 from longlive_trt.runtime.generation import Outputs, Request, generate
+from longlive_trt.runtime.memory import cuda as cuda_memory
 from longlive_trt.runtime.noise import SeededNoise
 from longlive_trt.runtime.progress import QuietProgress
+from longlive_trt.runtime.prompting.timeline import Cue
 from longlive_trt.runtime.session import Session
-from longlive_trt.runtime.timeline import Cue
-
-from ..fakes.cuda import FakeCuda, Status
-from ..fakes.engines import FakeCudaEngine, put_in_place
+from tests.fakes.cuda import FakeCuda, Status
+from tests.fakes.engines import FakeCudaEngine, put_in_place
 
 Array = np.ndarray[Any, np.dtype[Any]]
 FIRST_FRAMES, FRAMES = 9, 12

@@ -12,17 +12,16 @@ from safetensors.numpy import load_file
 
 from longlive_trt.cli import main
 from longlive_trt.configs.replay import Replay, Switch
-from longlive_trt.engines.bundle import Bundle, open_bundle
+from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.errors import EngineError
 from longlive_trt.runtime.generation import Outputs, Request, generate
 from longlive_trt.runtime.progress import QuietProgress
+from longlive_trt.runtime.prompting.switches import SwitchMode
+from longlive_trt.runtime.prompting.timeline import Cue
 from longlive_trt.runtime.state import load_state
-from longlive_trt.runtime.switches import SwitchMode
-from longlive_trt.runtime.timeline import Cue
 from longlive_trt.runtime.verify import compare
-
-from ..fakes.cuda import FakeCuda, Schedule
-from ..fakes.engines import put_in_place
+from tests.fakes.cuda import FakeCuda, Schedule
+from tests.fakes.engines import put_in_place
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Install = Callable[[Schedule], FakeCuda]

@@ -9,17 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from longlive_trt.engines.bundle import Bundle, open_bundle
-from longlive_trt.engines.cuda import Rows
+from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.errors import EngineError
+from longlive_trt.plugins.cuda.streams import Rows
 from longlive_trt.runtime.assembly import Engines
 from longlive_trt.runtime.noise import SeededNoise
 from longlive_trt.runtime.ring import Recache
 from longlive_trt.runtime.session import Block, Session
 from longlive_trt.runtime.state import load_state, restore, save_state
-
-from ..fakes.cuda import FakeCuda, Schedule
-from ..fakes.engines import put_in_place
+from tests.fakes.cuda import FakeCuda, Schedule
+from tests.fakes.engines import put_in_place
 
 Array = np.ndarray[Any, np.dtype[Any]]
 OnGpu = Callable[..., Engines]

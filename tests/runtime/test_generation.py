@@ -12,17 +12,17 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from longlive_trt.engines.bundle import Bundle, open_bundle
+from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.engines.loader import load_engine
 from longlive_trt.errors import EngineError, LostGpuError, OutputError, UsageError
 from longlive_trt.runtime import assembly, generation
 from longlive_trt.runtime.generation import Outputs, Request, check_request, generate
 from longlive_trt.runtime.noise import SeededNoise
 from longlive_trt.runtime.progress import BlockDone, Finished, QuietProgress
-from longlive_trt.runtime.prompts import PromptContexts
+from longlive_trt.runtime.prompting.encoder import PromptContexts
+from longlive_trt.runtime.prompting.timeline import Cue
 from longlive_trt.runtime.session import Block, Session
 from longlive_trt.runtime.state import load_state
-from longlive_trt.runtime.timeline import Cue
 
 CAT = (Cue(0, "a cat"),)
 

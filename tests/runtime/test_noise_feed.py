@@ -9,17 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from longlive_trt.engines.bundle import Bundle, open_bundle
-from longlive_trt.engines.cuda import Gpu
+from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.errors import LostGpuError
+from longlive_trt.plugins.cuda.streams import Gpu
 from longlive_trt.runtime.assembly import Engines
-from longlive_trt.runtime.cuda_memory import CudaMemory
-from longlive_trt.runtime.memory import Buffer, HostMemory
+from longlive_trt.runtime.memory.base import Buffer, HostMemory
+from longlive_trt.runtime.memory.cuda import CudaMemory
 from longlive_trt.runtime.noise import BlockNoise, NoiseFeed, SeededNoise
 from longlive_trt.runtime.session import Session
-
-from ..fakes.cuda import FakeCuda, Schedule
-from ..fakes.engines import put_in_place
+from tests.fakes.cuda import FakeCuda, Schedule
+from tests.fakes.engines import put_in_place
 
 Array = np.ndarray[Any, np.dtype[Any]]
 FLOAT = np.dtype(np.float32)

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.replay import Replay, Switch, prompts_by_block
 from longlive_trt.engines.base import Engine
-from longlive_trt.engines.bundle import open_bundle
+from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.engines.loader import load_engine
 from longlive_trt.errors import UsageError
-from longlive_trt.export import rollout as reference
-from longlive_trt.export.checkpoints import random_weights
-from longlive_trt.export.transformer import Transformer
+from longlive_trt.export.checkpoints.opening import random_weights
+from longlive_trt.export.models import rollout as reference
+from longlive_trt.export.models.transformer import Transformer
 from longlive_trt.runtime import ring
 from longlive_trt.runtime.noise import NoiseSource, ReplayNoise, SeededNoise
-from longlive_trt.runtime.prompts import PromptContexts
+from longlive_trt.runtime.prompting.encoder import PromptContexts
 from longlive_trt.runtime.session import Session
 from longlive_trt.runtime.transformer import Context
 

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from longlive_trt.cli import main
-from longlive_trt.engines.bundle import Bundle, open_bundle
+from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.errors import OutputError, UsageError
 from longlive_trt.runtime.assembly import Engines
 from longlive_trt.runtime.noise import SeededNoise

@@ -10,10 +10,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from longlive_trt.basics import Array
 from longlive_trt.configs.replay import Switch
-from longlive_trt.engines.base import Array, TensorSpec
+from longlive_trt.engines.base import TensorSpec
 from longlive_trt.engines.build import build
-from longlive_trt.engines.bundle import Bundle, open_bundle
+from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.errors import UsageError
 from longlive_trt.exports import GraphInfo
 from longlive_trt.runtime import assembly

@@ -1,0 +1,239 @@
+"""The VAE's decoder in FP8 or INT8: what its convolutions meet, and what becomes of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from longlive_trt.calibration.modelopt import LayerRanges, quiet
+from longlive_trt.calibration.quantization import quantize, scale_of, weight_scale_of
+from longlive_trt.calibration.recipes import VAE_EXCLUDED, Format
+from longlive_trt.calibration.vae.layers import is_convolution, narrow_conv, scales_by_channel
+from longlive_trt.calibration.vae.ranges import VaeRanges
+from longlive_trt.configs import VaeConfig
+from longlive_trt.errors import CheckpointError, UsageError
+from longlive_trt.export.checkpoints.weights import Weights
+from longlive_trt.export.components import Component
+from longlive_trt.export.models.vae import VaeDecoder
+from longlive_trt.export.tracing import in_compute_type
+from longlive_trt.export.weights_file import TORCH_TYPES
+
+_WATCHED_FRAMES = 6
+"""Latent frames of each rollout that are decoded: the first ones, and some after them."""
+
+_TOLERANCE = 1e-1
+"""Rounding that goes another way in one convolution moves all after it."""
+
+
+def convolutions(config: VaeConfig) -> tuple[str, ...]:
+    with FakeTensorMode():
+        modules = VaeDecoder(config).named_modules()
+        return tuple(name for name, module in modules if is_convolution(module))
+
+
+def select_convolutions(config: VaeConfig, exclude: Sequence[str]) -> tuple[str, ...]:
+    names = convolutions(config)
+    # Not every decoder has all that is left out by default.
+    for pattern in set(exclude) - set(VAE_EXCLUDED):
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UsageError(
+                f"the VAE has no convolution called {pattern}; they are named like "
+                f"{names[1]} or {names[2]}"
+            )
+    chosen = tuple(n for n in names if not any(fnmatchcase(n, pattern) for pattern in exclude))
+    if not chosen:
+        raise UsageError("every convolution of the VAE is left out; exclude fewer")
+    return chosen
+
+
+class VaeWatcher:
+    """The decoder, with ModelOpt's quantizers before its convolutions, which change nothing."""
+
+    def __init__(self, config: VaeConfig, weights: Weights, compute: str, device: str) -> None:
+        self._weights = weights
+        self._names, self._what = convolutions(config), ""
+        self._vae = load_vae(config, weights, compute, device)
+        self._quantizers: dict[str, Any] = {name: _quantizer() for name in self._names}
+        # A module of their own, for ModelOpt to find them in.
+        self._found = nn.ModuleList(self._quantizers.values())
+        for name in self._names:
+            self._vae.get_submodule(name).register_forward_pre_hook(self._watch(name))
+
+    @torch.no_grad()
+    def watch(self, latents: Tensor, what: str) -> dict[str, Tensor]:
+        """The largest magnitude that any convolution reads while the first frames are decoded."""
+        self._what = what
+        for quantizer in self._quantizers.values():
+            quantizer.reset_amax()
+        with quiet():
+            from modelopt.torch.quantization import calibrate
+
+            calibrate(self._found, "max", forward_loop=lambda _module: self._decode(latents))
+        return {
+            f"vae.{name}": quantizer.amax.detach().float().reshape(()).cpu()
+            for name, quantizer in self._quantizers.items()
+            if quantizer.amax is not None
+        }
+
+    def ranges(self, channels: Mapping[str, Tensor]) -> VaeRanges:
+        unseen = [name for name in self._names if f"vae.{name}" not in channels]
+        if unseen:
+            raise UsageError(
+                f"the rollouts are too short for the VAE's {unseen[0]} to run; raise --blocks"
+            )
+        layers = {
+            name: LayerRanges(
+                channels[f"vae.{name}"].clone(),
+                self._weights.load(f"{name}.weight").float().flatten(1).abs().amax(1),
+                None,
+            )
+            for name in self._names
+        }
+        return VaeRanges(self._weights.digest(), layers)
+
+    def _decode(self, latents: Tensor) -> None:
+        """One latent frame at a time, as the graphs do, and with the memory that they take."""
+        first, *others = latents[:, :_WATCHED_FRAMES].split(1, dim=1)
+        _, caches = self._vae.decode_first(first)
+        for latent in others:
+            _, caches = self._vae.decode_next(latent, caches)
+
+    def _watch(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def watch(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            # Histories are frames that were inputs before.
+            self._require_finite(name, inputs[0])
+            self._quantizers[name](inputs[0])
+
+        return watch
+
+    def _require_finite(self, name: str, frames: Tensor) -> None:
+        if not torch.isfinite(frames.sum(dtype=torch.float32)):
+            raise CheckpointError(
+                f"NaN or infinity reached the VAE's {name} while {self._what} was decoded: the "
+                f"weights are broken, or too large for the calibration's compute type; try "
+                f"--compute fp32, and check the checkpoint"
+            )
+
+
+def _quantizer() -> nn.Module:
+    with quiet():
+        from modelopt.torch.quantization.nn import TensorQuantizer
+
+        quantizer: nn.Module = TensorQuantizer()
+    return quantizer
+
+
+def load_vae(config: VaeConfig, weights: Weights, compute: str, device: str) -> VaeDecoder:
+    with torch.device("meta"):
+        vae = VaeDecoder(config)
+    return _loaded(vae, weights, compute, device)
+
+
+def load_quantized_vae(
+    config: VaeConfig,
+    weights: Weights,
+    ranges: VaeRanges,
+    format_: Format,
+    exclude: Sequence[str],
+    compute: str = "fp32",
+    device: str = "cpu",
+) -> VaeDecoder:
+    """The decoder with its quantized convolutions, in torch."""
+    chosen = select_convolutions(config, exclude)
+    with torch.device("meta"):
+        vae = VaeDecoder(config)
+        _conv_swapper(chosen, format_)(vae)
+    return _loaded(vae, NarrowVaeWeights(weights, ranges, chosen, format_), compute, device)
+
+
+def _loaded(vae: VaeDecoder, weights: Weights, compute: str, device: str) -> VaeDecoder:
+    vae.to_empty(device=device).requires_grad_(False)
+    for name, parameter in vae.named_parameters():
+        parameter.data = in_compute_type(weights.load(name), TORCH_TYPES[compute]).to(device)
+    return vae.eval()
+
+
+def quantized_vae_component(
+    component: Component,
+    ranges: VaeRanges,
+    config: VaeConfig,
+    format_: Format,
+    exclude: Sequence[str],
+) -> Component:
+    chosen = select_convolutions(config, exclude)
+    swap = _conv_swapper(chosen, format_)
+    graphs = tuple(
+        replace(graph, adapt=swap, rounding_tolerance=_TOLERANCE) for graph in component.graphs
+    )
+    weights = NarrowVaeWeights(component.weights, ranges, chosen, format_)
+    return replace(component, weights=weights, graphs=graphs)
+
+
+def _conv_swapper(chosen: Sequence[str], format_: Format) -> Callable[[nn.Module], None]:
+    def swap(model: nn.Module) -> None:
+        for name in chosen:
+            parent, _, leaf = name.rpartition(".")
+            narrow = narrow_conv(model.get_submodule(name), format_)
+            setattr(model.get_submodule(parent), leaf, narrow)
+
+    return swap
+
+
+class NarrowVaeWeights(Weights):
+    """A VAE's weights, in which chosen convolutions have scales beside their values."""
+
+    def __init__(
+        self, base: Weights, ranges: VaeRanges, chosen: Sequence[str], format_: Format
+    ) -> None:
+        self._base, self._ranges, self._format = base, ranges, format_
+        self._chosen = frozenset(chosen)
+        scales = [f"{name}.{kind}" for name in chosen for kind in ("weight_scale", "input_scale")]
+        self._names = (*base.names, *scales)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self._names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        layer, _, kind = name.rpartition(".")
+        if not self._is_made(name):
+            return self._base.shape(name)
+        if kind == "weight":
+            features_out, features_in, *kernel = self._base.shape(name)
+            return (features_out, features_in, *([1] * (3 - len(kernel))), *kernel)
+        return tuple(self._scale(layer, kind).shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        if not self._is_made(name):
+            return self._base.dtype(name)
+        return self._format.dtype if name.endswith(".weight") else torch.float32
+
+    def load(self, name: str) -> Tensor:
+        layer, _, kind = name.rpartition(".")
+        if not self._is_made(name):
+            return self._base.load(name)
+        if kind != "weight":
+            return self._scale(layer, kind)
+        values = self._base.load(name).reshape(self.shape(name))
+        scale = self._scale(layer, "weight_scale")
+        return quantize(values, scale.reshape(-1, 1, 1, 1, 1), self._format)
+
+    def digest(self) -> str:
+        """Still that of the checkpoint: the record names the calibration beside it."""
+        return self._base.digest()
+
+    def _is_made(self, name: str) -> bool:
+        layer, _, kind = name.rpartition(".")
+        return layer in self._chosen and kind != "bias"
+
+    def _scale(self, layer: str, kind: str) -> Tensor:
+        ranges = self._ranges.layers[layer]
+        if kind == "input_scale":
+            return scale_of(ranges.input_amax, self._format)
+        by_channel = scales_by_channel(self._format)
+        amax = ranges.weight_amax if by_channel else ranges.weight_amax.amax()
+        return weight_scale_of(amax, self._format)

@@ -1,0 +1,361 @@
+"""A bundle as one file: a tar inside zstd, the manifest first, sealed by its own sha256.
+
+The seal is a skippable zstd frame at the end, so `tar --zstd -xf` reads the file as well. Our own
+reader takes nothing from the archive on trust: the manifest says which files there are and how
+large they may be, and only plain files with those names and sizes are accepted.
+"""
+
+import hashlib
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Protocol, cast
+
+import zstandard
+
+from longlive_trt.basics import Report
+from longlive_trt.engines.bundles.bundle import (
+    MANIFEST_LIMIT_BYTES,
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    parse_manifest,
+    require_replaceable,
+)
+from longlive_trt.errors import BundleError, OutputError, UsageError
+from longlive_trt.files import free_bytes, publish_directory, publish_file
+
+SUFFIX = ".tar.zst"
+
+_LEVEL = 3  # Weights hardly shrink: higher levels cost minutes and gain nothing.
+_WINDOW_LIMIT_BYTES = 1 << 27
+_CHUNK_BYTES = 1 << 20
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_SEAL_HEAD = b"\x50\x2a\x4d\x18" + (32).to_bytes(4, "little")
+_SEAL_BYTES = len(_SEAL_HEAD) + 32
+_NAME_LIMIT_BYTES = 100
+_KINDS = {
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.DIRTYPE: "a folder",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.FIFOTYPE: "a pipe",
+}
+_LOOKS = (
+    (b"\x1f\x8b", "a gzip file"),
+    (b"PK\x03\x04", "a zip file"),
+    (b"\xfd7zXZ\x00", "an xz file"),
+    (b"BZh", "a bzip2 file"),
+    (b"7z\xbc\xaf", "a 7-Zip file"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
+    (b"<", "a web page"),
+    (b"{", "JSON"),
+)
+
+
+class _Reader(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+def pack(
+    folder: Path, out: Path, report: Report = lambda _what, _done, _total: None
+) -> tuple[Manifest, int]:
+    """Write the archive of a bundle, checking every file on the way; its manifest and size."""
+    manifest, data = _manifest_of(folder)
+    _require_writable(out, folder)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with publish_file(out) as partial:
+        with partial.open("xb") as file:
+            _write_archive(file, folder, manifest, data, report)
+        size = partial.stat().st_size
+    return manifest, size
+
+
+def unpack(
+    archive: Path, out: Path, report: Report = lambda _what, _done, _total: None
+) -> Manifest:
+    """Make the bundle of an archive; it appears when every byte of it has been checked."""
+    require_replaceable(out)
+    with _opened(archive) as contents:
+        manifest, data = contents.manifest()
+        require_space(out, sum(entry.bytes for entry in manifest.files.values()))
+        with publish_directory(out) as folder:
+            (folder / MANIFEST_NAME).write_bytes(data)
+            for done, name in enumerate(contents.names(manifest)):
+                report(f"unpacking {name}", done, len(manifest.files))
+                contents.extract(folder / name, manifest.files[name])
+            contents.finish(manifest)
+    return manifest
+
+
+def read_archive_manifest(archive: Path) -> Manifest:
+    """The manifest alone, from the start of the file."""
+    with _opened(archive) as contents:
+        return contents.manifest()[0]
+
+
+def check_seal(archive: Path) -> str:
+    """Refuse an archive with an altered byte; its sha256 as a file."""
+    with archive.open("rb") as file:
+        sealed = _SealedReader(archive, file)
+        sealed.finish()
+        sealed.digest.update(sealed.seal)
+        return sealed.digest.hexdigest()
+
+
+def require_space(out: Path, needed: int) -> None:
+    free = free_bytes(out)
+    if needed > free:
+        raise OutputError(
+            f"{out}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; "
+            f"free some space or give --out on another disk"
+        )
+
+
+def _manifest_of(folder: Path) -> tuple[Manifest, bytes]:
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise UsageError(
+            f"{folder}: not a bundle (no {MANIFEST_NAME}); give a folder that "
+            f"`longlive-trt build` made"
+        )
+    data = path.read_bytes()
+    return parse_manifest(data, str(path)), data
+
+
+def _require_writable(out: Path, folder: Path) -> None:
+    if out.is_dir():
+        raise UsageError(f"{out}: a folder is in the way; give --out FILE{SUFFIX}")
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(f"{out}: inside the bundle itself; give --out a place outside it")
+    if out.is_file() and not _head(out).startswith(_ZSTD_MAGIC):
+        raise UsageError(f"{out}: a file that is no archive is in the way; give another --out")
+
+
+def _write_archive(
+    file: BinaryIO, folder: Path, manifest: Manifest, data: bytes, report: Report
+) -> None:
+    sealing = _SealingWriter(file)
+    compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
+    with compressor.stream_writer(cast(BinaryIO, sealing), closefd=False) as stream:
+        stream.write(_header(MANIFEST_NAME, len(data)) + data + _padding(len(data)))
+        for done, name in enumerate(sorted(manifest.files)):
+            report(f"packing {name}", done, len(manifest.files))
+            entry = manifest.files[name]
+            stream.write(_header(name, entry.bytes))
+            for chunk in _checked_chunks(folder / name, entry):
+                stream.write(chunk)
+            stream.write(_padding(entry.bytes))
+        stream.write(bytes(2 * tarfile.BLOCKSIZE))
+    sealing.finish()
+
+
+def _checked_chunks(path: Path, entry: FileEntry) -> Iterator[bytes]:
+    if path.is_symlink() or not path.is_file():
+        raise BundleError(f"{path}: missing; build or fetch the bundle again")
+    digest, left = hashlib.sha256(), entry.bytes
+    with path.open("rb") as file:
+        while left and (chunk := file.read(min(_CHUNK_BYTES, left))):
+            digest.update(chunk)
+            left -= len(chunk)
+            yield chunk
+        if left or file.read(1) or digest.hexdigest() != entry.sha256:
+            raise BundleError(
+                f"{path}: not the {entry.bytes} bytes with sha256 {entry.sha256} that the "
+                f"manifest lists; build or fetch the bundle again"
+            )
+
+
+def _header(name: str, size: int) -> bytes:
+    """The same bytes on every machine: no time, no owner."""
+    if len(name.encode()) > _NAME_LIMIT_BYTES:
+        raise BundleError(f"file name {name}: longer than {_NAME_LIMIT_BYTES} bytes; shorten it")
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, 0o644
+    return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "strict")
+
+
+def _padding(size: int) -> bytes:
+    return bytes(-size % tarfile.BLOCKSIZE)
+
+
+class _SealingWriter:
+    """Passes bytes on and ends them with their sha256."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self._digest.update(data)
+        return self._file.write(data)
+
+    def finish(self) -> None:
+        self._file.write(_SEAL_HEAD + self._digest.digest())
+
+
+class _SealedReader:
+    """The bytes before the seal."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self._path, self._file = path, file
+        self.digest = hashlib.sha256()
+        self._left = max(0, path.stat().st_size - _SEAL_BYTES)
+        file.seek(self._left)
+        self.seal = file.read(_SEAL_BYTES)
+        file.seek(0)
+        if not self.seal.startswith(_SEAL_HEAD) or len(self.seal) != _SEAL_BYTES:
+            raise BundleError(f"{path}: {_unsealed(path)}")
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(min(size, self._left))
+        self._left -= len(data)
+        self.digest.update(data)
+        return data
+
+    def finish(self) -> None:
+        while self.read(_CHUNK_BYTES):
+            pass
+        if self._left or self.digest.digest() != self.seal[len(_SEAL_HEAD) :]:
+            raise BundleError(
+                f"{self._path}: altered: its bytes do not match its seal; fetch the archive again"
+            )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator["_Contents"]:
+    if path.is_dir():
+        raise UsageError(f"{path}: a folder; give a file that `longlive-trt pack` made")
+    with path.open("rb") as file:
+        sealed = _SealedReader(path, file)
+        if not _head(path).startswith(_ZSTD_MAGIC):
+            raise BundleError(f"{path}: altered at its start; fetch the archive again")
+        zstd = zstandard.ZstdDecompressor(max_window_size=_WINDOW_LIMIT_BYTES)
+        with zstd.stream_reader(cast(BinaryIO, sealed), closefd=False) as stream:
+            try:
+                yield _Contents(path, sealed, stream)
+            except zstandard.ZstdError as error:
+                raise BundleError(f"{path}: corrupt ({error}); fetch the archive again") from None
+
+
+class _Contents:
+    """The entries of an archive, in their order; each is read once."""
+
+    def __init__(self, path: Path, sealed: _SealedReader, stream: _Reader) -> None:
+        self._path, self._sealed, self._stream = path, sealed, stream
+        self._seen: set[str] = set()
+        self._next_bytes = 0
+
+    def manifest(self) -> tuple[Manifest, bytes]:
+        if self._next_header() != MANIFEST_NAME:
+            raise self._refused(f"does not begin with {MANIFEST_NAME}, so it is no bundle")
+        if self._next_bytes > MANIFEST_LIMIT_BYTES:
+            raise self._refused(f"the manifest claims {self._next_bytes} bytes")
+        data = b"".join(self._chunks(self._next_bytes))
+        return parse_manifest(data, f"{self._path}, {MANIFEST_NAME}"), data
+
+    def names(self, manifest: Manifest) -> Iterator[str]:
+        """Every entry's name, once it is known to be one that the manifest lists."""
+        while (name := self._next_header()) is not None:
+            self._require_listed(name, manifest)
+            yield name
+
+    def extract(self, target: Path, entry: FileEntry) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        with target.open("xb") as file:
+            for chunk in self._chunks(entry.bytes):
+                digest.update(chunk)
+                file.write(chunk)
+        if digest.hexdigest() != entry.sha256:
+            raise self._refused(
+                f"{target.name} is altered: sha256 {digest.hexdigest()}, expected {entry.sha256}"
+            )
+
+    def finish(self, manifest: Manifest) -> None:
+        missing = manifest.files.keys() - self._seen
+        if missing:
+            raise self._refused(f"{min(missing)} is missing")
+        if self._stream.read(1):
+            raise self._refused("there is more data after its end")
+        self._sealed.finish()
+
+    def _next_header(self) -> str | None:
+        block = self._exactly(tarfile.BLOCKSIZE)
+        try:
+            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.HeaderError:
+            # Zeros: twice at the end, and nowhere else.
+            if any(block) or any(self._exactly(tarfile.BLOCKSIZE)):
+                raise self._refused("an entry has a broken header") from None
+            return None
+        if not info.isreg():
+            kind = _KINDS.get(info.type, f"of tar type {info.type!r}")
+            raise self._refused(f"entry {info.name!r} is {kind}; only plain files are allowed")
+        self._next_bytes = info.size
+        return info.name
+
+    def _require_listed(self, name: str, manifest: Manifest) -> None:
+        if name.startswith("/") or ".." in name.split("/"):
+            raise self._refused(f"entry {name!r} leads outside the bundle")
+        if name in self._seen or name == MANIFEST_NAME:
+            raise self._refused(f"entry {name!r} comes twice")
+        if name not in manifest.files:
+            raise self._refused(f"entry {name!r} is not in the manifest")
+        if self._next_bytes != manifest.files[name].bytes:
+            raise self._refused(
+                f"entry {name!r} claims {self._next_bytes} bytes, and the manifest says "
+                f"{manifest.files[name].bytes}"
+            )
+        self._seen.add(name)
+
+    def _chunks(self, size: int) -> Iterator[bytes]:
+        left = size
+        while left:
+            chunk = self._exactly(min(_CHUNK_BYTES, left))
+            left -= len(chunk)
+            yield chunk
+        self._exactly(len(_padding(size)))
+
+    def _exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            piece = self._stream.read(size - len(data))
+            if not piece:
+                raise self._refused("the contents end too early")
+            data += piece
+        return data
+
+    def _refused(self, reason: str) -> BundleError:
+        return BundleError(f"{self._path}: {reason}; fetch the archive again, or another one")
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(tarfile.BLOCKSIZE)
+
+
+def _unsealed(path: Path) -> str:
+    head = _head(path)
+    if head.startswith(_ZSTD_MAGIC):
+        return (
+            "cut short, or not made by `longlive-trt pack` (it has no seal at its end); "
+            "fetch it again, or pack the bundle again"
+        )
+    return (
+        f"not a bundle's archive but {looks_like(head)}; give a file that `longlive-trt pack` made"
+    )
+
+
+def looks_like(head: bytes) -> str:
+    """What a file is, from its first 512 bytes."""
+    if not head:
+        return "an empty file"
+    if head[257:262] == b"ustar":
+        return "a tar file that is not compressed"
+    text = head.lstrip()
+    return next(
+        (name for magic, name in _LOOKS if text.startswith(magic)), "a file of another kind"
+    )

@@ -1,0 +1,205 @@
+"""The catalog: what bundles a store holds, so that a machine can choose without fetching any.
+
+``index.json`` is what readers need. Beside it, every push leaves an entry file of its own, which
+no other push ever writes; the index is put together from all of these, and checked again after it
+was written. So two pushes at once lose nothing on a store that lists what was just written. One
+that is killed in between may leave an index without the other's entry: readers that can list look
+at the entry files too, and the next push repairs the index.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from longlive_trt.configs import ModelConfig
+from longlive_trt.engines.bundles.archive import SUFFIX
+from longlive_trt.engines.bundles.bundle import Manifest
+from longlive_trt.engines.bundles.stores import Store
+from longlive_trt.errors import BundleError, OutputError
+from longlive_trt.exports import GraphInfo
+
+INDEX_NAME = "index.json"
+FORMAT = 1
+
+_ENTRIES = "catalog"
+_LIMIT_BYTES = 16 << 20
+_ROUNDS = 5
+_ITEM_BYTES = {"float": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4}
+
+
+@dataclass(frozen=True)
+class Entry:
+    path: str
+    """A folder, or an archive, below the catalog."""
+    sha256: str
+    """Of the folder's manifest, or of the archive."""
+    key: str
+    config: str
+    kind: str
+    version: str
+    target: str
+    precision: str
+    width: int
+    height: int
+    graphs: tuple[str, ...]
+    bytes: int
+    memory_bytes: int
+    """An estimate from below: the files, and every graph's inputs and outputs."""
+    options: Mapping[str, object] = field(default_factory=dict)
+    """What the compiler was asked for."""
+
+    @property
+    def is_archive(self) -> bool:
+        return self.path.endswith(SUFFIX)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.config} {self.width}x{self.height}, {self.precision}, {self.kind} "
+            f"{self.version} for {self.target}"
+        )
+
+
+def entry_of(manifest: Manifest, sha256: str, *, is_archive: bool, size: int) -> Entry:
+    engine, config = manifest.engine, manifest.config
+    words = (config.name, engine.kind, engine.target, manifest.precision, sha256[:12])
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(words)).lstrip(".")
+    height, width = (side * _pixels_per_latent(config) for side in config.latent_shape[1:])
+    return Entry(
+        path=name + (SUFFIX if is_archive else ""),
+        sha256=sha256,
+        key=manifest.key,
+        config=config.name,
+        kind=engine.kind,
+        version=engine.version,
+        target=engine.target,
+        precision=manifest.precision,
+        width=width,
+        height=height,
+        graphs=tuple(manifest.graphs),
+        bytes=size,
+        memory_bytes=_memory_bytes(manifest),
+        options=manifest.options,
+    )
+
+
+def read_catalog(store: Store) -> list[Entry] | None:
+    """All entries; None where there is no catalog."""
+    listed = set(_entry_files(store))
+    data = store.read(INDEX_NAME, _LIMIT_BYTES)
+    if data is None and not listed:
+        return None
+    entries = _parse_index(store, data) if data is not None else []
+    known = {_file_of(entry) for entry in entries}
+    return entries + _read_entries(store, listed - known)
+
+
+def add_entry(store: Store, entry: Entry) -> None:
+    store.write(f"{_ENTRIES}/{_file_of(entry)}", json.dumps(asdict(entry), indent=1).encode())
+    for _ in range(_ROUNDS):
+        names = set(_entry_files(store)) | {_file_of(entry)}
+        others = _read_entries(store, names - {_file_of(entry)})
+        _write_index(store, [entry, *others])
+        # Another push may have written an index without ours, or added an entry to be in it.
+        data = store.read(INDEX_NAME, _LIMIT_BYTES)
+        written = _parse_index(store, data) if data is not None else []
+        if set(_entry_files(store)) <= {_file_of(item) for item in written}:
+            return
+    raise OutputError(
+        f"{store.url}/{INDEX_NAME}: others keep changing it; the bundle is stored, push it again "
+        f"to list it"
+    )
+
+
+def _write_index(store: Store, entries: Iterable[Entry]) -> None:
+    bundles = [asdict(entry) for entry in sorted(entries, key=lambda entry: entry.path)]
+    text = json.dumps({"format": FORMAT, "bundles": bundles}, indent=1) + "\n"
+    store.write(INDEX_NAME, text.encode())
+
+
+def _parse_index(store: Store, data: bytes) -> list[Entry]:
+    where = f"{store.url}/{INDEX_NAME}"
+    values = _parse_json(where, data)
+    if values.get("format") != FORMAT or not isinstance(values.get("bundles"), list):
+        raise BundleError(
+            f"{where}: not a catalog of format {FORMAT}; update longlive-trt, or push again"
+        )
+    return [_parse_entry(where, item) for item in values["bundles"]]
+
+
+def _read_entries(store: Store, names: Iterable[str]) -> list[Entry]:
+    found = ((name, store.read(f"{_ENTRIES}/{name}", _LIMIT_BYTES)) for name in sorted(names))
+    return [
+        _parse_entry(f"{store.url}/{_ENTRIES}/{name}", _parse_json(name, data))
+        for name, data in found
+        if data is not None
+    ]
+
+
+def _parse_json(where: str, data: bytes) -> Mapping[str, Any]:
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise BundleError(f"{where}: not JSON of a catalog; push the bundles again")
+    return values
+
+
+def _parse_entry(where: str, values: Any) -> Entry:
+    try:
+        entry = Entry(**{**values, "graphs": tuple(values["graphs"])})
+    except (TypeError, KeyError):
+        raise BundleError(f"{where}: an entry has other fields than expected") from None
+    if not _is_sound(entry):
+        raise BundleError(f"{where}: entry {entry.path!r} does not name a bundle of this catalog")
+    return entry
+
+
+def _is_sound(entry: Entry) -> bool:
+    texts = (entry.key, entry.config, entry.kind, entry.version, entry.target, entry.precision)
+    numbers = (entry.width, entry.height, entry.bytes, entry.memory_bytes)
+    return (
+        re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", str(entry.path)) is not None
+        and re.fullmatch(r"[0-9a-f]{64}", str(entry.sha256)) is not None
+        and all(isinstance(text, str) and text.isprintable() for text in texts)
+        and all(type(number) is int and number >= 0 for number in numbers)
+        and isinstance(entry.options, dict)
+    )
+
+
+def _entry_files(store: Store) -> list[str]:
+    names = store.names(_ENTRIES)
+    return [name for name in names if name.endswith(".json") and not name.startswith(".")]
+
+
+def _file_of(entry: Entry) -> str:
+    return f"{entry.path}.json"
+
+
+def _pixels_per_latent(config: ModelConfig) -> int:
+    return config.vae.spatial_factor if config.vae is not None else 8
+
+
+def _memory_bytes(manifest: Manifest) -> int:
+    files = sum(entry.bytes for entry in manifest.files.values())
+    return files + sum(_tensor_bytes(graph, manifest.config) for graph in manifest.graphs.values())
+
+
+def _tensor_bytes(graph: GraphInfo, config: ModelConfig) -> int:
+    rollout = config.rollout
+    window = 21 if rollout.is_global else rollout.window_frames
+    sizes = {"batch": 1, "frames": rollout.frames_per_block, "cache_frames": window}
+    return sum(
+        math.prod(_size(side, sizes) for side in tensor.shape) * _ITEM_BYTES.get(tensor.dtype, 1)
+        for tensor in (*graph.inputs, *graph.outputs)
+    )
+
+
+def _size(side: int | str, sizes: Mapping[str, int]) -> int:
+    factors = str(side).split("*")
+    return math.prod(
+        int(factor) if factor.isdigit() else sizes.get(factor.strip(), 1) for factor in factors
+    )

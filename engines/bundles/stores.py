@@ -1,0 +1,253 @@
+"""Places that hold bundles: a folder on anything that fsspec reaches."""
+
+import errno
+import io
+import logging
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import fsspec  # type: ignore[import-untyped]
+
+from longlive_trt.errors import BundleError, OutputError, UsageError
+
+logger = logging.getLogger(__name__)
+
+RETRY_DELAYS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+INSTALL = "pip install 'longlive-trt[ship]'"
+
+_CHUNK_BYTES = 4 << 20
+_STALLED_AFTER_S = 60
+_READ_ONLY = {"http", "https"}
+_FLAT = {"s3", "s3a", "gs", "gcs", "abfs", "az", "hf"}
+_RETRIED_STATUS = {408, 425, 429}
+_BEYOND_THE_END = 416
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+# Their errors have no common base; whatever is none of their business is not retried.
+_NETWORK_LIBRARIES = {"aiohttp", "aiobotocore", "botocore", "gcsfs", "httpx", "requests", "urllib3"}
+
+T = TypeVar("T")
+
+
+class Store:
+    """Files by name under one URL."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._protocol = _protocol(url)
+        self._system, self._root = _connect(self.url, self._protocol)
+
+    @property
+    def is_local(self) -> bool:
+        return self._protocol == "file"
+
+    def inside(self, name: str) -> "Store":
+        return Store(f"{self.url}/{name}")
+
+    def require_writable(self) -> None:
+        if self._protocol in _READ_ONLY:
+            raise UsageError(
+                f"{self.url}: nothing can be pushed over HTTP; push to a folder, s3://, gs:// or "
+                f"hf://, and pull from there"
+            )
+
+    def read(self, name: str, limit_bytes: int) -> bytes | None:
+        """A small file whole, or None if there is none."""
+
+        def attempt() -> bytes:
+            data = b""
+            for chunk in self.chunks(name):
+                data += chunk
+                if len(data) > limit_bytes:
+                    raise BundleError(f"{self.url}/{name}: larger than {limit_bytes} bytes")
+            return data
+
+        try:
+            return self.patiently(name, attempt)
+        except FileNotFoundError:
+            return None
+
+    def chunks(self, name: str, start: int = 0) -> Iterator[bytes]:
+        """A file's bytes from an offset on. Whoever iterates deals with errors of the network."""
+        with closing(self._open(name, start)) as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
+
+    def size(self, name: str) -> int | None:
+        """None where there is no such file, or nobody knows how large it is."""
+        self._system.invalidate_cache()
+        try:
+            found = self.patiently(name, lambda: self._system.info(self._path(name)))
+        except FileNotFoundError:
+            return None
+        return found["size"] if found["type"] == "file" else None
+
+    def names(self, folder: str) -> list[str]:
+        """The files in a folder; none where the store cannot list."""
+        if self._protocol in _READ_ONLY:
+            return []
+        self._system.invalidate_cache()
+        try:
+            found = self.patiently(folder, lambda: self._system.ls(self._path(folder), detail=True))
+        except FileNotFoundError:
+            return []
+        return sorted(Path(item["name"]).name for item in found if item["type"] == "file")
+
+    def put(self, path: Path, name: str) -> None:
+        """Upload a file; it appears whole or not at all."""
+        if self.is_local:
+            with _published(self._local(name)) as partial:
+                shutil.copyfile(path, partial)
+        else:
+            self._send(name, lambda: self._system.put_file(str(path), self._path(name)))
+
+    def write(self, name: str, data: bytes) -> None:
+        if self.is_local:
+            with _published(self._local(name)) as partial:
+                partial.write_bytes(data)
+        else:
+            self._send(name, lambda: self._system.pipe_file(self._path(name), data))
+
+    def patiently(self, name: str, attempt: Callable[[], T]) -> T:
+        """Try again, a few times, when it fails for a reason that may pass."""
+        for delay_s in (*RETRY_DELAYS_S, None):
+            try:
+                return attempt()
+            except Exception as error:
+                # fsspec reports a server that cannot be reached as a file that does not exist.
+                if delay_s is None or not is_transient(error):
+                    raise self._failure(name, error) from error
+                logger.warning("%s/%s: %s; trying again", self.url, name, _reason(error))
+                time.sleep(delay_s)
+        raise AssertionError("unreachable")
+
+    def _send(self, name: str, send: Callable[[], object]) -> None:
+        try:
+            if self._protocol not in _FLAT:
+                self._system.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
+            self.patiently(name, send)
+        except (BundleError, FileNotFoundError) as error:
+            raise OutputError(f"{error}; nothing was published") from error
+
+    def _open(self, name: str, start: int) -> Any:
+        if self._protocol in _READ_ONLY:
+            return self._open_http(name, start)
+        file = self._system.open(self._path(name), "rb")
+        file.seek(start)
+        return file
+
+    def _open_http(self, name: str, start: int) -> Any:
+        # A compressed answer would not have the offsets that we ask for.
+        headers = {"Accept-Encoding": "identity"}
+        if start:
+            headers["Range"] = f"bytes={start}-"
+        # Any size spares a request for it: it is not used.
+        try:
+            file = self._system.open(self._path(name), block_size=0, size=1, headers=headers)
+        except Exception as error:
+            if _status(error) == _BEYOND_THE_END:
+                return io.BytesIO()
+            raise
+        is_from_offset = file.r.status == 206
+        skipped = start if is_from_offset else 0
+        while skipped < start and (chunk := file.read(min(_CHUNK_BYTES, start - skipped))):
+            skipped += len(chunk)
+        return file
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{quote(name) if self._protocol in _READ_ONLY else name}"
+
+    def _local(self, name: str) -> Path:
+        path = Path(self._path(name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _failure(self, name: str, error: Exception) -> Exception:
+        if isinstance(error, BundleError | FileNotFoundError) and not is_transient(error):
+            return error
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            return error
+        advice = "check the address and the connection, and run the command again"
+        if _status(error) in (401, 403) or isinstance(error, PermissionError):
+            advice = "sign in to the store, or ask for access"
+        return BundleError(f"{self.url}/{name}: {_reason(error)}; {advice}")
+
+
+@contextmanager
+def _published(path: Path) -> Iterator[Path]:
+    """A name of its own: on a shared disk another machine may have a process of our number."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def is_transient(error: BaseException | None) -> bool:
+    """Whether it may work a moment later."""
+    while error is not None:
+        status = _status(error)
+        if status is not None:
+            return status >= 500 or status in _RETRIED_STATUS
+        if isinstance(error, ConnectionError | TimeoutError):
+            return True
+        if type(error).__module__.partition(".")[0] in _NETWORK_LIBRARIES:
+            return True
+        error = error.__cause__
+    return False
+
+
+def _status(error: BaseException) -> int | None:
+    status = getattr(error, "status", None)
+    return status if isinstance(status, int) else None
+
+
+def _reason(error: Exception) -> str:
+    cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+    status = _status(cause)
+    if status is not None:
+        return f"the server answered {status} {getattr(cause, 'message', '')}".rstrip()
+    return str(cause) or type(cause).__name__
+
+
+def _protocol(url: str) -> str:
+    return urlsplit(url).scheme if "://" in url else "file"
+
+
+def _connect(url: str, protocol: str) -> tuple[Any, str]:
+    options: dict[str, Any] = {"skip_instance_cache": True} if protocol != "memory" else {}
+    try:
+        if protocol in _READ_ONLY:
+            _require_plain(url)
+            return fsspec.filesystem(protocol, **_http_options(), **options), url
+        system, root = fsspec.url_to_fs(url, **options)
+        return system, str(root).rstrip("/")
+    except ImportError as error:
+        raise UsageError(
+            f"{url}: {protocol}:// needs a package that is not installed ({error}): {INSTALL}"
+        ) from None
+    except ValueError as error:
+        raise UsageError(f"{url}: not an address that can be used ({error})") from None
+
+
+def _require_plain(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.query or parts.fragment:
+        plain = urlunsplit((*parts[:3], "", ""))
+        raise UsageError(f"{url}: an address with ? or # has no files below it; give {plain}")
+
+
+def _http_options() -> dict[str, Any]:
+    import aiohttp
+
+    # A large file takes long: only silence is an error.
+    timeout = aiohttp.ClientTimeout(
+        total=None, sock_connect=_STALLED_AFTER_S, sock_read=_STALLED_AFTER_S
+    )
+    return {"client_kwargs": {"timeout": timeout}}

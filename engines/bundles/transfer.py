@@ -1,0 +1,304 @@
+"""Bundles to and from stores: resumable, checked byte by byte, visible only when whole.
+
+A pull collects its files in a hidden folder beside the bundle-to-be. That folder outlives a killed
+run, and the next one goes on from what is in it, however much that is.
+"""
+
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from longlive_trt.basics import Report
+from longlive_trt.engines.bundles.archive import (
+    SUFFIX,
+    check_seal,
+    read_archive_manifest,
+    require_space,
+    unpack,
+)
+from longlive_trt.engines.bundles.bundle import (
+    MANIFEST_LIMIT_BYTES,
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    check_files,
+    parse_manifest,
+    read_manifest,
+    require_replaceable,
+)
+from longlive_trt.engines.bundles.catalog import (
+    INDEX_NAME,
+    Entry,
+    add_entry,
+    entry_of,
+    read_catalog,
+)
+from longlive_trt.engines.bundles.stores import Store, is_transient
+from longlive_trt.errors import BundleError, UsageError
+from longlive_trt.files import replace_directory, sha256_file
+
+logger = logging.getLogger(__name__)
+
+Choose = Callable[[list[Entry]], Entry]
+
+
+@dataclass(frozen=True)
+class Pulled:
+    manifest: Manifest
+    fetched_bytes: int
+    kept_bytes: int
+    """What an earlier, interrupted pull had fetched already."""
+    was_current: bool = False
+
+
+def push(
+    source: Path, url: str, report: Report = lambda _what, _done, _total: None
+) -> tuple[Entry, str]:
+    """Upload a bundle or an archive and list it in the catalog; its entry and address."""
+    store = Store(url)
+    store.require_writable()
+    push_it = _push_archive if source.is_file() else _push_folder
+    entry = push_it(source, store, report)
+    add_entry(store, entry)
+    return entry, f"{store.url}/{entry.path}"
+
+
+def _push_archive(archive: Path, store: Store, report: Report) -> Entry:
+    manifest, sha256 = read_archive_manifest(archive), check_seal(archive)
+    size = archive.stat().st_size
+    entry = entry_of(manifest, sha256, is_archive=True, size=size)
+    report(f"pushing {entry.path}", 0, 1)
+    _upload(store, archive, entry.path, size)
+    return entry
+
+
+def _push_folder(folder: Path, store: Store, report: Report) -> Entry:
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    size = sum(item.bytes for item in manifest.files.values())
+    sha256 = sha256_file(folder / MANIFEST_NAME)
+    entry = entry_of(manifest, sha256, is_archive=False, size=size)
+    # The manifest last: where there is one, the bundle is complete.
+    for done, (name, item) in enumerate(manifest.files.items()):
+        report(f"pushing {name}", done, len(manifest.files))
+        _upload(store, folder / name, f"{entry.path}/{name}", item.bytes)
+    path = folder / MANIFEST_NAME
+    _upload(store, path, f"{entry.path}/{MANIFEST_NAME}", path.stat().st_size)
+    return entry
+
+
+def _upload(store: Store, path: Path, name: str, size: int) -> None:
+    # The address holds the manifest's hash and files appear whole: this is the one to be sent.
+    if store.size(name) == size:
+        logger.info("%s/%s: there already", store.url, name)
+        return
+    store.put(path, name)
+
+
+def pull(
+    url: str,
+    out: Path,
+    choose: Choose | None = None,
+    report: Report = lambda _what, _done, _total: None,
+) -> Pulled:
+    """Make the bundle of an address: a bundle's, an archive's, or a catalog's to choose from."""
+    require_replaceable(out)
+    if choose is None and url.endswith(SUFFIX):
+        parent, _, name = url.rpartition("/")
+        return _pull_archive(Store(parent or "."), name, out, None, report)
+    store = Store(url)
+    if choose is None and (data := store.read(MANIFEST_NAME, MANIFEST_LIMIT_BYTES)) is not None:
+        return _pull_folder(store, data, out, report)
+    entry = _entry_from_catalog(store, choose)
+    if entry.is_archive:
+        return _pull_archive(store, entry.path, out, entry, report)
+    inside = store.inside(entry.path)
+    data = inside.read(MANIFEST_NAME, MANIFEST_LIMIT_BYTES)
+    if data is None or hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise BundleError(
+            f"{inside.url}: {'missing' if data is None else 'not the bundle'} that "
+            f"{INDEX_NAME} lists; push it again"
+        )
+    return _pull_folder(inside, data, out, report)
+
+
+def _entry_from_catalog(store: Store, choose: Choose | None) -> Entry:
+    entries = read_catalog(store)
+    if entries is None:
+        if choose is not None:
+            raise UsageError(
+                f"{store.url}: no catalog ({INDEX_NAME}) there to choose from; leave out --auto "
+                f"if it is the address of a bundle"
+            )
+        raise UsageError(
+            f"{store.url}: neither a bundle ({MANIFEST_NAME}) nor a catalog ({INDEX_NAME}) is "
+            f"there; check the address"
+        )
+    if choose is not None:
+        return choose(entries)
+    if len(entries) == 1:
+        return entries[0]
+    listed = "".join(f"\n  {store.url}/{entry.path}  ({entry})" for entry in entries)
+    raise UsageError(
+        f"{store.url}: a catalog of {len(entries)} bundles; add --auto, or give one of{listed}"
+    )
+
+
+def _pull_folder(store: Store, data: bytes, out: Path, report: Report) -> Pulled:
+    manifest = parse_manifest(data, f"{store.url}/{MANIFEST_NAME}")
+    if _is_current(out, data, manifest):
+        shutil.rmtree(_staging_path(out), ignore_errors=True)
+        return Pulled(manifest, 0, 0, was_current=True)
+    total = sum(entry.bytes for entry in manifest.files.values())
+    with _staging(out) as staging:
+        require_space(out, total - _stored_bytes(staging))
+        whole, parts = staging / "bundle", staging / "parts"
+        parts.mkdir(exist_ok=True)
+        _discard_unlisted(whole, manifest)
+        fetched = 0
+        for done, (name, entry) in enumerate(manifest.files.items()):
+            report(f"pulling {name}", done, len(manifest.files))
+            fetched += _fetch_file(store, name, entry, whole / name, parts / entry.sha256)
+        (whole / MANIFEST_NAME).write_bytes(data)
+        replace_directory(out, whole)
+    return Pulled(manifest, fetched, max(0, total - fetched))
+
+
+def _pull_archive(
+    store: Store, name: str, out: Path, entry: Entry | None, report: Report
+) -> Pulled:
+    size = entry.bytes if entry else store.size(name)
+    if size is None:
+        raise UsageError(f"{store.url}/{name}: no such archive, or its size is not told")
+    with _staging(out) as staging:
+        address = f"{store.url}/{name} {size}"
+        identity = entry.sha256 if entry else hashlib.sha256(address.encode()).hexdigest()
+        archive = staging / f"{identity}{SUFFIX}"
+        require_space(out, size - _stored_bytes(staging))
+        report(f"pulling {name}", 0, 2)
+        fetched = _fetch(store, name, size, archive)
+        report(f"unpacking {name}", 1, 2)
+        try:
+            found = check_seal(archive)
+            if entry and found != entry.sha256:
+                raise BundleError(f"{store.url}/{name}: not the archive that {INDEX_NAME} lists")
+            manifest = unpack(archive, out)
+        except BundleError:
+            # Going on from these bytes would never end well.
+            archive.unlink()
+            raise
+    return Pulled(manifest, fetched, size - fetched)
+
+
+def _is_current(out: Path, data: bytes, manifest: Manifest) -> bool:
+    path = out / MANIFEST_NAME
+    if not path.is_file() or path.read_bytes() != data:
+        return False
+    try:
+        check_files(out, manifest)
+    except BundleError as error:
+        logger.warning("%s; fetching it again", error)
+        return False
+    return True
+
+
+@contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """The folder of this pull, ours alone; it goes when the pull ends well."""
+    staging = _staging_path(out)
+    staging.mkdir(parents=True, exist_ok=True)
+    lock = os.open(staging, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise UsageError(f"{out}: another pull to this place is running; wait for it") from None
+    try:
+        yield staging
+        shutil.rmtree(staging)
+    finally:
+        os.close(lock)
+
+
+def _staging_path(out: Path) -> Path:
+    return out.absolute().parent / f".{out.absolute().name}.pull"
+
+
+def _stored_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _discard_unlisted(whole: Path, manifest: Manifest) -> None:
+    """What an earlier pull of another bundle left has no place in this one."""
+    whole.mkdir(exist_ok=True)
+    for path in [path for path in whole.rglob("*") if not path.is_dir() or path.is_symlink()]:
+        if path.relative_to(whole).as_posix() not in manifest.files:
+            path.unlink()
+
+
+def _fetch_file(store: Store, name: str, entry: FileEntry, target: Path, part: Path) -> int:
+    """Complete one file, and say how many bytes it took."""
+    if _is_sound(target, entry):
+        return 0
+    fetched = _fetch(store, name, entry.bytes, part)
+    if not _is_sound(part, entry) and fetched < entry.bytes:
+        # The bytes of an earlier run may be at fault: once more, from the start.
+        part.unlink()
+        fetched += _fetch(store, name, entry.bytes, part)
+    if not _is_sound(part, entry):
+        found = sha256_file(part)
+        part.unlink()
+        raise BundleError(
+            f"{store.url}/{name}: altered: sha256 {found}, expected {entry.sha256}; push the "
+            f"bundle again"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part.replace(target)
+    return fetched
+
+
+def _is_sound(path: Path, entry: FileEntry) -> bool:
+    return (
+        path.is_file() and path.stat().st_size == entry.bytes and sha256_file(path) == entry.sha256
+    )
+
+
+def _fetch(store: Store, name: str, size: int, part: Path) -> int:
+    """Append to ``part`` until it has its size. Attempts count only while nothing comes."""
+    part.touch()
+    if part.stat().st_size > size:
+        os.truncate(part, 0)
+    before = part.stat().st_size
+    while (start := part.stat().st_size) < size:
+        try:
+            store.patiently(name, lambda: _append(store, name, size, part))
+        except FileNotFoundError:
+            raise BundleError(
+                f"{store.url}/{name}: missing from the bundle there; push it again"
+            ) from None
+        if part.stat().st_size == start:
+            raise BundleError(
+                f"{store.url}/{name}: {start} bytes, expected {size}; push the bundle again"
+            )
+    return size - before
+
+
+def _append(store: Store, name: str, size: int, part: Path) -> None:
+    """One connection's worth. Progress before an error is kept, and is no failed attempt."""
+    start = part.stat().st_size
+    with part.open("ab") as file:
+        try:
+            for chunk in store.chunks(name, start):
+                file.write(chunk[: size - file.tell()])
+                if file.tell() == size:
+                    return
+        except Exception as error:
+            if file.tell() == start or not is_transient(error):
+                raise
+            logger.warning("%s/%s: %s; going on from there", store.url, name, error)

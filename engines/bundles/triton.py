@@ -1,0 +1,164 @@
+"""A bundle as a model repository of NVIDIA's Triton Inference Server: one model to a graph."""
+
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from longlive_trt.engines.bundles.bundle import Bundle
+from longlive_trt.engines.trt.profiles import profiles as profiles_of
+from longlive_trt.errors import UsageError
+from longlive_trt.exports import GraphInfo, TensorInfo
+from longlive_trt.files import publish_directory
+
+_VERSION = "1"
+_TYPES = {
+    "bool": "TYPE_BOOL",
+    "uint8": "TYPE_UINT8",
+    "int8": "TYPE_INT8",
+    "int32": "TYPE_INT32",
+    "int64": "TYPE_INT64",
+    "float16": "TYPE_FP16",
+    "bfloat16": "TYPE_BF16",
+    "float": "TYPE_FP32",
+}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What Triton runs a graph with."""
+
+    name: str
+    platform: str
+    suffixes: tuple[str, ...]
+    model_file: str
+
+
+_BACKENDS = {
+    "onnxruntime": Backend("onnxruntime", "onnxruntime_onnx", (".onnx",), "model.onnx"),
+    "tensorrt": Backend("tensorrt", "tensorrt_plan", (".engine", ".plan"), "model.plan"),
+}
+
+
+def export_triton(bundle: Bundle, out: Path) -> dict[str, str]:
+    """Write the repository; the name of each graph's model."""
+    backend = _backend_of(bundle)
+    _require_replaceable(out)
+    prefix = re.sub(r"[^A-Za-z0-9_-]+", "_", bundle.config.name)
+    models = {graph: f"{prefix}_{graph}" for graph in bundle.manifest.graphs}
+    with publish_directory(out) as repository:
+        for graph, model in models.items():
+            _write_model(bundle, graph, backend, repository / model)
+    return models
+
+
+def _backend_of(bundle: Bundle) -> Backend:
+    kind = bundle.manifest.engine.kind
+    if kind not in _BACKENDS:
+        raise UsageError(
+            f"{bundle.folder}: Triton has no backend for {kind} engines; build with --engine "
+            f"{' or '.join(_BACKENDS)}"
+        )
+    if bundle.manifest.options.get("strip"):
+        raise UsageError(
+            f"{bundle.folder}: its engines were built without their weights (--strip), and Triton "
+            f"cannot add them; run `longlive-trt refit` first"
+        )
+    return _BACKENDS[kind]
+
+
+def _require_replaceable(out: Path) -> None:
+    if out.is_file():
+        raise UsageError(f"{out}: a file is in the way; give --out another folder")
+    models = list(out.iterdir()) if out.is_dir() else []
+    if not all((model / "config.pbtxt").is_file() for model in models):
+        raise UsageError(f"{out}: not empty and not a model repository; give --out another folder")
+
+
+def _write_model(bundle: Bundle, graph: str, backend: Backend, folder: Path) -> None:
+    source = _engine_file(bundle, graph, backend)
+    version = folder / _VERSION
+    version.mkdir(parents=True)
+    shutil.copyfile(source, version / backend.model_file)
+    profiles = 0
+    if backend.name == "tensorrt":
+        profiles = _profile_count(bundle, graph)
+    else:
+        for name in sorted(_weight_files(onnx.load(source, load_external_data=False))):
+            shutil.copyfile(_listed(bundle, name), version / name)
+    config = model_config(folder.name, backend, bundle.manifest.graphs[graph], profiles)
+    (folder / "config.pbtxt").write_text(config, encoding="utf-8")
+
+
+def _engine_file(bundle: Bundle, graph: str, backend: Backend) -> Path:
+    for suffix in backend.suffixes:
+        if f"{graph}{suffix}" in bundle.manifest.files:
+            return bundle.folder / f"{graph}{suffix}"
+    raise UsageError(
+        f"{bundle.folder}: no engine of graph {graph} among its files; build the bundle again"
+    )
+
+
+def _listed(bundle: Bundle, name: str) -> Path:
+    if name not in bundle.manifest.files:
+        raise UsageError(
+            f"{bundle.folder}: a graph wants its weights from {name!r}, which is no file of the "
+            f"bundle; build it again"
+        )
+    return bundle.folder / name
+
+
+def _weight_files(model: onnx.ModelProto) -> set[str]:
+    return {
+        item.value
+        for tensor in model.graph.initializer
+        for item in tensor.external_data
+        if item.key == "location"
+    }
+
+
+def _profile_count(bundle: Bundle, graph: str) -> int:
+    manifest = bundle.manifest
+    batch = int(manifest.options.get("batch", 1))
+    return len(profiles_of(graph, manifest.graphs[graph], manifest.config, batch))
+
+
+def model_config(name: str, backend: Backend, info: GraphInfo, profiles: int) -> str:
+    """``config.pbtxt``. The batch is a dimension like others: a session's cache belongs to it."""
+    group = "count: 1 kind: KIND_CPU"
+    if profiles:
+        # Triton would use the first one alone, and refuse the sizes of a re-cache.
+        names = ", ".join(f'"{number}"' for number in range(profiles))
+        group = f"count: 1 kind: KIND_GPU profile: [ {names} ]"
+    lines = [
+        f'name: "{name}"',
+        f'backend: "{backend.name}"',
+        f'platform: "{backend.platform}"',
+        "max_batch_size: 0",
+        f'default_model_filename: "{backend.model_file}"',
+        *_tensors("input", info.inputs),
+        *_tensors("output", info.outputs),
+        f"instance_group [ {{ {group} }} ]",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _tensors(field: str, tensors: Iterable[TensorInfo]) -> list[str]:
+    return [
+        f'{field} {{ name: "{tensor.name}" data_type: {_type(tensor)} dims: {_dims(tensor)} }}'
+        for tensor in tensors
+    ]
+
+
+def _type(tensor: TensorInfo) -> str:
+    if tensor.dtype not in _TYPES:
+        raise UsageError(f"tensor {tensor.name}: Triton has no type for {tensor.dtype}")
+    return _TYPES[tensor.dtype]
+
+
+def _dims(tensor: TensorInfo) -> str:
+    sizes = (str(side) if isinstance(side, int) else "-1" for side in tensor.shape)
+    return f"[ {', '.join(sizes)} ]"

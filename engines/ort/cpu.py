@@ -1,0 +1,192 @@
+"""ONNX Runtime: the engine that runs everywhere, and the one that a CPU uses."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+
+from longlive_trt.basics import Array, Given
+from longlive_trt.engines.base import TensorSpec, TensorTable, require_fit
+from longlive_trt.errors import BundleError, EngineError, UsageError
+from longlive_trt.precision import Precision, compute_precision, retype
+
+logger = logging.getLogger(__name__)
+
+KIND = "onnxruntime"
+SUFFIX = ".onnx"
+
+TYPES: dict[str, tuple[np.dtype[np.generic], int]] = {
+    name: (np.dtype(numpy_type), onnx_type)
+    for name, numpy_type, onnx_type in (
+        ("tensor(float)", np.float32, onnx.TensorProto.FLOAT),
+        ("tensor(float16)", np.float16, onnx.TensorProto.FLOAT16),
+        ("tensor(bfloat16)", ml_dtypes.bfloat16, onnx.TensorProto.BFLOAT16),
+        ("tensor(int64)", np.int64, onnx.TensorProto.INT64),
+        ("tensor(int32)", np.int32, onnx.TensorProto.INT32),
+        ("tensor(float8e4m3fn)", ml_dtypes.float8_e4m3fn, onnx.TensorProto.FLOAT8E4M3FN),
+        ("tensor(int8)", np.int8, onnx.TensorProto.INT8),
+        ("tensor(uint8)", np.uint8, onnx.TensorProto.UINT8),
+        ("tensor(bool)", np.bool_, onnx.TensorProto.BOOL),
+    )
+}
+
+
+def version() -> str:
+    return str(ort.__version__)
+
+
+def require_compatible(built_with: str) -> None:
+    """Optimized models may hold operators that an older runtime does not know."""
+    if _numbers(version()) < _numbers(built_with):
+        raise BundleError(
+            f"the bundle was built with onnxruntime {built_with}, and {version()} is installed; "
+            f"run `pip install 'onnxruntime>={built_with}'`, or build the bundle again here"
+        )
+
+
+def require_arithmetic(precision: Precision) -> None:
+    """Refuse what no kernel on this machine computes in."""
+    if precision.name == "bf16" and "CUDAExecutionProvider" not in ort.get_available_providers():
+        raise UsageError(
+            "onnxruntime has no bfloat16 arithmetic on a CPU; build with --precision fp32 or fp16, "
+            "or install onnxruntime-gpu where there is a GPU"
+        )
+
+
+def build_graph(source: Path, folder: Path, precision: Precision) -> None:
+    """Optimize a graph ahead of time; the model and its weights go to ``folder``."""
+    name = source.stem
+    model = ir.load(source)
+    retyped = _retyped(model, source, folder, precision)
+    options = _options()
+    # Higher levels would tie the model to this machine's processor. FP8 stays FP8 at the basic
+    # level only: the others put integer kernels around it, which refuse it.
+    levels = ort.GraphOptimizationLevel
+    basic = _holds_fp8(model)
+    options.graph_optimization_level = (
+        levels.ORT_ENABLE_BASIC if basic else levels.ORT_ENABLE_EXTENDED
+    )
+    options.optimized_model_filepath = str(folder / f"{name}{SUFFIX}")
+    for key, value in (
+        ("optimized_model_external_initializers_file_name", f"{name}.weights"),
+        ("optimized_model_external_initializers_min_size_in_bytes", "1024"),
+        # Packed copies would cost memory and are not saved.
+        ("disable_prepacking", "1"),
+    ):
+        options.add_session_config_entry(f"session.{key}", value)
+    _open_session(retyped or source, options)
+    for leftover in folder.glob(f".{name}.retyped*"):
+        leftover.unlink()
+
+
+def _holds_fp8(model: ir.Model) -> bool:
+    """In weights, or made of activations by the graph or its functions."""
+    fp8 = ir.DataType.FLOAT8E4M3FN
+    nodes = [*model.graph, *(node for body in model.functions.values() for node in body)]
+    made = (node.attributes.get("output_dtype") for node in nodes)
+    weights = model.graph.initializers.values()
+    return any(value.dtype == fp8 for value in weights) or any(
+        attribute is not None and attribute.as_int() == fp8 for attribute in made
+    )
+
+
+def _retyped(model: ir.Model, source: Path, folder: Path, precision: Precision) -> Path | None:
+    if compute_precision(model) == precision:
+        return None
+    retype(model, precision)
+    path = folder / f".{source.stem}.retyped.onnx"
+    ir.save(model, path, external_data=f"{path.name}.weights")
+    return path
+
+
+class OnnxRuntimeEngine(TensorTable):
+    """One graph in one inference session."""
+
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        options = _options()
+        # The build found every place for an integer kernel; what is left is for float ones.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        self._session = _open_session(path, options)
+        self.name = path.stem
+        self._inputs = {spec.name: spec for spec in map(spec_of, self._session.get_inputs())}
+        self._outputs = {spec.name: spec for spec in map(spec_of, self._session.get_outputs())}
+
+    def bind(
+        self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]
+    ) -> "OnnxRuntimeBinding":
+        self._require_inputs(inputs)
+        for given, known in ((inputs, self._inputs), (outputs, self._outputs)):
+            for name, array in given.items():
+                require_fit(self.name, name, known.get(name), _given(array))
+        return OnnxRuntimeBinding(self._session, self.name, inputs, outputs)
+
+    def close(self) -> None:
+        del self._session
+
+
+class OnnxRuntimeBinding:
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        graph: str,
+        inputs: Mapping[str, Array],
+        outputs: Mapping[str, Array],
+    ) -> None:
+        self._session, self._graph = session, graph
+        self._binding = session.io_binding()
+        # The binding knows addresses only; whoever holds it holds the arrays.
+        self._arrays = (dict(inputs), dict(outputs))
+        for name, array in inputs.items():
+            self._binding.bind_input(name, "cpu", 0, *_address(array))
+        for name, array in outputs.items():
+            self._binding.bind_output(name, "cpu", 0, *_address(array))
+
+    def run(self) -> None:
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # onnxruntime's errors have no common base
+            raise EngineError(
+                f"graph {self._graph} failed in onnxruntime: {brief(error)}"
+            ) from error
+
+
+def _options() -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    # Failures come as exceptions, and are told once.
+    options.log_severity_level = 4
+    return options
+
+
+def _open_session(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no common base
+        raise EngineError(f"{path}: onnxruntime cannot load the graph: {brief(error)}") from None
+
+
+def brief(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def spec_of(value: ort.NodeArg) -> TensorSpec:
+    return TensorSpec(value.name, TYPES[value.type][0], tuple(value.shape))
+
+
+def _address(array: Array) -> tuple[object, tuple[int, ...], int]:
+    onnx_type = next(code for dtype, code in TYPES.values() if dtype == array.dtype)
+    return onnx_type, array.shape, array.ctypes.data
+
+
+def _given(array: Array) -> Given:
+    return Given(array.shape, array.dtype.name, array.flags.c_contiguous)
+
+
+def _numbers(version_text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version_text.split("+")[0].split(".") if part.isdigit())

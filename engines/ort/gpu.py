@@ -1,0 +1,160 @@
+"""ONNX Runtime on a GPU: tensors stay on the device, runs are queued on a stream of ours.
+
+Graphs that were written for the GPU (``cuda_step.py``, ``cuda_vae.py``) are captured at their
+second run and replayed from then on.
+"""
+
+import logging
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache, partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from longlive_trt.engines.base import TensorSpec, TensorTable, require_fit
+from longlive_trt.engines.ort.cpu import TYPES, brief, spec_of
+from longlive_trt.errors import EngineError
+from longlive_trt.plugins import onnxruntime_bridge
+from longlive_trt.plugins.cuda.streams import Repeated, Stream, given_on_device
+from longlive_trt.plugins.cuda.tensors import DeviceTensor
+from longlive_trt.plugins.onnxruntime_bridge import Placement
+from longlive_trt.signals import interrupts_deferred
+
+logger = logging.getLogger(__name__)
+
+PROVIDER = "CUDAExecutionProvider"
+_LIBRARIES = ("cudart", "nvrtc", "cublasLt", "cublas", "cufft", "curand", "cudnn")
+
+
+class OnnxRuntimeCudaEngine(TensorTable):
+    """One graph in one session, on one stream.
+
+    ``library`` holds the bridge to our kernels if the graph has some; such graphs are captured.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        stream: Stream,
+        *,
+        library: Path | None = None,
+        captures: bool = True,
+    ) -> None:
+        load_libraries()
+        self.name, self.stream = path.stem, stream
+        self._captures = captures and library is not None
+        self._session = _open_session(path, stream, library)
+        self._inputs = {spec.name: spec for spec in map(spec_of, self._session.get_inputs())}
+        self._outputs = {spec.name: spec for spec in map(spec_of, self._session.get_outputs())}
+        self._options = ort.RunOptions()
+        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    def bind(
+        self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]
+    ) -> "OnnxRuntimeCudaBinding":
+        self._require_inputs(inputs)
+        binding = self._session.io_binding()
+        for name, tensor in inputs.items():
+            # A graph may do without an input of the contract.
+            if name in self._inputs:
+                known = self._inputs[name]
+                binding.bind_input(name, *_address(self.name, name, known, tensor))
+        for name, tensor in outputs.items():
+            spec = self._outputs.get(name)
+            binding.bind_output(name, *_address(self.name, name, spec, tensor))
+        return OnnxRuntimeCudaBinding(self, binding, (dict(inputs), dict(outputs)))
+
+    @property
+    def captures(self) -> bool:
+        return self._captures
+
+    def enqueue(self, binding: Any) -> None:
+        try:
+            with interrupts_deferred():
+                self._session.run_with_iobinding(binding, self._options)
+        except Exception as error:  # onnxruntime's errors have no common base
+            told = f"graph {self.name} failed on the GPU: {brief(error)}"
+            raise self.stream.gpu.failure(told) from error
+
+    def close(self) -> None:
+        del self._session
+
+
+class OnnxRuntimeCudaBinding:
+    """Runs are queued; whoever reads the outputs waits for the stream."""
+
+    def __init__(self, engine: OnnxRuntimeCudaEngine, binding: Any, tensors: Any) -> None:
+        # The binding knows addresses only; whoever holds it holds the memory.
+        self._tensors = tensors
+        queue = partial(engine.enqueue, binding)
+        self._repeated = Repeated(engine.stream, queue, captures=engine.captures)
+
+    def run(self) -> None:
+        self._repeated.run()
+
+    def close(self) -> None:
+        self._repeated.close()
+
+
+@cache
+def load_libraries() -> None:
+    """CUDA's libraries, from wherever they are installed, before ONNX Runtime looks for them."""
+    if PROVIDER not in ort.get_available_providers():
+        raise EngineError(
+            f"the installed onnxruntime {ort.__version__} has no GPU support; run "
+            "`pip uninstall onnxruntime` and `pip install 'longlive-trt[gpu]'`"
+        )
+    # Failures come as exceptions, and are told once.
+    ort.set_default_logger_severity(4)
+    pathfinder = import_module("cuda.pathfinder")
+    for library in _LIBRARIES:
+        try:
+            pathfinder.load_nvidia_dynamic_lib(library)
+        except Exception as error:  # the package's errors have no common base
+            raise EngineError(
+                f"CUDA's library {library} was not found ({brief(error)}); run "
+                "`pip install 'longlive-trt[gpu]'`, or install the CUDA toolkit and cuDNN 9"
+            ) from None
+
+
+def _open_session(path: Path, stream: Stream, library: Path | None) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    # A pattern would be allocated anew at the second run, which is the one that is captured.
+    options.enable_mem_pattern = False
+    gpu = stream.gpu
+    placed: AbstractContextManager[None] = nullcontext()
+    if library is not None:
+        onnxruntime_bridge.register(options, device=True, library=library)
+        placed = onnxruntime_bridge.placed(Placement(stream.handle, gpu.ordinal))
+    provider = {
+        "device_id": str(gpu.ordinal),
+        "user_compute_stream": str(stream.handle),
+        "do_copy_in_default_stream": "0",
+        "prefer_nhwc": "1" if library is not None else "0",
+        "cudnn_conv_algo_search": "EXHAUSTIVE",
+        "cudnn_conv_use_max_workspace": "1",
+        "arena_extend_strategy": "kSameAsRequested",
+        # Without it, convolutions in half precision do without the matrix units too.
+        "use_tf32": "1" if library is not None else "0",
+    }
+    try:
+        with placed, interrupts_deferred():
+            return ort.InferenceSession(
+                path, options, providers=[(PROVIDER, provider), "CPUExecutionProvider"]
+            )
+    except Exception as error:  # onnxruntime's errors have no common base
+        told = f"{path}: onnxruntime cannot load the graph on the GPU: {brief(error)}"
+        raise gpu.failure(told) from None
+
+
+def _address(
+    graph: str, name: str, spec: TensorSpec | None, tensor: DeviceTensor
+) -> tuple[str, int, object, tuple[int, ...], int]:
+    require_fit(graph, name, spec, given_on_device(tensor))
+    assert spec is not None
+    element = next(code for dtype, code in TYPES.values() if dtype == spec.dtype)
+    return "cuda", tensor.device, element, tensor.shape, tensor.pointer

@@ -1,0 +1,56 @@
+"""The attention kernel of our own inside TensorRT engines, where it runs."""
+
+from typing import Any
+
+from longlive_trt.configs import ModelConfig
+from longlive_trt.engines.compiler import BuildOptions
+from longlive_trt.engines.trt.flavors import Flavor, Target
+from longlive_trt.errors import UsageError
+from longlive_trt.plugins.attention import tensorrt_plugin
+from longlive_trt.plugins.attention.variants import HEAD_DIMS
+from longlive_trt.precision import Precision
+
+_HOPPER = (9, 0)
+
+
+def uses_plugin(
+    options: BuildOptions,
+    flavor: Flavor,
+    target: Target,
+    precision: Precision,
+    config: ModelConfig,
+) -> bool:
+    """On by default where the kernel runs; asked for elsewhere, a reason why not."""
+    if options.attention == "standard":
+        return False
+    obstacle = _obstacle(flavor, target, precision, config)
+    if options.attention == "plugin" and obstacle:
+        raise UsageError(f"--attention plugin: {obstacle}; use --attention standard")
+    return obstacle is None
+
+
+def _obstacle(
+    flavor: Flavor, target: Target, precision: Precision, config: ModelConfig
+) -> str | None:
+    head_dim = config.transformer.head_dim
+    if not flavor.has_plugins:
+        return f"{flavor.kind} takes no plugins"
+    if target.capability != _HOPPER:
+        return f"the kernel is for sm90, and the engines are for {target}"
+    if precision.numpy.name not in tensorrt_plugin.DTYPES:
+        return f"the kernel has no {precision.name}"
+    if head_dim not in HEAD_DIMS:
+        return f"the kernel has no heads of {head_dim} channels"
+    return None
+
+
+def plugin_hashes(config: ModelConfig, precision: Precision) -> dict[str, str]:
+    head_dim = config.transformer.head_dim
+    scale = float(head_dim) ** -0.5
+    kernel = tensorrt_plugin.plugin_hash(precision.numpy.name, head_dim, scale)
+    return {tensorrt_plugin.PLUGIN_ID: kernel}
+
+
+def register_plugin() -> Any:
+    """Make TensorRT know the kernel; the engines that hold it need nothing of this."""
+    tensorrt_plugin.register()

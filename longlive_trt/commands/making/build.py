@@ -1,0 +1,175 @@
+"""``longlive-trt build``."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from longlive_trt.commands._reporting import stage_reporter
+from longlive_trt.commands.making._quantized_build import QUANTIZED, plan_build
+from longlive_trt.engines.build import BuildResult, build
+from longlive_trt.engines.compiler import BuildOptions
+from longlive_trt.engines.registry import ENGINES
+from longlive_trt.engines.trt.report import REPORT_NAME
+from longlive_trt.precision import PRECISIONS
+
+_PATH = click.Path(path_type=Path)
+_GIB = 1 << 30
+_COLUMNS = (
+    *("graph", "pro-\nfiles", "ker-\nnels", "fused\nattn", "matrix\nproducts", "soft-\nmax"),
+    *("scratch\nMB", "weights\nMB", "time\ns", "host\npeak MB"),
+)
+
+
+@click.command()
+@click.option("--onnx", required=True, type=_PATH, help="Folder that `export` made.")
+@click.option(
+    "--precision",
+    type=click.Choice([*PRECISIONS, *QUANTIZED]),
+    default="fp32",
+    show_default=True,
+    help="fp8 and int8 calibrate first, unless --onnx is quantized already.",
+)
+@click.option(
+    "--compute",
+    type=click.Choice(list(PRECISIONS)),
+    help="fp8, int8: type of what is not quantized.  [default: fp32 on a CPU, else bf16]",
+)
+@click.option("--calibration", type=_PATH, help="fp8, int8: use the scales of this file.")
+@click.option("--engine", type=click.Choice(ENGINES), default=ENGINES[0], show_default=True)
+@click.option("--out", required=True, type=_PATH, help="The bundle.")
+@click.option("--force", is_flag=True, help="Build even if nothing has changed.")
+@click.option("--gpu", metavar="smNN", help="Architecture: of tensorrt-rtx, or onnxruntime's GPU.")
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Videos made side by side.",
+)
+@click.option(
+    "--attention",
+    type=click.Choice(["standard", "plugin"]),
+    help="The compiler's attention, or our kernel (default where it runs: tensorrt on sm90).",
+)
+@click.option(
+    "--allow-decomposed-attention",
+    is_flag=True,
+    help="Accept attention that is not one kernel: slow, and large in memory.",
+)
+@click.option("--optimization-level", type=click.IntRange(0, 5), help="How long to search.")
+@click.option("--workspace-gib", type=float, help="Most scratch memory a kernel may use.")
+@click.option("--weights-gib", type=float, help="Stream weights, keeping this much on the GPU.")
+@click.option(
+    "--hardware-compatibility",
+    type=click.Choice(["same-capability", "ampere-plus"]),
+    help="Run on other GPU models too; costs speed.",
+)
+@click.option("--version-compatible", is_flag=True, help="Run on later versions of TensorRT too.")
+@click.option("--refittable", is_flag=True, help="Let any weights be exchanged later.")
+@click.option("--strip", is_flag=True, help="Leave the weights out; `refit` puts them back.")
+@click.option("--timing-cache", type=_PATH, help="Folder for measured kernel times.")
+def command(
+    onnx: Path,
+    precision: str,
+    compute: str | None,
+    calibration: Path | None,
+    engine: str,
+    out: Path,
+    force: bool,
+    gpu: str | None,
+    batch: int,
+    attention: Literal["standard", "plugin"] | None,
+    allow_decomposed_attention: bool,
+    optimization_level: int | None,
+    workspace_gib: float | None,
+    weights_gib: float | None,
+    hardware_compatibility: Literal["same-capability", "ampere-plus"] | None,
+    version_compatible: bool,
+    refittable: bool,
+    strip: bool,
+    timing_cache: Path | None,
+) -> None:
+    """Compile ONNX graphs into a bundle of engines."""
+    options = BuildOptions(
+        gpu=gpu,
+        batch=batch,
+        attention=attention,
+        allow_decomposed_attention=allow_decomposed_attention,
+        optimization_level=optimization_level,
+        workspace_bytes=_bytes(workspace_gib),
+        weight_streaming_bytes=_bytes(weights_gib),
+        hardware_compatibility=hardware_compatibility,
+        version_compatible=version_compatible,
+        refittable=refittable,
+        strip=strip,
+        timing_cache=timing_cache,
+    )
+    line = " ".join(["longlive-trt", *sys.argv[1:]])
+    with stage_reporter() as report:
+        plan = plan_build(onnx, precision, compute, calibration, engine, gpu)
+        plan.refuse_early(engine, options)
+        result = build(
+            plan.quantize(report),
+            out,
+            plan.compute,
+            engine,
+            options=options,
+            command=line,
+            force=force,
+            report=report,
+        )
+    show_result(result, out)
+
+
+def _bytes(gib: float | None) -> int | None:
+    return None if gib is None else round(gib * _GIB)
+
+
+def show_result(result: BuildResult, out: Path) -> None:
+    manifest = result.manifest
+    if result.was_current:
+        click.echo(f"{out}: nothing has changed since it was built; left as it is")
+        return
+    if REPORT_NAME in manifest.files:
+        _show_report(json.loads((out / REPORT_NAME).read_text(encoding="utf-8")))
+    size = sum(entry.bytes for entry in manifest.files.values())
+    click.echo(
+        f"built {out}: {len(manifest.graphs)} graphs, {manifest.precision}, "
+        f"{manifest.engine.kind} {manifest.engine.version}, {size / 1e6:.1f} MB, "
+        f"{manifest.duration_s:.1f} s"
+    )
+
+
+def _show_report(report: dict[str, Any]) -> None:
+    title = f"Engines for {report['engine']['target']} ({report['precision']})"
+    table = Table(title=title, box=None, pad_edge=False)
+    for number, column in enumerate(_COLUMNS):
+        table.add_column(column, justify="right" if number else "left")
+    for graph in report["graphs"]:
+        table.add_row(*_row(graph))
+    Console().print(table)
+
+
+def _row(graph: dict[str, Any]) -> tuple[str, ...]:
+    attention = graph["attention"]
+    return (
+        graph["graph"],
+        str(len(graph["profiles"])),
+        str(len(graph["layers"])),
+        f"{attention['fused']}/{attention['expected']}" if attention["expected"] else "-",
+        "\n".join(f"{n} {kind}" for kind, n in graph["matrix_products"].items()) or "-",
+        str(graph["categories"].get("softmax", 0)),
+        _megabytes(max(graph["activation_bytes"], default=0)),
+        _megabytes(graph["weights_bytes"]),
+        f"{graph['duration_s']:.1f}",
+        _megabytes(graph["peak_host_bytes"]),
+    )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f}"

@@ -1,0 +1,151 @@
+"""``longlive-trt bench``."""
+
+import math
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from longlive_trt.cli import INTERRUPTED
+from longlive_trt.commands._device import device_option
+from longlive_trt.commands._reporting import stage_reporter
+from longlive_trt.engines.bundles.bundle import open_bundle
+from longlive_trt.engines.loader import DeviceChoice
+from longlive_trt.errors import UsageError
+from longlive_trt.files import publish_file
+from longlive_trt.runtime.bench.lane import Settings
+from longlive_trt.runtime.bench.measurement import measure
+from longlive_trt.runtime.bench.plot import latency_png, require_pillow
+from longlive_trt.runtime.bench.record import report_values, to_json
+from longlive_trt.runtime.bench.report import figures
+from longlive_trt.runtime.bench.table import show
+from longlive_trt.runtime.output import check_file_output
+
+QUICK = Settings(blocks=8, switches=2, seconds=4.0, warmup=5, sessions=2)
+_PATH = click.Path(path_type=Path)
+_FULL = Settings()
+
+
+@click.command()
+@click.option("--bundle", "bundle_folder", required=True, type=_PATH, help="What `build` made.")
+@click.option(
+    "--compare", type=_PATH, metavar="BUNDLE", help="A second bundle of the same model, in turns."
+)
+@click.option(
+    "--blocks",
+    type=click.IntRange(min=1),
+    help=f"Blocks of the steady state.  [default: {_FULL.blocks}]",
+)
+@click.option(
+    "--switches",
+    type=click.IntRange(min=0),
+    help="Prompt switches; on a GPU, as many again with the prompt announced.  "
+    f"[default: {_FULL.switches}]",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0),
+    help=f"Length of the throughput measurement.  [default: {_FULL.seconds:g}]",
+)
+@click.option(
+    "--warmup",
+    type=click.IntRange(min=0),
+    help="Blocks before any is counted; at least until the window is full.  "
+    f"[default: {_FULL.warmup}]",
+)
+@click.option("--quick", is_flag=True, help="Few blocks, to see that it works.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
+@click.option("--no-decode", is_flag=True, help="Measure the transformer alone.")
+@click.option("--low-memory", is_flag=True, help="As `generate --low-memory`.")
+@device_option
+@click.option(
+    "--peak-tflops",
+    type=click.FloatRange(min=0, min_open=True),
+    help="What to compare with, in 16 bits; 8 bits are taken to be twice as fast.  "
+    "[default: the data sheet's rates of a known GPU]",
+)
+@click.option("--out", type=_PATH, metavar="FILE.json", help="Where to keep the report.")
+@click.option("--plot", type=_PATH, metavar="FILE.png", help="Draw every block's times.")
+@click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def command(
+    bundle_folder: Path,
+    compare: Path | None,
+    blocks: int | None,
+    switches: int | None,
+    seconds: float | None,
+    warmup: int | None,
+    quick: bool,
+    seed: int,
+    no_decode: bool,
+    low_memory: bool,
+    device: DeviceChoice,
+    peak_tflops: float | None,
+    out: Path | None,
+    plot: Path | None,
+    overwrite: bool,
+    as_json: bool,
+) -> int:
+    """Measure how fast a bundle runs.
+
+    Blocks one after the other, prompt switches, and everything overlapped for a while. Frames are
+    video frames. Ctrl-C ends it after a block and keeps what was measured.
+    """
+    _require_finite(seconds)
+    _check_outputs(out, plot, overwrite=overwrite)
+    wanted = {"blocks": blocks, "switches": switches, "seconds": seconds, "warmup": warmup}
+    lengths: dict[str, Any] = {name: n for name, n in wanted.items() if n is not None}
+    base = QUICK if quick else _FULL
+    settings = replace(
+        base, seed=seed, decode=not no_decode, device=device, low_memory=low_memory, **lengths
+    )
+    folders = [bundle_folder] if compare is None else [bundle_folder, compare]
+    bundles = [open_bundle(folder) for folder in folders]
+    with stage_reporter() as report:
+        made = measure(bundles, settings, report, _notify)
+    shown = figures(made, peak_tflops)
+    command_line = shlex.join(["longlive-trt", *sys.argv[1:]])
+    text = to_json(report_values(made, shown, command_line))
+    if as_json:
+        click.echo(text, nl=False)
+    else:
+        show(made, shown)
+    if out is not None:
+        _publish(out, text.encode())
+    if plot is not None:
+        _publish(plot, latency_png(shown, command_line))
+    return INTERRUPTED if made.interrupted else 0
+
+
+def _require_finite(seconds: float | None) -> None:
+    if seconds is not None and not math.isfinite(seconds):
+        raise UsageError(f"--seconds {seconds}: give a number of seconds")
+
+
+def _check_outputs(out: Path | None, plot: Path | None, *, overwrite: bool) -> None:
+    """Before the run: it takes minutes, and its results should have a place."""
+    if plot is not None:
+        require_pillow()
+        if plot.suffix.lower() != ".png":
+            raise UsageError(f"--plot {plot}: the picture is a PNG file; end its name with .png")
+    if out is not None and plot is not None and out.resolve() == plot.resolve():
+        raise UsageError(f"{out}: two outputs of this name; give each a name of its own")
+    for path in (out, plot):
+        if path is None:
+            continue
+        if path.is_dir():
+            raise UsageError(f"{path}: is a folder; give the name of a file")
+        check_file_output(path, overwrite)
+
+
+def _notify(text: str) -> None:
+    click.echo(f"note: {text}", err=True)
+
+
+def _publish(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with publish_file(path) as partial:
+        partial.write_bytes(content)

@@ -1,0 +1,44 @@
+"""``longlive-trt doctor``."""
+
+import json
+from dataclasses import asdict
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from longlive_trt.doctor import Finding, examine
+
+STYLES = {"ok": "green", "missing": "yellow", "problem": "red"}
+# Where nobody resizes the window, a remedy should still fit one line to be copied.
+FILE_WIDTH = 140
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def command(as_json: bool) -> None:
+    """Show what this machine can do, and the command that adds what is missing.
+
+    Always ends with exit code 0: a missing piece is an answer, not a failure.
+    """
+    findings = examine()
+    if as_json:
+        click.echo(json.dumps({"findings": [asdict(finding) for finding in findings]}, indent=2))
+    else:
+        _show(findings)
+
+
+def _show(findings: list[Finding]) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=FILE_WIDTH)
+    table = Table(title="What this machine can do")
+    table.add_column("piece", no_wrap=True)
+    table.add_column("status", no_wrap=True)
+    table.add_column("found", overflow="fold")
+    table.add_column("to add it", overflow="fold")
+    for finding in findings:
+        status = Text(finding.status, style=STYLES[finding.status])
+        table.add_row(Text(finding.piece), status, Text(finding.detail), Text(finding.remedy or ""))
+    console.print(table)

@@ -1,0 +1,149 @@
+"""``longlive-trt verify``."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from longlive_trt.commands._device import device_option
+from longlive_trt.configs.replay import load_replay
+from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
+from longlive_trt.engines.loader import DeviceChoice
+from longlive_trt.errors import UsageError
+from longlive_trt.runtime.verify import (
+    DEFAULT_BLOCKS,
+    Comparison,
+    compare,
+    default_tolerance,
+    open_reference,
+)
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("bundle", type=_PATH)
+@click.option(
+    "--against", type=_PATH, metavar="BUNDLE|ONNX", help="What to compare the results with."
+)
+@click.option("--replay", type=_PATH, help="With --against: the rollout to replay.")
+@click.option(
+    "--blocks",
+    type=click.IntRange(1, 1000),
+    help=f"With --against: the length without --replay.  [default: {DEFAULT_BLOCKS}]",
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, min_open=True),
+    help="With --against: the relative L2 error that passes.  [default: by precision]",
+)
+@device_option
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(
+    bundle: Path,
+    against: Path | None,
+    replay: Path | None,
+    blocks: int | None,
+    tolerance: float | None,
+    device: DeviceChoice,
+    as_json: bool,
+) -> int:
+    """Check every file of a BUNDLE, or what it computes against another one.
+
+    With --against, the same rollout runs on both. Exit code 1 says that it failed.
+    """
+    if against is None and (replay or blocks or tolerance):
+        raise UsageError("--replay, --blocks and --tolerance compare two things: add --against")
+    if replay and blocks:
+        raise UsageError("--replay fixes the length: leave out --blocks")
+    candidate = open_bundle(bundle)
+    if against is None:
+        _show_files(candidate, as_json)
+        return 0
+    reference = open_reference(against)
+    limit = tolerance or default_tolerance(
+        reference.manifest.precision, candidate.manifest.precision
+    )
+    rollout = load_replay(replay, reference.config) if replay else None
+    result = compare(reference, candidate, limit, rollout, blocks or DEFAULT_BLOCKS, device)
+    if as_json:
+        click.echo(json.dumps(_values(reference, candidate, result), indent=2))
+    else:
+        _show(reference, candidate, result)
+    return 0 if result.passed else 1
+
+
+def _show_files(bundle: Bundle, as_json: bool) -> None:
+    manifest = bundle.manifest
+    total = sum(entry.bytes for entry in manifest.files.values())
+    if as_json:
+        values = {"bundle": str(bundle.folder), "passed": True, "files": len(manifest.files)}
+        click.echo(json.dumps({**values, "bytes": total, "key": manifest.key}, indent=2))
+    else:
+        click.echo(
+            f"{bundle.folder}: {len(manifest.files)} files, {total / 1e6:.1f} MB, all as the "
+            f"manifest says"
+        )
+
+
+def _values(reference: Bundle, candidate: Bundle, result: Comparison) -> dict[str, Any]:
+    return {
+        "bundle": _side(candidate),
+        "against": _side(reference),
+        "tolerance": result.tolerance,
+        "passed": result.passed,
+        "graphs": {
+            name: {"error": _finite(graph.error), "output": graph.output, "runs": graph.runs}
+            for name, graph in result.graphs.items()
+        },
+        "blocks": [
+            {
+                "latents": _finite(block.latents),
+                "psnr_db": _finite(block.psnr_db),
+                "frames_identical": block.psnr_db == math.inf,
+            }
+            for block in result.blocks
+        ],
+    }
+
+
+def _side(bundle: Bundle) -> dict[str, str]:
+    engine, precision = bundle.manifest.engine, bundle.manifest.precision
+    kind = f"{engine.kind} {engine.version} for {engine.target}"
+    return {"path": str(bundle.folder), "engine": kind, "precision": precision}
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has neither infinity nor NaN."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _show(reference: Bundle, candidate: Bundle, result: Comparison) -> None:
+    console = Console()
+    for name, bundle in (("checked", candidate), ("against", reference)):
+        side = _side(bundle)
+        click.echo(f"{name}: {side['path']} ({side['precision']}, {side['engine']})")
+    graphs = Table(title="Each graph on identical inputs")
+    for column in ("graph", "relative L2 error", "worst output", "runs"):
+        graphs.add_column(column)
+    for name, graph in result.graphs.items():
+        graphs.add_row(name, f"{graph.error:.2e}", graph.output, str(graph.runs))
+    blocks = Table(title="The rollout, block by block")
+    for column in ("block", "latents, relative L2", "frames, PSNR"):
+        blocks.add_column(column)
+    for number, block in enumerate(result.blocks):
+        blocks.add_row(str(number), f"{block.latents:.2e}", _decibels(block.psnr_db))
+    console.print(graphs)
+    console.print(blocks)
+    verdict = "passed" if result.passed else "FAILED"
+    click.echo(f"{verdict}: every error should be at most {result.tolerance:g}")
+
+
+def _decibels(value: float | None) -> str:
+    if value is None:
+        return "not decoded"
+    return "identical" if value == math.inf else f"{value:.1f} dB"

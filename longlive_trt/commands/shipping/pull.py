@@ -1,0 +1,83 @@
+"""``longlive-trt pull``."""
+
+from pathlib import Path
+
+import click
+import psutil
+
+from longlive_trt.commands._reporting import stage_reporter
+from longlive_trt.doctor import ask_driver, memory_limit
+from longlive_trt.engines.bundles.catalog import Entry
+from longlive_trt.engines.bundles.choice import Choice, Machine, MachineGpu, Wish, choose
+from longlive_trt.engines.bundles.transfer import Choose, pull
+from longlive_trt.errors import UsageError
+from longlive_trt.probes import installed_version
+
+# What holds the library itself; the bindings may be there without it.
+DISTRIBUTIONS = {
+    "tensorrt": ("tensorrt-cu13-libs", "tensorrt"),
+    "tensorrt-rtx": ("tensorrt-rtx-cu13-libs", "tensorrt-rtx"),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+}
+
+
+@click.command()
+@click.argument("url")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The bundle.")
+@click.option("--auto", is_flag=True, help="Take what suits this machine best, and say why.")
+@click.option("--config", help="With --auto: only bundles of this configuration.")
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    help="With --auto: only this one; several are tried in the order given.",
+)
+def command(
+    url: str, out: Path, auto: bool, config: str | None, precisions: tuple[str, ...]
+) -> None:
+    """Fetch a bundle, an archive, or the best of a catalog from URL.
+
+    A pull that was interrupted goes on from what it has when it is run again.
+    """
+    if not auto and (config or precisions):
+        raise UsageError("--config and --precision choose from a catalog: add --auto")
+    choice = _chooser(url, Wish(config, precisions)) if auto else None
+    with stage_reporter() as report:
+        pulled = pull(url, out, choice, report)
+    if pulled.was_current:
+        click.echo(f"{out}: this very bundle already; left as it is")
+        return
+    kept = f" ({pulled.kept_bytes / 1e6:.1f} MB were here)" if pulled.kept_bytes else ""
+    click.echo(f"pulled {out}: {pulled.fetched_bytes / 1e6:.1f} MB fetched{kept}, all checked")
+
+
+def _chooser(url: str, wish: Wish) -> Choose:
+    def choose_here(entries: list[Entry]) -> Entry:
+        machine = this_machine()
+        choice = choose(entries, machine, wish, url)
+        _explain(choice, machine)
+        return choice.best
+
+    return choose_here
+
+
+def this_machine() -> Machine:
+    gpus = [MachineGpu(gpu.name, gpu.capability, gpu.memory_bytes) for gpu in ask_driver().gpus]
+    return Machine(
+        gpu=gpus[0] if gpus else None,
+        memory_bytes=memory_limit(psutil.virtual_memory().total),
+        versions={
+            kind: next(filter(None, map(installed_version, names)), None)
+            for kind, names in DISTRIBUTIONS.items()
+        },
+    )
+
+
+def _explain(choice: Choice, machine: Machine) -> None:
+    click.echo(f"this machine: {machine}")
+    for verdict in choice.verdicts:
+        if verdict.obstacle is not None:
+            click.echo(f"  no:  {verdict.entry.path}: {verdict.obstacle}")
+        else:
+            mark = "take" if verdict.entry is choice.best else "next"
+            click.echo(f"  {mark}: {verdict.entry.path}: {verdict.reason}")

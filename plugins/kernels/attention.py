@@ -1,0 +1,148 @@
+"""Attention as nodes of graphs: the Hopper kernel, or the portable one where it does not run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from longlive_trt.basics import Array
+from longlive_trt.plugins.attention.arguments import KVPiece, Scales
+from longlive_trt.plugins.attention.hopper import SinkWindowAttention
+from longlive_trt.plugins.attention.portable import PortableAttention
+from longlive_trt.plugins.attention.reference import value_order
+from longlive_trt.plugins.attention.variants import check_kind
+from longlive_trt.plugins.cuda import driver
+from longlive_trt.plugins.cuda.tensors import DeviceTensor
+from longlive_trt.plugins.kernels.base import Shape
+from longlive_trt.plugins.kernels.rows import Float32, narrowed, single
+
+
+@dataclass(frozen=True)
+class Attending:
+    """The result is [B, tokens, heads * head_dim]; with ``output_scale`` in float8_e4m3, in units
+    of it."""
+
+    scale: float | None = None
+    output_scale: float | None = None
+
+    def output_shapes(self, inputs: Sequence[Shape]) -> Sequence[Shape]:
+        *outer, heads, head_dim = inputs[0]
+        return [(*outer, heads * head_dim)]
+
+    def attend(
+        self,
+        q: DeviceTensor,
+        pieces: Sequence[KVPiece],
+        out: DeviceTensor,
+        stream: int,
+        scales: Scales | None = None,
+    ) -> None:
+        check_kind(q.dtype, q.shape[-1])
+        target = DeviceTensor.contiguous(out.pointer, q.shape, out.dtype, out.device)
+        attention = _attention(q.dtype, out.dtype, q.shape[-1], q.device, stream)
+        if isinstance(attention, PortableAttention):
+            attention(q, pieces, target, scale=self.scale, stream=stream)
+            return
+        attention(
+            *(q, pieces, target),
+            scale=self.scale,
+            scales=scales,
+            out_scale=self.output_scale or 1.0,
+            stream=stream,
+        )
+
+    def store(self, out: Array, values: Float32) -> None:
+        values = values.reshape(out.shape)
+        out[...] = values if self.output_scale is None else narrowed(values, self.output_scale)
+
+
+@dataclass(frozen=True)
+class Attention(Attending):
+    """Queries against this pass's own keys and the valid prefix of the cache.
+
+    Inputs: q, k, v, cached k and v, each [B, tokens, heads, head_dim], and how many cached tokens
+    are valid, int64 [1].
+    """
+
+    def launch(
+        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], stream: int
+    ) -> None:
+        q, k, v, k_cache, v_cache, length = inputs
+        pieces = [KVPiece(k_cache, v_cache, length), KVPiece(k, v)]
+        self.attend(q, pieces, outputs[0], stream)
+
+    def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+        q, k, v, k_cache, v_cache = map(single, inputs[:5])
+        valid = max(0, min(int(inputs[5][0]), k_cache.shape[1]))
+        keys = np.concatenate([k_cache[:, :valid], k], axis=1)
+        values = np.concatenate([v_cache[:, :valid], v], axis=1)
+        self.store(outputs[0], attended(q, keys, values, self.scale))
+
+
+@dataclass(frozen=True)
+class CrossAttention(Attending):
+    """Queries against all of some keys: q, k, v [B, tokens, heads, head_dim]."""
+
+    def launch(
+        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], stream: int
+    ) -> None:
+        q, k, v = inputs
+        self.attend(q, [KVPiece(k, v)], outputs[0], stream)
+
+    def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+        q, k, v = map(single, inputs)
+        self.store(outputs[0], attended(q, k, v, self.scale))
+
+
+@dataclass(frozen=True)
+class NarrowAttention(Attending):
+    """Attention in float8_e4m3.
+
+    Inputs: q, k, cached k [B, tokens, heads, head_dim]; v and cached v as ``TransposedValues``
+    makes them; how many cached tokens are valid, int64 [1]; the scales of q, k and v, float32
+    [heads]. The order is q, k, v, cached k, cached v, valid, scales.
+    """
+
+    def launch(
+        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], stream: int
+    ) -> None:
+        q, k, v, k_cache, v_cache, length, *scales = inputs
+        pieces = [KVPiece(k_cache, v_cache, length), KVPiece(k, v)]
+        self.attend(q, pieces, outputs[0], stream, Scales(*scales))
+
+    def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+        q, k, k_cache = (single(inputs[index]) for index in (0, 1, 3))
+        q_scale, k_scale, v_scale = (single(scale)[:, None] for scale in inputs[6:])
+        valid = max(0, min(int(inputs[5][0]), k_cache.shape[1]))
+        values = [_plain_values(v, k.shape[1]) for v, k in ((inputs[2], k), (inputs[4], k_cache))]
+        keys = np.concatenate([k_cache[:, :valid], k], axis=1)
+        joined = np.concatenate([values[1][:, :valid], values[0]], axis=1)
+        result = attended(q * q_scale, keys * k_scale, joined * v_scale, self.scale)
+        self.store(outputs[0], result)
+
+
+def attended(q: Float32, k: Float32, v: Float32, scale: float | None) -> Float32:
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+    scores = q @ k.swapaxes(-1, -2) * np.float32(scale or q.shape[-1] ** -0.5)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    sums = weights.sum(-1, keepdims=True)
+    result: Float32 = (weights @ v / sums).transpose(0, 2, 1, 3)
+    return result
+
+
+@cache
+def _attention(
+    dtype: str, out_dtype: str, head_dim: int, device: int, stream: int
+) -> SinkWindowAttention | PortableAttention:
+    """One for each stream: calls on an object share its workspace."""
+    if driver.device_facts(device).capability == (9, 0):
+        return SinkWindowAttention(dtype, head_dim, out_dtype=out_dtype, device=device)
+    return PortableAttention(dtype, head_dim, device=device)
+
+
+def _plain_values(transposed: Array, tokens: int) -> Float32:
+    """[B, tokens, heads, head_dim] of the layout that 8-bit attention reads."""
+    plain = np.empty_like(transposed)
+    plain[..., value_order(transposed.shape[-1])] = transposed
+    return single(plain[..., :tokens].transpose(0, 3, 1, 2))

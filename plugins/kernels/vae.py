@@ -1,0 +1,370 @@
+"""The VAE's passes over activations [batch * frames, height, width, channels], each one read and
+one write: convolution inputs with norm, SiLU and history; sums; pictures."""
+
+import math
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from longlive_trt.basics import Array
+from longlive_trt.errors import PluginError
+from longlive_trt.plugins.cuda.tensors import DeviceTensor
+from longlive_trt.plugins.kernels.base import GraphKernel, Parameters, Shape
+from longlive_trt.plugins.kernels.vae_tensors import (
+    COLORS,
+    Floats,
+    Pass,
+    activation_shape,
+    gathered,
+    named_inputs,
+    picture_shape,
+    require_channels,
+    require_shapes,
+    spread_shape,
+    summed,
+    vector_address,
+)
+
+HISTORY_FRAMES = 2
+_TAPS = HISTORY_FRAMES + 1
+_FORMS = {"alone": 0, "stacked": 1, "extended": 2}
+_PIXEL_THREADS = 128
+_PARTS = 3
+_THREADS = 256
+_SMALLEST_LENGTH = 1e-12
+
+_HEAD_SUMS = _TAPS * _TAPS * COLORS
+_HEAD_ROWS, _HEAD_COLUMNS = 8, 30
+MAX_HEAD_CHANNELS = 96
+"""What fits into the shared memory of every architecture."""
+
+
+@dataclass(frozen=True)
+class VaeStack:
+    """The input of a causal convolution: x + y + bias, norm and SiLU, and the two frames before.
+
+    Inputs: x, and in this order those that the flags name: y, bias, gamma, history. Without a
+    ``history`` the frames before are zeros, as at the start of a video. Outputs:
+
+    * by ``form``: ``alone``, the frames; ``stacked``, each with the two before it, side by side in
+      the channels, earliest first; ``extended``, behind the two before them, row by row;
+    * unless alone, the next history [batch, 2, H, W, C], which may take the old one's memory;
+    * with ``total`` the sum before the norm.
+
+    With ``spread`` x is what a convolution left that doubles height and width at once, four pixels
+    at a place: [frames, H / 2 + 1, W / 2 + 1, 4 C], see ``vae_tensors.gathered``.
+    """
+
+    form: str = "stacked"
+    batch: int = 1
+    residual: bool = False
+    bias: bool = False
+    norm: bool = False
+    silu: bool = False
+    history: bool = False
+    total: bool = False
+    spread: bool = False
+
+    def __post_init__(self) -> None:
+        if self.form not in _FORMS:
+            raise PluginError(f"vae_stack has form {self.form!r}: choose {', '.join(_FORMS)}")
+        if self.history and self.form == "alone":
+            raise PluginError("vae_stack has a history, and frames alone need none")
+
+    def output_shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
+        shapes = self._named(inputs)
+        if self.spread:
+            shapes["x"] = spread_shape(shapes["x"])
+        x = activation_shape(shapes["x"], self.batch)
+        frames, height, width, channels = x
+        remembered = (self.batch, HISTORY_FRAMES, height, width, channels)
+        wanted = {"y": x, "bias": (channels,), "gamma": (channels,), "history": remembered}
+        require_shapes("vae_stack", shapes, wanted)
+        formed: dict[str, Shape] = {
+            "alone": x,
+            "stacked": (frames, height, width, _TAPS * channels),
+            "extended": (frames + HISTORY_FRAMES * self.batch, height, width, channels),
+        }
+        first = [formed[self.form]]
+        return first + [remembered] * (self.form != "alone") + [x] * self.total
+
+    def launch(
+        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], stream: int
+    ) -> None:
+        given = self._named(inputs)
+        x = given["x"]
+        frames, height, width, channels = spread_shape(x.shape) if self.spread else x.shape
+        names = ("x", "y", "bias", "gamma", "history")
+        remembered = outputs[1] if self.form != "alone" else None
+        total = outputs[-1] if self.total else None
+        parameters = struct.pack(
+            "<8Q3i4x",
+            *(vector_address(given.get(name), name, x) for name in names),
+            vector_address(outputs[0], "output", x),
+            vector_address(remembered, "history_next", x),
+            vector_address(total, "total", x),
+            *(frames // self.batch, height * width, width),
+        )
+        constants = {
+            "LL_DIM": channels,
+            "LL_FORM": _FORMS[self.form],
+            "LL_RESIDUAL": int(self.residual),
+            "LL_BIAS": int(self.bias),
+            "LL_NORM": int(self.norm),
+            "LL_SILU": int(self.silu),
+            "LL_SUM": int(self.total),
+            "LL_HISTORY": int(self.history),
+            "LL_SPREAD": int(self.spread),
+        }
+        grid = (-(-height * width // pixels_per_block(channels)), self.batch)
+        Pass("vae_stack", grid, _PIXEL_THREADS).launch(x, constants, stream, parameters)
+
+    def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+        given = self._named(inputs)
+        if self.spread:
+            given["x"] = gathered(given["x"])
+        value = summed(given)
+        if self.total:
+            outputs[-1][...] = value
+        if self.norm:
+            value = _normalized(value) * given["gamma"].astype(np.float32)
+        if self.silu:
+            with np.errstate(over="ignore"):  # x / infinity is the zero that is meant
+                value = value / (1 + np.exp(-value))
+        rows = value.reshape(self.batch, -1, *value.shape[1:]).astype(outputs[0].dtype)
+        if self.form == "alone":
+            outputs[0][...] = rows.reshape(value.shape)
+            return
+        before = given["history"] if self.history else np.zeros_like(outputs[1])
+        extended = np.concatenate([before, rows], axis=1)
+        formed = extended
+        if self.form == "stacked":
+            taps = [extended[:, tap : tap + rows.shape[1]] for tap in range(_TAPS)]
+            formed = np.concatenate(taps, axis=-1)
+        outputs[0][...] = formed.reshape(outputs[0].shape)
+        outputs[1][...] = extended[:, -HISTORY_FRAMES:]
+
+    def _named(self, inputs: Sequence[Any]) -> dict[str, Any]:
+        flags = {"y": self.residual, "bias": self.bias, "gamma": self.norm, "history": self.history}
+        return named_inputs("vae_stack", flags, inputs)
+
+
+@dataclass(frozen=True)
+class VaeSum:
+    """x + y + bias.
+
+    Inputs: x, and in this order those that the flags name: y, bias. With ``interleave`` the first
+    half of the channels is a frame and the second half the frame after it.
+    """
+
+    residual: bool = False
+    bias: bool = False
+    interleave: bool = False
+
+    def output_shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
+        shapes = self._named(inputs)
+        x = activation_shape(shapes["x"], 1)
+        frames, height, width, channels = x
+        require_shapes("vae_sum", shapes, {"y": x, "bias": (channels,)})
+        if not self.interleave:
+            return [x]
+        require_channels(channels // 2)
+        return [(2 * frames, height, width, channels // 2)]
+
+    def launch(
+        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], stream: int
+    ) -> None:
+        given = self._named(inputs)
+        x = given["x"]
+        _, height, width, channels = x.shape
+        vectors = math.prod(x.shape) // 8
+        parameters = struct.pack(
+            "<4Q2q",
+            *(vector_address(given.get(name), name, x) for name in ("x", "y", "bias")),
+            vector_address(outputs[0], "output", x),
+            *(vectors, height * width),
+        )
+        constants = {
+            "LL_DIM": channels,
+            "LL_RESIDUAL": int(self.residual),
+            "LL_BIAS": int(self.bias),
+            "LL_INTERLEAVE": int(self.interleave),
+        }
+        grid = (-(-vectors // _THREADS),)
+        Pass("vae_sum", grid, _THREADS).launch(x, constants, stream, parameters)
+
+    def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+        value = summed(self._named(inputs))
+        if self.interleave:
+            value = np.stack(np.split(value, 2, axis=-1), axis=1)
+        outputs[0][...] = value.reshape(outputs[0].shape)
+
+    def _named(self, inputs: Sequence[Any]) -> dict[str, Any]:
+        return named_inputs("vae_sum", {"y": self.residual, "bias": self.bias}, inputs)
+
+
+@dataclass(frozen=True)
+class VaeHead:
+    """The last convolution, 3x3x3 into three colors, over the frames that ``extended`` leaves.
+
+    Inputs: x [batch * (2 + frames), H, W, C] and the weight [3, 27, C]: by row of taps, and then
+    by frame, column and color.
+    """
+
+    batch: int = 1
+
+    def output_shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
+        x, weight = inputs
+        frames, height, width, channels = activation_shape(x, self.batch)
+        require_shapes("vae_head", {"weight": weight}, {"weight": (_TAPS, _HEAD_SUMS, channels)})
+        if channels > MAX_HEAD_CHANNELS or frames <= HISTORY_FRAMES * self.batch:
+            raise PluginError(
+                f"vae_head has an input {list(x)}: it takes up to {MAX_HEAD_CHANNELS} channels, "
+                f"and more than {HISTORY_FRAMES} frames for each row of the batch"
+            )
+        return [(frames - HISTORY_FRAMES * self.batch, height, width, COLORS)]
+
+    def launch(
+        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], stream: int
+    ) -> None:
+        x, weight = inputs
+        frames, height, width, _ = outputs[0].shape
+        parameters = struct.pack(
+            "<3Q3i4x",
+            *(vector_address(tensor, name, x) for tensor, name in ((x, "x"), (weight, "weight"))),
+            vector_address(outputs[0], "output", x),
+            *(frames // self.batch, height, width),
+        )
+        channels = x.shape[3]
+        grid = (-(-width // _HEAD_COLUMNS), -(-height // _HEAD_ROWS), self.batch)
+        made = Pass("vae_head", grid, _THREADS, head_shared_bytes(channels))
+        made.launch(x, {"LL_DIM": channels}, stream, parameters)
+
+    def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+        x, weight = (values.astype(np.float32) for values in inputs)
+        rows = x.reshape(self.batch, -1, *x.shape[1:])
+        kernel = weight.reshape(_TAPS, _TAPS, _TAPS, COLORS, -1)  # row, frame, column, color
+        padded = np.pad(rows, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+        frames, height, width = rows.shape[1] - HISTORY_FRAMES, *rows.shape[2:4]
+        total = np.zeros((self.batch, frames, height, width, COLORS), np.float32)
+        for row, frame, column in np.ndindex(_TAPS, _TAPS, _TAPS):
+            moved = padded[:, frame:, row : row + height, column : column + width]
+            total += moved[:, :frames] @ kernel[row, frame, column].T
+        outputs[0][...] = total.reshape(outputs[0].shape)
+
+
+@dataclass(frozen=True)
+class VaePixels:
+    """x [N, H, W, 3] + bias, from -1 to 1, as 8-bit pictures [batch, frames, H, W, 3]."""
+
+    batch: int = 1
+
+    def output_shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
+        frames, height, width = picture_shape("vae_pixels", inputs, self.batch)
+        return [(self.batch, frames // self.batch, height, width, COLORS)]
+
+    def launch(
+        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], stream: int
+    ) -> None:
+        x, bias = inputs
+        values = math.prod(x.shape)
+        pointers = (vector_address(x, "x", x), bias.pointer, outputs[0].pointer)
+        grid = (-(-values // (8 * _THREADS)),)
+        parameters = struct.pack("<3Qq", *pointers, values)
+        made = Pass("vae_pixels", grid, _THREADS, file="vae_pixels.cu")
+        made.launch(x, {}, stream, parameters)
+
+    def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+        unit = _clamped(inputs) / np.float32(2) + np.float32(0.5)
+        outputs[0][...] = (unit * np.float32(255)).astype(np.uint8).reshape(outputs[0].shape)
+
+
+@dataclass(frozen=True)
+class VaeFrames:
+    """x [N, H, W, 3] + bias, from -1 to 1, as float32 planes [batch, frames, 3, H, W]."""
+
+    batch: int = 1
+
+    def output_shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
+        frames, height, width = picture_shape("vae_frames", inputs, self.batch)
+        return [(self.batch, frames // self.batch, COLORS, height, width)]
+
+    def launch(
+        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], stream: int
+    ) -> None:
+        x, bias = inputs
+        frames, height, width, _ = x.shape
+        pixels = frames * height * width
+        pointers = (vector_address(x, "x", x), bias.pointer, outputs[0].pointer)
+        grid = (-(-pixels // _THREADS),)
+        parameters = struct.pack("<3Qqi4x", *pointers, pixels, height * width)
+        made = Pass("vae_frames", grid, _THREADS, file="vae_pixels.cu")
+        made.launch(x, {}, stream, parameters)
+
+    def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+        planes = np.moveaxis(_clamped(inputs), -1, 1)
+        outputs[0][...] = planes.reshape(outputs[0].shape)
+
+
+@dataclass(frozen=True)
+class VaeZeros:
+    """The history [batch, 2, H, W, C] of a convolution that has not seen its input x yet."""
+
+    batch: int = 1
+
+    def output_shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
+        (x,) = inputs
+        return [(self.batch, HISTORY_FRAMES, *activation_shape(x, self.batch)[1:])]
+
+    def launch(
+        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], stream: int
+    ) -> None:
+        (x,), (target,) = inputs, outputs
+        vectors = math.prod(target.shape) // 8
+        parameters = struct.pack("<2Q", vector_address(target, "output", x), vectors)
+        grid = (-(-vectors // _THREADS),)
+        Pass("vae_zeros", grid, _THREADS).launch(x, {}, stream, parameters)
+
+    def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+        outputs[0][...] = np.zeros_like(outputs[0])
+
+
+VAE_KERNELS: dict[str, Callable[[Parameters], GraphKernel]] = {
+    "vae_stack": lambda parameters: VaeStack(**parameters),
+    "vae_sum": lambda parameters: VaeSum(**parameters),
+    "vae_head": lambda parameters: VaeHead(**parameters),
+    "vae_pixels": lambda parameters: VaePixels(**parameters),
+    "vae_frames": lambda parameters: VaeFrames(**parameters),
+    "vae_zeros": lambda parameters: VaeZeros(**parameters),
+}
+
+
+def head_shared_bytes(channels: int) -> int:
+    """A tile of pixels, the weights, and the sums that warps exchange, as csrc/vae_head.cu."""
+    pitch = -(-channels // 16) * 32 + 16
+    pixels, weights = (_HEAD_ROWS + 2) * (_HEAD_COLUMNS + 2), _TAPS * 32
+    return (pixels + weights) * pitch + _HEAD_ROWS * 32 * _TAPS * COLORS * 4
+
+
+def pixels_per_block(channels: int) -> int:
+    """As csrc/vae_pixel.cuh shares a block's threads out."""
+    lanes = 1
+    while lanes < 32 and -(-channels // 8 // lanes) > _PARTS:
+        lanes *= 2
+    return _PIXEL_THREADS // lanes
+
+
+def _normalized(value: Floats) -> Floats:
+    length = np.sqrt(np.sum(value * value, axis=-1, keepdims=True))
+    gain = np.float32(math.sqrt(value.shape[-1]))
+    result: Floats = value / np.maximum(length, np.float32(_SMALLEST_LENGTH)) * gain
+    return result
+
+
+def _clamped(inputs: Sequence[Array]) -> Floats:
+    x, bias = (values.astype(np.float32) for values in inputs)
+    result: Floats = np.clip(x + bias, np.float32(-1), np.float32(1))
+    return result

@@ -1,0 +1,128 @@
+"""What the VAE's kernels have in common: names and shapes of inputs, addresses, launches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from longlive_trt.basics import Array
+from longlive_trt.errors import PluginError
+from longlive_trt.plugins.attention.variants import ELEMENTS
+from longlive_trt.plugins.cuda import driver
+from longlive_trt.plugins.cuda.tensors import DeviceTensor, require_dtype
+from longlive_trt.plugins.kernels.base import Shape
+
+COLORS = 3
+_HALVES = ("bfloat16", "float16")
+
+Floats = npt.NDArray[np.float32]
+
+
+def summed(given: dict[str, Array]) -> Floats:
+    value: Floats = given["x"].astype(np.float32)
+    for name in ("y", "bias"):
+        if name in given:
+            value = value + given[name].astype(np.float32)
+    return value
+
+
+def spread_shape(shape: Shape) -> Shape:
+    """What [N, H / 2 + 1, W / 2 + 1, 4 C] holds: [N, H, W, C]."""
+    frames, places_high, places_wide, channels = shape
+    if min(places_high, places_wide) < 2 or channels % 4:
+        raise PluginError(
+            f"x has shape {list(shape)}: spread, it must have two rows and columns at least, and "
+            "channels for four pixels"
+        )
+    return (frames, 2 * places_high - 2, 2 * places_wide - 2, channels // 4)
+
+
+def gathered(spread: Array) -> Array:
+    """The pixels of what is spread: place (r, s) holds (2r - a, 2s - b) for a and b of 0 and 1."""
+    frames, height, width, channels = spread_shape(spread.shape)
+    four = spread.reshape(*spread.shape[:3], 2, 2, channels)
+    pixels = np.empty((frames, height, width, channels), spread.dtype)
+    for a, b in np.ndindex(2, 2):
+        rows, columns = slice(a, a + height // 2), slice(b, b + width // 2)
+        pixels[:, a::2, b::2] = four[:, rows, columns, a, b]
+    return pixels
+
+
+def named_inputs(kernel: str, flags: dict[str, bool], inputs: Sequence[Any]) -> dict[str, Any]:
+    names = ["x", *(name for name, present in flags.items() if present)]
+    if len(inputs) != len(names):
+        raise PluginError(f"{kernel} has {len(inputs)} inputs: it takes {', '.join(names)}")
+    return dict(zip(names, inputs, strict=True))
+
+
+def activation_shape(shape: Shape, batch: int) -> tuple[int, int, int, int]:
+    if len(shape) != 4:
+        raise PluginError(
+            f"x has shape {list(shape)}: it must be [frames, height, width, channels]"
+        )
+    frames, height, width, channels = shape
+    require_channels(channels)
+    require_frames(frames, batch)
+    return frames, height, width, channels
+
+
+def picture_shape(kernel: str, inputs: Sequence[Shape], batch: int) -> tuple[int, int, int]:
+    x, bias = inputs
+    if len(x) != 4 or x[3] != COLORS or tuple(bias) != (COLORS,):
+        raise PluginError(
+            f"{kernel} has inputs {list(x)} and {list(bias)}: it takes [frames, height, width, 3] "
+            "and a bias of 3"
+        )
+    require_frames(x[0], batch)
+    return x[0], x[1], x[2]
+
+
+def require_frames(frames: int, batch: int) -> None:
+    if frames < 1 or frames % batch:
+        raise PluginError(f"x has {frames} frames: they must be a multiple of the batch ({batch})")
+
+
+def require_channels(channels: int) -> None:
+    if channels % 8 or channels < 8:
+        raise PluginError(f"x has {channels} channels: allowed are multiples of 8")
+
+
+def require_shapes(kernel: str, shapes: dict[str, Shape], wanted: dict[str, Shape]) -> None:
+    for name, expected in wanted.items():
+        if name in shapes and tuple(shapes[name]) != expected:
+            raise PluginError(
+                f"{kernel}: {name} has shape {list(shapes[name])}: it must be {list(expected)}"
+            )
+
+
+def vector_address(tensor: DeviceTensor | None, name: str, like: DeviceTensor) -> int:
+    """The address of a tensor that is read or written sixteen bytes at a time."""
+    if tensor is None:
+        return 0
+    require_dtype(tensor, name, [like.dtype])
+    if tensor.pointer % 16:
+        raise PluginError(f"{name} starts at {tensor.pointer:#x}: it must be aligned to 16 bytes")
+    return tensor.pointer
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A kernel of csrc/, and the threads that it is launched with."""
+
+    entry: str
+    grid: tuple[int, ...]
+    threads: int
+    shared_bytes: int = 0
+    file: str | None = None
+    """By default named after the entry."""
+
+    def launch(
+        self, x: DeviceTensor, constants: dict[str, int], stream: int, parameters: bytes
+    ) -> None:
+        require_dtype(x, "x", _HALVES)
+        defined = tuple(sorted({"LL_ELEMENT": ELEMENTS[x.dtype], **constants}.items()))
+        file = self.file or f"{self.entry}.cu"
+        kernel = driver.load_kernel(file, self.entry, defined, self.shared_bytes, x.device)
+        kernel.launch(self.grid, self.threads, self.shared_bytes, stream, parameters)

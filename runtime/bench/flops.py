@@ -1,0 +1,124 @@
+"""How much arithmetic a block is, counted from its configuration: one multiply-add is two.
+
+Counted are matrix products, convolutions and attention. Norms, activations, softmax and rotary
+embedding are not: they are small beside these, and no tensor core computes them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from longlive_trt.configs import ModelConfig
+from longlive_trt.runtime.ring import PassPlan, Ring, RingLayout
+
+_TAPS_3D, _TAPS_2D, _TAPS_TIME = 27, 9, 3
+
+
+@dataclass(frozen=True)
+class Work:
+    """Apart, because bundles compute the one in fewer bits than the other."""
+
+    products: int
+    """Convolutions included."""
+    attention: int
+
+    @property
+    def total(self) -> int:
+        return self.products + self.attention
+
+    def times(self, count: int) -> "Work":
+        return Work(count * self.products, count * self.attention)
+
+
+@dataclass(frozen=True)
+class BlockFlops:
+    """One block in the steady state, and the re-cache of a prompt switch."""
+
+    transformer: Work
+    vae: Work | None
+    recache: Work
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> "BlockFlops":
+        layout = RingLayout.of(config, config.rollout.frames_per_block)
+        # Any block after which the window has been full for long.
+        ring = Ring(layout, next_frame=2 * layout.window * layout.block)
+        passes = len(config.rollout.steps) + 1
+        return cls(
+            transformer=_planned_work(config, ring.block_plan()).times(passes),
+            # Its attention, within single frames, is too small to be told apart.
+            vae=Work(vae_flops(config, layout.block), 0) if config.vae else None,
+            recache=_planned_work(config, ring.recache_plan()),
+        )
+
+
+def pass_flops(config: ModelConfig, frames: int, attended_frames: int) -> int:
+    return pass_work(config, frames, attended_frames).total
+
+
+def pass_work(config: ModelConfig, frames: int, attended_frames: int) -> Work:
+    """One transformer pass over some latent frames that attend to so many, their own included."""
+    model, tokens = config.transformer, config.tokens_per_frame
+    queries, keys, dim = frames * tokens, attended_frames * tokens, model.dim
+    # Six square maps: q, k, v and o of self-attention, q and o of cross-attention.
+    layer = 2 * queries * dim * (6 * dim + 2 * model.ffn_dim)
+    attention = 4 * queries * dim * (keys + model.text_len)
+    _, patch_height, patch_width = model.patch
+    ends = 4 * queries * dim * model.channels * patch_height * patch_width
+    return Work(model.layers * layer + ends, model.layers * attention)
+
+
+def vae_flops(config: ModelConfig, latent_frames: int) -> int:
+    """Decoding so many latent frames, none of them a video's first."""
+    return latent_frames * sum(_convolutions(config, is_first=False))
+
+
+def first_vae_flops(config: ModelConfig) -> int:
+    """Decoding a video's first latent frame."""
+    return sum(_convolutions(config, is_first=True))
+
+
+def _planned_work(config: ModelConfig, plan: PassPlan) -> Work:
+    frames = len(plan.frames)
+    return pass_work(config, frames, frames + plan.sink_frames + plan.window_frames)
+
+
+def _convolutions(config: ModelConfig, *, is_first: bool) -> Iterator[int]:
+    """The work of one latent frame, layer by layer in running order."""
+    vae, pixels, frames = config.vae, config.latent.height * config.latent.width, 1
+    assert vae is not None
+    widths = [vae.dim * multiplier for multiplier in reversed(vae.multipliers)]
+    yield _convolution(vae.channels, vae.channels, 1, pixels)
+    yield _convolution(vae.channels, widths[0], _TAPS_3D, pixels)
+    yield from _middle(widths[0], pixels)
+    channels = widths[0]
+    for level, width in enumerate(widths):
+        for _ in range(vae.res_blocks + 1):
+            yield _res_block(channels, width, frames * pixels)
+            channels = width
+        if level < len(vae.temporal_upsample):
+            if vae.temporal_upsample[level] and not is_first:
+                yield _convolution(width, 2 * width, _TAPS_TIME, frames * pixels)
+                frames *= 2
+            pixels *= 4
+            channels = width // 2
+            yield _convolution(width, channels, _TAPS_2D, frames * pixels)
+    yield _convolution(channels, 3, _TAPS_3D, frames * pixels)
+
+
+def _middle(width: int, pixels: int) -> Iterator[int]:
+    yield 2 * _res_block(width, width, pixels)
+    # Attention within the frame: queries, keys and values, scores and sums, projection.
+    yield _convolution(width, 4 * width, 1, pixels) + 4 * pixels**2 * width
+
+
+def _res_block(channels: int, width: int, positions: int) -> int:
+    shortcut = 0 if channels == width else _convolution(channels, width, 1, positions)
+    return (
+        _convolution(channels, width, _TAPS_3D, positions)
+        + _convolution(width, width, _TAPS_3D, positions)
+        + shortcut
+    )
+
+
+def _convolution(channels_in: int, channels_out: int, taps: int, positions: int) -> int:
+    return 2 * channels_in * channels_out * taps * positions

@@ -1,0 +1,205 @@
+"""The VAE as a stream: latent frames in, pictures out, with every convolution's memory kept."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from longlive_trt.basics import Array
+from longlive_trt.engines.base import Binding, Engine
+from longlive_trt.runtime.memory.base import (
+    Buffer,
+    HostMemory,
+    Memory,
+    Pending,
+    Span,
+    Tensor,
+    buffers,
+    named,
+)
+
+
+class Decoding(Protocol):
+    """A block's pictures in the making."""
+
+    def result(self) -> Array:
+        """The pictures; waits for them, and is asked once."""
+        ...
+
+    def release(self) -> None:
+        """Wait, or let the transformer wait, until the block's latents are no longer read."""
+        ...
+
+
+@dataclass(frozen=True)
+class DecoderSnapshot:
+    latent_frames: int
+    caches: Mapping[str, Tensor]
+
+
+class Decoder(Protocol):
+    @property
+    def latent_frames(self) -> int:
+        """So many were decoded."""
+        ...
+
+    def start(self, latents: Tensor) -> Decoding:
+        """Decode the frames that follow beside whatever the caller does next."""
+        ...
+
+    def settle(self) -> None: ...
+
+    @property
+    def caches(self) -> Mapping[str, Tensor]:
+        """What the next latent frame reads."""
+        ...
+
+    def restore(self, latent_frames: int, caches: Mapping[str, Array]) -> None:
+        """From values that were saved."""
+        ...
+
+    def snapshot(self) -> DecoderSnapshot: ...
+
+    def reinstate(self, snapshot: DecoderSnapshot) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class RememberingDecoder(ABC):
+    """What a decoder remembers, kept and put back."""
+
+    _memory: Memory
+    latent_frames: int
+
+    @property
+    @abstractmethod
+    def caches(self) -> Mapping[str, Tensor]:
+        """What the next latent frame reads."""
+
+    def restore(self, latent_frames: int, caches: Mapping[str, Array]) -> None:
+        self.latent_frames = latent_frames
+        for name, cache in self.caches.items():
+            self._memory.write(cache, caches[name])
+
+    def snapshot(self) -> DecoderSnapshot:
+        return DecoderSnapshot(self.latent_frames, self._memory.clone(self.caches, "a checkpoint"))
+
+    def reinstate(self, snapshot: DecoderSnapshot) -> None:
+        self.latent_frames = snapshot.latent_frames
+        for name, cache in self.caches.items():
+            whole = [Span(0, 0, cache.shape[1])]
+            self._memory.copy([(cache, snapshot.caches[name])], whole)
+
+
+class VaeStream(RememberingDecoder):
+    """Decodes one latent frame at a time, so the result does not depend on how they arrive."""
+
+    def __init__(
+        self,
+        first: Engine,
+        following: Engine,
+        batch: int,
+        output: Literal["pixels", "frames"] = "pixels",
+        memory: Memory | None = None,
+    ) -> None:
+        self._output = output
+        self._memory = memory or HostMemory()
+        cache_specs = named(following.inputs, "cache")
+        # One set is read while the other is written.
+        self._caches = [
+            self._memory.reserve(buffers(cache_specs, batch=batch), "the decoder's memory")
+            for _ in range(2)
+        ]
+        own = {"latents": Buffer.of(following.inputs["latents"], batch=batch, latent_frames=1)}
+        for name, engine in (("first", first), ("following", following)):
+            own[name] = Buffer.of(engine.outputs[output], batch=batch, latent_frames=1)
+        self._tensors = self._memory.reserve(own, "the decoder's pictures")
+        self._first = self._bind(first, "first", None, self._caches[0])
+        self._following = [
+            self._bind(following, "following", self._caches[i], self._caches[1 - i])
+            for i in range(2)
+        ]
+        self.latent_frames = 0
+
+    def decode(self, latents: Array) -> Array:
+        """Latents [B, n, C, h, w] that follow the ones before; frames [B, m, ...] of your own."""
+        pieces = []
+        for index in range(latents.shape[1]):
+            self._memory.write(self._tensors["latents"], latents[:, index : index + 1])
+            pieces.append(self._decode_frame().result())
+        return np.concatenate(pieces, axis=1)
+
+    @property
+    def caches(self) -> Mapping[str, Tensor]:
+        """What the next latent frame reads."""
+        return self._caches[(self.latent_frames - 1) % 2]
+
+    def _decode_frame(self) -> Pending:
+        frame = self.latent_frames
+        binding = self._following[(frame - 1) % 2] if frame else self._first
+        binding.run()
+        self.latent_frames += 1
+        return self._memory.fetch(self._tensors["following" if frame else "first"])
+
+    def _bind(
+        self,
+        engine: Engine,
+        picture: str,
+        caches: Mapping[str, Tensor] | None,
+        renewed: Mapping[str, Tensor],
+    ) -> Binding:
+        outputs = {name.replace("cache", "cache_next"): array for name, array in renewed.items()}
+        return engine.bind(
+            {"latents": self._tensors["latents"], **(caches or {})},
+            {self._output: self._tensors[picture], **outputs},
+        )
+
+
+@dataclass(frozen=True)
+class _Threaded:
+    _future: "Future[Array]"
+
+    def result(self) -> Array:
+        return self._future.result()
+
+    def release(self) -> None:
+        wait([self._future])
+
+
+class ThreadedDecoder:
+    """A stream that decodes on a thread of its own."""
+
+    def __init__(self, stream: VaeStream) -> None:
+        self._stream = stream
+        self._thread = ThreadPoolExecutor(1, "decode")
+
+    @property
+    def latent_frames(self) -> int:
+        return self._stream.latent_frames
+
+    @property
+    def caches(self) -> Mapping[str, Tensor]:
+        return self._stream.caches
+
+    def restore(self, latent_frames: int, caches: Mapping[str, Array]) -> None:
+        self._stream.restore(latent_frames, caches)
+
+    def snapshot(self) -> DecoderSnapshot:
+        self.settle()
+        return self._stream.snapshot()
+
+    def reinstate(self, snapshot: DecoderSnapshot) -> None:
+        self.settle()
+        self._stream.reinstate(snapshot)
+
+    def start(self, latents: Tensor) -> _Threaded:
+        return _Threaded(self._thread.submit(self._stream.decode, latents))
+
+    def settle(self) -> None:
+        self._thread.submit(lambda: None).result()
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)

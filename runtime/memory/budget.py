@@ -1,0 +1,139 @@
+"""How much memory a session takes on a GPU, before anything is loaded there."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+
+import ml_dtypes
+import numpy as np
+
+from longlive_trt.configs import ModelConfig
+from longlive_trt.engines.base import TensorSpec
+from longlive_trt.engines.bundles.bundle import Bundle
+from longlive_trt.errors import EngineError
+from longlive_trt.exports import TensorInfo
+from longlive_trt.plugins.cuda.streams import Gpu
+from longlive_trt.runtime.memory.base import buffers, named, size_bytes
+from longlive_trt.runtime.ring import RingLayout
+
+GIB = 1 << 30
+# Activations that are alive together, as multiples of the largest one: measured, rounded up.
+_STEP_ACTIVATIONS = 16
+_VAE_ACTIVATIONS = 12
+_CONTEXT_BYTES = 1 * GIB
+"""CUDA itself, the libraries' kernels and workspaces."""
+
+_TYPES = {
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float8e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
+    "float": np.dtype(np.float32),
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes by what they are for."""
+
+    parts: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    def described(self) -> str:
+        return ", ".join(f"{what} {size / GIB:.1f}" for what, size in self.parts.items() if size)
+
+
+def session_budget(
+    bundle: Bundle,
+    config: ModelConfig,
+    *,
+    batch: int = 1,
+    total_frames: int | None = None,
+    decode: bool = True,
+    text: bool = True,
+    low_memory: bool = False,
+) -> Budget:
+    layout = RingLayout.of(config, total_frames)
+    graphs = ["step", "prompt"]
+    graphs += ["vae_first", "vae_next"] if decode else []
+    encoder = _weights_bytes(bundle, ["text"]) if text and bundle.has("text") else 0
+    rest = {
+        "keys and values": _cache_bytes(bundle, layout, batch),
+        "recomputing them": _recache_bytes(bundle, layout, batch),
+        "activations": _STEP_ACTIVATIONS * _largest_activation(config, batch),
+        "decoding": _decoder_bytes(bundle, config, batch, low_memory) if decode else 0,
+    }
+    # A transient text encoder is gone before what the session needs is taken.
+    held = sum(rest.values())
+    encoding = max(0, encoder - held) if low_memory else encoder
+    weights = _weights_bytes(bundle, graphs)
+    return Budget({"weights": weights, "encoding": encoding, **rest, "CUDA": _CONTEXT_BYTES})
+
+
+def require_memory(gpu: Gpu, wanted: Budget, lesser: Mapping[str, Budget]) -> None:
+    """Refuse now what would fail later. ``lesser`` are what one could ask for instead."""
+    free = gpu.memory().free_bytes
+    if wanted.total <= free:
+        return
+    fitting = [f"{how} ({b.total / GIB:.1f} GiB)" for how, b in lesser.items() if b.total <= free]
+    remedy = "what would fit: " + ", or ".join(fitting) if fitting else "use a GPU with more memory"
+    raise EngineError(
+        f"{gpu.facts.name}: about {wanted.total / GIB:.1f} GiB of memory are needed "
+        f"({wanted.described()}), and {free / GIB:.1f} GiB are free; {remedy}, or end what else "
+        f"uses the GPU"
+    )
+
+
+def _weights_bytes(bundle: Bundle, graphs: Iterable[str]) -> int:
+    """Files that are shared by graphs of one component count once for each graph's session."""
+    files = bundle.manifest.files
+    total = 0
+    for graph in graphs:
+        own = [f"{graph}.weights", f"{graph}.onnx", f"{graph}.engine"]
+        shared = ["vae.weights"] if graph.startswith("vae") else []
+        total += sum(files[name].bytes for name in own + shared if name in files)
+    return total
+
+
+def _cache_bytes(bundle: Bundle, layout: RingLayout, batch: int) -> int:
+    inputs, outputs = _specs(bundle, "step")
+    kept = named(inputs, "k_cache", "v_cache", "context_k", "context_v")
+    made = named(outputs, "k_new", "v_new")
+    sizes = {"batch": batch, "frames": layout.block, "cache_frames": layout.slots}
+    return size_bytes(buffers([*kept, *made], **sizes).values())
+
+
+def _recache_bytes(bundle: Bundle, layout: RingLayout, batch: int) -> int:
+    made = named(_specs(bundle, "step")[1], "k_new", "v_new")
+    return size_bytes(buffers(made, batch=batch, frames=layout.window).values())
+
+
+def _decoder_bytes(bundle: Bundle, config: ModelConfig, batch: int, low_memory: bool) -> int:
+    assert config.vae is not None
+    block = 1 if low_memory else config.rollout.frames_per_block
+    inputs, outputs = _specs(bundle, "vae_next")
+    kept = 2 * size_bytes(buffers(named(inputs, "cache"), batch=batch).values())
+    pictures = prod(outputs["pixels"].sized(batch=batch, latent_frames=block))
+    # The widest activation is three channels of pictures made of the model's narrowest layer.
+    widest = 2 * config.vae.dim * pictures // 3
+    return kept + 3 * pictures + _VAE_ACTIVATIONS * widest
+
+
+def _largest_activation(config: ModelConfig, batch: int) -> int:
+    tokens = config.tokens_per_frame * config.rollout.frames_per_block
+    return 2 * batch * tokens * config.transformer.ffn_dim
+
+
+def _specs(bundle: Bundle, graph: str) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
+    info = bundle.manifest.graphs[graph]
+    return specs_of(info.inputs), specs_of(info.outputs)
+
+
+def specs_of(tensors: Iterable[TensorInfo]) -> dict[str, TensorSpec]:
+    return {
+        tensor.name: TensorSpec(
+            tensor.name, _TYPES.get(tensor.dtype) or np.dtype(tensor.dtype), tensor.shape
+        )
+        for tensor in tensors
+    }

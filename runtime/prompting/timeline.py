@@ -1,0 +1,187 @@
+"""Which prompt a video shows when, and how long the video is.
+
+Frames are latent frames, counted from 0, and a prompt takes over at the first block that starts at
+or after its frame. A time in seconds names the video frame on screen then, which belongs to a
+latent frame: video frame 0 to latent frame 0, frame v to latent frame 1 + (v-1)//temporal_factor.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from longlive_trt.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Cue:
+    frame: int
+    prompt: str
+
+
+@dataclass(frozen=True)
+class PlacedCue(Cue):
+    """A cue, and what to call it in a message: its option, or its file and entry."""
+
+    where: str
+
+
+@dataclass(frozen=True)
+class Clock:
+    fps: float
+    temporal_factor: int
+    frames_per_block: int
+    total_frames: int | None = None
+    """Latent frames of the video, whole blocks; None when it is endless."""
+
+    def latent_frame_at(self, seconds: float) -> int:
+        video_frame = math.floor(_exact(seconds) * _exact(self.fps))
+        return 0 if video_frame == 0 else 1 + (video_frame - 1) // self.temporal_factor
+
+
+@dataclass(frozen=True)
+class Timeline:
+    cues: tuple[Cue, ...]
+    notices: tuple[str, ...] = field(default=(), compare=False)
+
+    def starts(self, frames_per_block: int) -> tuple[Cue, ...]:
+        """The cues at the blocks where they take effect; one block start takes one switch."""
+        placed = [self.cues[0]]
+        for cue in self.cues[1:]:
+            own = _whole_blocks(cue.frame, frames_per_block)
+            start = max(own, placed[-1].frame + frames_per_block)
+            placed.append(Cue(start, cue.prompt))
+        return tuple(placed)
+
+
+@dataclass(frozen=True)
+class Length:
+    latent_frames: int | None
+    video_frames: int | None
+    notices: tuple[str, ...] = ()
+
+
+def timeline_from_prompts(
+    prompt: str, switches: Sequence[tuple[int, str]], clock: Clock
+) -> Timeline:
+    """``--prompt TEXT`` and every ``--prompt-at FRAME TEXT``."""
+    first = PlacedCue(0, prompt, "--prompt")
+    later = [PlacedCue(frame, text, f"--prompt-at {frame}") for frame, text in switches]
+    return checked_timeline([first, *later], clock)
+
+
+def checked_timeline(cues: Sequence[PlacedCue], clock: Clock) -> Timeline:
+    _check_frames(cues)
+    notices = [notice for cue in cues for notice in _check_prompt(cue)]
+    timeline = Timeline(tuple(Cue(cue.frame, cue.prompt) for cue in cues))
+    for cue, start in zip(cues, timeline.starts(clock.frames_per_block), strict=True):
+        notices += _check_start(cue, start.frame, clock)
+    return Timeline(timeline.cues, tuple(notices))
+
+
+def _check_frames(cues: Sequence[PlacedCue]) -> None:
+    for cue in cues:
+        if cue.frame < 0:
+            raise UsageError(f"{cue.where}: frame {cue.frame} is negative; count frames from 0")
+    if cues[0].frame != 0:
+        raise UsageError(
+            f"{cues[0].where}: the first prompt is at frame {cues[0].frame}; "
+            "give the prompt that the video starts with at frame 0"
+        )
+    for before, cue in itertools.pairwise(cues):
+        if cue.frame == before.frame:
+            raise UsageError(
+                f"{cue.where}: a second prompt at frame {cue.frame} (the first: {before.where}); "
+                "keep one of them"
+            )
+        if cue.frame < before.frame:
+            raise UsageError(
+                f"{cue.where}: frame {cue.frame} comes after frame {before.frame} "
+                f"({before.where}); put the prompts in the order of their frames"
+            )
+
+
+def _check_prompt(cue: PlacedCue) -> list[str]:
+    try:
+        cue.prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{cue.where}: the prompt is not valid UTF-8 at character {error.start}; "
+            "type it again, or check the terminal's encoding"
+        ) from None
+    if cue.prompt.strip():
+        return []
+    return [f"{cue.where}: the prompt is empty; the model makes up what to show"]
+
+
+def _check_start(cue: PlacedCue, start: int, clock: Clock) -> list[str]:
+    if clock.total_frames is not None and start >= clock.total_frames:
+        last = clock.total_frames - clock.frames_per_block
+        raise UsageError(
+            f"{cue.where}: a prompt for frame {cue.frame} would start at frame {start}, past the "
+            f"end of the video ({clock.total_frames} latent frames, the last block starts at "
+            f"{last}); choose an earlier frame or a longer video"
+        )
+    if start == cue.frame:
+        return []
+    return [f"{cue.where}: the prompt starts at frame {start}, the next free block start"]
+
+
+def length_in_frames(
+    seconds: float | None,
+    frames: int | None,
+    fps: float,
+    temporal_factor: int,
+    frames_per_block: int,
+) -> Length:
+    """The video's length from seconds or from latent frames, rounded up to whole blocks."""
+    if (seconds is None) == (frames is None):
+        raise UsageError("give the video's length once: in seconds, or in latent frames")
+    if frames is not None:
+        return _length_of_frames(frames, temporal_factor, frames_per_block)
+    if not seconds or math.isnan(seconds) or seconds < 0:
+        raise UsageError(f"a length of {seconds:g} seconds; give a number above 0, or inf")
+    if math.isinf(seconds):
+        return Length(None, None)
+    return _length_of_seconds(seconds, fps, temporal_factor, frames_per_block)
+
+
+def _length_of_frames(frames: int, temporal_factor: int, frames_per_block: int) -> Length:
+    if frames <= 0:
+        raise UsageError(f"a length of {frames} latent frames; give a number above 0")
+    latent = _whole_blocks(frames, frames_per_block)
+    video = _video_frames(latent, temporal_factor)
+    if latent == frames:
+        return Length(latent, video)
+    notice = f"{frames} latent frames are no whole number of blocks; making {latent}"
+    return Length(latent, video, (notice,))
+
+
+def _length_of_seconds(
+    seconds: float, fps: float, temporal_factor: int, frames_per_block: int
+) -> Length:
+    wanted = math.ceil(_exact(seconds) * _exact(fps))
+    needed = 1 + math.ceil(Fraction(wanted - 1, temporal_factor))
+    latent = _whole_blocks(needed, frames_per_block)
+    video = _video_frames(latent, temporal_factor)
+    if video == wanted:
+        return Length(latent, video)
+    notice = (
+        f"{seconds:g} s is {wanted} video frames, which is no whole number of blocks; "
+        f"making {video} ({video / fps:g} s, {latent} latent frames)"
+    )
+    return Length(latent, video, (notice,))
+
+
+def _video_frames(latent_frames: int, temporal_factor: int) -> int:
+    return 1 + temporal_factor * (latent_frames - 1)
+
+
+def _whole_blocks(frames: int, frames_per_block: int) -> int:
+    return -(-frames // frames_per_block) * frames_per_block
+
+
+def _exact(number: float) -> Fraction:
+    # Through the decimal text: 0.1 s at 30 frames/s is 3 frames, and not 3.0000000000000002.
+    return Fraction(str(number))

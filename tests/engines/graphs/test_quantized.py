@@ -1,0 +1,326 @@
+"""Quantized exports as graphs for a GPU: what they mean, on a CPU, against the exports."""
+
+import ctypes
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+pytest.importorskip("modelopt")
+
+from longlive_trt.calibration.calibration_file import FILE_NAME, load_calibration, save_calibration
+from longlive_trt.calibration.calibrator import Request, calibrate
+from longlive_trt.calibration.folders import SourceExport, write_quantized
+from longlive_trt.calibration.prompts import shipped_prompts
+from longlive_trt.calibration.recipes import FP8, INT8, RECIPES, Extras
+from longlive_trt.calibration.texts import SyntheticTexts
+from longlive_trt.configs.loader import configure
+from longlive_trt.engines.build import build
+from longlive_trt.engines.compiler import BuildOptions
+from longlive_trt.engines.graphs.step import build_step_graphs
+from longlive_trt.engines.ort.cpu import build_graph
+from longlive_trt.errors import UsageError
+from longlive_trt.export.components import Sources
+from longlive_trt.export.exporter import export
+from longlive_trt.exports import RECORD_NAME, Quantization, read_export
+from longlive_trt.plugins import onnxruntime_bridge
+from longlive_trt.precision import PRECISIONS
+
+BATCH, FRAMES, CACHE_FRAMES, LAYERS = 2, 3, 6, 1
+MODEL = {
+    "transformer": {
+        "dim": 256,
+        "heads": 2,
+        "layers": LAYERS,
+        "ffn_dim": 512,
+        "freq_dim": 32,
+        "text_len": 8,
+        "text_dim": 48,
+    },
+    "latent": {"height": 4, "width": 4},
+}
+KINDS = {
+    "products": Extras(),
+    "fp8 cache": Extras(cache=FP8),
+    "int8 cache": Extras(cache=INT8),
+    "attention": Extras(attention=FP8),
+    "attention and cache": Extras(attention=FP8, cache=FP8),
+    "attention and int8 cache": Extras(attention=FP8, cache=INT8),
+}
+# Every layer's inputs are rounded to eight bits; where two programs differ in the last bit, a few
+# values in a thousand fall on the other side.
+SAME_ROUNDING = 1.5e-2
+# The exported graph rounds probabilities to steps of their own, which the kernel's numpy does not.
+WITH_PROBABILITIES = 5e-2
+TYPES = {
+    "tensor(float)": (np.dtype(np.float32), 1),
+    "tensor(int8)": (np.dtype(np.int8), 3),
+    "tensor(int64)": (np.dtype(np.int64), 7),
+    "tensor(float8e4m3fn)": (np.dtype(ml_dtypes.float8_e4m3fn), 17),
+}
+
+Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="module")
+def quantized(make_once: MakeOnce) -> Callable[..., Path]:
+    """An export by its positions and what is quantized in it besides the products."""
+
+    def quantized_export(rope: str, kind: str, exclude: tuple[str, ...] = ()) -> Path:
+        values = {**MODEL, "name": f"gpu8-{rope}", "rollout": {"rope": rope, "window_frames": 9}}
+        config = configure(values, origin="test_cuda_quantized")
+
+        def make_plain(path: Path) -> None:
+            export(config, Sources(random_seed=4), path, PRECISIONS["fp32"], check=False)
+
+        plain = make_once(f"gpu8-{rope}", make_plain)
+
+        def make_calibration(path: Path) -> None:
+            source = SourceExport.open(plain)
+            request = Request(RECIPES["fp8"], tuple(shipped_prompts()[:2]), blocks=2)
+            texts, progress = SyntheticTexts(config), path.with_name(f"{path.name}-progress")
+            found = calibrate(config, source.transformer(), request, texts, progress)
+            path.mkdir()
+            save_calibration(found, path / FILE_NAME)
+
+        calibrated = make_once(f"gpu8-{rope}-calibration", make_calibration)
+
+        def make(path: Path) -> None:
+            calibration = load_calibration(calibrated)
+            layers = {n: r for n, r in calibration.layers.items() if n not in exclude}
+            calibration = replace(calibration, layers=layers)
+            source = SourceExport.open(plain)
+            write_quantized(source, calibration, path, extras=KINDS[kind], check=False)
+
+        return make_once(f"gpu8-{rope}-{kind.replace(' ', '-')}-{len(exclude)}", make)
+
+    return quantized_export
+
+
+def exported_session(source: Path, folder: Path) -> Any:
+    folder.mkdir(exist_ok=True)
+    build_graph(source / "step.onnx", folder, PRECISIONS["fp32"])
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    return ort.InferenceSession(folder / "step.onnx", options, providers=["CPUExecutionProvider"])
+
+
+def written_session(source: Path, folder: Path, precision: str = "fp32") -> Any:
+    folder.mkdir(exist_ok=True)
+    build_step_graphs(read_export(source).config, source, PRECISIONS[precision], folder)
+    options = ort.SessionOptions()
+    onnxruntime_bridge.register(options, device=False)
+    return ort.InferenceSession(folder / "step.onnx", options, providers=["CPUExecutionProvider"])
+
+
+def feed(session: Any, valid_frames: int) -> Arrays:
+    generator = np.random.default_rng(7)
+    chosen: Arrays = {
+        "timestep": np.array([937.25], np.float32),
+        "sigma": np.array([0.7], np.float32),
+        "sigma_next": np.array([0.4], np.float32),
+        "frame_index": np.arange(20, 20 + FRAMES),
+        "cache_index": np.arange(CACHE_FRAMES),
+        "sink_frames": np.array([valid_frames // 2]),
+        "window_frames": np.array([valid_frames - valid_frames // 2]),
+    }
+    for spec in session.get_inputs():
+        if spec.name not in chosen:
+            dtype, _ = TYPES[spec.type]
+            values = generator.standard_normal([counted(size) for size in spec.shape])
+            steps = 1 if dtype == np.float32 else 30
+            chosen[spec.name] = (values * steps).astype(dtype)
+    return chosen
+
+
+def counted(size: int | str) -> int:
+    sizes = {"batch": BATCH, "frames": FRAMES, "cache_frames": CACHE_FRAMES}
+    if isinstance(size, int):
+        return size
+    *factor, name = size.split("*")
+    return int(np.prod([int(x) for x in factor])) * sizes[name]
+
+
+def run(session: Any, given: Mapping[str, Any]) -> Arrays:
+    """ONNX Runtime's Python takes and gives FP8 by address only."""
+    binding = session.io_binding()
+    for spec in session.get_inputs():
+        value, (_, code) = given[spec.name], TYPES[spec.type]
+        plain = value.view(np.uint8) if code == 17 else value
+        bound = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(plain, code)
+        binding.bind_ortvalue_input(spec.name, bound)
+    specs = session.get_outputs()
+    for spec in specs:
+        binding.bind_output(spec.name)
+    session.run_with_iobinding(binding)
+    return {
+        spec.name: plain_array(value, TYPES[spec.type][0])
+        for spec, value in zip(specs, binding.get_outputs(), strict=True)
+    }
+
+
+def plain_array(value: Any, dtype: Any) -> Any:
+    size = int(np.prod(value.shape())) * dtype.itemsize
+    memory = ctypes.string_at(value.data_ptr(), size)
+    return np.frombuffer(memory, dtype).reshape(value.shape()).astype(np.float64)
+
+
+def kernels(folder: Path, graph: str = "step") -> Counter[tuple[str, str]]:
+    return Counter(
+        (json.loads(node.attributes["spec"].as_string())["kernel"], node.op_type)
+        for node in ir.load(folder / f"{graph}.onnx").graph
+        if "spec" in node.attributes
+    )
+
+
+@pytest.mark.parametrize(
+    ("rope", "kind"),
+    [*(("absolute", kind) for kind in KINDS), ("relative", "attention and cache")],
+)
+def test_the_graphs_agree(
+    quantized: Callable[..., Path], rope: str, kind: str, tmp_path: Path, relative_error: Any
+) -> None:
+    source = quantized(rope, kind)
+    reference = exported_session(source, tmp_path / "exported")
+    written = written_session(source, tmp_path / "written")
+    for of in ("get_inputs", "get_outputs"):
+        found, expected = (
+            [(value.name, value.type, value.shape) for value in getattr(session, of)()]
+            for session in (written, reference)
+        )
+        assert found == expected
+    allowed = WITH_PROBABILITIES if KINDS[kind].attention else SAME_ROUNDING
+    for valid_frames in (0, 4):
+        given = feed(reference, valid_frames)
+        expected, found = run(reference, given), run(written, given)
+        for name, value in expected.items():
+            assert relative_error(found[name], value) <= allowed, (name, valid_frames)
+
+
+def test_every_quantized_product_is_in_fp8(quantized: Callable[..., Path], tmp_path: Path) -> None:
+    written_session(quantized("absolute", "products"), tmp_path, "bf16")
+    graph = ir.load(tmp_path / "step.onnx").graph
+    inputs = [
+        [value.dtype for value in node.inputs[:2] if value is not None]
+        for node in graph
+        if "spec" in node.attributes
+        and json.loads(node.attributes["spec"].as_string())["kernel"] == "gemm"
+    ]
+    # q, k and v as one; two of o, the cross-attention's q, and both of the feed-forward.
+    in_fp8 = [types for types in inputs if types == [ir.DataType.FLOAT8E4M3FN] * 2]
+    assert len(in_fp8) == 6 * LAYERS
+    # Patches, head, and three of the level's embedding.
+    assert len(inputs) - len(in_fp8) == 5
+    assert "quantize" not in {kernel for kernel, _ in kernels(tmp_path)}
+
+
+def test_eight_bits_stay_eight_bits(quantized: Callable[..., Path], tmp_path: Path) -> None:
+    """With attention and cache in FP8, keys and values are never widened."""
+    written_session(quantized("absolute", "attention and cache"), tmp_path, "bf16")
+    found = kernels(tmp_path)
+    assert found["qkv_norm_rope", "KernelFloat8E4M3"] == LAYERS
+    assert found["narrow_attention", "KernelFloat8E4M3"] == LAYERS
+    assert not {kernel for kernel, _ in found} & {"widen_heads", "narrow_heads", "attention"}
+
+
+def test_other_gpus_narrow_what_their_attention_writes(
+    quantized: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = quantized("absolute", "products")
+    config = read_export(source).config
+    build_step_graphs(config, source, PRECISIONS["bf16"], tmp_path, hopper=False)
+    found = kernels(tmp_path)
+    assert found["attention", "KernelBFloat16"] == LAYERS
+    assert found["cross_attention", "KernelBFloat16"] == LAYERS
+    assert found["quantize", "KernelFloat8E4M3"] == 2 * LAYERS
+
+
+def test_weights_take_a_byte(quantized: Callable[..., Path], tmp_path: Path) -> None:
+    plain = quantized("absolute", "products").with_name("gpu8-absolute")
+    sizes = []
+    for name, source in (("plain", plain), ("fp8", quantized("absolute", "products"))):
+        written_session(source, tmp_path / name, "bf16")
+        sizes.append((tmp_path / name / "step.weights").stat().st_size)
+    assert sizes[1] < 0.8 * sizes[0]
+
+
+def test_layers_left_out_stay_in_the_compute_type(
+    quantized: Callable[..., Path], tmp_path: Path, relative_error: Any
+) -> None:
+    """One of q, k and v left out keeps the others, which are multiplied with it, from FP8."""
+    source = quantized("absolute", "products", ("blocks.0.self_attn.v", "blocks.0.ffn.2"))
+    reference = exported_session(source, tmp_path / "exported")
+    written = written_session(source, tmp_path / "written")
+    given = feed(reference, 4)
+    expected, found = run(reference, given), run(written, given)
+    # The exported graph still rounds what goes into q and k.
+    assert relative_error(found["latents_next"], expected["latents_next"]) <= 3e-2
+    assert kernels(tmp_path / "written")["gemm", "KernelFloat8E4M3"] == LAYERS - 1
+
+
+def changed(source: Path, folder: Path, quantization: Quantization) -> Path:
+    """A record alone: what is refused is refused before anything is read."""
+    folder.mkdir()
+    record = replace(read_export(source), quantization=quantization, files={})
+    (folder / RECORD_NAME).write_text(record.to_json())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("quantization", "gpu", "message"),
+    [
+        (Quantization("int8", "int8", ""), "sm90", "--precision int8 --gpu: .*--precision fp8"),
+        (Quantization("fp8", "fp8", ""), "sm80", "sm80: its tensor cores have no fp8"),
+        (
+            *(Quantization("fp8", "fp8", "", attention="fp8"), "sm89"),
+            r"self-attention of the graphs is in fp8, .* takes sm90 and heads of 128 only",
+        ),
+        (
+            *(Quantization("fp8", "fp8", "", vae="int8"), "sm90"),
+            r"convolutions are quantized \(int8\).*calibrate without --vae-precision",
+        ),
+    ],
+)
+def test_what_has_no_kernel_is_refused(
+    quantized: Callable[..., Path],
+    quantization: Quantization,
+    gpu: str,
+    message: str,
+    tmp_path: Path,
+) -> None:
+    source = changed(quantized("absolute", "products"), tmp_path / "source", quantization)
+    with pytest.raises(UsageError, match=message):
+        build(source, tmp_path / "out", "bf16", options=BuildOptions(gpu=gpu))
+    assert not (tmp_path / "out").exists()
+
+
+def test_heads_that_narrow_attention_does_not_take_are_refused(
+    quantized: Callable[..., Path], tmp_path: Path
+) -> None:
+    wanted = Quantization("fp8", "fp8", "", attention="fp8")
+    source = changed(quantized("absolute", "products"), tmp_path / "source", wanted)
+    record = read_export(source)
+    config = replace(record.config, transformer=replace(record.config.transformer, heads=4))
+    (source / RECORD_NAME).write_text(replace(record, config=config).to_json())
+    with pytest.raises(UsageError, match=r"heads of 128 only \(these have 64\); .*--attention"):
+        build(source, tmp_path / "out", "bf16", options=BuildOptions(gpu="sm90"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_manifest_says_what_attention_is_in(
+    quantized: Callable[..., Path], tmp_path: Path
+) -> None:
+    for kind, attention in (("products", "bf16"), ("attention and cache", "fp8")):
+        source = quantized("absolute", kind)
+        result = build(source, tmp_path / attention, "bf16", options=BuildOptions(gpu="sm90"))
+        assert result.manifest.precision == "fp8"
+        assert result.manifest.options["attention"] == attention

@@ -1,0 +1,186 @@
+"""The transformer's graphs for a GPU, run on a CPU, against the exported ones."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from longlive_trt.configs.loader import configure
+from longlive_trt.engines.graphs.step import build_step_graphs
+from longlive_trt.engines.ort.cpu import build_graph
+from longlive_trt.errors import UsageError
+from longlive_trt.exports import read_export
+from longlive_trt.plugins import onnxruntime_bridge
+from longlive_trt.plugins.kernels.base import DOMAIN
+from longlive_trt.precision import PRECISIONS
+
+TOLERANCE = {"fp32": 1e-5, "fp16": 3e-3}
+BATCH, FRAMES = 2, 3
+# 3 x 5 tokens a frame, heads of 64.
+SMALL = {
+    "transformer": {
+        "dim": 128,
+        "heads": 2,
+        "layers": 3,
+        "ffn_dim": 48,
+        "freq_dim": 16,
+        "text_len": 5,
+        "text_dim": 12,
+    },
+    "latent": {"height": 6, "width": 10},
+}
+STANDARD_OPERATORS = {
+    *("Add", "Cast", "Concat", "Cos", "Floor", "Gather", "Mul", "Reshape", "Sigmoid", "Sin"),
+    *("Sub", "Transpose"),
+}
+
+Outputs = dict[str, np.ndarray[Any, np.dtype[Any]]]
+
+
+def small_export(make_once: Any, rope: str) -> Path:
+    from longlive_trt.export.components import Sources
+    from longlive_trt.export.exporter import export
+
+    def make(path: Path) -> None:
+        values = {"name": f"small-{rope}", **SMALL, "rollout": {"rope": rope}}
+        config = configure(values, origin="test_cuda_step")
+        export(config, Sources(random_seed=5), path, PRECISIONS["fp32"])
+
+    return Path(make_once(f"small-{rope}-export", make))
+
+
+@pytest.fixture(scope="module")
+def small_relative(make_once: Any) -> Path:
+    return small_export(make_once, "relative")
+
+
+@pytest.fixture(scope="module")
+def small_absolute(make_once: Any) -> Path:
+    return small_export(make_once, "absolute")
+
+
+@pytest.fixture(params=["small_relative", "small_absolute", "golden_export"])
+def exported(request: pytest.FixtureRequest) -> Path:
+    return Path(request.getfixturevalue(request.param))
+
+
+def exported_session(source: Path, folder: Path, graph: str, precision: str) -> Any:
+    build_graph(source / f"{graph}.onnx", folder, PRECISIONS[precision])
+    return ort.InferenceSession(folder / f"{graph}.onnx", providers=["CPUExecutionProvider"])
+
+
+def written_session(folder: Path, graph: str) -> Any:
+    options = ort.SessionOptions()
+    onnxruntime_bridge.register(options, device=False)
+    path = folder / f"{graph}.onnx"
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+Sessions = Callable[[str], tuple[Any, Any]]
+
+
+@pytest.fixture(params=list(TOLERANCE))
+def precision(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def sessions(exported: Path, precision: str, tmp_path: Path) -> Sessions:
+    """The exported graph and ours, both as sessions on the CPU."""
+    folders = [tmp_path / name for name in ("exported", "written")]
+    for folder in folders:
+        folder.mkdir()
+    config = read_export(exported).config
+    build_step_graphs(config, exported, PRECISIONS[precision], folders[1])
+
+    def open_both(graph: str) -> tuple[Any, Any]:
+        reference = exported_session(exported, folders[0], graph, precision)
+        return reference, written_session(folders[1], graph)
+
+    return open_both
+
+
+def inputs(session: Any, cache_frames: int, valid_frames: int) -> Outputs:
+    sizes = {"batch": BATCH, "frames": FRAMES, "cache_frames": cache_frames}
+    generator = np.random.default_rng(7)
+    chosen: dict[str, Any] = {
+        # Whole steps have a table; this one needs the fraction too.
+        "timestep": np.array([937.25], np.float32),
+        "sigma": np.array([0.7], np.float32),
+        "sigma_next": np.array([0.4], np.float32),
+        "frame_index": np.arange(20, 20 + FRAMES),
+        "cache_index": np.arange(cache_frames),
+        "sink_frames": np.array([valid_frames // 2]),
+        "window_frames": np.array([valid_frames - valid_frames // 2]),
+    }
+    types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+    for spec in session.get_inputs():
+        if spec.name not in chosen:
+            shape = [size if isinstance(size, int) else counted(size, sizes) for size in spec.shape]
+            chosen[spec.name] = generator.standard_normal(shape).astype(types[spec.type])
+    return chosen
+
+
+def counted(size: str, sizes: Mapping[str, int]) -> int:
+    """``frames`` or ``96*frames``."""
+    *factor, name = size.split("*")
+    return int(np.prod([int(x) for x in factor])) * sizes[name]
+
+
+def run(session: Any, feed: Outputs) -> Outputs:
+    names = [spec.name for spec in session.get_outputs()]
+    given = {spec.name: feed[spec.name] for spec in session.get_inputs()}
+    return dict(zip(names, session.run(names, given), strict=True))
+
+
+def described(values: Any) -> list[tuple[str, str, list[Any]]]:
+    return [(value.name, value.type, value.shape) for value in values]
+
+
+def test_the_graphs_agree(sessions: Sessions, precision: str, relative_error: Any) -> None:
+    for graph in ("step", "prompt"):
+        reference, written = sessions(graph)
+        assert described(written.get_inputs()) == described(reference.get_inputs())
+        assert described(written.get_outputs()) == described(reference.get_outputs())
+        cases = [(5, 3), (5, 5), (0, 0)] if graph == "step" else [(0, 0)]
+        for cache_frames, valid_frames in cases:
+            feed = inputs(reference, cache_frames, valid_frames)
+            expected, found = run(reference, feed), run(written, feed)
+            for name, value in expected.items():
+                assert relative_error(found[name], value) <= TOLERANCE[precision], name
+
+
+def test_every_input_has_a_say(small_relative: Path, tmp_path: Path, relative_error: Any) -> None:
+    """What agrees with the exported graph agrees in something."""
+    config = read_export(small_relative).config
+    build_step_graphs(config, small_relative, PRECISIONS["fp32"], tmp_path)
+    session = written_session(tmp_path, "step")
+    feed = inputs(session, 5, 3)
+    first = run(session, feed)["latents_next"]
+    for name, value in feed.items():
+        changed = value + 1 if value.dtype == np.int64 else value * np.float32(0.75)
+        if name == "cache_index":
+            changed = value[::-1].copy()
+        error = relative_error(run(session, {**feed, name: changed})["latents_next"], first)
+        assert error > 1e-3, name
+
+
+def test_products_are_our_kernels(exported: Path, tmp_path: Path) -> None:
+    build_step_graphs(read_export(exported).config, exported, PRECISIONS["bf16"], tmp_path)
+    for graph in ("step", "prompt"):
+        nodes = ir.load(tmp_path / f"{graph}.onnx").graph
+        assert {node.op_type for node in nodes if node.domain == ""} <= STANDARD_OPERATORS
+        assert {node.domain for node in nodes} <= {"", DOMAIN}
+
+
+def test_heads_without_a_kernel_are_refused(small_relative: Path, tmp_path: Path) -> None:
+    config = read_export(small_relative).config
+    config = replace(config, transformer=replace(config.transformer, heads=8))
+    with pytest.raises(UsageError, match="is 16: the GPU kernels are for heads of 64 or 128"):
+        build_step_graphs(config, small_relative, PRECISIONS["fp16"], tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,277 @@
+"""Bundles of hand-written graphs for a GPU, built where there is none."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from longlive_trt.cli import main
+from longlive_trt.configs.schema import TextEncoderConfig, VaeConfig
+from longlive_trt.engines.build import BuildResult, build
+from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
+from longlive_trt.engines.compiler import BuildOptions
+from longlive_trt.engines.ort import gpu_compiler as onnxruntime_gpu
+from longlive_trt.errors import LongLiveError, PluginError, UsageError
+from longlive_trt.export.demo_tokenizer import write_demo_tokenizer
+from longlive_trt.export.models.vae import VaeDecoder
+from longlive_trt.exports import RECORD_NAME, ExportRecord, graph_info, read_export
+from longlive_trt.plugins import onnxruntime_bridge
+from longlive_trt.plugins.cuda.compilation import SOURCE_DIR
+from longlive_trt.plugins.onnxruntime_bridge import LIBRARY_NAME
+from longlive_trt.precision import mark_compute_type
+from tests.fakes.video import text_stand_in
+
+VOCAB = 384
+GRAPHS = {"step", "prompt", "vae_first", "vae_next", "text"}
+
+
+@pytest.fixture(scope="module")
+def exported(golden_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All graphs: an exported transformer, a VAE's weights, and a stand-in for the encoder."""
+    folder = tmp_path_factory.mktemp("export") / "all"
+    shutil.copytree(golden_export, folder)
+    record = read_export(golden_export)
+    dim = record.config.transformer.text_dim
+    text = TextEncoderConfig(
+        vocab=VOCAB, dim=dim, attention_dim=dim, ffn_dim=dim, heads=2, layers=1
+    )
+    config = replace(record.config, vae=VaeConfig(dim=8), text_encoder=text)
+    for name in ("vae_first", "vae_next"):
+        ir.save(_decoder_weights(config.vae), folder / f"{name}.onnx", external_data="vae.weights")
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(text_stand_in(config, VOCAB)))
+    mark_compute_type(model, ir.DataType.FLOAT)
+    ir.save(model, folder / "text.onnx")
+    write_demo_tokenizer(folder, VOCAB)
+    _write_record(folder, replace(record, config=config))
+    return folder
+
+
+def _decoder_weights(vae: Any) -> ir.Model:
+    """As much of an exported decoder as is read here."""
+    torch.manual_seed(3)
+    graph = ir.Graph([], [], nodes=[], name="vae", opset_imports={"": 22})
+    for name, value in VaeDecoder(vae).state_dict().items():
+        tensor = ir.tensor(value.numpy(), name=f"vae.{name}")
+        graph.initializers[tensor.name] = ir.Value(name=tensor.name, const_value=tensor)
+    return ir.Model(graph, ir_version=10)
+
+
+def _write_record(folder: Path, record: ExportRecord) -> None:
+    paths = [path for path in sorted(folder.iterdir()) if path.name != RECORD_NAME]
+    graphs = {p.stem: graph_info(ir.load(p)) for p in paths if p.suffix == ".onnx"}
+    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    (folder / RECORD_NAME).write_text(replace(record, graphs=graphs, files=files).to_json())
+
+
+def built(exported: Path, out: Path, precision: str = "fp16", **options: Any) -> BuildResult:
+    return build(exported, out, precision, options=BuildOptions(**{"gpu": "sm90", **options}))
+
+
+@pytest.fixture(scope="module")
+def bundle(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    out = tmp_path_factory.mktemp("built") / "bundle"
+    built(exported, out, batch=2)
+    return open_bundle(out)
+
+
+# ---- what a bundle says ----------------------------------------------------------------------
+
+
+def test_a_manifest_names_the_gpu_and_the_kernels(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    assert (manifest.engine.kind, manifest.engine.target) == ("onnxruntime", "sm90")
+    assert manifest.engine.version == ort.__version__
+    assert manifest.precision == "fp16"
+    kernels = ["step", "prompt", "vae_first", "vae_next"]
+    assert manifest.options == {
+        "batch": 2,
+        "kernel_graphs": kernels,
+        "attention": "fp16",
+        "compute": "fp16",
+    }
+    assert manifest.plugins == {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in SOURCE_DIR.iterdir()
+    }
+
+
+def test_a_bundle_is_whole(bundle: Bundle) -> None:
+    assert bundle.manifest.graphs.keys() == GRAPHS
+    found = {path.name for path in bundle.folder.iterdir()} - {"manifest.json"}
+    assert found == bundle.manifest.files.keys()
+    assert found >= {f"{graph}.onnx" for graph in GRAPHS} | {LIBRARY_NAME, "tokenizer.json"}
+
+
+def test_tensors_are_in_the_types_that_kernels_take(bundle: Bundle) -> None:
+    def dtypes(graph: str) -> dict[str, str]:
+        info = bundle.manifest.graphs[graph]
+        return {tensor.name: tensor.dtype for tensor in (*info.inputs, *info.outputs)}
+
+    step = dtypes("step")
+    assert {step[name] for name in ("latents", "noise", "k_cache.0", "v_new.1")} == {"float16"}
+    assert {step[name] for name in ("timestep", "sigma", "sigma_next")} == {"float"}
+    assert dtypes("prompt")["context_k.0"] == "float16"
+    for graph in ("vae_first", "vae_next"):
+        assert dtypes(graph)["pixels"] == "uint8"
+        assert dtypes(graph)["latents"] == "float16"
+    # The encoder was trained in it, and half precision may overflow there.
+    assert dtypes("text")["text_states"] == "bfloat16"
+
+
+def test_the_decoder_is_for_so_many_videos(bundle: Bundle) -> None:
+    """Its kernels take no batch that is chosen later."""
+    for graph in ("vae_first", "vae_next"):
+        info = bundle.manifest.graphs[graph]
+        assert {tensor.shape[0] for tensor in (*info.inputs, *info.outputs)} == {2}
+    assert {tensor.shape[0] for tensor in bundle.manifest.graphs["prompt"].inputs} == {"batch"}
+
+
+def test_the_graphs_load_with_the_library_beside_them(bundle: Bundle) -> None:
+    for graph in bundle.manifest.options["kernel_graphs"]:
+        options = ort.SessionOptions()
+        library = bundle.folder / LIBRARY_NAME
+        onnxruntime_bridge.register(options, device=False, library=library)
+        path = bundle.folder / f"{graph}.onnx"
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        names = {tensor.name for tensor in bundle.manifest.graphs[graph].inputs}
+        assert {value.name for value in session.get_inputs()} == names
+
+
+def test_bfloat16(exported: Path, tmp_path: Path) -> None:
+    """The decoder computes in half precision all the same, and takes the latents as they are."""
+    manifest = built(exported, tmp_path / "out", "bf16").manifest
+    assert manifest.precision == "bf16"
+    types = {
+        graph: {tensor.name: tensor.dtype for tensor in info.inputs}
+        for graph, info in manifest.graphs.items()
+    }
+    assert types["step"]["k_cache.0"] == types["vae_next"]["latents"] == "bfloat16"
+    assert types["vae_next"]["cache.0"] == "float16"
+
+
+def test_only_what_was_exported_is_built(golden_export: Path, tmp_path: Path) -> None:
+    manifest = built(golden_export, tmp_path / "out").manifest
+    assert manifest.graphs.keys() == {"step", "prompt"}
+    assert not any(name.startswith("vae") for name in manifest.files)
+
+
+# ---- what makes another bundle ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sm90", "sm_90", "sm_90a", "sm90a"])
+def test_a_gpu_has_several_names(golden_export: Path, tmp_path: Path, name: str) -> None:
+    first = built(golden_export, tmp_path / "out").manifest
+    again = built(golden_export, tmp_path / "out", gpu=name)
+    assert again.was_current
+    assert (again.manifest.engine.target, again.manifest.key) == ("sm90", first.key)
+
+
+@pytest.mark.parametrize(
+    ("precision", "options"), [("fp16", {"batch": 2}), ("fp16", {"gpu": "sm80"}), ("bf16", {})]
+)
+def test_other_choices_make_another_bundle(
+    golden_export: Path, tmp_path: Path, precision: str, options: dict[str, Any]
+) -> None:
+    first = built(golden_export, tmp_path / "out")
+    other = built(golden_export, tmp_path / "out", precision, **options)
+    assert not other.was_current
+    assert other.manifest.key != first.manifest.key
+
+
+def test_other_kernels_make_another_bundle(
+    golden_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = built(golden_export, tmp_path / "out")
+    sources = tmp_path / "csrc"
+    shutil.copytree(SOURCE_DIR, sources)
+    changed = sorted(sources.glob("*.cu"))[0]
+    changed.write_text(changed.read_text() + "\n// changed\n")
+    monkeypatch.setattr(onnxruntime_gpu, "SOURCE_DIR", sources)
+    other = built(golden_export, tmp_path / "out")
+    assert not other.was_current
+    assert other.manifest.key != first.manifest.key
+
+
+def test_a_bundle_for_cpus_is_another(golden_export: Path, tmp_path: Path) -> None:
+    gpu = built(golden_export, tmp_path / "out").manifest
+    cpu = build(golden_export, tmp_path / "out", "fp16").manifest
+    assert cpu.engine.target == "cpu"
+    assert cpu.key != gpu.key
+    assert not cpu.plugins
+
+
+# ---- what is refused -------------------------------------------------------------------------
+
+
+def refused(kind: type[LongLiveError], match: str, work: Callable[[], object], out: Path) -> None:
+    with pytest.raises(kind, match=match):
+        work()
+    assert not out.exists()
+
+
+def test_single_precision_is_refused(exported: Path, tmp_path: Path) -> None:
+    match = "--gpu needs --precision fp16 or bf16.*build without --gpu and generate with --device"
+    out = tmp_path / "out"
+    refused(UsageError, match, lambda: built(exported, out, "fp32"), out)
+
+
+@pytest.mark.parametrize("name", ["sm75", "90", "rtx4090", "sm", "", "compute_90"])
+def test_unknown_gpus_are_refused(exported: Path, tmp_path: Path, name: str) -> None:
+    match = rf"--gpu {name}: allowed with --engine onnxruntime: sm80, .*sm90, sm100"
+    out = tmp_path / "out"
+    refused(UsageError, match, lambda: built(exported, out, gpu=name), out)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "flag"),
+    [("strip", True, "--strip"), ("workspace_bytes", 1 << 30, "--workspace-gib")],
+)
+def test_options_of_other_compilers_are_refused(
+    exported: Path, tmp_path: Path, option: str, value: Any, flag: str
+) -> None:
+    match, out = f"{flag} does not apply to --engine onnxruntime", tmp_path / "out"
+    refused(UsageError, match, lambda: built(exported, out, **{option: value}), out)
+
+
+def test_layers_that_kernels_do_not_take_are_refused(exported: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(exported, source)
+    record = read_export(source)
+    narrow = replace(record.config, vae=VaeConfig(dim=4))
+    (source / RECORD_NAME).write_text(replace(record, config=narrow).to_json())
+    refused(UsageError, r"layers of 4 channels", lambda: built(source, out), out)
+
+
+def test_without_a_compiler_nothing_is_begun(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime_bridge.shutil, "which", lambda _name: None)
+    monkeypatch.setenv("LONGLIVE_TRT_KERNEL_CACHE", str(tmp_path / "cache"))
+    onnxruntime_bridge.compiled_library.cache_clear()
+    out = tmp_path / "out"
+    refused(PluginError, "no C compiler was found", lambda: built(exported, out), out)
+    onnxruntime_bridge.compiled_library.cache_clear()
+
+
+# ---- the command line ------------------------------------------------------------------------
+
+
+def test_the_command(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    arguments = ["build", "--onnx", str(exported), "--precision", "fp16", "--out", str(out)]
+    assert main([*arguments, "--gpu", "sm75"]) == UsageError.exit_code
+    assert "error: --gpu sm75: allowed" in capsys.readouterr().err
+    assert main([*arguments, "--gpu", "sm90"]) == 0
+    assert json.loads((out / "manifest.json").read_text())["engine"]["target"] == "sm90"
+    given = ["generate", "--bundle", str(out), "--prompt", "a", "--out", str(tmp_path / "v.mp4")]
+    assert main([*given, "--device", "cpu"]) == 1
+    assert "engines for sm90 do not run on a CPU" in capsys.readouterr().err

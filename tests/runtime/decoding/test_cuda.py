@@ -1,0 +1,125 @@
+"""The public model's VAE on an imagined GPU, against the stream of single frames on the CPU."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from longlive_trt.engines.ort.cpu import OnnxRuntimeEngine
+from longlive_trt.errors import EngineError
+from longlive_trt.plugins.cuda.streams import Gpu, Stream
+from longlive_trt.runtime.decoding.cuda import CudaDecoder
+from longlive_trt.runtime.decoding.host import VaeStream
+from longlive_trt.runtime.memory.base import Buffer
+from longlive_trt.runtime.memory.cuda import CudaMemory
+from tests.fakes.cuda import FakeCuda, Status
+from tests.fakes.engines import FakeCudaEngine
+
+Array = np.ndarray[Any, np.dtype[Any]]
+LATENTS = load_file(Path(__file__).parents[2] / "data" / "vae" / "decode.safetensors")["latents"]
+BLOCK = 3
+
+
+class Machine:
+    """One GPU with the streams of a session, and the latents that its transformer made."""
+
+    def __init__(self, cuda: FakeCuda, folder: Path) -> None:
+        self.cuda, self.gpu = cuda, Gpu()
+        self.streams: tuple[Stream, Stream, Stream] = tuple(  # type: ignore[assignment]
+            self.gpu.stream() for _ in range(3)
+        )
+        paths = (folder / f"vae_{name}.onnx" for name in ("first", "next"))
+        self.engines = [FakeCudaEngine(cuda, path, self.streams[1]) for path in paths]
+        self.memory = CudaMemory(self.streams[0])
+        shape = (1, BLOCK, *LATENTS.shape[2:])
+        self._latents = self.memory.reserve(
+            {name: Buffer(shape, LATENTS.dtype) for name in "ab"}, "latents"
+        )
+
+    def decoder(self, **options: Any) -> CudaDecoder:
+        return CudaDecoder(*self.engines, 1, BLOCK, self.streams, **options)  # type: ignore[misc]
+
+    def made(self, block: int) -> Any:
+        tensor = self._latents["ab"[block % 2]]
+        self.memory.write(tensor, LATENTS[:, BLOCK * block : BLOCK * (block + 1)])
+        return tensor
+
+    def close(self) -> None:
+        self.memory.close()
+        for stream in self.streams:
+            stream.close()
+        for engine in self.engines:
+            engine.close()
+
+
+@pytest.fixture
+def machine(fake_cuda: Callable[..., FakeCuda], golden_vae_bundle: Path) -> Iterator[Machine]:
+    machine = Machine(fake_cuda(), golden_vae_bundle)
+    yield machine
+    machine.close()
+    assert machine.cuda.leaks() == {}
+
+
+@pytest.fixture(scope="module")
+def expected(golden_vae_bundle: Path) -> Array:
+    paths = (golden_vae_bundle / f"vae_{name}.onnx" for name in ("first", "next"))
+    first, following = (OnnxRuntimeEngine(path, threads=1) for path in paths)
+    with first, following:
+        return VaeStream(first, following, 1).decode(LATENTS[:, : 2 * BLOCK])
+
+
+def decoded(machine: Machine, decoder: CudaDecoder) -> Array:
+    decodings = [decoder.start(machine.made(block)) for block in range(2)]
+    return np.concatenate([decoding.result() for decoding in decodings], axis=1)
+
+
+def test_whole_blocks_give_the_pictures_of_single_frames(machine: Machine, expected: Array) -> None:
+    decoder = machine.decoder()
+    found = decoded(machine, decoder)
+    assert decoder.latent_frames == 2 * BLOCK
+    decoder.close()
+    difference = np.abs(found.astype(int) - expected)
+    # Convolutions over more frames add in another order: a value on an edge may fall either way.
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 1e-3
+
+
+def test_frame_by_frame_gives_the_same_bits(machine: Machine, expected: Array) -> None:
+    decoder = machine.decoder(frame_by_frame=True)
+    assert np.array_equal(decoded(machine, decoder), expected)
+    decoder.close()
+
+
+def test_a_block_that_was_taken_back_is_decoded_anew(machine: Machine) -> None:
+    decoder = machine.decoder()
+    decoder.start(machine.made(0)).result()
+    snapshot = decoder.snapshot()
+    first, second = (
+        (decoder.start(machine.made(1)).result(), decoder.reinstate(snapshot))[0] for _ in range(2)
+    )
+    assert np.array_equal(first, second)
+    assert decoder.latent_frames == BLOCK
+    decoder.close()
+
+
+def test_saved_memory_goes_on_in_another_decoder(machine: Machine) -> None:
+    whole, other = machine.decoder(), machine.decoder()
+    whole.start(machine.made(0)).result()
+    saved = {name: machine.memory.fetch(cache).result() for name, cache in whole.caches.items()}
+    expected = whole.start(machine.made(1)).result()
+    other.restore(whole.latent_frames - BLOCK, saved)
+    assert np.array_equal(other.start(machine.made(1)).result(), expected)
+    for decoder in (whole, other):
+        decoder.close()
+
+
+@pytest.mark.parametrize("allocation", [0, 1, 2, 3])
+def test_too_little_memory_leaves_nothing_behind(machine: Machine, allocation: int) -> None:
+    before = machine.cuda.leaks()
+    machine.cuda.fail("cuMemAlloc", Status.CUDA_ERROR_OUT_OF_MEMORY, after=allocation)
+    with pytest.raises(EngineError, match="of GPU memory are needed"):
+        machine.decoder()
+    assert machine.cuda.leaks() == before

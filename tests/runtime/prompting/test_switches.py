@@ -1,0 +1,364 @@
+"""How prompts change: what blocks are conditioned on, what is refused, and what is recorded."""
+
+import json
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from longlive_trt.cli import main
+from longlive_trt.configs import ModelConfig
+from longlive_trt.configs.replay import Replay, Switch, load_replay
+from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
+from longlive_trt.errors import UsageError
+from longlive_trt.runtime.assembly import Engines
+from longlive_trt.runtime.prompting.blending import Blend
+from longlive_trt.runtime.prompting.encoder import PromptContexts, PromptEncoder
+from longlive_trt.runtime.prompting.switches import (
+    Change,
+    Mixer,
+    NoSwitches,
+    ReplaySwitches,
+    SwitchMode,
+    TimelineSwitches,
+)
+from longlive_trt.runtime.prompting.timeline import Cue
+from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer
+from longlive_trt.runtime.state import load_state
+
+BLOCK = 3
+GOLDEN = Path(__file__).parents[2] / "data" / "transformer"
+
+Array = np.ndarray[Any, Any]
+Error = Callable[[object, object], float]
+
+
+# ---- the option ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["exact", "partial", "none", "blend:1", "blend:4", "blend:999999"])
+def test_a_mode_is_written_as_it_is_read(text: str) -> None:
+    assert str(SwitchMode.parse(text)) == text
+
+
+def test_a_blend_recomputes_nothing() -> None:
+    assert SwitchMode.parse("blend:4") == SwitchMode("none", 4)
+    assert SwitchMode.parse("partial") == SwitchMode("partial")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "Exact", "fast", "blend", "blend:", "blend:0", "blend:-1", "blend:x", "blend:1.5",
+     "blend: 4", "blend:4 ", "blend:1000000", "blend:\u0664", "exact:4", "blend:4\n"],
+)  # fmt: skip
+def test_an_unknown_mode_is_refused_before_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, text: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ("--bundle", "nowhere", "--prompt", "a", "--latents-out", "l", "--switch", text)
+    assert main(["generate", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --switch {text!r}") and error.count("\n") == 1
+    assert "blend:4" in error and "exact" in error
+    assert not list(tmp_path.iterdir())
+
+
+# ---- mixtures --------------------------------------------------------------------------------
+
+
+def test_the_new_prompts_share_grows_evenly_to_the_whole() -> None:
+    start, target = np.zeros((1, 2, 3)), np.full((2, 2, 3), 8.0)
+    blend, shares = Blend.between(start, target, 4), []
+    while not blend.is_over:
+        blend = blend.advanced()
+        assert blend.states.shape == (2, 2, 3)
+        shares.append(float(blend.states.mean() / 8))
+    assert shares == [0.25, 0.5, 0.75, 1.0]
+
+
+@given(
+    values=st.lists(st.floats(-50, 50, width=32), min_size=2, max_size=6),
+    others=st.lists(st.floats(-50, 50, width=32), min_size=6, max_size=6),
+    blocks=st.integers(1, 9),
+    dtype=st.sampled_from([np.float32, np.float16, ml_dtypes.bfloat16]),
+)
+def test_equal_prompts_and_the_end_of_a_blend_keep_their_bits(
+    values: list[float], others: list[float], blocks: int, dtype: Any
+) -> None:
+    prompt, other = (np.array(part, dtype)[: len(values)] for part in (values, others))
+    same, ending = Blend.between(prompt, prompt, blocks), Blend.between(other, prompt, blocks)
+    for _ in range(blocks):
+        same, ending = same.advanced(), ending.advanced()
+        assert np.array_equal(same.states.astype(dtype), prompt)
+    assert np.array_equal(ending.states.astype(dtype), prompt)
+
+
+# ---- which prompt at which block -------------------------------------------------------------
+
+
+class Contexts:
+    """A context that shows which states it was made of."""
+
+    def of_states(self, states: Array) -> Mapping[str, Array]:
+        return {"of": states.copy()}
+
+
+class Encoder:
+    """Every letter has a number."""
+
+    def __init__(self) -> None:
+        self.contexts, self.prepared = Contexts(), list[str]()
+
+    def states_of(self, prompt: str) -> Array:
+        return np.full((1, 1, 1), ord(prompt) - ord("a"), np.float32)
+
+    def context_of(self, prompt: str) -> Mapping[str, Array]:
+        return self.contexts.of_states(self.states_of(prompt))
+
+    def prepare(self, prompt: str) -> None:
+        self.prepared.append(prompt)
+
+
+def shown(change: Change | None) -> float | tuple[float, str] | None:
+    """What a block is conditioned on; with the re-cache that goes with it, if any."""
+    if change is None:
+        return None
+    of = float(change.context["of"].item())
+    return of if change.recache == "none" else (of, change.recache)
+
+
+def timeline(mode: str, starts: Mapping[int, str], **resumed: Any) -> TimelineSwitches:
+    cues = [Cue(frame, prompt) for frame, prompt in starts.items()]
+    return TimelineSwitches(Encoder(), cues, SwitchMode.parse(mode), **resumed)  # type: ignore[arg-type]
+
+
+def replayed(mode: str, starts: Mapping[int, str]) -> ReplaySwitches:
+    numbers = {prompt: number for number, prompt in enumerate(starts.values())}
+    prompts = {number: Encoder().states_of(prompt) for prompt, number in numbers.items()}
+    schedule = tuple(Switch(frame, numbers[prompt]) for frame, prompt in starts.items())
+    empty = np.zeros((1, 99, 1), np.float32)
+    replay = Replay(empty, empty, prompts, schedule)
+    return ReplaySwitches(Contexts(), replay, BLOCK, SwitchMode.parse(mode))  # type: ignore[arg-type]
+
+
+SOURCES: list[Callable[..., Any]] = [timeline, replayed]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize(
+    ("mode", "starts", "expected"),
+    [
+        ("exact", {0: "a", 6: "e"}, [(0, "exact"), None, (4, "exact"), None]),
+        ("partial", {0: "a", 6: "e"}, [(0, "partial"), None, (4, "partial"), None]),
+        ("none", {0: "a", 6: "e"}, [0, None, 4, None]),
+        ("blend:1", {0: "a", 6: "e"}, [0, None, 4, None]),
+        ("blend:4", {0: "a", 3: "e"}, [0, 1, 2, 3, 4, None]),
+        # From the states in use: 2 of 4 is where the first blend has come to.
+        ("blend:4", {0: "a", 3: "e", 9: "k"}, [0, 1, 2, 4, 6, 8, 10, None]),
+        ("blend:2", {0: "a", 3: "e", 9: "a"}, [0, 2, 4, 2, 0, None]),
+        ("blend:4", {0: "a", 3: "a"}, [0, 0, 0, 0, 0, None]),
+        ("blend:2", {0: "a", 3: "c", 6: "e", 9: "g"}, [0, 1, 2.5, 4.25, 6, None]),
+    ],
+)
+def test_what_blocks_are_conditioned_on(
+    source: Callable[..., Any], mode: str, starts: dict[int, str], expected: list[Any]
+) -> None:
+    switches = source(mode, starts)
+    found = [shown(switches.due(BLOCK * block)) for block in range(len(expected))]
+    # The first prompt finds no cache, whatever the mode says about one.
+    assert found[1:] == expected[1:]
+    assert (found[0] if isinstance(found[0], float) else found[0][0]) == 0
+    assert switches.blend is None
+
+
+def test_the_prompt_is_the_one_that_a_video_turns_to() -> None:
+    switches = timeline("blend:4", {0: "a", 3: "e"})
+    assert shown(switches.due(0)) == 0
+    switches.due(3)
+    assert switches.prompt == "e"
+    blend = switches.blend
+    assert blend is not None and (blend.made, blend.blocks) == (1, 4)
+
+
+@pytest.mark.parametrize("mode", ["exact", "blend:4"])
+def test_the_prompt_after_the_next_is_prepared(mode: str) -> None:
+    switches = timeline(mode, {0: "a", 3: "b", 9: "c"})
+    encoder: Any = switches._encoder
+    for frame, prepared in ((0, ["b"]), (3, ["b", "c"]), (6, ["b", "c"]), (9, ["b", "c"])):
+        switches.due(frame)
+        assert encoder.prepared == prepared
+
+
+def test_a_resumed_blend_goes_on() -> None:
+    blend = Blend.between(np.zeros((1, 1, 1)), np.full((1, 1, 1), 4.0), 4).advanced()
+    mixer = Mixer(Contexts(), blend)  # type: ignore[arg-type]
+    kept = NoSwitches("e", mixer)
+    assert [shown(kept.due(frame)) for frame in (9, 12, 15, 18)] == [2, 3, 4, None]
+    assert kept.blend is None and NoSwitches("e").due(9) is None
+    turned = timeline("blend:2", {12: "g"}, prompt="e", blend=blend)
+    assert [shown(turned.due(frame)) for frame in (9, 12, 15, 18)] == [2, 4, 6, None]
+
+
+def test_a_resumed_video_blends_from_its_prompt() -> None:
+    switches = timeline("blend:2", {12: "g"}, prompt="e")
+    assert [shown(switches.due(frame)) for frame in (9, 12, 15, 18)] == [None, 5, 6, None]
+
+
+def test_another_mode_ends_a_resumed_blend() -> None:
+    blend = Blend.between(np.zeros((1, 1, 1)), np.full((1, 1, 1), 4.0), 4).advanced()
+    switches = timeline("exact", {12: "g"}, prompt="e", blend=blend)
+    assert [shown(switches.due(frame)) for frame in (9, 12, 15)] == [2, (6, "exact"), None]
+
+
+def test_contexts_outlive_the_blocks_that_may_be_late() -> None:
+    """On a GPU a block may be asked for while the two before are still to be made."""
+    living: list[list[int]] = []
+
+    class Watching(Contexts):
+        def of_states(self, states: Array) -> Mapping[str, Array]:
+            living.append([number for number, array in enumerate(made) if array() is not None])
+            context = super().of_states(states)
+            made.append(weakref.ref(context["of"]))
+            return context
+
+    made: list[weakref.ref[Array]] = []
+    mixer = Mixer(Watching())  # type: ignore[arg-type]
+    for number in range(5):
+        mixer.change_to(np.full((1, 1, 1), number), "none")
+    assert living == [[], [0], [0, 1], [1, 2], [2, 3]]
+
+
+# ---- the command -----------------------------------------------------------------------------
+
+
+def generate(bundle: Path, *arguments: object, code: int = 0) -> None:
+    values = ["generate", "--bundle", bundle, *arguments, "--quiet", "--overwrite"]
+    assert main([str(value) for value in values]) == code
+
+
+def latents(path: str) -> Array:
+    return load_file(path)["latents"]
+
+
+@pytest.fixture
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+pytestmark = pytest.mark.usefixtures("in_empty_folder")
+
+
+def test_replays_take_the_mode(golden_bundle_fp32: Path, relative_error: Error) -> None:
+    replay = ("--replay", GOLDEN / "switch15_global_sink.replay.safetensors")
+    expected = load_file(GOLDEN / "switch15_global_sink.expected.safetensors")["latents"]
+    errors = {}
+    for mode in ("exact", "partial", "none", "blend:3"):
+        generate(golden_bundle_fp32, *replay, "--switch", mode, "--latents-out", "l")
+        errors[mode] = relative_error(latents("l"), expected)
+    assert errors["exact"] <= 1e-5
+    assert 1e-4 < errors["partial"] < errors["none"] < errors["blend:3"]
+
+
+def test_a_record_says_how_prompts_changed(tiny_bundle: Path) -> None:
+    prompts = ("--prompt", "a", "--prompt-at", 3, "b", "--frames", 6)
+    generate(tiny_bundle, *prompts, "--out", "a.mp4")
+    generate(tiny_bundle, *prompts, "--out", "b.mp4", "--switch", "blend:4")
+    modes = [json.loads(Path(f"{name}.mp4.json").read_text())["switch"] for name in "ab"]
+    assert modes == ["exact", "blend:4"]
+
+
+@pytest.mark.parametrize("cut", [6, 9, 12, 15])
+def test_a_resumed_blend_is_bit_for_bit_the_one_that_was_not_cut(
+    tiny_bundle: Path, cut: int
+) -> None:
+    prompts = ("--prompt", "a", "--prompt-at", 6, "b")
+    whole = ("--switch", "blend:3", "--frames", 18, "--latents-out", "whole")
+    generate(tiny_bundle, *prompts, *whole)
+    given_now = prompts if cut > 6 else prompts[:2]
+    part = ("--frames", cut, "--latents-out", "first", "--save-state", "state")
+    generate(tiny_bundle, *given_now, "--switch", "blend:3", *part)
+    assert (load_state(Path("state")).blend is not None) == (6 < cut < 15)
+    # Where the blend has begun, its prompts need not be given again; its mode never.
+    again = () if cut > 6 else prompts
+    rest = ("--frames", 18 - cut, "--latents-out", "second")
+    generate(tiny_bundle, "--resume", "state", *again, *rest)
+    joined = np.concatenate([latents("first"), latents("second")], axis=1)
+    assert np.array_equal(joined, latents("whole"))
+
+
+def test_a_prompt_in_the_middle_of_a_resumed_blend(tiny_bundle: Path) -> None:
+    prompts = ("--prompt", "a", "--prompt-at", 3, "b", "--prompt-at", 9, "c")
+    mode = ("--switch", "blend:3")
+    generate(tiny_bundle, *prompts, *mode, "--frames", 15, "--latents-out", "whole")
+    part = ("--frames", 6, "--latents-out", "first", "--save-state", "state")
+    generate(tiny_bundle, *prompts[:5], *mode, *part)
+    generate(tiny_bundle, "--resume", "state", *prompts, "--frames", 9, "--latents-out", "second")
+    joined = np.concatenate([latents("first"), latents("second")], axis=1)
+    assert np.array_equal(joined, latents("whole"))
+
+
+def test_a_resumed_run_may_choose_another_mode(tiny_bundle: Path) -> None:
+    part = ("--frames", 6, "--latents-out", "l", "--save-state", "state", "--switch", "none")
+    generate(tiny_bundle, "--prompt", "a", *part)
+    assert load_state(Path("state")).switch == SwitchMode("none")
+    resumed = ("--resume", "state", "--prompt", "b", "--frames", 3, "--latents-out")
+    generate(tiny_bundle, *resumed, "kept")
+    generate(tiny_bundle, *resumed, "exact", "--switch", "exact")
+    prompts = ("--prompt", "a", "--prompt-at", 6, "b", "--frames", 9, "--latents-out")
+    for mode, found in (("none", "kept"), ("exact", "exact")):
+        generate(tiny_bundle, *prompts, "whole", "--switch", mode)
+        assert np.array_equal(latents(found), latents("whole")[:, 6:])
+
+
+# ---- the text encoder's states ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_bundle: Path) -> Bundle:
+    return open_bundle(tiny_bundle)
+
+
+def test_contexts_are_those_of_the_states(tiny: Bundle) -> None:
+    with Engines(tiny) as engines:
+        tokenizer = PromptTokenizer.load(tiny.tokenizer, 64)
+        contexts: PromptContexts = engines.contexts(1)
+        encoder = PromptEncoder(tokenizer, engines.get("text", "testing"), contexts)
+        states = encoder.states_of("a cat")
+        assert states.shape == (1, 64, 64)
+        # Behind the prompt's end there is nothing.
+        assert states[:, :6].any(axis=-1).all() and not states[:, 6:].any()
+        expected, found = encoder.context_of("a cat"), contexts.of_states(states)
+        assert all(np.array_equal(expected[name], found[name]) for name in expected)
+
+
+# ---- replays ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("frames", "late"),
+    [((0, 6), None), ((0, 4, 5), 5), ((0, 7), 7), ((0, 3, 9), 9), ((0, 10**15), 10**15)],
+)
+def test_a_replay_shows_every_prompt_or_is_refused(
+    golden_config: ModelConfig, frames: tuple[int, ...], late: int | None
+) -> None:
+    shape = golden_config.latent_shape
+    tensors = {
+        "noise": np.zeros((1, 9, *shape), np.float32),
+        "renoise": np.zeros((3, 3, 1, 3, *shape), np.float32),
+        "prompt.0": np.zeros((1, 16, 64), np.float32),
+    }
+    schedule = [{"frame": frame, "prompt": 0} for frame in frames]
+    save_file(tensors, "r", {"schedule": json.dumps(schedule)})
+    if late is None:
+        assert len(load_replay(Path("r"), golden_config).schedule) == len(frames)
+        return
+    with pytest.raises(UsageError, match=rf"^r: .*for frame {late} .*last block starts at 6"):
+        load_replay(Path("r"), golden_config)
