@@ -78,7 +78,7 @@ extern "C" __global__ void __launch_bounds__(256)
   const Eight x = unpack(static_cast<const uint4*>(params.input)[vector]);
   const float factor = 1.0f / head_scale(params, vector);
   static_cast<uint2*>(params.output)[vector] =
-      LL_FORMAT == 3 ? pack_bytes_int8<true>(x, factor) : pack_bytes_e4m3(x, factor);
+      LL_FORMAT == 3 ? pack_bytes_int8(x, factor) : pack_bytes_e4m3(x, factor);
 }
 
 extern "C" __global__ void __launch_bounds__(256)

@@ -68,31 +68,6 @@ __device__ __forceinline__ uint4 pack(const Eight& e) {
                     pack_halves<kElement>(e.value[6], e.value[7]));
 }
 
-// a * b + c on pairs of 16-bit values, rounded once: with c = -0 a rounded product, with b = 1 a
-// rounded sum, which is what the unfused 16-bit computation gives.
-__device__ __forceinline__ uint32 fma_pair(uint32 a, uint32 b, uint32 c) {
-  uint32 d;
-  if constexpr (kElement == kFloat16) {
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-  } else {
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-  }
-  return d;
-}
-
-__device__ __forceinline__ uint4 multiply(const uint4& a, const uint4& b) {
-  constexpr uint32 kMinusZero = 0x80008000u;
-  return make_uint4(fma_pair(a.x, b.x, kMinusZero), fma_pair(a.y, b.y, kMinusZero),
-                    fma_pair(a.z, b.z, kMinusZero), fma_pair(a.w, b.w, kMinusZero));
-}
-
-constexpr uint32 kOnes = kElement == kFloat16 ? 0x3c003c00u : 0x3f803f80u;
-
-__device__ __forceinline__ uint4 add(const uint4& a, const uint4& b) {
-  return make_uint4(fma_pair(a.x, kOnes, b.x), fma_pair(a.y, kOnes, b.y),
-                    fma_pair(a.z, kOnes, b.z), fma_pair(a.w, kOnes, b.w));
-}
-
 __device__ __forceinline__ uint2 pack_bytes_e4m3(const Eight& e, float factor) {
   const float* v = e.value;
   return make_uint2(
@@ -100,25 +75,22 @@ __device__ __forceinline__ uint2 pack_bytes_e4m3(const Eight& e, float factor) {
       pack_e4m3(v[4] * factor, v[5] * factor, v[6] * factor, v[7] * factor));
 }
 
-// Adding 1.5 x 2^23 rounds to the nearest integer and leaves it in the low bits. `kClamp` is for
-// values that may exceed 127 / factor.
-template <bool kClamp>
+// Adding 1.5 x 2^23 rounds to the nearest integer and leaves it in the low bits.
 __device__ __forceinline__ uint32 pack_int8(float a, float b, float c, float d, float factor) {
   const auto bits = [factor](float x) {
     constexpr float kBias = 12582912.0f;
     const float biased = fmaf(x, factor, kBias);
-    return __float_as_uint(kClamp ? fminf(fmaxf(biased, kBias - 127.0f), kBias + 127.0f) : biased);
+    return __float_as_uint(fminf(fmaxf(biased, kBias - 127.0f), kBias + 127.0f));
   };
   const uint32 low = __byte_perm(bits(a), bits(b), 0x0040);
   const uint32 high = __byte_perm(bits(c), bits(d), 0x0040);
   return __byte_perm(low, high, 0x5410);
 }
 
-template <bool kClamp>
 __device__ __forceinline__ uint2 pack_bytes_int8(const Eight& e, float factor) {
   const float* v = e.value;
-  return make_uint2(pack_int8<kClamp>(v[0], v[1], v[2], v[3], factor),
-                    pack_int8<kClamp>(v[4], v[5], v[6], v[7], factor));
+  return make_uint2(pack_int8(v[0], v[1], v[2], v[3], factor),
+                    pack_int8(v[4], v[5], v[6], v[7], factor));
 }
 
 // What many rows share is kept close; the rows themselves pass by once and must not displace it.

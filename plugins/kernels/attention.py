@@ -10,7 +10,7 @@ from longlive_trt.basics import Array
 from longlive_trt.plugins.attention.arguments import KVPiece, Scales
 from longlive_trt.plugins.attention.hopper import SinkWindowAttention
 from longlive_trt.plugins.attention.portable import PortableAttention
-from longlive_trt.plugins.attention.reference import value_order
+from longlive_trt.plugins.attention.value_layout import value_order
 from longlive_trt.plugins.attention.variants import check_kind
 from longlive_trt.plugins.cuda import driver
 from longlive_trt.plugins.cuda.tensors import DeviceTensor

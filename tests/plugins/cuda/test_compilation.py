@@ -26,7 +26,7 @@ COMPILERS = [
         ),
     ),
 ]
-NORM = KernelSource("norm_modulate.cu", "norm_modulate", {"LL_DIM": 256, "LL_ELEMENT": 0})
+NORM = KernelSource("rms_rope.cu", "rms_norm", {"LL_DIM": 256, "LL_ELEMENT": 0})
 
 
 class FakeCompiler:
@@ -55,14 +55,14 @@ def portable_source(dtype="bfloat16", head_dim=128):
     return KernelSource("attention_sm80.cu", "sink_window_attention_portable", constants)
 
 
-def row_source(file, **constants):
-    return KernelSource(file, Path(file).stem, {"LL_ELEMENT": 0, "LL_DIM": 1536, **constants})
+def row_source(file, entry, **constants):
+    return KernelSource(file, entry, {"LL_ELEMENT": 0, "LL_DIM": 1536, **constants})
 
 
-ROPE = row_source("qk_norm_rope.cu", LL_HEAD_DIM=128, LL_QUANTIZE=0)
-ROPE_INT8 = row_source("qk_norm_rope.cu", LL_HEAD_DIM=128, LL_QUANTIZE=3)
-MODULATE = row_source("norm_modulate.cu", LL_MODULATE=1, LL_QUANTIZE=0)
-VALUES = row_source("quantize_values.cu", LL_HEAD_DIM=128)
+ROPE = row_source("rms_rope.cu", "qkv_norm_rope", LL_HEAD_DIM=128, LL_PLAIN=0, LL_QUANTIZE=0)
+ROPE_E4M3 = row_source("rms_rope.cu", "qkv_norm_rope", LL_HEAD_DIM=128, LL_PLAIN=0, LL_QUANTIZE=2)
+SUM = row_source("residual_norm.cu", "residual_norm", LL_RESIDUAL=1, LL_GATE=1, LL_NORM=1)
+VALUES = row_source("quantize_values.cu", "quantize_values", LL_HEAD_DIM=128)
 PLUGIN = plugin_source("bfloat16", 128, 128**-0.5, Variant(3, 80, 3))
 
 COMPILED = [
@@ -73,8 +73,8 @@ COMPILED = [
     *[(portable_source(), arch, "cubin") for arch in ("sm_80", "sm_89", "sm_90a", "sm_100")],
     (portable_source(), "sm_80", "ptx"),
     *[(ROPE, arch, "cubin") for arch in ("sm_80", "sm_90a", "sm_100")],
-    (ROPE_INT8, "sm_89", "cubin"),
-    (MODULATE, "sm_80", "cubin"),
+    (ROPE_E4M3, "sm_89", "cubin"),
+    (SUM, "sm_80", "cubin"),
     (VALUES, "sm_89", "cubin"),
     (VALUES, "sm_100", "ptx"),
 ]
@@ -83,8 +83,8 @@ RARELY_COMPILED = [
     (hopper_source(dtype="float8_e4m3"), "sm_90a", "cubin"),
     (hopper_source(head_dim=64), "sm_90a", "ptx"),
     (portable_source("float16", 64), "sm_86", "cubin"),
-    *[(MODULATE, arch, "cubin") for arch in ("sm_86", "sm_89", "sm_90a", "sm_100")],
-    *[(ROPE_INT8, arch, "ptx") for arch in ("sm_90a", "sm_100")],
+    *[(SUM, arch, "cubin") for arch in ("sm_86", "sm_89", "sm_90a", "sm_100")],
+    *[(ROPE_E4M3, arch, "ptx") for arch in ("sm_90a", "sm_100")],
 ]
 
 
@@ -124,7 +124,7 @@ def test_a_failure_carries_the_compilers_log(compiler, tmp_path):
     with pytest.raises(PluginError) as caught:
         compile_kernel(source, "sm_80", compiler=compiler, cache_dir=tmp_path)
     message = str(caught.value)
-    assert f"{compiler} could not compile norm_modulate.cu for sm_80" in message
+    assert f"{compiler} could not compile rms_rope.cu for sm_80" in message
     assert "-DLL_DIM=100" in message
     assert "rows are read sixteen bytes at a time" in message
     assert list(tmp_path.iterdir()) == []
@@ -150,14 +150,14 @@ def test_the_key_covers_what_affects_the_binary(tmp_path, monkeypatch):
     keys = [
         key(),
         key(source=replace(NORM, constants={"LL_DIM": 512, "LL_ELEMENT": 0})),
-        key(source=replace(NORM, entry="gated_residual")),
-        key(source=replace(NORM, file="qk_norm_rope.cu")),
+        key(source=replace(NORM, entry="rotate_rows")),
+        key(source=replace(NORM, file="residual_norm.cu")),
         key(architecture="sm_89"),
         key(kind="ptx"),
         key(compiler=FakeCompiler("1.1")),
         key(compiler=other_name),
     ]
-    for touched in ("norm_modulate.cu", "rows.cuh", "common.cuh"):
+    for touched in ("rms_rope.cu", "rows.cuh", "common.cuh"):
         (sources / touched).write_text((sources / touched).read_text() + "\n")
         keys.append(key())
     assert len(set(keys)) == len(keys)

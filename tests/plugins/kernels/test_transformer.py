@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from longlive_trt.errors import PluginError
-from longlive_trt.plugins.attention.reference import transposed_values
+from longlive_trt.plugins.attention.value_layout import transposed_values
 from longlive_trt.plugins.cuda import compilation
 from longlive_trt.plugins.cuda.compilation import KernelSource, compile_kernel
 from longlive_trt.plugins.cuda.tensors import DeviceTensor, as_device_tensor
