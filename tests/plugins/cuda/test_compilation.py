@@ -26,7 +26,7 @@ COMPILERS = [
         ),
     ),
 ]
-NORM = KernelSource("rms_rope.cu", "rms_norm", {"LL_DIM": 256, "LL_ELEMENT": 0})
+NORM = KernelSource("rows/rms_norm.cu", "rms_norm", {"LL_DIM": 256, "LL_ELEMENT": 0})
 
 
 class FakeCompiler:
@@ -47,22 +47,22 @@ class FakeCompiler:
 def hopper_source(dtype="bfloat16", head_dim=128, keys=18720):
     variant = choose_variant(dtype, head_dim, keys)
     constants = dict(variant.constants(dtype, head_dim))
-    return KernelSource("attention_sm90.cu", "sink_window_attention", constants)
+    return KernelSource("attention/attention_sm90.cu", "attention_sm90", constants)
 
 
 def portable_source(dtype="bfloat16", head_dim=128):
-    constants = dict(portable_constants(dtype, head_dim))
-    return KernelSource("attention_sm80.cu", "sink_window_attention_portable", constants)
+    constants = portable_constants(dtype, head_dim)
+    return KernelSource("attention/attention_sm80.cu", "attention_sm80", constants)
 
 
-def row_source(file, entry, **constants):
-    return KernelSource(file, entry, {"LL_ELEMENT": 0, "LL_DIM": 1536, **constants})
+def row_source(entry, **constants):
+    return KernelSource(f"rows/{entry}.cu", entry, {"LL_ELEMENT": 0, "LL_DIM": 1536, **constants})
 
 
-ROPE = row_source("rms_rope.cu", "qkv_norm_rope", LL_HEAD_DIM=128, LL_PLAIN=0, LL_QUANTIZE=0)
-ROPE_E4M3 = row_source("rms_rope.cu", "qkv_norm_rope", LL_HEAD_DIM=128, LL_PLAIN=0, LL_QUANTIZE=2)
-SUM = row_source("residual_norm.cu", "residual_norm", LL_RESIDUAL=1, LL_GATE=1, LL_NORM=1)
-VALUES = row_source("quantize_values.cu", "quantize_values", LL_HEAD_DIM=128)
+ROPE = row_source("qkv_norm_rope", LL_HEAD_DIM=128, LL_PLAIN=0, LL_QUANTIZE=0)
+ROPE_E4M3 = row_source("qkv_norm_rope", LL_HEAD_DIM=128, LL_PLAIN=0, LL_QUANTIZE=2)
+SUM = row_source("residual_norm", LL_GATE=1, LL_NORM=1)
+VALUES = row_source("transposed_values", LL_HEAD_DIM=128)
 PLUGIN = plugin_source("bfloat16", 128, 128**-0.5, Variant(3, 80, 3))
 
 COMPILED = [
@@ -124,7 +124,7 @@ def test_a_failure_carries_the_compilers_log(compiler, tmp_path):
     with pytest.raises(PluginError) as caught:
         compile_kernel(source, "sm_80", compiler=compiler, cache_dir=tmp_path)
     message = str(caught.value)
-    assert f"{compiler} could not compile rms_rope.cu for sm_80" in message
+    assert f"{compiler} could not compile rows/rms_norm.cu for sm_80" in message
     assert "-DLL_DIM=100" in message
     assert "rows are read sixteen bytes at a time" in message
     assert list(tmp_path.iterdir()) == []
@@ -150,27 +150,32 @@ def test_the_key_covers_what_affects_the_binary(tmp_path, monkeypatch):
     keys = [
         key(),
         key(source=replace(NORM, constants={"LL_DIM": 512, "LL_ELEMENT": 0})),
-        key(source=replace(NORM, entry="rotate_rows")),
-        key(source=replace(NORM, file="residual_norm.cu")),
+        key(source=replace(NORM, entry="rotate")),
+        key(source=replace(NORM, file="rows/residual_norm.cu")),
         key(architecture="sm_89"),
         key(kind="ptx"),
         key(compiler=FakeCompiler("1.1")),
         key(compiler=other_name),
     ]
-    for touched in ("rms_rope.cu", "rows.cuh", "common.cuh"):
+    for touched in ("rows/rms_norm.cu", "rows/rows.cuh", "common/basics.cuh"):
         (sources / touched).write_text((sources / touched).read_text() + "\n")
         keys.append(key())
     assert len(set(keys)) == len(keys)
     unrelated = key()
-    (sources / "hopper.cuh").write_text("")
+    (sources / "attention" / "hopper.cuh").write_text("")
     assert key() == unrelated
 
 
-def test_every_text_beside_the_sources_is_a_kernel_or_included_by_one():
-    kernels = set(compilation.SOURCE_DIR.glob("*.cu"))
-    reached = {text for kernel in kernels for text in compilation._texts_of(kernel)}
-    others = set(compilation.SOURCE_DIR.glob("*.c"))  # for the host's compiler
-    assert reached | others == set(compilation.SOURCE_DIR.iterdir())
+def test_every_text_is_a_kernel_or_included_by_one():
+    texts = {
+        path.relative_to(compilation.SOURCE_DIR).as_posix()
+        for path in compilation.SOURCE_DIR.rglob("*")
+        if path.is_file()
+    }
+    kernels = {text for text in texts if text.endswith(".cu")}
+    reached = {text for kernel in kernels for text in compilation.texts_of(kernel)}
+    others = {text for text in texts if text.endswith(".c")}  # for the host's compiler
+    assert reached | others == texts
 
 
 def test_an_interrupted_publication_leaves_nothing_to_read(tmp_path, monkeypatch):
