@@ -26,11 +26,11 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from longlive_trt.plugins.attention.arguments import KVPiece, Scales
 from longlive_trt.plugins.attention.hopper import SinkWindowAttention
 from longlive_trt.plugins.attention.portable import PortableAttention
-from longlive_trt.plugins.attention.reference import padded_tokens
 from longlive_trt.plugins.attention.tensorrt_plugin import plugin_kernel, workspace_floats
+from longlive_trt.plugins.attention.value_layout import padded_tokens
 from longlive_trt.plugins.attention.variants import choose_variant
 from longlive_trt.plugins.cuda import driver
-from longlive_trt.plugins.kernels.companions import quantize_values
+from longlive_trt.plugins.kernels.quantize import quantize_values
 
 HEADS, HEAD_DIM = 12, 128
 SCALE = HEAD_DIM**-0.5

@@ -28,8 +28,7 @@ from longlive_trt.plugins.attention.tensorrt_plugin import (
 from longlive_trt.plugins.attention.variants import choose_variant
 from longlive_trt.plugins.cuda import driver
 from longlive_trt.plugins.cuda.compilation import compile_kernel
-from longlive_trt.plugins.kernels import companions
-from longlive_trt.plugins.kernels.companions import RopeTables
+from longlive_trt.plugins.kernels.quantize import quantize_values
 
 SHAPES = ((200, (300, 0, 77)), (1100, (700, 900)))
 HEADS = 2
@@ -90,21 +89,13 @@ def run_plugin(checked: bool) -> None:
         print(f"plugin, {variant}, {tokens} queries: done", flush=True)
 
 
-def run_companions() -> None:
-    tokens, dim = 77, HEADS * 128
-    q, k, v, x, update = (random((1, tokens, dim), "bfloat16") for _ in range(5))
-    out = [torch.empty(1, tokens, HEADS, 128, device="cuda").bfloat16() for _ in "qkv"]
-    weights = (random((dim,), "bfloat16"), random((dim,), "bfloat16"))
-    tables = RopeTables(*(torch.rand(tokens, 64, device="cuda") for _ in "cs"))
-    companions.qk_norm_rope([q, k, v], weights, tables, out)
-    scale, shift = (random((1, dim), "bfloat16") for _ in range(2))
-    companions.norm_modulate(x[0], scale, shift, update[0])
-    companions.gated_residual(x[0], update[0], scale, x[0])
+def run_values() -> None:
+    v = random((1, 77, HEADS, 128), "bfloat16")
     packed = torch.zeros(1, HEADS, 128, 112, device="cuda").to(torch.float8_e4m3fn)
     factor = torch.full((HEADS,), 0.03, device="cuda")
-    companions.quantize_values(out[2], factor, packed, first_token=21)
+    quantize_values(v, factor, packed, first_token=21)
     torch.cuda.synchronize()
-    print("companions: done", flush=True)
+    print("values: done", flush=True)
 
 
 def run_portable() -> None:
@@ -128,7 +119,7 @@ def main() -> None:
     run_hopper("float8_e4m3", options.checked, keys=18720)
     run_plugin(options.checked)
     run_portable()
-    run_companions()
+    run_values()
 
 
 if __name__ == "__main__":

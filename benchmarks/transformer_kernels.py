@@ -3,9 +3,9 @@
     python benchmarks/transformer_kernels.py --out docs/results/transformer_kernels_h200.json
 
 4,680 tokens against 14,040 cached ones, dim 1536, 30 layers. Each kernel is captured eight times
-over rotating buffers, so that nothing stays in the cache, and replayed. Products are timed with
-the algorithm that cuBLASLt proposes first and with the fastest of its proposals, for weights stored
-[in, out] and [out, in], and beside torch; all other kernels beside the rate of a copy of gigabytes.
+over rotating buffers, so that nothing stays in the cache, and replayed. Products are timed for
+weights stored [in, out] and [out, in], and beside torch; all other kernels beside the rate of a
+copy of gigabytes.
 """
 
 import argparse
@@ -20,9 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from longlive_trt.plugins.cuda.cublaslt import Matmul, Product
+from longlive_trt.plugins.cuda.cublaslt import WORKSPACE_BYTES, Matmul, Product
+from longlive_trt.plugins.cuda.placement import Placement
+from longlive_trt.plugins.cuda.streams import Gpu, Stream
 from longlive_trt.plugins.cuda.tensors import DeviceTensor, as_device_tensor
-from longlive_trt.plugins.kernels.gemm import TRANSFORMER_KERNELS
+from longlive_trt.plugins.kernels.registry import KERNELS
 
 HEADS, HEAD_DIM, FFN = 12, 128, 8960
 DIM = HEADS * HEAD_DIM
@@ -52,7 +54,8 @@ class KernelJob:
 
     def prepare(self, dtype: torch.dtype) -> tuple[Run, int]:
         """What runs it, and how many bytes it reads and writes."""
-        kernel = TRANSFORMER_KERNELS[self.kernel](self.parameters)
+        kernel, gpu = KERNELS[self.kernel](**self.parameters), Gpu()
+        places: dict[int, Placement] = {}
         given = [self.tensors(buffer) for buffer in range(BUFFERS)]
         shapes = kernel.output_shapes([x.shape for x in given[0]])
         types = [FLOAT8 if i in self.narrow else dtype for i in range(len(shapes))]
@@ -61,7 +64,9 @@ class KernelJob:
         outputs = [[as_device_tensor(x, "output") for x in group] for group in made]
 
         def run(buffer: int, stream: int) -> None:
-            kernel.launch(given[buffer], outputs[buffer], stream)
+            if stream not in places:
+                places[stream] = Placement(Stream(gpu, stream))
+            kernel.launch(given[buffer], outputs[buffer], places[stream])
             assert made  # the addresses above are theirs
 
         return run, sum(map(size_bytes, [*given[0], *outputs[0]]))
@@ -106,7 +111,7 @@ def kernel_jobs(dtype: torch.dtype) -> dict[str, KernelJob]:
     modulated, heads = {"scale_row": 1, "shift_row": 0}, {"heads": HEADS}
     attention_flops = 4 * TOKENS * DIM
     return {
-        "norm": KernelJob("norm_modulate", modulated, [x, table], 1),
+        "norm": KernelJob("layer_norm", modulated, [x, table], 1),
         "gated residual, affine norm": KernelJob(
             "residual_norm",
             {"norm": "affine", "gate_row": 2},
@@ -209,6 +214,7 @@ class TimedProduct:
         self.bias = torch.randn(job.columns, device="cuda").to(dtype)
         self.out = [torch.empty(job.rows, job.columns, device="cuda", dtype=dtype) for _ in self.x]
         self.one = torch.ones(1, device="cuda")
+        self.workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device="cuda")
 
     def product(self, **changes: Any) -> Product:
         job = self.job
@@ -218,43 +224,28 @@ class TimedProduct:
         return replace(product, **changes)
 
     def forms(self) -> Iterator[tuple[str, Run]]:
-        """Each tuned form goes on with the algorithm that it has just found."""
         flipped = [w.T.contiguous() for w in self.weight]
-        yield from self._both("in_out", Matmul(self.product()), self.x, self.weight)
-        yield from self._both("out_in", Matmul(self.product(transposed=True)), self.x, flipped)
+        yield "in_out", self._runner(Matmul(self.product()), self.x, self.weight)
+        yield "out_in", self._runner(Matmul(self.product(transposed=True)), self.x, flipped)
         plain = Matmul(self.product(bias=False, activation="none"))
         yield "in_out_no_epilogue", self._runner(plain, self.x, self.weight)
         yield "torch_in_out", self._torch
         if self.job.rows % 8 == 0:
             narrow = [[t.to(torch.float8_e4m3fn) for t in group] for group in (self.x, flipped)]
             eight = {"dtype": "float8_e4m3", "transposed": True}
-            yield from self._both("fp8", Matmul(self.product(**eight)), *narrow)
+            yield "fp8", self._runner(Matmul(self.product(**eight)), *narrow)
             to_eight = {**eight, "out_dtype": "float8_e4m3", "bias_dtype": self.name}
-            yield from self._both("fp8_to_fp8", Matmul(self.product(**to_eight)), *narrow)
+            yield "fp8_to_fp8", self._runner(Matmul(self.product(**to_eight)), *narrow)
 
-    def _both(
-        self, form: str, matmul: Matmul, x: list[torch.Tensor], weight: list[torch.Tensor]
-    ) -> Iterator[tuple[str, Run]]:
-        run = self._runner(matmul, x, weight)
-        yield form, run
-        self._runner(matmul, x, weight, tune=True)(0, torch.cuda.current_stream().cuda_stream)
-        yield f"{form}_tuned", run
-
-    def _runner(
-        self,
-        matmul: Matmul,
-        x: list[torch.Tensor],
-        weight: list[torch.Tensor],
-        tune: bool = False,
-    ) -> Run:
+    def _runner(self, matmul: Matmul, x: list[torch.Tensor], weight: list[torch.Tensor]) -> Run:
         bias = self.bias.data_ptr() if matmul.product.bias else 0
         to_eight = matmul.product.out_dtype == "float8_e4m3"
         factor = self.one.data_ptr() if to_eight else 0
-        call = matmul.tune if tune else matmul
+        workspace = self.workspace.data_ptr()
 
-        def run(buffer: int, stream: int) -> Any:
+        def run(buffer: int, stream: int) -> None:
             pointers = (t[buffer].data_ptr() for t in (x, weight, self.out))
-            return call(*pointers, bias=bias, out_factor=factor, stream=stream)
+            matmul(*pointers, workspace=workspace, bias=bias, out_factor=factor, stream=stream)
 
         return run
 
@@ -346,7 +337,7 @@ def per_pass_ms(products: dict[str, Any], kernels: dict[str, Any]) -> dict[str, 
         return sum(kernels[name]["us"] * kernels[name]["per_pass"] for name in names) / 1e3
 
     attention = ["attention", "cross-attention"]
-    forms = ("in_out", "in_out_tuned", "out_in_tuned")
+    forms = ("in_out", "out_in")
     return {
         **{
             f"products {form}": sum(p["us"][form] * p["per_pass"] for p in products.values()) / 1e3

@@ -22,8 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+from longlive_trt.plugins.cuda.placement import Placement
+from longlive_trt.plugins.cuda.streams import Gpu, Stream
 from longlive_trt.plugins.cuda.tensors import as_device_tensor
-from longlive_trt.plugins.kernels.vae import VAE_KERNELS
+from longlive_trt.plugins.kernels.registry import KERNELS
 
 TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 ALL = dict.fromkeys(("residual", "bias", "norm", "silu", "history", "total"), True)
@@ -96,7 +98,7 @@ def make_inputs(kernel: str, flags: dict[str, Any], size: Size, dtype: torch.dty
 def make_job(
     kernel: str, flags: dict[str, Any], size: Size, dtype: torch.dtype
 ) -> tuple[Callable[[], None], int]:
-    made = VAE_KERNELS[kernel](flags)
+    made, gpu = KERNELS[kernel](**flags), Gpu()
     inputs = make_inputs(kernel, flags, size, dtype)
     output_type = {"vae_pixels": torch.uint8, "vae_frames": torch.float32}.get(kernel, dtype)
     shapes = made.output_shapes([tuple(tensor.shape) for tensor in inputs])
@@ -109,7 +111,8 @@ def make_job(
 
     def run() -> None:
         assert kept
-        made.launch(given, wanted, torch.cuda.current_stream().cuda_stream)
+        stream = Stream(gpu, torch.cuda.current_stream().cuda_stream)
+        made.launch(given, wanted, Placement(stream))
 
     return run, moved
 

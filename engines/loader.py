@@ -5,7 +5,7 @@ from typing import Literal
 from longlive_trt.engines.base import Engine
 from longlive_trt.engines.bundles.bundle import Bundle, Manifest
 from longlive_trt.engines.ort import cpu as onnxruntime
-from longlive_trt.engines.trt.engine import PLAN_SUFFIX, Scratch, TensorRtEngine
+from longlive_trt.engines.trt.engine import PLAN_SUFFIX, TensorRtEngine
 from longlive_trt.engines.trt.flavors import FLAVORS
 from longlive_trt.errors import BundleError, PluginError
 from longlive_trt.plugins.cuda.driver import DeviceFacts, device_facts
@@ -54,7 +54,6 @@ def load_engine(
     *,
     threads: int | None = None,
     stream: Stream | None = None,
-    scratch: Scratch | None = None,
 ) -> Engine:
     """One graph's engine: with a stream, on its GPU."""
     manifest = bundle.manifest
@@ -66,7 +65,6 @@ def load_engine(
             FLAVORS[manifest.engine.kind],
             manifest.options,
             stream,
-            scratch=scratch,
         )
     path = bundle.folder / f"{graph}{onnxruntime.SUFFIX}"
     if stream is None:

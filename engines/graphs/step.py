@@ -147,7 +147,7 @@ class StepWriter(GraphWriter):
 
     def _first_norm(self, x: ir.Value, table: ir.Value) -> ir.Value:
         into = self._narrow_rows(self._next_maps(0))
-        value: ir.Value = self.graph.kernel("norm_modulate", x, table, **self._next_norm(0), **into)
+        value: ir.Value = self.graph.kernel("layer_norm", x, table, **self._next_norm(0), **into)
         return value
 
     def _next_maps(self, layer: int) -> list[str]:

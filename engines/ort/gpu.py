@@ -1,12 +1,12 @@
 """ONNX Runtime on a GPU: tensors stay on the device, runs are queued on a stream of ours.
 
-Graphs that were written for the GPU (``cuda_step.py``, ``cuda_vae.py``) are captured at their
-second run and replayed from then on.
+Graphs that were written for the GPU (``engines/graphs``) are captured at their second run and
+replayed from then on.
 """
 
 import logging
+import weakref
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
@@ -17,10 +17,9 @@ import onnxruntime as ort
 from longlive_trt.engines.base import TensorSpec, TensorTable, require_fit
 from longlive_trt.engines.ort.cpu import TYPES, brief, spec_of
 from longlive_trt.errors import EngineError
-from longlive_trt.plugins import onnxruntime_bridge
 from longlive_trt.plugins.cuda.streams import Repeated, Stream, given_on_device
 from longlive_trt.plugins.cuda.tensors import DeviceTensor
-from longlive_trt.plugins.onnxruntime_bridge import Placement
+from longlive_trt.plugins.onnxruntime_bridge import SessionNodes
 from longlive_trt.signals import interrupts_deferred
 
 logger = logging.getLogger(__name__)
@@ -46,7 +45,13 @@ class OnnxRuntimeCudaEngine(TensorTable):
         load_libraries()
         self.name, self.stream = path.stem, stream
         self._captures = captures and library is not None
-        self._session = _open_session(path, stream, library)
+        self._bindings: weakref.WeakSet[OnnxRuntimeCudaBinding] = weakref.WeakSet()
+        self._nodes = None if library is None else SessionNodes(stream, library, PROVIDER)
+        try:
+            self._session = _open_session(path, stream, self._nodes)
+        except BaseException:
+            self._close_nodes()
+            raise
         self._inputs = {spec.name: spec for spec in map(spec_of, self._session.get_inputs())}
         self._outputs = {spec.name: spec for spec in map(spec_of, self._session.get_outputs())}
         self._options = ort.RunOptions()
@@ -65,7 +70,9 @@ class OnnxRuntimeCudaEngine(TensorTable):
         for name, tensor in outputs.items():
             spec = self._outputs.get(name)
             binding.bind_output(name, *_address(self.name, name, spec, tensor))
-        return OnnxRuntimeCudaBinding(self, binding, (dict(inputs), dict(outputs)))
+        bound = OnnxRuntimeCudaBinding(self, binding, (dict(inputs), dict(outputs)))
+        self._bindings.add(bound)
+        return bound
 
     @property
     def captures(self) -> bool:
@@ -80,7 +87,15 @@ class OnnxRuntimeCudaEngine(TensorTable):
             raise self.stream.gpu.failure(told) from error
 
     def close(self) -> None:
+        """Bindings end with it: what they hold would keep the session, and its memory."""
+        for binding in list(self._bindings):
+            binding.close()
         del self._session
+        self._close_nodes()
+
+    def _close_nodes(self) -> None:
+        if self._nodes is not None:
+            self._nodes.close()
 
 
 class OnnxRuntimeCudaBinding:
@@ -89,14 +104,18 @@ class OnnxRuntimeCudaBinding:
     def __init__(self, engine: OnnxRuntimeCudaEngine, binding: Any, tensors: Any) -> None:
         # The binding knows addresses only; whoever holds it holds the memory.
         self._tensors = tensors
+        self._graph = engine.name
         queue = partial(engine.enqueue, binding)
+        self._repeated: Repeated | None
         self._repeated = Repeated(engine.stream, queue, captures=engine.captures)
 
     def run(self) -> None:
+        if self._repeated is None:
+            raise EngineError(f"graph {self._graph}: its engine is closed")
         self._repeated.run()
 
     def close(self) -> None:
-        self._repeated.close()
+        self._repeated = self._tensors = None
 
 
 @cache
@@ -120,29 +139,27 @@ def load_libraries() -> None:
             ) from None
 
 
-def _open_session(path: Path, stream: Stream, library: Path | None) -> ort.InferenceSession:
+def _open_session(path: Path, stream: Stream, nodes: SessionNodes | None) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     # A pattern would be allocated anew at the second run, which is the one that is captured.
     options.enable_mem_pattern = False
     gpu = stream.gpu
-    placed: AbstractContextManager[None] = nullcontext()
-    if library is not None:
-        onnxruntime_bridge.register(options, device=True, library=library)
-        placed = onnxruntime_bridge.placed(Placement(stream.handle, gpu.ordinal))
+    if nodes is not None:
+        nodes.register(options)
     provider = {
         "device_id": str(gpu.ordinal),
         "user_compute_stream": str(stream.handle),
         "do_copy_in_default_stream": "0",
-        "prefer_nhwc": "1" if library is not None else "0",
+        "prefer_nhwc": "0" if nodes is None else "1",
         "cudnn_conv_algo_search": "EXHAUSTIVE",
         "cudnn_conv_use_max_workspace": "1",
         "arena_extend_strategy": "kSameAsRequested",
         # Without it, convolutions in half precision do without the matrix units too.
-        "use_tf32": "1" if library is not None else "0",
+        "use_tf32": "0" if nodes is None else "1",
     }
     try:
-        with placed, interrupts_deferred():
+        with interrupts_deferred():
             return ort.InferenceSession(
                 path, options, providers=[(PROVIDER, provider), "CPUExecutionProvider"]
             )

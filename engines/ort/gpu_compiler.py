@@ -14,13 +14,16 @@ import onnx_ir as ir
 from longlive_trt.basics import Report
 from longlive_trt.engines.bundles.bundle import EngineKind
 from longlive_trt.engines.compiler import BuildOptions, GraphSource
+from longlive_trt.engines.graphs.kernels import kernels_of
 from longlive_trt.engines.graphs.step import build_step_graphs
 from longlive_trt.engines.graphs.vae import build_vae_graphs
 from longlive_trt.engines.ort import cpu as onnxruntime
 from longlive_trt.errors import UsageError
 from longlive_trt.exports import ExportRecord, GraphInfo, Quantization, graph_info
+from longlive_trt.plugins import onnxruntime_bridge
 from longlive_trt.plugins.attention.variants import NARROW_HEAD_DIM
 from longlive_trt.plugins.cuda.compilation import ARCHITECTURES, SOURCE_DIR
+from longlive_trt.plugins.kernels.registry import sources_of
 from longlive_trt.plugins.onnxruntime_bridge import LIBRARY_NAME, compiled_library
 from longlive_trt.precision import PRECISIONS, Precision, retype
 
@@ -37,6 +40,7 @@ class OnnxRuntimeGpuCompiler:
         self._gpu, self._batch = _target(options.gpu or ""), options.batch
         self._precision = precision
         self._attention = precision.name
+        self._kernels: set[str] = set()
 
     @property
     def _architecture(self) -> int:
@@ -58,12 +62,14 @@ class OnnxRuntimeGpuCompiler:
     @property
     def plugins(self) -> Mapping[str, str]:
         """The kernels are compiled where they run; their sources decide what is computed."""
+        capability = divmod(self._architecture, 10)
+        names = [*sources_of(self._kernels, capability), onnxruntime_bridge.SOURCE]
         return {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(SOURCE_DIR.iterdir())
+            name: hashlib.sha256((SOURCE_DIR / name).read_bytes()).hexdigest() for name in names
         }
 
     def check(self, record: ExportRecord) -> None:
+        self._kernels = kernels_of(record)
         if self._precision.name == "fp32":
             raise UsageError(
                 "--gpu needs --precision fp16 or bf16: our kernels compute in half precision; for "

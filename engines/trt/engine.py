@@ -1,4 +1,4 @@
-"""Running a plan: one context for every binding, all on one stream and one scratch memory."""
+"""Running a plan: one context for every binding, all with one stream and one working memory."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -35,32 +35,6 @@ PLAN_SUFFIX = ".engine"
 Shape = tuple[int, ...]
 
 
-class Scratch:
-    """Memory for activations, shared by engines that run one after another on a stream.
-
-    Whoever shares it reserves the most that any engine needs before the first is bound.
-    """
-
-    def __init__(self, ordinal: int = 0) -> None:
-        self._ordinal = ordinal
-        self._memory: DeviceMemory | None = None
-
-    def reserve(self, size_bytes: int) -> DeviceMemory:
-        if self._memory is None:
-            self._memory = DeviceMemory(size_bytes, self._ordinal, "activations")
-        if self._memory.size_bytes < size_bytes:
-            raise EngineError(
-                f"the scratch memory has {self._memory.size_bytes} bytes, and an engine needs "
-                f"{size_bytes}: reserve the largest engine's scratch_bytes first"
-            )
-        return self._memory
-
-    def close(self) -> None:
-        if self._memory is not None:
-            self._memory.close()
-            self._memory = None
-
-
 class TensorRtEngine(TensorTable):
     """Tensors are device memory of the caller: device tensors, or what speaks DLPack."""
 
@@ -72,7 +46,6 @@ class TensorRtEngine(TensorTable):
         options: Mapping[str, Any],
         stream: Stream,
         *,
-        scratch: Scratch | None = None,
         cuda_graphs: bool = True,
     ) -> None:
         self.name, self._flavor = path.stem, flavor
@@ -90,8 +63,7 @@ class TensorRtEngine(TensorTable):
         budget = options.get("weight_streaming_bytes")
         if budget is not None:
             self._engine.weight_streaming_budget_v2 = budget
-        self._own_scratch = Scratch(stream.gpu.ordinal)
-        self._scratch = scratch or self._own_scratch
+        self._activations: DeviceMemory | None = None
         self._spares: dict[tuple[str, Shape], DeviceMemory] = {}
         self._inputs, self._outputs = _tensor_table(self._trt, self._engine, info)
         # The compiler leaves out inputs of the contract that this graph does not read.
@@ -134,8 +106,7 @@ class TensorRtEngine(TensorTable):
         key = (name, shape)
         if key not in self._spares:
             size_bytes = prod(shape) * self._outputs[name].dtype.itemsize
-            ordinal = self.stream.gpu.ordinal
-            self._spares[key] = DeviceMemory(size_bytes, ordinal, f"an unused {name}")
+            self._spares[key] = self._reserve(size_bytes, f"an unused {name}")
         return self._spares[key].pointer
 
     def _profile_for(self, shapes: Mapping[str, Shape]) -> int:
@@ -161,8 +132,12 @@ class TensorRtEngine(TensorTable):
         for name, shape in shapes.items():
             if not context.set_input_shape(name, shape):
                 raise EngineError(f"graph {self.name}: {name}: {self._reasons()}")
-        memory = self._scratch.reserve(self.scratch_bytes)
-        context.set_device_memory(memory.pointer, memory.size_bytes)
+        if self._activations is None:
+            self._activations = self._reserve(self.scratch_bytes, "activations")
+        context.set_device_memory(self._activations.pointer, self._activations.size_bytes)
+
+    def _reserve(self, size_bytes: int, what: str) -> DeviceMemory:
+        return self.stream.gpu.reserve(size_bytes, what, zeroed=True)
 
     def enqueue(self, context: Any) -> None:
         if not context.execute_async_v3(self.stream.handle):
@@ -176,7 +151,8 @@ class TensorRtEngine(TensorTable):
         self._engine = self._runtime = None
         for memory in self._spares.values():
             memory.close()
-        self._own_scratch.close()
+        if self._activations is not None:
+            self._activations.close()
 
 
 class TensorRtBinding:

@@ -35,7 +35,7 @@ from longlive_trt.plugins.cuda.compilation import (
 
 PLUGIN_ID = "longlive::SinkWindowAttention"
 ARCHITECTURE = "sm_90a"
-ENTRY = "sink_window_attention_plugin"
+ENTRY = "attention_plugin_sm90"
 DTYPES = ("bfloat16", "float16")
 
 # Tile shapes that TensorRT times while it builds; tactics are positive integers.
@@ -73,7 +73,7 @@ def plugin_source(dtype: str, head_dim: int, scale: float, variant: Variant) -> 
     """The scale is part of the code: kernel arguments can be pointers and integers only."""
     (scale_bits,) = struct.unpack("<i", struct.pack("<f", scale * LOG2_E))
     constants = dict(variant.constants(dtype, head_dim)) | {"LL_SCALE_BITS": scale_bits}
-    return KernelSource("attention_plugin_sm90.cu", ENTRY, constants)
+    return KernelSource(f"attention/{ENTRY}.cu", ENTRY, constants)
 
 
 def plugin_kernel(

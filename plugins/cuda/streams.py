@@ -104,11 +104,11 @@ class Gpu:
         handle = check(driver.cuStreamCreateWithPriority(flags, priority), "make a stream")
         return Stream(self, int(handle))
 
-    def reserve(self, size_bytes: int, what: str) -> DeviceMemory:
-        """Device memory with whatever it held before."""
+    def reserve(self, size_bytes: int, what: str, *, zeroed: bool = False) -> DeviceMemory:
+        """Device memory with whatever it held before, or zeros, which are waited for."""
         self.ledger.note("allocation", what)
         freed = partial(self.ledger.note, "free", what)
-        return DeviceMemory(size_bytes, self.ordinal, what, zeroed=False, before_close=freed)
+        return DeviceMemory(size_bytes, self.ordinal, what, zeroed=zeroed, before_close=freed)
 
     def failure(self, told: str) -> LongLiveError:
         """An error of a library, right after it, with what the driver knows of its cause."""
@@ -310,10 +310,6 @@ class Repeated:
                 # Engines choose kernels, and reserve what these need, which cannot be captured.
                 self._queue()
                 self._was_queued = True
-
-    def close(self) -> None:
-        if self._graph is not None:
-            self._graph.close()
 
 
 def lay_out(

@@ -5,11 +5,12 @@ attribute ``spec``: JSON with the kernel's name and its parameters.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 from longlive_trt.basics import Array
-from longlive_trt.errors import PluginError
+from longlive_trt.plugins.cuda.kernel import CudaKernel
+from longlive_trt.plugins.cuda.placement import Placement
 from longlive_trt.plugins.cuda.tensors import DeviceTensor
 
 DOMAIN = "longlive.cuda"
@@ -17,7 +18,7 @@ SPEC = "spec"
 KERNEL_KEY = "kernel"
 
 Shape = tuple[int, ...]
-Parameters = Mapping[str, Any]
+Capability = tuple[int, int]
 
 OPERATORS = {
     "float16": "KernelFloat16",
@@ -36,12 +37,18 @@ OPERATORS = {
 class GraphKernel(Protocol):
     """One node. Tensors come in the order of the graph, contiguous."""
 
+    @classmethod
+    def cuda_kernels(cls, capability: Capability) -> Sequence[CudaKernel]:
+        """What it launches on a GPU of this compute capability."""
+        ...
+
     def output_shapes(self, inputs: Sequence[Shape]) -> Sequence[Shape]: ...
 
     def launch(
-        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], stream: int
+        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], place: Placement
     ) -> None:
-        """Queue the work. Nothing may be allocated or waited for: it may be under capture."""
+        """Queue the work. Nothing may be waited for, and after the first call nothing allocated:
+        it may be under capture."""
         ...
 
     def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
@@ -49,25 +56,16 @@ class GraphKernel(Protocol):
         ...
 
 
-def spec_of(kernel: str, parameters: Parameters) -> str:
+class OneKernel:
+    """A node that has one kernel of its own, the same on every GPU, and of the same name."""
+
+    kernel: ClassVar[CudaKernel]
+
+    @classmethod
+    def cuda_kernels(cls, capability: Capability) -> Sequence[CudaKernel]:
+        del capability
+        return (cls.kernel,)
+
+
+def spec_of(kernel: str, parameters: Mapping[str, Any]) -> str:
     return json.dumps({KERNEL_KEY: kernel, **parameters}, sort_keys=True)
-
-
-def kernel_of(spec: str) -> GraphKernel:
-    parameters = json.loads(spec)
-    name = parameters.pop(KERNEL_KEY)
-    table = kernel_table()
-    if name not in table:
-        raise PluginError(
-            f"the graph has a kernel {name!r}, which this version does not know; known are "
-            f"{', '.join(sorted(table))}"
-        )
-    return table[name](parameters)
-
-
-def kernel_table() -> Mapping[str, Callable[[Parameters], GraphKernel]]:
-    """Every kernel by name. Imported late: the families use what is above."""
-    from longlive_trt.plugins.kernels.gemm import TRANSFORMER_KERNELS
-    from longlive_trt.plugins.kernels.vae import VAE_KERNELS
-
-    return {**TRANSFORMER_KERNELS, **VAE_KERNELS}

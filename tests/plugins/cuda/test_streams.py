@@ -218,7 +218,7 @@ def test_work_is_repeated_plainly_then_captured_then_replayed(
     stream.synchronize()
     assert floats(cuda, block)[0] == 4
     assert cuda.calls["cuLaunchKernel"] == 2
-    repeated.close()
+    del repeated
     assert "executable graphs" not in cuda.leaks()
 
 
