@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from longlive_trt.calibration.cache import NarrowCacheRollout, cache_bytes
+from longlive_trt.calibration.cache import QuantizedCacheRollout, cache_bytes
 from longlive_trt.calibration.calibration_file import Calibration
 from longlive_trt.calibration.calibrator import Request, calibrate, load_model
 from longlive_trt.calibration.prompts import shipped_prompts
@@ -186,7 +186,7 @@ def _rollout(weights: Weights, variant: Variant, calibration: Calibration | None
     rollout = ReferenceRollout(model, CONFIG, 1, total)
     if variant.cache is not None and calibration is not None:
         format_ = FORMATS[variant.cache]
-        rollout = NarrowCacheRollout(model, CONFIG, 1, total, calibration, format_)
+        rollout = QuantizedCacheRollout(model, CONFIG, 1, total, calibration, format_)
     # Prompts that the calibration has not seen.
     states = SyntheticTexts(CONFIG).of(shipped_prompts()[-2:])
     for block, (noise, *renoise) in enumerate(_noises()):

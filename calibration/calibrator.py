@@ -25,7 +25,7 @@ from longlive_trt.configs import ModelConfig
 from longlive_trt.errors import UsageError
 from longlive_trt.export.checkpoints.opening import Weights
 from longlive_trt.export.models.transformer import Transformer
-from longlive_trt.export.weights_file import TORCH_TYPES
+from longlive_trt.export.torch_types import TORCH_TYPES
 from longlive_trt.files import publish_file
 
 logger = logging.getLogger(__name__)

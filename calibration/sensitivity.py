@@ -90,16 +90,19 @@ def measure(
     report("measuring the error's growth", 0, 1)
     flows, latents = _run(model, config, video, states, request.seed)
     del model
-    narrow = load_quantized(config, weights, calibration, request.compute, request.device, extras)
-    narrow_flows, narrow_latents = _run(narrow, config, video, states, request.seed)
+    quantized = load_quantized(
+        config, weights, calibration, request.compute, request.device, extras
+    )
+    quantized_flows, quantized_latents = _run(quantized, config, video, states, request.seed)
     growth = tuple(
-        PassError(*where, relative_l2(narrow_flows[where], flow)) for where, flow in flows.items()
+        PassError(*where, relative_l2(quantized_flows[where], flow))
+        for where, flow in flows.items()
     )
     return SensitivityReport(
         recipe=calibration.recipe,
         layers=layers,
         growth=growth,
-        latents_error=relative_l2(narrow_latents, latents),
+        latents_error=relative_l2(quantized_latents, latents),
         drift=_drift(growth, growth_blocks),
         error_budget=error_budget,
         suggested_exclude=suggest_exclude(layers, error_budget),
@@ -177,8 +180,8 @@ def _quantized_layer(
     weight = original.weight
     for key, parameter in layer.named_parameters():
         value = stored.load(f"{name}.{key}")
-        narrow = value.dtype == layer.format.dtype
-        parameter.data = value.to(weight.device, value.dtype if narrow else weight.dtype)
+        is_quantized = value.dtype == layer.format.dtype
+        parameter.data = value.to(weight.device, value.dtype if is_quantized else weight.dtype)
     return layer
 
 

@@ -20,8 +20,7 @@ from longlive_trt.engines.bundles.bundle import (
     require_replaceable,
 )
 from longlive_trt.engines.compiler import BuildOptions, Compiler, GraphSource
-from longlive_trt.engines.ort import cpu as onnxruntime
-from longlive_trt.engines.registry import compiler_named
+from longlive_trt.engines.registry import DEFAULT, compiler_named
 from longlive_trt.errors import BundleError
 from longlive_trt.exports import TOKENIZER_NAME, ExportRecord, check_export, read_export
 from longlive_trt.files import publish_directory, sha256_file
@@ -43,7 +42,7 @@ def build(
     export_folder: Path,
     out: Path,
     precision_name: str,
-    engine: str = onnxruntime.KIND,
+    engine: str = DEFAULT.name,
     *,
     options: BuildOptions = _NO_OPTIONS,
     command: str = "",

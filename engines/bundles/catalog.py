@@ -8,7 +8,6 @@ at the entry files too, and the next push repairs the index.
 """
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,8 +17,8 @@ from longlive_trt.configs import ModelConfig
 from longlive_trt.engines.bundles.archive import SUFFIX
 from longlive_trt.engines.bundles.bundle import Manifest
 from longlive_trt.engines.bundles.stores import Store
+from longlive_trt.engines.memory import least_bytes
 from longlive_trt.errors import BundleError, OutputError
-from longlive_trt.exports import GraphInfo
 
 INDEX_NAME = "index.json"
 FORMAT = 1
@@ -27,7 +26,6 @@ FORMAT = 1
 _ENTRIES = "catalog"
 _LIMIT_BYTES = 16 << 20
 _ROUNDS = 5
-_ITEM_BYTES = {"float": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4}
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Entry:
     graphs: tuple[str, ...]
     bytes: int
     memory_bytes: int
-    """An estimate from below: the files, and every graph's inputs and outputs."""
+    """What is certain: the engines, and every graph's inputs and outputs."""
     options: Mapping[str, object] = field(default_factory=dict)
     """What the compiler was asked for."""
 
@@ -80,7 +78,7 @@ def entry_of(manifest: Manifest, sha256: str, *, is_archive: bool, size: int) ->
         height=height,
         graphs=tuple(manifest.graphs),
         bytes=size,
-        memory_bytes=_memory_bytes(manifest),
+        memory_bytes=least_bytes(manifest),
         options=manifest.options,
     )
 
@@ -181,25 +179,3 @@ def _file_of(entry: Entry) -> str:
 
 def _pixels_per_latent(config: ModelConfig) -> int:
     return config.vae.spatial_factor if config.vae is not None else 8
-
-
-def _memory_bytes(manifest: Manifest) -> int:
-    files = sum(entry.bytes for entry in manifest.files.values())
-    return files + sum(_tensor_bytes(graph, manifest.config) for graph in manifest.graphs.values())
-
-
-def _tensor_bytes(graph: GraphInfo, config: ModelConfig) -> int:
-    rollout = config.rollout
-    window = 21 if rollout.is_global else rollout.window_frames
-    sizes = {"batch": 1, "frames": rollout.frames_per_block, "cache_frames": window}
-    return sum(
-        math.prod(_size(side, sizes) for side in tensor.shape) * _ITEM_BYTES.get(tensor.dtype, 1)
-        for tensor in (*graph.inputs, *graph.outputs)
-    )
-
-
-def _size(side: int | str, sizes: Mapping[str, int]) -> int:
-    factors = str(side).split("*")
-    return math.prod(
-        int(factor) if factor.isdigit() else sizes.get(factor.strip(), 1) for factor in factors
-    )

@@ -9,28 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from longlive_trt.basics import Array
+from longlive_trt.contract import KERNEL_KEY
 from longlive_trt.errors import PluginError
 from longlive_trt.plugins.cuda.tensors import DeviceTensor
 
-DOMAIN = "longlive.cuda"
-SPEC = "spec"
-KERNEL_KEY = "kernel"
-
 Shape = tuple[int, ...]
 Parameters = Mapping[str, Any]
-
-OPERATORS = {
-    "float16": "KernelFloat16",
-    "bfloat16": "KernelBFloat16",
-    "float32": "KernelFloat",
-    "uint8": "KernelUInt8",
-    "float8_e4m3": "KernelFloat8E4M3",
-    "int8": "KernelInt8",
-    "float32, float8_e4m3": "KernelFloatAndFloat8E4M3",
-    "float16, float8_e4m3": "KernelFloat16AndFloat8E4M3",
-    "bfloat16, float8_e4m3": "KernelBFloat16AndFloat8E4M3",
-}
-"""Operator by the type that all outputs of the node have, or by those of its two outputs."""
 
 
 class GraphKernel(Protocol):

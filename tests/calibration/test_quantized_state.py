@@ -53,7 +53,7 @@ def bundles(make_once: MakeOnce, tmp_path_factory: pytest.TempPathFactory) -> Ca
     def bundle(cache: str) -> Path:
         def make(path: Path) -> None:
             source = SourceExport.open(make_once("calibration-prompts-export", make_export))
-            scratch = tmp_path_factory.mktemp("narrow-state")
+            scratch = tmp_path_factory.mktemp("quantized-state")
             request = Request(RECIPES["int8"], tuple(shipped_prompts()[:2]), blocks=2)
             texts = SyntheticTexts(source.config)
             calibration = calibrate(

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from longlive_trt.basics import Report
 from longlive_trt.engines.compiler import BuildOptions
-from longlive_trt.engines.ort import cpu as onnxruntime
-from longlive_trt.engines.registry import compiler_named
+from longlive_trt.engines.registry import KINDS, compiler_named
 from longlive_trt.errors import UsageError
 from longlive_trt.exports import ExportRecord, Quantization, read_export
 from longlive_trt.precision import precision_named
@@ -124,5 +123,5 @@ def plan_build(
             f"{onnx}: quantized already, with its own calibration; leave --calibration out, "
             f"or give the export that it was made from"
         )
-    default = "fp32" if engine == onnxruntime.KIND and gpu is None else "bf16"
+    default = "bf16" if KINDS[engine].needs_gpu or gpu is not None else "fp32"
     return BuildPlan(onnx, record, precision, compute or default, calibration)

@@ -10,15 +10,9 @@ from longlive_trt.doctor import ask_driver, memory_limit
 from longlive_trt.engines.bundles.catalog import Entry
 from longlive_trt.engines.bundles.choice import Choice, Machine, MachineGpu, Wish, choose
 from longlive_trt.engines.bundles.transfer import Choose, pull
+from longlive_trt.engines.registry import KINDS
 from longlive_trt.errors import UsageError
 from longlive_trt.probes import installed_version
-
-# What holds the library itself; the bindings may be there without it.
-DISTRIBUTIONS = {
-    "tensorrt": ("tensorrt-cu13-libs", "tensorrt"),
-    "tensorrt-rtx": ("tensorrt-rtx-cu13-libs", "tensorrt-rtx"),
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
-}
 
 
 @click.command()
@@ -67,8 +61,8 @@ def this_machine() -> Machine:
         gpu=gpus[0] if gpus else None,
         memory_bytes=memory_limit(psutil.virtual_memory().total),
         versions={
-            kind: next(filter(None, map(installed_version, names)), None)
-            for kind, names in DISTRIBUTIONS.items()
+            kind.name: next(filter(None, map(installed_version, kind.distributions)), None)
+            for kind in KINDS.values()
         },
     )
 
