@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from longlive_trt.basics import Report
 from longlive_trt.calibration.calibration_file import (
     FILE_NAME,
     Calibration,
@@ -12,7 +13,7 @@ from longlive_trt.calibration.calibration_file import (
     require_fit,
     save_calibration,
 )
-from longlive_trt.calibration.calibrator import Report, Request, calibrate
+from longlive_trt.calibration.calibrator import CalibrationRequest, calibrate
 from longlive_trt.calibration.plot import sensitivity_png
 from longlive_trt.calibration.quantized import quantized_component
 from longlive_trt.calibration.recipes import Extras, recipe_named
@@ -103,7 +104,7 @@ class SourceExport:
         shapes = expected_shapes(lambda: VaeDecoder(vae))
         return ExportedWeights(self.folder, self.record, VAE, shapes)
 
-    def text_states(self, open_tokenizer: OpenTokenizer, request: Request) -> TextStates:
+    def text_states(self, open_tokenizer: OpenTokenizer, request: CalibrationRequest) -> TextStates:
         text_encoder, path = self.config.text_encoder, self.folder / TOKENIZER_NAME
         if text_encoder is None or TEXT not in self.record.graphs or not path.is_file():
             logger.warning(
@@ -125,7 +126,7 @@ def progress_file(out: Path) -> Path:
 
 def calibrate_export(
     source: SourceExport,
-    request: Request,
+    request: CalibrationRequest,
     out: Path,
     open_tokenizer: OpenTokenizer,
     report: Report = lambda _what, _done, _total: None,
@@ -147,7 +148,7 @@ def calibrate_export(
 def measure_sensitivity(
     source: SourceExport,
     calibration: Calibration,
-    request: Request,
+    request: CalibrationRequest,
     error_budget: float,
     open_tokenizer: OpenTokenizer,
     report: Report = lambda _what, _done, _total: None,

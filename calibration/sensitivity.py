@@ -2,15 +2,16 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from longlive_trt.basics import Report
 from longlive_trt.calibration.calibration_file import Calibration
-from longlive_trt.calibration.calibrator import Request, load_model
+from longlive_trt.calibration.calibrator import CalibrationRequest, load_model
 from longlive_trt.calibration.layers import QuantizedLinear
 from longlive_trt.calibration.quantized import QuantizedWeights, load_quantized
 from longlive_trt.calibration.recipes import Extras, recipe_named
@@ -19,8 +20,6 @@ from longlive_trt.calibration.videos import Video, run_video
 from longlive_trt.configs import ModelConfig
 from longlive_trt.export.checkpoints.weights import Weights
 from longlive_trt.export.models.transformer import Transformer
-
-Report = Callable[[str, int, int], None]
 
 _NOTHING = Extras()
 _LAYER_BLOCKS = 2
@@ -72,7 +71,7 @@ def measure(
     config: ModelConfig,
     weights: Weights,
     calibration: Calibration,
-    request: Request,
+    request: CalibrationRequest,
     texts: TextStates,
     error_budget: float,
     growth_blocks: int = _GROWTH_BLOCKS,

@@ -16,7 +16,7 @@ from longlive_trt.contract import (
 )
 from longlive_trt.engines.base import Engine
 from longlive_trt.engines.bundles.bundle import Bundle
-from longlive_trt.engines.compiler import BuildOptions, Compiler
+from longlive_trt.engines.compiler import BuildOptions, EngineCompiler
 from longlive_trt.errors import UsageError
 from longlive_trt.plugins.cuda.streams import Stream
 from longlive_trt.precision import Precision
@@ -29,8 +29,6 @@ class TritonBackend:
     name: str
     platform: str
     model_file: str
-    has_profiles: bool = False
-    """An engine is compiled for several ranges of sizes, and Triton must be told which to use."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Kind(ABC):
     @abstractmethod
     def compiler(
         self, options: BuildOptions, precision: Precision, config: ModelConfig
-    ) -> Compiler: ...
+    ) -> EngineCompiler: ...
 
     @abstractmethod
     def library_version(self) -> str: ...
@@ -71,6 +69,10 @@ class Kind(ABC):
         """One graph's engine: with a stream, on its GPU."""
         ...
 
+    def profile_count(self, bundle: Bundle, graph: str) -> int:
+        """How many ranges of sizes the engine was compiled for; 0 where it takes all."""
+        return 0
+
     def load_gpu_libraries(self) -> None:
         """What an engine on a GPU needs, before any is loaded."""
         return
@@ -79,7 +81,7 @@ class Kind(ABC):
 class _OnnxRuntime(Kind):
     def compiler(
         self, options: BuildOptions, precision: Precision, config: ModelConfig
-    ) -> Compiler:
+    ) -> EngineCompiler:
         if options.gpu is not None:
             from longlive_trt.engines.ort.gpu_compiler import OnnxRuntimeGpuCompiler
 
@@ -111,6 +113,10 @@ class _OnnxRuntime(Kind):
         library = bundle.folder / LIBRARY_NAME if has_kernels else None
         return OnnxRuntimeCudaEngine(path, stream, library=library)
 
+    def profile_count(self, bundle: Bundle, graph: str) -> int:
+        """How many ranges of sizes the engine was compiled for; 0 where it takes all."""
+        return 0
+
     def load_gpu_libraries(self) -> None:
         from longlive_trt.engines.ort import gpu
 
@@ -122,7 +128,7 @@ class _TensorRt(Kind):
 
     def compiler(
         self, options: BuildOptions, precision: Precision, config: ModelConfig
-    ) -> Compiler:
+    ) -> EngineCompiler:
         from longlive_trt.engines.trt.compiler import TensorRtCompiler
         from longlive_trt.engines.trt.flavors import FLAVORS
 
@@ -147,8 +153,13 @@ class _TensorRt(Kind):
         flavor, info = FLAVORS[self.name], manifest.graphs[graph]
         return TensorRtEngine(path, info, flavor, manifest.options, stream)
 
+    def profile_count(self, bundle: Bundle, graph: str) -> int:
+        from longlive_trt.engines.trt.profiles import profiles
 
-_PLANS = TritonBackend("tensorrt", "tensorrt_plan", "model.plan", has_profiles=True)
+        manifest = bundle.manifest
+        batch = int(manifest.options.get("batch", 1))
+        return len(profiles(graph, manifest.graphs[graph], manifest.config, batch))
+
 
 DEFAULT = _OnnxRuntime(
     name=ONNXRUNTIME,
@@ -172,7 +183,7 @@ KINDS = {
             needs_gpu=True,
             runs_older=False,
             decodes_blocks=False,
-            triton=_PLANS,
+            triton=TritonBackend("tensorrt", "tensorrt_plan", "model.plan"),
         ),
         _TensorRt(
             name=TENSORRT_RTX,
@@ -190,7 +201,7 @@ KINDS = {
 
 def compiler_named(
     engine: str, options: BuildOptions, precision: Precision, config: ModelConfig
-) -> Compiler:
+) -> EngineCompiler:
     if engine not in KINDS:
         raise UsageError(f"engine {engine} is unknown; allowed: {', '.join(KINDS)}")
     return KINDS[engine].compiler(options, precision, config)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from longlive_trt.architectures import FIRST_WITH_FP8, Architecture
-from longlive_trt.engines.bundles.catalog import Entry
+from longlive_trt.engines.bundles.catalog import CatalogEntry
 from longlive_trt.engines.compatibility import (
     BuiltEngines,
     GpuModel,
@@ -73,7 +73,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Wish:
+class Preference:
     config: str | None = None
     precisions: tuple[str, ...] = ()
     """The first that fits is taken; empty leaves it to the machine."""
@@ -81,7 +81,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Verdict:
-    entry: Entry
+    entry: CatalogEntry
     obstacle: str | None
     """Why it cannot run here; None if it can."""
     reason: str
@@ -89,27 +89,29 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Choice:
-    best: Entry
+    best: CatalogEntry
     verdicts: tuple[Verdict, ...]
     """The chosen one first, then those that would do, then the others."""
 
 
-def choose(entries: Sequence[Entry], machine: Machine, wish: Wish, where: str) -> Choice:
-    judged = [(_obstacle(entry, machine, wish), entry) for entry in entries]
+def choose(
+    entries: Sequence[CatalogEntry], machine: Machine, preference: Preference, where: str
+) -> Choice:
+    judged = [(_obstacle(entry, machine, preference), entry) for entry in entries]
     fitting = [entry for obstacle, entry in judged if obstacle is None]
     if not fitting:
         raise BundleError(_nothing_fits(judged, machine, where))
-    fitting.sort(key=lambda entry: _rank(entry, wish))
+    fitting.sort(key=lambda entry: _rank(entry, preference))
     fit = [Verdict(entry, None, _merit(entry)) for entry in fitting]
     unfit = [Verdict(entry, why, "") for why, entry in judged if why is not None]
     return Choice(fitting[0], (*fit, *unfit))
 
 
-def _obstacle(entry: Entry, machine: Machine, wish: Wish) -> str | None:
-    if wish.config is not None and entry.config != wish.config:
-        return f"it is {entry.config}, and {wish.config} was asked for"
-    if wish.precisions and entry.precision not in wish.precisions:
-        return f"it is {entry.precision}, and {' or '.join(wish.precisions)} was asked for"
+def _obstacle(entry: CatalogEntry, machine: Machine, preference: Preference) -> str | None:
+    if preference.config is not None and entry.config != preference.config:
+        return f"it is {entry.config}, and {preference.config} was asked for"
+    if preference.precisions and entry.precision not in preference.precisions:
+        return f"it is {entry.precision}, and {' or '.join(preference.precisions)} was asked for"
     engines = _engines(entry)
     gpu = machine.gpu if engines.needs_gpu else None
     memory_bytes = gpu.memory_bytes if gpu else machine.memory_bytes
@@ -122,7 +124,7 @@ def _obstacle(entry: Entry, machine: Machine, wish: Wish) -> str | None:
     return None if obstacle is None else _reason(obstacle, entry, machine, memory_bytes)
 
 
-def _reason(obstacle: Obstacle, entry: Entry, machine: Machine, memory_bytes: int) -> str:
+def _reason(obstacle: Obstacle, entry: CatalogEntry, machine: Machine, memory_bytes: int) -> str:
     engines, kind = _engines(entry), KINDS.get(entry.kind)
     gpu = machine.gpu.model if machine.gpu else None
     return _REASONS[obstacle].format(
@@ -141,16 +143,16 @@ def _reason(obstacle: Obstacle, entry: Entry, machine: Machine, memory_bytes: in
     )
 
 
-def _engines(entry: Entry) -> BuiltEngines:
+def _engines(entry: CatalogEntry) -> BuiltEngines:
     return BuiltEngines(entry.kind, entry.version, entry.target, entry.precision, entry.options)
 
 
-def _needs_gpu(entry: Entry) -> bool:
+def _needs_gpu(entry: CatalogEntry) -> bool:
     return _engines(entry).needs_gpu
 
 
-def _rank(entry: Entry, wish: Wish) -> tuple[object, ...]:
-    order = wish.precisions or (_ON_GPU if _needs_gpu(entry) else _ON_CPU)
+def _rank(entry: CatalogEntry, preference: Preference) -> tuple[object, ...]:
+    order = preference.precisions or (_ON_GPU if _needs_gpu(entry) else _ON_CPU)
     newest = tuple(-number for number in numbers(entry.version))
     precision = order.index(entry.precision) if entry.precision in order else len(order)
     return (
@@ -164,12 +166,14 @@ def _rank(entry: Entry, wish: Wish) -> tuple[object, ...]:
     )
 
 
-def _merit(entry: Entry) -> str:
+def _merit(entry: CatalogEntry) -> str:
     where = f"runs on the GPU ({entry.target})" if _needs_gpu(entry) else "runs on the CPU"
     return f"{where}, {entry.precision}, from {entry.memory_bytes / 1e9:.1f} GB of memory"
 
 
-def _nothing_fits(judged: Sequence[tuple[str | None, Entry]], machine: Machine, where: str) -> str:
+def _nothing_fits(
+    judged: Sequence[tuple[str | None, CatalogEntry]], machine: Machine, where: str
+) -> str:
     if not judged:
         return f"{where}: the catalog is empty; push a bundle first"
     reasons = "\n".join(f"  {entry.path}: {obstacle}" for obstacle, entry in judged)

@@ -9,8 +9,7 @@ import onnx
 
 from longlive_trt.dtypes import recorded_type
 from longlive_trt.engines.bundles.bundle import Bundle
-from longlive_trt.engines.registry import KINDS, TritonBackend
-from longlive_trt.engines.trt.profiles import profiles as profiles_of
+from longlive_trt.engines.registry import KINDS, Kind, TritonBackend
 from longlive_trt.errors import UsageError
 from longlive_trt.exports import GraphInfo, TensorInfo
 from longlive_trt.files import publish_directory
@@ -46,6 +45,10 @@ def _backend_of(bundle: Bundle) -> TritonBackend:
     return kind.triton
 
 
+def _kind(bundle: Bundle) -> Kind:
+    return KINDS[bundle.manifest.engine.kind]
+
+
 def _require_replaceable(out: Path) -> None:
     if out.is_file():
         raise UsageError(f"{out}: a file is in the way; give --out another folder")
@@ -59,10 +62,8 @@ def _write_model(bundle: Bundle, graph: str, backend: TritonBackend, folder: Pat
     version = folder / _VERSION
     version.mkdir(parents=True)
     shutil.copyfile(source, version / backend.model_file)
-    profiles = 0
-    if backend.has_profiles:
-        profiles = _profile_count(bundle, graph)
-    else:
+    profiles = _kind(bundle).profile_count(bundle, graph)
+    if not profiles:
         for name in sorted(_weight_files(onnx.load(source, load_external_data=False))):
             shutil.copyfile(_listed(bundle, name), version / name)
     config = model_config(folder.name, backend, bundle.manifest.graphs[graph], profiles)
@@ -70,7 +71,7 @@ def _write_model(bundle: Bundle, graph: str, backend: TritonBackend, folder: Pat
 
 
 def _engine_file(bundle: Bundle, graph: str) -> Path:
-    name = f"{graph}{KINDS[bundle.manifest.engine.kind].suffix}"
+    name = f"{graph}{_kind(bundle).suffix}"
     if name not in bundle.manifest.files:
         raise UsageError(
             f"{bundle.folder}: no engine of graph {graph} among its files; build the bundle again"
@@ -94,12 +95,6 @@ def _weight_files(model: onnx.ModelProto) -> set[str]:
         for item in tensor.external_data
         if item.key == "location"
     }
-
-
-def _profile_count(bundle: Bundle, graph: str) -> int:
-    manifest = bundle.manifest
-    batch = int(manifest.options.get("batch", 1))
-    return len(profiles_of(graph, manifest.graphs[graph], manifest.config, batch))
 
 
 def model_config(name: str, backend: TritonBackend, info: GraphInfo, profiles: int) -> str:

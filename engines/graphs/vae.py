@@ -63,7 +63,7 @@ def build_vae_graphs(
     graphs = {}
     for name, first in ((VAE_NEXT, False), (VAE_FIRST, True)):
         builder = GraphBuilder(name, precision)
-        decoder = _Decoder(builder, weights, config, vae, batch=batch, first=first)
+        decoder = _DecoderWriter(builder, weights, config, vae, batch=batch, first=first)
         decoder.build(latents or precision)
         graphs[name] = builder.model()
     ir.external_data.unload_from_model(
@@ -122,7 +122,7 @@ class _Pending:
         return 1 if self.y is None else 2
 
 
-class _Decoder:
+class _DecoderWriter:
     """Adds the nodes of one graph in running order, in which the caches are counted too."""
 
     def __init__(
