@@ -18,9 +18,9 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from longlive_trt.calibration.cache import NarrowCacheRollout, cache_bytes
+from longlive_trt.calibration.cache import QuantizedCacheRollout, cache_bytes
 from longlive_trt.calibration.calibration_file import Calibration
-from longlive_trt.calibration.calibrator import Request, calibrate, load_model
+from longlive_trt.calibration.calibrator import CalibrationRequest, calibrate, load_model
 from longlive_trt.calibration.prompts import shipped_prompts
 from longlive_trt.calibration.quantized import load_quantized
 from longlive_trt.calibration.recipes import FORMATS, RECIPES, VAE_EXCLUDED, Extras
@@ -166,7 +166,7 @@ def _calibrations(
             (recipe, exclude): calibrate(
                 CONFIG,
                 weights,
-                Request(RECIPES[recipe], tuple(prompts), Selection(exclude=exclude)),
+                CalibrationRequest(RECIPES[recipe], tuple(prompts), Selection(exclude=exclude)),
                 SyntheticTexts(CONFIG),
                 progress,
                 lambda what, done, total: print(f"{what}: {done} of {total}"),
@@ -186,7 +186,7 @@ def _rollout(weights: Weights, variant: Variant, calibration: Calibration | None
     rollout = ReferenceRollout(model, CONFIG, 1, total)
     if variant.cache is not None and calibration is not None:
         format_ = FORMATS[variant.cache]
-        rollout = NarrowCacheRollout(model, CONFIG, 1, total, calibration, format_)
+        rollout = QuantizedCacheRollout(model, CONFIG, 1, total, calibration, format_)
     # Prompts that the calibration has not seen.
     states = SyntheticTexts(CONFIG).of(shipped_prompts()[-2:])
     for block, (noise, *renoise) in enumerate(_noises()):

@@ -16,6 +16,7 @@ from longlive_trt.calibration.modelopt import LayerRanges
 from longlive_trt.calibration.recipes import recipe_named
 from longlive_trt.calibration.vae.ranges import VaeRanges
 from longlive_trt.configs import ModelConfig, TransformerConfig
+from longlive_trt.contract import SMOOTHING_SCALE
 from longlive_trt.errors import UsageError
 from longlive_trt.files import publish_file
 
@@ -160,7 +161,7 @@ def _ranges(name: str, tensors: Mapping[str, Tensor]) -> LayerRanges:
     return LayerRanges(
         tensors[f"input_amax.{name}"],
         tensors[f"weight_amax.{name}"],
-        tensors.get(f"pre_quant_scale.{name}"),
+        tensors.get(f"{SMOOTHING_SCALE}.{name}"),
     )
 
 

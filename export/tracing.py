@@ -19,15 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from longlive_trt.contract import TRANSPOSED_KEY
 from longlive_trt.errors import ExportError
 from longlive_trt.export.attention_functions import OPSET, add_attention_functions
+from longlive_trt.export.torch_types import QUANTIZED_TYPES
 from longlive_trt.precision import PRECISIONS, mark_compute_type
 
 TRACED = PRECISIONS["fp16"]
 """Half precision, so that every cast of the mixed-precision arithmetic is in the graph."""
-
-QUANTIZED_TYPES = (torch.float8_e4m3fn, torch.int8)
-TRANSPOSED_KEY = "longlive.transposed"
 
 _EXACT_BITS = 5
 

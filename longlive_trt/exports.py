@@ -11,20 +11,13 @@ import onnx_ir as ir
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.dump import config_values
 from longlive_trt.configs.loader import configure
+from longlive_trt.contract import TRANSPOSED_KEY
 from longlive_trt.errors import ExportError, UsageError
 from longlive_trt.files import sha256_file
 
 RECORD_NAME = "export.json"
 TOKENIZER_NAME = "tokenizer.json"
 FORMAT = 1
-
-GRAPH_COMPONENTS = {
-    "step": "transformer",
-    "prompt": "transformer",
-    "vae_first": "vae",
-    "vae_next": "vae",
-    "text": "text_encoder",
-}
 
 
 @dataclass(frozen=True)
@@ -117,6 +110,13 @@ def check_export(folder: Path, record: ExportRecord) -> None:
                 f"{path}: altered since the export (sha256 {found}, expected {expected}); "
                 f"export again"
             )
+
+
+def transposed_weights(model: ir.Model, path: Path) -> set[str]:
+    """Weights that the graph of this file stores [in, out], by their names in the checkpoint."""
+    if TRANSPOSED_KEY not in model.metadata_props:
+        raise UsageError(f"{path}: of an older version; export again with this version")
+    return set(json.loads(model.metadata_props[TRANSPOSED_KEY]))
 
 
 def graph_info(model: ir.Model) -> GraphInfo:

@@ -19,10 +19,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from longlive_trt.basics import Array, Closing
+from longlive_trt.dtypes import BY_ONNX
 from longlive_trt.errors import PluginError
 from longlive_trt.plugins.cuda.compilation import SOURCE_DIR, default_cache_dir, publish
 from longlive_trt.plugins.cuda.placement import Placement
@@ -43,17 +43,6 @@ _VERSION = 2
 _SESSION_ENTRY = "longlive.session"
 _MESSAGE_BYTES = 1024
 _MAX_RANK = 8
-
-_ELEMENT_TYPES: dict[int, tuple[str, np.dtype[Any]]] = {
-    1: ("float32", np.dtype(np.float32)),
-    2: ("uint8", np.dtype(np.uint8)),
-    3: ("int8", np.dtype(np.int8)),
-    6: ("int32", np.dtype(np.int32)),
-    7: ("int64", np.dtype(np.int64)),
-    10: ("float16", np.dtype(np.float16)),
-    16: ("bfloat16", np.dtype(ml_dtypes.bfloat16)),
-    17: ("float8_e4m3", np.dtype(ml_dtypes.float8_e4m3fn)),
-}
 
 
 class _Tensor(ctypes.Structure):
@@ -250,7 +239,7 @@ def compiled_library() -> Path:
 
 
 def _host_array(tensor: _Tensor) -> Array:
-    _, dtype = _ELEMENT_TYPES[tensor.element_type]
+    dtype = BY_ONNX[tensor.element_type].numpy
     size_bytes = int(np.prod(tensor.shape)) * dtype.itemsize
     if not size_bytes:
         return np.empty(tensor.shape, dtype)
@@ -260,5 +249,5 @@ def _host_array(tensor: _Tensor) -> Array:
 
 
 def _device_tensor(tensor: _Tensor, device: int) -> DeviceTensor:
-    name, _ = _ELEMENT_TYPES[tensor.element_type]
+    name = BY_ONNX[tensor.element_type].name
     return DeviceTensor.contiguous(tensor.data or 0, tensor.shape, name, device)

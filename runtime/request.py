@@ -6,6 +6,7 @@ from pathlib import Path
 
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.replay import Replay
+from longlive_trt.contract import PROMPT, STEP, TEXT, VAE_FIRST
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.engines.loader import DeviceChoice, require_runnable
 from longlive_trt.errors import UsageError
@@ -84,13 +85,13 @@ def check_request(bundle: Bundle, request: Request) -> None:
     """Refuse what would fail later, before engines are loaded or files are made."""
     require_runnable(bundle, request.device)
     RingLayout.of(request.config, request.total_frames)
-    bundle.require("step", "generating")
-    bundle.require("prompt", "conditioning on a prompt")
+    bundle.require(STEP, "generating")
+    bundle.require(PROMPT, "conditioning on a prompt")
     if request.starts:
-        bundle.require("text", "reading a prompt")
+        bundle.require(TEXT, "reading a prompt")
         _ = bundle.tokenizer
     if request.outputs.video is not None:
-        bundle.require("vae_first", "making a video")
+        bundle.require(VAE_FIRST, "making a video")
     _require_resumable(request)
 
 

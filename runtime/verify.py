@@ -17,6 +17,17 @@ from longlive_trt.basics import Array, Closing
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.dump import config_values
 from longlive_trt.configs.replay import Replay, Switch, prompts_by_block
+from longlive_trt.contract import (
+    CPU,
+    FRAMES,
+    IDS,
+    MASK,
+    PROMPT,
+    STEP,
+    TEXT,
+    TEXT_STATES,
+    VAE_GRAPHS,
+)
 from longlive_trt.engines.base import Binding, Engine, TensorSpec
 from longlive_trt.engines.bundles.bundle import (
     MANIFEST_NAME,
@@ -27,7 +38,7 @@ from longlive_trt.engines.bundles.bundle import (
     open_bundle,
 )
 from longlive_trt.engines.loader import DeviceChoice
-from longlive_trt.engines.ort import cpu as onnxruntime
+from longlive_trt.engines.registry import DEFAULT
 from longlive_trt.engines.staging import HostStaged
 from longlive_trt.errors import UsageError
 from longlive_trt.exports import RECORD_NAME, check_export, read_export
@@ -97,7 +108,7 @@ def open_reference(path: Path) -> Bundle:
     manifest = Manifest(
         key="",
         config=record.config,
-        engine=EngineKind(onnxruntime.KIND, onnxruntime.version(), "cpu"),
+        engine=EngineKind(DEFAULT.name, DEFAULT.library_version(), CPU),
         precision=quantized.precision if quantized else record.precision,
         graphs=record.graphs,
         checkpoints=record.checkpoints,
@@ -134,8 +145,8 @@ def compare(
 
 def require_comparable(reference: Bundle, candidate: Bundle) -> None:
     for bundle in (reference, candidate):
-        bundle.require("step", "replaying a rollout")
-        bundle.require("prompt", "replaying a rollout")
+        bundle.require(STEP, "replaying a rollout")
+        bundle.require(PROMPT, "replaying a rollout")
     expected, found = _compiled_in(reference.config), _compiled_in(candidate.config)
     shared = expected.keys() & found.keys()
     differing = sorted(key for key in shared if expected[key] != found[key])
@@ -194,7 +205,7 @@ class PairedEngines(HostEngines):
 
     @property
     def can_decode(self) -> bool:
-        return self.has("vae_first") and self.has("vae_next")
+        return all(map(self.has, VAE_GRAPHS))
 
     def get(self, graph: str, purpose: str) -> Engine:
         pair = super().get(graph, purpose), self._candidate.get(graph, purpose)
@@ -281,7 +292,7 @@ def roll_out(engines: Engines, config: ModelConfig, replay: Replay, *, decode: b
     switches = prompts_by_block(replay.schedule, block_frames)
     latents, frames = [], []
     with Session(
-        engines.get("step", "replaying a rollout"),
+        engines.get(STEP, "replaying a rollout"),
         config,
         ReplayNoise(replay, block_frames),
         batch=replay.batch,
@@ -299,24 +310,24 @@ def roll_out(engines: Engines, config: ModelConfig, replay: Replay, *, decode: b
 
 
 def _frame_stream(engines: Engines, batch: int) -> VaeStream:
-    first, following = (engines.get(name, "decoding") for name in ("vae_first", "vae_next"))
+    first, following = (engines.get(name, "decoding") for name in VAE_GRAPHS)
     # Bytes would hide small errors, and make a large one of a value that is rounded otherwise.
-    return VaeStream(first, following, batch, "frames")
+    return VaeStream(first, following, batch, FRAMES)
 
 
 def _text_states(engines: PairedEngines) -> list[FloatArray]:
     """The prompts through the text encoder, where both have one."""
-    if not engines.has("text"):
+    if not engines.has(TEXT):
         return []
     text_len = engines.bundle.config.transformer.text_len
     tokenizer = PromptTokenizer.load(engines.bundle.tokenizer, text_len)
-    text = engines.get("text", "reading a prompt")
+    text = engines.get(TEXT, "reading a prompt")
     states = []
     for prompt in PROMPTS:
         tokens = tokenizer.encode(prompt)
         outputs = HostMemory().reserve(buffers(text.outputs.values(), batch=1), "text states")
-        text.bind({"ids": tokens.ids[None], "mask": tokens.mask[None]}, outputs).run()
-        states.append(outputs["text_states"].astype(np.float32))
+        text.bind({IDS: tokens.ids[None], MASK: tokens.mask[None]}, outputs).run()
+        states.append(outputs[TEXT_STATES].astype(np.float32))
     return states
 
 

@@ -1,22 +1,23 @@
 """Which kernels the written graphs of an export may have nodes of, known before any is written."""
 
+from longlive_trt.contract import PROMPT, STEP, VAE_FIRST, VAE_NEXT
 from longlive_trt.exports import ExportRecord, Quantization
 
 _VAE = {"vae_stack", "vae_sum", "vae_head", "vae_pixels", "vae_frames"}
 _ALWAYS = {
-    "step": {
+    STEP: {
         *("gemm", "layer_norm", "residual_norm", "rms_norm", "qkv_norm_rope"),
         "cross_attention",
     },
-    "prompt": {"gemm", "rms_norm"},
-    "vae_first": {*_VAE, "vae_zeros"},
-    "vae_next": _VAE,
+    PROMPT: {"gemm", "rms_norm"},
+    VAE_FIRST: {*_VAE, "vae_zeros"},
+    VAE_NEXT: _VAE,
 }
 
 
 def kernels_of(record: ExportRecord) -> set[str]:
     kernels = {name for graph in record.graphs for name in _ALWAYS.get(graph, ())}
-    if "step" in record.graphs:
+    if STEP in record.graphs:
         kernels |= _self_attention(record.quantization)
         if record.config.rollout.rope == "relative":
             kernels.add("rotate")

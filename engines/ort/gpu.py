@@ -14,8 +14,9 @@ from typing import Any
 
 import onnxruntime as ort
 
+from longlive_trt.dtypes import BY_NUMPY
 from longlive_trt.engines.base import TensorSpec, TensorTable, require_fit
-from longlive_trt.engines.ort.cpu import TYPES, brief, spec_of
+from longlive_trt.engines.ort.cpu import brief, spec_of
 from longlive_trt.errors import EngineError
 from longlive_trt.plugins.cuda.streams import Repeated, Stream, given_on_device
 from longlive_trt.plugins.cuda.tensors import DeviceTensor
@@ -173,5 +174,5 @@ def _address(
 ) -> tuple[str, int, object, tuple[int, ...], int]:
     require_fit(graph, name, spec, given_on_device(tensor))
     assert spec is not None
-    element = next(code for dtype, code in TYPES.values() if dtype == spec.dtype)
+    element = BY_NUMPY[spec.dtype].onnx
     return "cuda", tensor.device, element, tensor.shape, tensor.pointer

@@ -6,9 +6,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-
+from longlive_trt.contract import stem_of
+from longlive_trt.dtypes import BY_TENSORRT
 from longlive_trt.engines.base import TensorSpec, TensorTable, require_fit
 from longlive_trt.engines.trt.flavors import Flavor
 from longlive_trt.engines.trt.monitor import BuildLog, make_logger
@@ -17,20 +16,6 @@ from longlive_trt.exports import GraphInfo
 from longlive_trt.plugins.cuda.driver import DeviceMemory, make_current
 from longlive_trt.plugins.cuda.streams import Repeated, Stream, given_on_device
 from longlive_trt.plugins.cuda.tensors import DeviceTensor, as_device_tensor
-
-_TYPES: Mapping[str, np.dtype[np.generic]] = {
-    "FLOAT": np.dtype(np.float32),
-    "HALF": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "FP8": np.dtype(ml_dtypes.float8_e4m3fn),
-    "INT64": np.dtype(np.int64),
-    "INT32": np.dtype(np.int32),
-    "INT8": np.dtype(np.int8),
-    "UINT8": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
-}
-
-PLAN_SUFFIX = ".engine"
 
 Shape = tuple[int, ...]
 
@@ -114,7 +99,7 @@ class TensorRtEngine(TensorTable):
         for profile in range(self._engine.num_optimization_profiles):
             if all(self._takes(profile, name, shape) for name, shape in shapes.items()):
                 return profile
-        asked = {name: list(shape) for name, shape in shapes.items() if "." not in name}
+        asked = {name: list(shape) for name, shape in shapes.items() if not stem_of(name)}
         raise EngineError(
             f"graph {self.name}: no profile takes {asked}; build the bundle for this batch and "
             f"configuration (`longlive-trt build --batch N`)"
@@ -182,7 +167,8 @@ def _tensor_table(
             raise EngineError(f"the engine has a tensor {name} that the manifest does not list")
         sizes = zip(engine.get_tensor_shape(name), named[name], strict=True)
         shape = tuple(known if size < 0 else int(size) for size, known in sizes)
-        spec = TensorSpec(name, _TYPES[engine.get_tensor_dtype(name).name], shape)
+        element = BY_TENSORRT[engine.get_tensor_dtype(name).name]
+        spec = TensorSpec(name, element.numpy, shape)
         is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
         (inputs if is_input else outputs)[name] = spec
     return inputs, outputs

@@ -8,6 +8,7 @@ lie in device memory, so that a captured graph can be replayed while the cache f
 from collections.abc import Sequence
 from typing import Any
 
+from longlive_trt.architectures import HOPPER
 from longlive_trt.basics import Closing
 from longlive_trt.errors import PluginError
 from longlive_trt.plugins.attention.arguments import (
@@ -88,11 +89,11 @@ class SinkWindowAttention(Closing):
         check_output(dtype, self.out_dtype, head_dim)
         gpu = gpu or Gpu()
         facts = gpu.facts
-        if facts.capability != (9, 0):
-            major, minor = facts.capability
+        architecture = facts.architecture
+        if not architecture.has_hopper_attention:
             raise PluginError(
-                f"{facts.name} has compute capability {major}.{minor}: this kernel needs 9.0 "
-                "(use PortableAttention)"
+                f"{facts.name} has compute capability {architecture.capability}: this kernel "
+                f"needs {HOPPER.capability} (use PortableAttention)"
             )
         self.dtype = dtype
         self.head_dim = head_dim

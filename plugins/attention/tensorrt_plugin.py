@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from longlive_trt.architectures import HOPPER
+from longlive_trt.contract import ATTENTION_PLUGIN
 from longlive_trt.errors import PluginError
 from longlive_trt.plugins.attention.hopper import LOG2_E
 from longlive_trt.plugins.attention.variants import HEAD_DIMS, Variant, check_kind
@@ -33,8 +35,8 @@ from longlive_trt.plugins.cuda.compilation import (
     compile_kernel,
 )
 
-PLUGIN_ID = "longlive::SinkWindowAttention"
-ARCHITECTURE = "sm_90a"
+PLUGIN_ID = ATTENTION_PLUGIN
+ARCHITECTURE = HOPPER.compiled
 ENTRY = "attention_plugin_sm90"
 DTYPES = ("bfloat16", "float16")
 

@@ -19,11 +19,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from longlive_trt.architectures import WITH_KERNELS
 from longlive_trt.errors import PluginError
 
 logger = logging.getLogger(__name__)
 
-ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100")
+ARCHITECTURES = tuple(architecture.compiled for architecture in WITH_KERNELS)
 BinaryKind = Literal["cubin", "ptx"]
 CompilerName = Literal["auto", "nvcc", "nvrtc"]
 

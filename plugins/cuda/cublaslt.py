@@ -13,6 +13,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+from longlive_trt.dtypes import TYPES
 from longlive_trt.errors import PluginError
 from longlive_trt.plugins.cuda.driver import device_facts
 from longlive_trt.plugins.cuda.tensors import ITEM_BYTES
@@ -24,7 +25,7 @@ _LARGEST_ALIGNMENT_BYTES = 256
 _SMALLEST_ALIGNMENT_BYTES = 16
 
 _COMPUTE_FLOAT32 = 68
-_TYPES = {"float32": 0, "float16": 2, "bfloat16": 14, "float8_e4m3": 28}
+_TYPES = {element.name: element.cublaslt for element in TYPES if element.cublaslt is not None}
 _HALVES = ("float16", "bfloat16")
 _FLOAT8 = "float8_e4m3"
 _EPILOGUES = {("none", False): 1, ("none", True): 4, ("gelu", False): 32, ("gelu", True): 36}

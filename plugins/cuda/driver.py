@@ -8,6 +8,7 @@ from functools import cache, lru_cache
 from importlib import import_module
 from typing import Any, Self
 
+from longlive_trt.architectures import WITH_KERNELS, Architecture
 from longlive_trt.errors import EngineError, LongLiveError, LostGpuError, PluginError
 from longlive_trt.plugins.cuda.compilation import BinaryKind, KernelSource, compile_kernel
 
@@ -38,6 +39,10 @@ class DeviceFacts:
     capability: tuple[int, int]
     multiprocessors: int
     shared_bytes_per_block: int
+
+    @property
+    def architecture(self) -> Architecture:
+        return Architecture.of(self.capability)
 
 
 @cache
@@ -72,14 +77,14 @@ def make_current(ordinal: int) -> None:
 
 
 def architecture_of(capability: tuple[int, int]) -> str:
-    """What to compile for: Hopper's own instructions on 9.0, plain machine code elsewhere."""
-    if capability == (9, 0):
-        return "sm_90a"
-    if capability in ((8, 0), (8, 6), (8, 9), (10, 0)):
-        return f"sm_{capability[0]}{capability[1]}"
+    """What to compile for."""
+    architecture = Architecture.of(capability)
+    if architecture in WITH_KERNELS:
+        return architecture.compiled
+    *others, last = (known.capability for known in WITH_KERNELS)
     raise PluginError(
-        f"compute capability {capability[0]}.{capability[1]} is not supported: "
-        "allowed are 8.0, 8.6, 8.9, 9.0 and 10.0"
+        f"compute capability {architecture.capability} is not supported: allowed are "
+        f"{', '.join(others)} and {last}"
     )
 
 

@@ -16,10 +16,10 @@ from importlib import import_module
 from math import prod
 from typing import Any, Literal
 
-import ml_dtypes
 import numpy as np
 
 from longlive_trt.basics import Array, Closing, Given
+from longlive_trt.dtypes import name_of
 from longlive_trt.errors import EngineError, LongLiveError
 from longlive_trt.plugins.cuda.driver import DeviceMemory as DeviceMemory
 from longlive_trt.plugins.cuda.driver import check, device_facts, failure, make_current, readable
@@ -29,8 +29,6 @@ from longlive_trt.plugins.cuda.tensors import contiguous_strides
 ALIGNMENT_BYTES = 256
 
 Happening = Literal["allocation", "free", "host wait", "copy on the device"]
-
-_NAMES = {np.dtype(ml_dtypes.float8_e4m3fn): "float8_e4m3"}
 
 
 class Ledger:
@@ -327,7 +325,7 @@ def lay_out(
 def tensor_at(
     pointer: int, shape: Sequence[int], dtype: np.dtype[Any], ordinal: int
 ) -> DeviceTensor:
-    return DeviceTensor.contiguous(pointer, shape, _NAMES.get(dtype, dtype.name), ordinal)
+    return DeviceTensor.contiguous(pointer, shape, name_of(dtype), ordinal)
 
 
 def given_on_device(tensor: DeviceTensor) -> Given:

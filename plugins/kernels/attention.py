@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 
+from longlive_trt.architectures import Architecture
 from longlive_trt.basics import Array
 from longlive_trt.plugins.attention import hopper, portable
 from longlive_trt.plugins.attention.arguments import KVPiece, Scales
@@ -16,10 +17,8 @@ from longlive_trt.plugins.attention.variants import check_kind
 from longlive_trt.plugins.cuda.kernel import CudaKernel
 from longlive_trt.plugins.cuda.placement import Placement
 from longlive_trt.plugins.cuda.tensors import DeviceTensor
-from longlive_trt.plugins.kernels.base import Capability, Shape
+from longlive_trt.plugins.kernels.base import Shape
 from longlive_trt.plugins.kernels.rows import Float32, narrowed, single
-
-_HOPPER = (9, 0)
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,8 @@ class Attending:
     output_scale: float | None = None
 
     @classmethod
-    def cuda_kernels(cls, capability: Capability) -> Sequence[CudaKernel]:
-        return (hopper.KERNEL if capability == _HOPPER else portable.KERNEL,)
+    def cuda_kernels(cls, architecture: Architecture) -> Sequence[CudaKernel]:
+        return (hopper.KERNEL if architecture.has_hopper_attention else portable.KERNEL,)
 
     def output_shapes(self, inputs: Sequence[Shape]) -> Sequence[Shape]:
         *outer, heads, head_dim = inputs[0]
@@ -49,7 +48,7 @@ class Attending:
         dtype, head_dim = q.dtype, q.shape[-1]
         check_kind(dtype, head_dim)
         target = DeviceTensor.contiguous(out.pointer, q.shape, out.dtype, out.device)
-        if place.gpu.facts.capability != _HOPPER:
+        if not place.gpu.facts.architecture.has_hopper_attention:
             attention = PortableAttention(dtype, head_dim, device=place.device)
             attention(q, pieces, target, scale=self.scale, stream=place.stream)
             return

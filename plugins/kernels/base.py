@@ -8,38 +8,22 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
+from longlive_trt.architectures import Architecture
 from longlive_trt.basics import Array
+from longlive_trt.contract import KERNEL_KEY
 from longlive_trt.plugins.cuda.kernel import CudaKernel
 from longlive_trt.plugins.cuda.placement import Placement
 from longlive_trt.plugins.cuda.tensors import DeviceTensor
 
-DOMAIN = "longlive.cuda"
-SPEC = "spec"
-KERNEL_KEY = "kernel"
-
 Shape = tuple[int, ...]
-Capability = tuple[int, int]
-
-OPERATORS = {
-    "float16": "KernelFloat16",
-    "bfloat16": "KernelBFloat16",
-    "float32": "KernelFloat",
-    "uint8": "KernelUInt8",
-    "float8_e4m3": "KernelFloat8E4M3",
-    "int8": "KernelInt8",
-    "float32, float8_e4m3": "KernelFloatAndFloat8E4M3",
-    "float16, float8_e4m3": "KernelFloat16AndFloat8E4M3",
-    "bfloat16, float8_e4m3": "KernelBFloat16AndFloat8E4M3",
-}
-"""Operator by the type that all outputs of the node have, or by those of its two outputs."""
 
 
 class GraphKernel(Protocol):
     """One node. Tensors come in the order of the graph, contiguous."""
 
     @classmethod
-    def cuda_kernels(cls, capability: Capability) -> Sequence[CudaKernel]:
-        """What it launches on a GPU of this compute capability."""
+    def cuda_kernels(cls, architecture: Architecture) -> Sequence[CudaKernel]:
+        """What it launches on a GPU of this architecture."""
         ...
 
     def output_shapes(self, inputs: Sequence[Shape]) -> Sequence[Shape]: ...
@@ -62,8 +46,8 @@ class OneKernel:
     kernel: ClassVar[CudaKernel]
 
     @classmethod
-    def cuda_kernels(cls, capability: Capability) -> Sequence[CudaKernel]:
-        del capability
+    def cuda_kernels(cls, architecture: Architecture) -> Sequence[CudaKernel]:
+        del architecture
         return (cls.kernel,)
 
 

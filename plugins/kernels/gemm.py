@@ -7,13 +7,14 @@ from typing import TypeVar
 
 import numpy as np
 
+from longlive_trt.architectures import Architecture
 from longlive_trt.basics import Array
 from longlive_trt.errors import PluginError
 from longlive_trt.plugins.cuda.cublaslt import WORKSPACE_BYTES, Matmul, Product, alignment_of
 from longlive_trt.plugins.cuda.kernel import CudaKernel
 from longlive_trt.plugins.cuda.placement import Placement
 from longlive_trt.plugins.cuda.tensors import DeviceTensor
-from longlive_trt.plugins.kernels.base import Capability, Shape
+from longlive_trt.plugins.kernels.base import Shape
 from longlive_trt.plugins.kernels.rows import Float32, narrowed, single, split_shape
 
 _ACTIVATIONS = ("none", "gelu")
@@ -44,9 +45,9 @@ class Gemm:
             raise PluginError("a narrow result needs factors in 8 bits, and their scale")
 
     @classmethod
-    def cuda_kernels(cls, capability: Capability) -> Sequence[CudaKernel]:
+    def cuda_kernels(cls, architecture: Architecture) -> Sequence[CudaKernel]:
         """They are the library's."""
-        del capability
+        del architecture
         return ()
 
     def output_shapes(self, inputs: Sequence[Shape]) -> Sequence[Shape]:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from longlive_trt.architectures import FIRST_WITH_FP8
 from longlive_trt.basics import Array
 from longlive_trt.errors import PluginError
 from longlive_trt.plugins.attention.value_layout import (
@@ -38,7 +39,6 @@ _VECTOR = 8
 _FORMATS = {FLOAT8: 2, "int8": 3}
 _LARGEST_INT8 = 127
 _VALUE_TOKENS = 128
-_FIRST_WITH_8_BITS = (8, 9)
 
 _OF_HEADS = ParameterStruct(input=POINTER, output=POINTER, scale=POINTER, vectors=LONG, heads=INT)
 
@@ -244,10 +244,10 @@ def _scale_address(scale: Any, source: DeviceTensor) -> int:
 
 def _require_eight_bits(device: int) -> None:
     facts = device_facts(device)
-    if facts.capability < _FIRST_WITH_8_BITS:
-        major, minor = facts.capability
+    if not facts.architecture.has_fp8:
         raise PluginError(
-            f"{facts.name} has compute capability {major}.{minor}: 8-bit types need 8.9 or newer"
+            f"{facts.name} has compute capability {facts.architecture.capability}: 8-bit types "
+            f"need {FIRST_WITH_FP8.capability} or newer"
         )
 
 

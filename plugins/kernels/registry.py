@@ -3,10 +3,12 @@
 import json
 from collections.abc import Iterable, Mapping
 
+from longlive_trt.architectures import Architecture
+from longlive_trt.contract import KERNEL_KEY
 from longlive_trt.errors import PluginError
 from longlive_trt.plugins.cuda.compilation import texts_of
 from longlive_trt.plugins.kernels.attention import Attention, CrossAttention, NarrowAttention
-from longlive_trt.plugins.kernels.base import KERNEL_KEY, Capability, GraphKernel
+from longlive_trt.plugins.kernels.base import GraphKernel
 from longlive_trt.plugins.kernels.gemm import Gemm
 from longlive_trt.plugins.kernels.layer_norm import LayerNorm, ResidualNorm
 from longlive_trt.plugins.kernels.quantize import (
@@ -59,7 +61,7 @@ def kernel_of(spec: str) -> GraphKernel:
     return KERNELS[name](**parameters)
 
 
-def sources_of(names: Iterable[str], capability: Capability) -> list[str]:
+def sources_of(names: Iterable[str], architecture: Architecture) -> list[str]:
     """The texts below ``csrc/`` that decide what these kernels do on such a GPU."""
-    files = {kernel.file for name in names for kernel in KERNELS[name].cuda_kernels(capability)}
+    files = {kernel.file for name in names for kernel in KERNELS[name].cuda_kernels(architecture)}
     return sorted({text for file in files for text in texts_of(file)})

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from longlive_trt.basics import Array, Closing
+from longlive_trt.contract import CONTEXT_K, CONTEXT_V, IDS, MASK, TEXT_STATES
 from longlive_trt.engines.base import Engine
 from longlive_trt.runtime.memory.base import Buffer, HostMemory, Memory, buffers, named, size_bytes
 from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer, TokenizedPrompt
@@ -26,10 +27,10 @@ class PromptContexts(Closing):
     def __init__(self, engine: Engine, batch: int, memory: Memory | None = None) -> None:
         self._engine, self._batch = engine, batch
         self.memory = memory or HostMemory()
-        outputs = named(engine.outputs, "context_k", "context_v")
+        outputs = named(engine.outputs, CONTEXT_K, CONTEXT_V)
         self._buffers = buffers(outputs, batch=batch)
         self._states = self.memory.reserve(
-            {"text_states": Buffer.of(engine.inputs["text_states"], batch=batch)}, "text states"
+            {TEXT_STATES: Buffer.of(engine.inputs[TEXT_STATES], batch=batch)}, "text states"
         )
         self.one_at_a_time = threading.RLock()
         """Prompts that are encoded beside the rest share the memory and, on a GPU, the stream."""
@@ -41,7 +42,7 @@ class PromptContexts(Closing):
 
     def of_states(self, states: Array) -> Context:
         """Text states [1 or B, text_len, text_dim]; one row serves the whole batch."""
-        tensor = self._states["text_states"]
+        tensor = self._states[TEXT_STATES]
         with self.one_at_a_time:
             self.memory.write(tensor, np.broadcast_to(states, tensor.shape))
             context = self.memory.reserve(self._buffers, "a prompt")
@@ -126,7 +127,7 @@ class PromptEncoder:
         memory, text = self.contexts.memory, self._text
         given = memory.reserve(buffers(text.inputs.values(), batch=1), "a prompt's tokens")
         states = memory.reserve(buffers(text.outputs.values(), batch=1), "a prompt's states")
-        memory.write(given["ids"], tokens.ids[None])
-        memory.write(given["mask"], tokens.mask[None])
+        memory.write(given[IDS], tokens.ids[None])
+        memory.write(given[MASK], tokens.mask[None])
         text.bind(given, states).run()
-        return memory.fetch(states["text_states"]).result()
+        return memory.fetch(states[TEXT_STATES]).result()

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
+from longlive_trt.contract import KERNEL_DOMAIN, KERNEL_OPERATORS
 from longlive_trt.errors import PluginError
 from longlive_trt.plugins import onnxruntime_bridge
-from longlive_trt.plugins.kernels.base import DOMAIN, OPERATORS, spec_of
+from longlive_trt.plugins.kernels.base import spec_of
 from longlive_trt.plugins.kernels.registry import KERNELS, kernel_of
 from longlive_trt.plugins.onnxruntime_bridge import SessionNodes
 from tests.fakes.sessions import kernel_session
@@ -48,7 +49,9 @@ def known_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def graph(dtype: str = "float32", kernel: str = "scaled") -> ModelProto:
     spec = spec_of(kernel, {"factor": 3})
-    node = helper.make_node(OPERATORS[dtype], ["x", "n"], ["a", "b"], domain=DOMAIN, spec=spec)
+    node = helper.make_node(
+        KERNEL_OPERATORS[dtype], ["x", "n"], ["a", "b"], domain=KERNEL_DOMAIN, spec=spec
+    )
     made = helper.make_graph(
         [node],
         "g",
@@ -58,7 +61,7 @@ def graph(dtype: str = "float32", kernel: str = "scaled") -> ModelProto:
         ],
         [helper.make_tensor_value_info(name, ONNX_TYPES[dtype], None) for name in "ab"],
     )
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(DOMAIN, 1)]
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(KERNEL_DOMAIN, 1)]
     return helper.make_model(made, opset_imports=opsets, ir_version=10)
 
 

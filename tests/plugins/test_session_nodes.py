@@ -13,6 +13,7 @@ import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from longlive_trt.contract import KERNEL_DOMAIN, KERNEL_OPERATORS
 from longlive_trt.engines.ort import gpu as onnxruntime_cuda
 from longlive_trt.engines.ort.gpu import OnnxRuntimeCudaEngine
 from longlive_trt.errors import EngineError, PluginError
@@ -22,7 +23,7 @@ from longlive_trt.plugins.cuda import driver
 from longlive_trt.plugins.cuda.placement import Placement
 from longlive_trt.plugins.cuda.streams import Gpu, Stream, tensor_at
 from longlive_trt.plugins.kernels import gemm
-from longlive_trt.plugins.kernels.base import DOMAIN, OPERATORS, spec_of
+from longlive_trt.plugins.kernels.base import spec_of
 from longlive_trt.plugins.kernels.registry import KERNELS
 from longlive_trt.plugins.onnxruntime_bridge import SessionNodes, compiled_library
 from tests.fakes.cuda import FakeCuda
@@ -81,10 +82,10 @@ def stamps(number: int) -> bytes:
     """As many nodes one after another, each of which adds the number."""
     nodes = [
         helper.make_node(
-            OPERATORS["float32"],
+            KERNEL_OPERATORS["float32"],
             [f"x{i}"],
             [f"x{i + 1}"],
-            domain=DOMAIN,
+            domain=KERNEL_DOMAIN,
             spec=spec_of("stamp", {"number": number}),
         )
         for i in range(NODES)
@@ -95,7 +96,7 @@ def stamps(number: int) -> bytes:
 
 def saved(nodes: Any, inputs: Any, outputs: Any, weights: Any = ()) -> bytes:
     graph = helper.make_graph(nodes, "g", inputs, outputs, weights)
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(DOMAIN, 1)]
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(KERNEL_DOMAIN, 1)]
     content: bytes = helper.make_model(
         graph, opset_imports=opsets, ir_version=10
     ).SerializeToString()
@@ -247,7 +248,9 @@ def attending(dtype: int, name: str) -> bytes:
 
     def kernel(kernel_name: str, *inputs: str, out: str, **parameters: Any) -> Any:
         spec = spec_of(kernel_name, parameters)
-        return helper.make_node(OPERATORS[name], inputs, [out], domain=DOMAIN, spec=spec)
+        return helper.make_node(
+            KERNEL_OPERATORS[name], inputs, [out], domain=KERNEL_DOMAIN, spec=spec
+        )
 
     nodes = [
         kernel("gemm", "x", "weight", out="product", heads=HEADS),

@@ -19,7 +19,7 @@ import pytest
 from longlive_trt.engines.bundles import stores
 from longlive_trt.engines.bundles.archive import pack
 from longlive_trt.engines.bundles.bundle import open_bundle
-from longlive_trt.engines.bundles.catalog import Entry, add_entry, read_catalog
+from longlive_trt.engines.bundles.catalog import CatalogEntry, add_entry, read_catalog
 from longlive_trt.engines.bundles.stores import Store
 from longlive_trt.engines.bundles.transfer import pull, push
 from longlive_trt.errors import BundleError, LongLiveError, OutputError, UsageError
@@ -388,7 +388,7 @@ def test_an_index_that_never_settles_is_an_error(
         add_entry(Store(url), entry)
 
 
-def choose_last(entries: list[Entry]) -> Entry:
+def choose_last(entries: list[CatalogEntry]) -> CatalogEntry:
     return entries[-1]
 
 

@@ -14,12 +14,12 @@ import onnxruntime as ort
 import pytest
 
 from longlive_trt.configs.loader import configure
+from longlive_trt.contract import KERNEL_DOMAIN
 from longlive_trt.engines.graphs.kernels import kernels_of
 from longlive_trt.engines.graphs.step import build_step_graphs
 from longlive_trt.engines.ort.cpu import build_graph
 from longlive_trt.errors import UsageError
 from longlive_trt.exports import read_export
-from longlive_trt.plugins.kernels.base import DOMAIN
 from longlive_trt.precision import PRECISIONS
 from tests.fakes.sessions import kernel_session
 
@@ -202,7 +202,7 @@ def test_products_are_our_kernels(exported: Path, tmp_path: Path) -> None:
     for graph in ("step", "prompt"):
         nodes = ir.load(tmp_path / f"{graph}.onnx").graph
         assert {node.op_type for node in nodes if node.domain == ""} <= STANDARD_OPERATORS
-        assert {node.domain for node in nodes} <= {"", DOMAIN}
+        assert {node.domain for node in nodes} <= {"", KERNEL_DOMAIN}
 
 
 def test_heads_without_a_kernel_are_refused(small_relative: Path, tmp_path: Path) -> None:
@@ -222,5 +222,5 @@ def test_the_kernels_of_a_graph_are_known_before_it_is_written(
         json.loads(node.attributes["spec"].as_string())["kernel"]
         for graph in ("step", "prompt")
         for node in ir.load(tmp_path / f"{graph}.onnx").graph
-        if node.domain == DOMAIN
+        if node.domain == KERNEL_DOMAIN
     }

@@ -14,13 +14,13 @@ torch = pytest.importorskip("torch")
 
 from longlive_trt.configs import ModelConfig, VaeConfig, load_config
 from longlive_trt.configs.schema import LatentConfig
+from longlive_trt.contract import KERNEL_DOMAIN
 from longlive_trt.engines.graphs import vae as cuda_vae
 from longlive_trt.engines.graphs.kernels import kernels_of
 from longlive_trt.engines.graphs.vae import WEIGHTS_NAME, build_vae_graphs
 from longlive_trt.errors import UsageError
 from longlive_trt.export.models.vae import VaeDecoder, to_pixels
 from longlive_trt.exports import ExportRecord, GraphInfo
-from longlive_trt.plugins.kernels.base import DOMAIN
 from longlive_trt.plugins.kernels.vae_tensors import gathered
 from longlive_trt.precision import PRECISIONS
 from tests.fakes.sessions import kernel_session
@@ -131,7 +131,7 @@ def test_the_kernels_of_a_graph_are_known_before_it_is_written(built: Path) -> N
         assert kernels_of(record) == {
             json.loads(node.attributes["spec"].as_string())["kernel"]
             for node in ir.load(built / f"{graph}.onnx").graph
-            if node.domain == DOMAIN
+            if node.domain == KERNEL_DOMAIN
         }
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from longlive_trt.engines import loader
 from longlive_trt.engines.base import TensorSpec
+from longlive_trt.engines.trt import flavors
 from longlive_trt.engines.trt.engine import TensorRtEngine
 from longlive_trt.errors import BundleError, EngineError, PluginError
 from longlive_trt.exports import GraphInfo, TensorInfo
@@ -288,7 +289,7 @@ def bundle(tmp_path: Path, version: str = "11.4.0.106", **options: Any) -> Any:
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def machine(facts: DeviceFacts, version: str = "11.4.0.106") -> None:
         flavor = SimpleNamespace(load=lambda: SimpleNamespace(__version__=version))
-        monkeypatch.setattr(loader, "FLAVORS", {"tensorrt": flavor})
+        monkeypatch.setattr(flavors, "FLAVORS", {"tensorrt": flavor})
         monkeypatch.setattr(loader, "device_facts", lambda: facts)
 
     return machine

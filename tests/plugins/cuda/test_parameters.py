@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from longlive_trt.architectures import AMPERE, HOPPER
 from longlive_trt.errors import PluginError
 from longlive_trt.plugins.attention import hopper, portable
 from longlive_trt.plugins.cuda import compilation
@@ -27,12 +28,11 @@ from longlive_trt.plugins.cuda.parameters import (
 )
 from longlive_trt.plugins.kernels.registry import KERNELS
 
-CAPABILITIES = ((8, 0), (9, 0))
 LAUNCHED = {
     kernel.file: kernel
     for node in KERNELS.values()
-    for capability in CAPABILITIES
-    for kernel in node.cuda_kernels(capability)
+    for architecture in (AMPERE, HOPPER)
+    for kernel in node.cuda_kernels(architecture)
 }
 NESTED = [
     (hopper.KERNEL, "Problem", hopper.PROBLEM),
@@ -141,7 +141,7 @@ def test_every_field_lies_where_the_source_reads_it(
 
 
 def test_a_layout_that_drifts_is_seen(compiled: Any) -> None:
-    kernel = KERNELS["rotate"].cuda_kernels((9, 0))[0]
+    kernel = KERNELS["rotate"].cuda_kernels(HOPPER)[0]
     swapped = ParameterStruct(
         input=POINTER, sine=POINTER, cosine=POINTER, output=POINTER, rows=INT, tokens=INT
     )
@@ -154,7 +154,7 @@ def test_a_layout_that_drifts_is_seen(compiled: Any) -> None:
 
 @pytest.mark.parametrize("name", [n for n in KERNELS if not n.endswith(("attention", "gemm"))])
 def test_a_node_its_source_and_its_kernel_have_one_name(name: str) -> None:
-    (kernel,) = KERNELS[name].cuda_kernels((9, 0))
+    (kernel,) = KERNELS[name].cuda_kernels(HOPPER)
     assert kernel.name == name
     assert re.search(rf"\s{name}\(const __grid_constant__ Params params\)", text_of(kernel))
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from longlive_trt.calibration.calibration_file import Calibration, load_calibration
 from longlive_trt.calibration.folders import SourceExport
-from longlive_trt.calibration.layers import NarrowAttention, NarrowCache
+from longlive_trt.calibration.layers import QuantizedAttention, QuantizedCache
 from longlive_trt.calibration.quantization import scale_of
 from longlive_trt.calibration.quantized import load_quantized, quantized_component
 from longlive_trt.calibration.recipes import FORMATS, FP8, INT8, Extras
@@ -24,16 +24,12 @@ from longlive_trt.calibration.texts import SyntheticTexts
 from longlive_trt.calibration.videos import ObservedRollout
 from longlive_trt.cli import main
 from longlive_trt.configs import ModelConfig
+from longlive_trt.contract import LOCAL_DOMAIN, QUANTIZED_ATTENTION_OP
 from longlive_trt.engines.build import build
 from longlive_trt.engines.compiler import BuildOptions
 from longlive_trt.engines.trt.compiler import TensorRtCompiler
 from longlive_trt.errors import ExportError, UsageError
-from longlive_trt.export.attention_functions import (
-    LOCAL_DOMAIN,
-    OPSET,
-    QUANTIZED_ATTENTION_OP,
-    add_attention_functions,
-)
+from longlive_trt.export.attention_functions import OPSET, add_attention_functions
 from longlive_trt.export.check import check_graph
 from longlive_trt.export.checkpoints.weights import Weights
 from longlive_trt.export.components import Component, prompt_spec, step_spec
@@ -77,19 +73,19 @@ def attention_inputs() -> dict[str, Tensor]:
 def test_the_functions_body_is_what_torch_computes() -> None:
     """In onnx's own evaluator and in ONNX Runtime, with a cache that is partly filled."""
     inputs = attention_inputs()
-    narrow = NarrowAttention(1, FP8)
+    quantized = QuantizedAttention(1, FP8)
     values = {f"by_layer.{part}0": scale_of(torch.tensor(4.0), FP8) for part in "qkv"}
-    narrow.load_state_dict({**values, "softmax": scale_of(torch.ones(()), FP8)})
+    quantized.load_state_dict({**values, "softmax": scale_of(torch.ones(()), FP8)})
     seen = {
         part: torch.cat([inputs[f"{part}_new"], inputs[f"{part}_cache"][:, :VALID]], dim=1)
         for part in "kv"
     }
-    expected = narrow.attend(0, inputs["q"], seen["k"], seen["v"])
+    expected = quantized.attend(0, inputs["q"], seen["k"], seen["v"])
 
     model = ir.from_proto(onnx.parser.parse_model(MODEL))
     add_attention_functions(model)
     proto = ir.to_proto(model)
-    scales = zip(("qs", "ks", "vs", "ss"), narrow.scales(0), strict=True)
+    scales = zip(("qs", "ks", "vs", "ss"), quantized.scales(0), strict=True)
     feeds = {name: value.numpy() for name, value in (*inputs.items(), *scales)}
     feeds["cached"] = np.array([VALID])
     options = ort.SessionOptions()
@@ -110,9 +106,9 @@ def step_component(source: Path, calibration: Calibration, extras: Extras) -> Co
 
 
 def test_the_step_graph_calls_it_with_its_scales(
-    narrow_export: Path, calibrations: Mapping[str, Calibration]
+    quantized_attention_export: Path, calibrations: Mapping[str, Calibration]
 ) -> None:
-    model = ir.load(narrow_export / "step.onnx")
+    model = ir.load(quantized_attention_export / "step.onnx")
     (node,) = [node for node in model.graph if node.op_type == QUANTIZED_ATTENTION_OP]
     calibration = calibrations["fp8"]
     for value, part in zip(node.inputs[6:9], "qkv", strict=True):
@@ -125,13 +121,13 @@ def test_the_step_graph_calls_it_with_its_scales(
     assert softmax.const_value is not None
     # All that a softmax gives, with the format's whole range.
     assert float(softmax.const_value.numpy()) == pytest.approx(1 / 448, rel=1 / 128)
-    record = read_export(narrow_export)
+    record = read_export(quantized_attention_export)
     assert record.quantization is not None
     assert record.quantization.attention == "fp8"
 
 
 def test_the_check_compares_attention_in_fp8(
-    narrow_export: Path,
+    quantized_attention_export: Path,
     small_export: Path,
     small_config: ModelConfig,
     calibrations: Mapping[str, Calibration],
@@ -139,34 +135,34 @@ def test_the_check_compares_attention_in_fp8(
 ) -> None:
     component = step_component(small_export, calibrations["fp8"], ATTENTION)
     step, half = component.graphs[0], PRECISIONS["fp16"]
-    result = check_graph(step, narrow_export, component.weights, small_config, half)
+    result = check_graph(step, quantized_attention_export, component.weights, small_config, half)
     assert result.error is not None
     assert result.error < 5e-3
     monkeypatch.setattr(
-        NarrowAttention, "attend", lambda _self, _layer, q, k, v: full_attention(q, k, v)
+        QuantizedAttention, "attend", lambda _self, _layer, q, k, v: full_attention(q, k, v)
     )
     with pytest.raises(ExportError, match="graph step differs from torch"):
-        check_graph(step, narrow_export, component.weights, small_config, half)
+        check_graph(step, quantized_attention_export, component.weights, small_config, half)
 
 
 @pytest.mark.parametrize("cache", ["fp8", "int8"])
 def test_the_check_compares_an_eight_bit_cache(
-    narrow_cache_export: Callable[[str], Path],
+    quantized_cache_export: Callable[[str], Path],
     small_export: Path,
     small_config: ModelConfig,
     calibrations: Mapping[str, Calibration],
     monkeypatch: pytest.MonkeyPatch,
     cache: str,
 ) -> None:
-    exported = narrow_cache_export(cache)
+    exported = quantized_cache_export(cache)
     component = step_component(small_export, calibrations["fp8"], Extras(cache=FORMATS[cache]))
     step, half = component.graphs[0], PRECISIONS["fp16"]
     result = check_graph(step, exported, component.weights, small_config, half)
     assert result.error is not None
     assert result.error < 5e-3
-    original = NarrowCache.unpack
+    original = QuantizedCache.unpack
     monkeypatch.setattr(
-        NarrowCache, "unpack", lambda self, layer, part, x: -original(self, layer, part, x)
+        QuantizedCache, "unpack", lambda self, layer, part, x: -original(self, layer, part, x)
     )
     with pytest.raises(ExportError, match="graph step differs from torch"):
         check_graph(step, exported, component.weights, small_config, half)
@@ -174,10 +170,16 @@ def test_the_check_compares_an_eight_bit_cache(
 
 @pytest.mark.parametrize(("compute", "gpu"), [("fp16", "sm89"), ("bf16", "sm120")])
 def test_tensorrt_has_one_kernel_for_it_in_fp8(
-    narrow_export: Path, tmp_path: Path, compute: str, gpu: str
+    quantized_attention_export: Path, tmp_path: Path, compute: str, gpu: str
 ) -> None:
     pytest.importorskip("tensorrt_rtx_bindings", reason="needs tensorrt-rtx")
-    build(narrow_export, tmp_path / "b", compute, "tensorrt-rtx", options=BuildOptions(gpu=gpu))
+    build(
+        quantized_attention_export,
+        tmp_path / "b",
+        compute,
+        "tensorrt-rtx",
+        options=BuildOptions(gpu=gpu),
+    )
     report = json.loads((tmp_path / "b" / "report.json").read_text())
     step = next(graph for graph in report["graphs"] if graph["graph"] == "step")
     assert step["attention"]["fused"] == step["attention"]["expected"] == 2 * len(step["profiles"])
@@ -192,14 +194,16 @@ def test_tensorrt_has_one_kernel_for_it_in_fp8(
 
 
 def test_int8_layers_with_fp8_attention_need_a_gpu_with_fp8(
-    small_export: Path, narrow_export: Path, tmp_path: Path
+    small_export: Path, quantized_attention_export: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx_bindings", reason="needs tensorrt-rtx")
     record = read_export(small_export)
     mixed = replace(record, quantization=Quantization("int8", "int8", "", attention="fp8"))
     options = BuildOptions(gpu="sm86")
     with pytest.raises(UsageError, match="fp8 on sm86: these GPUs have no fp8 arithmetic"):
-        build(narrow_export, tmp_path / "bundle", "fp16", "tensorrt-rtx", options=options)
+        build(
+            quantized_attention_export, tmp_path / "bundle", "fp16", "tensorrt-rtx", options=options
+        )
     from longlive_trt.engines.registry import compiler_named
 
     compiler = compiler_named("tensorrt-rtx", options, PRECISIONS["fp16"], record.config)
@@ -267,7 +271,7 @@ def test_older_calibrations_serve_everything_else(
 
 
 def test_the_command_takes_it_and_refuses_older_calibrations(
-    narrow_export: Path,
+    quantized_attention_export: Path,
     small_export: Path,
     calibrations: Mapping[str, Calibration],
     tmp_path: Path,
@@ -280,5 +284,5 @@ def test_the_command_takes_it_and_refuses_older_calibrations(
     assert main([*arguments, "--calibration", str(old)]) != 0
     assert "before the ranges of queries were kept" in " ".join(capsys.readouterr().err.split())
     assert [path.name for path in tmp_path.iterdir()] == ["old.safetensors"]
-    assert main([*arguments, "--calibration", str(narrow_export)]) == 0
-    assert read_export(tmp_path / "out").files == read_export(narrow_export).files
+    assert main([*arguments, "--calibration", str(quantized_attention_export)]) == 0
+    assert read_export(tmp_path / "out").files == read_export(quantized_attention_export).files
