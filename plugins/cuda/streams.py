@@ -295,12 +295,15 @@ class Repeated:
     """Work that is queued once, captured at the second time, and replayed from then on."""
 
     def __init__(self, stream: Stream, queue: Callable[[], None], *, captures: bool) -> None:
-        self._stream, self._queue, self._captures = stream, queue, captures
+        self._stream, self._captures = stream, captures
+        self._queue: Callable[[], None] | None = queue
         self._graph: CapturedGraph | None = None
         self._was_queued = False
 
     def run(self) -> None:
         with self._stream.queueing:
+            if self._queue is None:
+                raise EngineError("what is to run here was closed with its engine")
             if self._graph is not None:
                 self._graph.launch()
             elif self._was_queued and self._captures:
@@ -310,6 +313,10 @@ class Repeated:
                 # Engines choose kernels, and reserve what these need, which cannot be captured.
                 self._queue()
                 self._was_queued = True
+
+    def close(self) -> None:
+        """Forget the work, and with it whatever it holds."""
+        self._queue = self._graph = None
 
 
 def lay_out(

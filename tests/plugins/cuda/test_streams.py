@@ -218,8 +218,10 @@ def test_work_is_repeated_plainly_then_captured_then_replayed(
     stream.synchronize()
     assert floats(cuda, block)[0] == 4
     assert cuda.calls["cuLaunchKernel"] == 2
-    del repeated
+    repeated.close()
     assert "executable graphs" not in cuda.leaks()
+    with pytest.raises(EngineError, match="was closed with its engine"):
+        repeated.run()
 
 
 def test_work_that_is_not_captured_is_repeated_plainly(
