@@ -22,7 +22,14 @@ import numpy as np
 from longlive_trt.basics import Array, Closing, Given
 from longlive_trt.errors import EngineError, LongLiveError
 from longlive_trt.plugins.cuda.driver import DeviceMemory as DeviceMemory
-from longlive_trt.plugins.cuda.driver import check, device_facts, failure, make_current, readable
+from longlive_trt.plugins.cuda.driver import (
+    check,
+    device_facts,
+    failure,
+    give_back,
+    make_current,
+    readable,
+)
 from longlive_trt.plugins.cuda.tensors import DeviceTensor as DeviceTensor
 from longlive_trt.plugins.cuda.tensors import contiguous_strides
 
@@ -125,7 +132,7 @@ class PinnedArray(Closing):
     """Host memory that the GPU copies to and from by itself."""
 
     def __init__(self, gpu: Gpu, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
-        size_bytes = max(prod(shape) * dtype.itemsize, 1)
+        size_bytes, self._ordinal = max(prod(shape) * dtype.itemsize, 1), gpu.ordinal
         gpu.ledger.note("allocation", f"{size_bytes} bytes of pinned memory")
         what = f"allocate {readable(size_bytes)} of pinned memory"
         self._pointer = int(check(gpu.driver().cuMemAllocHost(size_bytes), what))
@@ -139,7 +146,7 @@ class PinnedArray(Closing):
 
     def close(self) -> None:
         if self._pointer:
-            _driver().cuMemFreeHost(self._pointer)
+            give_back(self._ordinal, "cuMemFreeHost", self._pointer)
             self._pointer = 0
 
 
@@ -169,7 +176,7 @@ class Event:
 
     def close(self) -> None:
         if self.handle:
-            _driver().cuEventDestroy(self.handle)
+            give_back(self._gpu.ordinal, "cuEventDestroy", self.handle)
             self.handle = 0
 
     def milliseconds_since(self, earlier: "Event") -> float:
@@ -243,7 +250,7 @@ class Stream:
 
     def close(self) -> None:
         if self.handle:
-            _driver().cuStreamDestroy(self.handle)
+            give_back(self.gpu.ordinal, "cuStreamDestroy", self.handle)
             self.handle = 0
 
     def _call(self, name: str, what: str, *arguments: Any) -> None:

@@ -451,6 +451,15 @@ def test_any_thread_may_use_what_another_made(cuda: FakeCuda, gpu: Gpu, stream: 
         assert in_a_thread(work) is None
 
 
+def test_any_thread_may_close_what_another_made(cuda: FakeCuda, gpu: Gpu) -> None:
+    stream = gpu.stream()
+    held = (gpu.reserve(8, "a test"), gpu.pinned((2,), FLOAT), gpu.event(), stream)
+    graph = stream.capture(lambda: None)
+    for each in (*held, graph):
+        assert in_a_thread(each.close) is None
+    assert cuda.leaks() == {}
+
+
 def test_a_new_thread_after_a_lost_context(cuda: FakeCuda, gpu: Gpu, stream: Stream) -> None:
     cuda.lose_context()
     error = in_a_thread(stream.synchronize)
