@@ -105,18 +105,15 @@ class OnnxRuntimeCudaBinding:
     def __init__(self, engine: OnnxRuntimeCudaEngine, binding: Any, tensors: Any) -> None:
         # The binding knows addresses only; whoever holds it holds the memory.
         self._tensors = tensors
-        self._graph = engine.name
         queue = partial(engine.enqueue, binding)
-        self._repeated: Repeated | None
         self._repeated = Repeated(engine.stream, queue, captures=engine.captures)
 
     def run(self) -> None:
-        if self._repeated is None:
-            raise EngineError(f"graph {self._graph}: its engine is closed")
         self._repeated.run()
 
     def close(self) -> None:
-        self._repeated = self._tensors = None
+        self._repeated.close()
+        self._tensors = None
 
 
 @cache

@@ -1,6 +1,7 @@
 """Running a plan: one context for every binding, all with one stream and one working memory."""
 
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Mapping
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -48,6 +49,7 @@ class TensorRtEngine(TensorTable):
         budget = options.get("weight_streaming_bytes")
         if budget is not None:
             self._engine.weight_streaming_budget_v2 = budget
+        self._bindings: weakref.WeakSet[TensorRtBinding] = weakref.WeakSet()
         self._activations: DeviceMemory | None = None
         self._spares: dict[tuple[str, Shape], DeviceMemory] = {}
         self._inputs, self._outputs = _tensor_table(self._trt, self._engine, info)
@@ -73,7 +75,9 @@ class TensorRtEngine(TensorTable):
             if not context.set_tensor_address(name, address):
                 raise EngineError(f"graph {self.name}: {name} cannot be bound: {self._reasons()}")
         captures = self._cuda_graphs and not self._flavor.captures_itself
-        return TensorRtBinding(self, context, captures, (dict(inputs), dict(outputs)))
+        binding = TensorRtBinding(self, context, captures, (dict(inputs), dict(outputs)))
+        self._bindings.add(binding)
+        return binding
 
     def _checked(
         self, given: Mapping[str, Any], known: Mapping[str, TensorSpec]
@@ -133,6 +137,9 @@ class TensorRtEngine(TensorTable):
         return "; ".join(self._log.errors) or "no reason was given"
 
     def close(self) -> None:
+        """Bindings end with it: their contexts would keep the plan, and its memory."""
+        for binding in list(self._bindings):
+            binding.close()
         self._engine = self._runtime = None
         for memory in self._spares.values():
             memory.close()
@@ -143,15 +150,17 @@ class TensorRtEngine(TensorTable):
 class TensorRtBinding:
     """Runs are queued on the engine's stream; whoever reads the outputs waits for it."""
 
-    def __init__(
-        self, owner: TensorRtEngine, context: Any, captures: bool, tensors: Sequence[Any]
-    ) -> None:
+    def __init__(self, owner: TensorRtEngine, context: Any, captures: bool, tensors: Any) -> None:
         # The context knows addresses only; whoever holds it holds the memory.
         self._tensors = tensors
         self._repeated = Repeated(owner.stream, partial(owner.enqueue, context), captures=captures)
 
     def run(self) -> None:
         self._repeated.run()
+
+    def close(self) -> None:
+        self._repeated.close()
+        self._tensors = None
 
 
 def _tensor_table(

@@ -76,6 +76,18 @@ def make_current(ordinal: int) -> None:
         _thread.devices.add(ordinal)
 
 
+def give_back(ordinal: int, name: str, handle: int) -> None:
+    """Call a driver's function that frees something, on whatever thread lets go of it.
+
+    There is nothing to free, and nothing to tell, where the context is lost.
+    """
+    try:
+        make_current(ordinal)
+    except LostGpuError:
+        return
+    getattr(_import("cuda.bindings.driver"), name)(handle)
+
+
 def architecture_of(capability: tuple[int, int]) -> str:
     """What to compile for."""
     architecture = Architecture.of(capability)
@@ -213,7 +225,7 @@ class DeviceMemory:
         zeroed: bool = True,
         before_close: Callable[[], None] | None = None,
     ) -> None:
-        self.pointer = 0
+        self.pointer, self._ordinal = 0, ordinal
         self.size_bytes, self._before_close = max(size_bytes, 1), before_close
         make_current(ordinal)
         driver = _import("cuda.bindings.driver")
@@ -237,8 +249,7 @@ class DeviceMemory:
             self._free()
 
     def _free(self) -> None:
-        # There is nothing to free, and nothing to tell, where the context is lost.
-        _import("cuda.bindings.driver").cuMemFree(self.pointer)
+        give_back(self._ordinal, "cuMemFree", self.pointer)
         self.pointer = 0
 
     def __enter__(self) -> Self:

@@ -22,7 +22,14 @@ from longlive_trt.basics import Array, Closing, Given
 from longlive_trt.dtypes import name_of
 from longlive_trt.errors import EngineError, LongLiveError
 from longlive_trt.plugins.cuda.driver import DeviceMemory as DeviceMemory
-from longlive_trt.plugins.cuda.driver import check, device_facts, failure, make_current, readable
+from longlive_trt.plugins.cuda.driver import (
+    check,
+    device_facts,
+    failure,
+    give_back,
+    make_current,
+    readable,
+)
 from longlive_trt.plugins.cuda.tensors import DeviceTensor as DeviceTensor
 from longlive_trt.plugins.cuda.tensors import contiguous_strides
 
@@ -123,7 +130,7 @@ class PinnedArray(Closing):
     """Host memory that the GPU copies to and from by itself."""
 
     def __init__(self, gpu: Gpu, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
-        size_bytes = max(prod(shape) * dtype.itemsize, 1)
+        size_bytes, self._ordinal = max(prod(shape) * dtype.itemsize, 1), gpu.ordinal
         gpu.ledger.note("allocation", f"{size_bytes} bytes of pinned memory")
         what = f"allocate {readable(size_bytes)} of pinned memory"
         self._pointer = int(check(gpu.driver().cuMemAllocHost(size_bytes), what))
@@ -137,7 +144,7 @@ class PinnedArray(Closing):
 
     def close(self) -> None:
         if self._pointer:
-            _driver().cuMemFreeHost(self._pointer)
+            give_back(self._ordinal, "cuMemFreeHost", self._pointer)
             self._pointer = 0
 
 
@@ -167,7 +174,7 @@ class Event:
 
     def close(self) -> None:
         if self.handle:
-            _driver().cuEventDestroy(self.handle)
+            give_back(self._gpu.ordinal, "cuEventDestroy", self.handle)
             self.handle = 0
 
     def milliseconds_since(self, earlier: "Event") -> float:
@@ -241,7 +248,7 @@ class Stream:
 
     def close(self) -> None:
         if self.handle:
-            _driver().cuStreamDestroy(self.handle)
+            give_back(self.gpu.ordinal, "cuStreamDestroy", self.handle)
             self.handle = 0
 
     def _call(self, name: str, what: str, *arguments: Any) -> None:
@@ -293,12 +300,15 @@ class Repeated:
     """Work that is queued once, captured at the second time, and replayed from then on."""
 
     def __init__(self, stream: Stream, queue: Callable[[], None], *, captures: bool) -> None:
-        self._stream, self._queue, self._captures = stream, queue, captures
+        self._stream, self._captures = stream, captures
+        self._queue: Callable[[], None] | None = queue
         self._graph: CapturedGraph | None = None
         self._was_queued = False
 
     def run(self) -> None:
         with self._stream.queueing:
+            if self._queue is None:
+                raise EngineError("what is to run here was closed with its engine")
             if self._graph is not None:
                 self._graph.launch()
             elif self._was_queued and self._captures:
@@ -308,6 +318,10 @@ class Repeated:
                 # Engines choose kernels, and reserve what these need, which cannot be captured.
                 self._queue()
                 self._was_queued = True
+
+    def close(self) -> None:
+        """Forget the work, and with it whatever it holds."""
+        self._queue = self._graph = None
 
 
 def lay_out(

@@ -84,7 +84,7 @@ def test_bindings_end_with_their_engine(cuda: FakeCuda, stream: Stream, sessions
     assert cuda.leaks() == {"streams": 1, "executable graphs": 1}
     engine.close()
     assert cuda.leaks() == {"streams": 1}
-    with pytest.raises(EngineError, match="graph step: its engine is closed"):
+    with pytest.raises(EngineError, match="was closed with its engine"):
         binding.run()
 
 

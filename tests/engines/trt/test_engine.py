@@ -1,5 +1,6 @@
 """Binding and running plans, against a stand-in for TensorRT: no GPU runs these tests."""
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -190,6 +191,22 @@ def test_contexts_share_one_memory_of_activations(
         engine.bind(inputs(), {})
     assert len({context.memory for context in flavor.contexts}) == 1
     assert flavor.contexts[0].memory[1] == engine.scratch_bytes
+
+
+def test_bindings_end_with_their_engine(
+    load: Callable[..., TensorRtEngine], flavor: FakeFlavor, cuda: FakeCuda
+) -> None:
+    engine = load()
+    binding = engine.bind(inputs(), {})
+    for _ in range(2):
+        binding.run()
+    context = weakref.ref(flavor.contexts.pop())
+    assert context() is not None
+    engine.close()
+    assert context() is None
+    assert cuda.leaks() == {"streams": 1}
+    with pytest.raises(EngineError, match="was closed with its engine"):
+        binding.run()
 
 
 def test_memory_goes_through_the_ledger(
