@@ -291,7 +291,7 @@ def test_a_file_that_is_too_short_there(bundle: Path, web: Web, tmp_path: Path) 
 PULL = """
 import sys
 from pathlib import Path
-from longlive_trt.engines.transfer import pull
+from longlive_trt.engines.bundles.transfer import pull
 pull(sys.argv[1], Path(sys.argv[2]))
 """
 
