@@ -113,10 +113,6 @@ class _OnnxRuntime(Kind):
         library = bundle.folder / LIBRARY_NAME if has_kernels else None
         return OnnxRuntimeCudaEngine(path, stream, library=library)
 
-    def profile_count(self, bundle: Bundle, graph: str) -> int:
-        """How many ranges of sizes the engine was compiled for; 0 where it takes all."""
-        return 0
-
     def load_gpu_libraries(self) -> None:
         from longlive_trt.engines.ort import gpu
 

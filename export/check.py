@@ -131,11 +131,11 @@ def _random_inputs(spec: GraphSpec, config: ModelConfig) -> Tensors:
     for item in flat_inputs(spec.inputs):
         values = torch.randn(concrete_shape(item, _SIZES), generator=generator)
         # Quantized numbers use most of their range.
-        inputs[item.name] = (values * 30).to(item.dtype) if _is_narrow(item) else values
+        inputs[item.name] = (values * 30).to(item.dtype) if _is_quantized(item) else values
     return inputs | _meaningful_inputs(spec, config)
 
 
-def _is_narrow(item: GraphInput) -> bool:
+def _is_quantized(item: GraphInput) -> bool:
     return item.dtype in QUANTIZED_TYPES
 
 

@@ -94,7 +94,7 @@ class StepGraph(nn.Module):
         turn_cached = self._rope(cache_index, latents.shape[0]) if relative else None
         cached_tokens = (sink_frames + window_frames) * self.config.tokens_per_frame
 
-        kept, narrow = self.transformer.cache_format, self.transformer.attention_format
+        kept, attention = self.transformer.cache_format, self.transformer.attention_format
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             turned, cached = _rotate(k, turn), kept.unpack(layer, "k", k_cache[layer])
@@ -105,7 +105,7 @@ class StepGraph(nn.Module):
                 cached = _rotate(cached, turn_cached)
             cached_v = kept.unpack(layer, "v", v_cache[layer])
             seen = (_rotate(q, turn), turned, v, cached, cached_v, cached_tokens)
-            return _sink_window_attention(seen, narrow.scales(layer))
+            return _sink_window_attention(seen, attention.scales(layer))
 
         flow = self.transformer(
             latents,

@@ -12,6 +12,7 @@ from typing import Literal
 import psutil
 
 from longlive_trt import __version__
+from longlive_trt.architectures import Architecture
 from longlive_trt.extras import install_command
 from longlive_trt.probes import (
     CUDA_DRIVER,
@@ -198,7 +199,8 @@ def _gpus_of_smi(smi: str) -> list[Gpu]:
 
 def _parse_smi(line: str) -> Gpu:
     try:
-        name, memory_mib, capability, driver = (field.strip() for field in line.rsplit(",", 3))
+        name, memory_mib, text, driver = (field.strip() for field in line.rsplit(",", 3))
+        capability = Architecture.of_capability(text).capability
         return Gpu(name, int(memory_mib) * 1024**2, capability, driver)
     except ValueError as error:
         raise ProbeError(f"nvidia-smi said {line!r}, which is not a GPU") from error

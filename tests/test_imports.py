@@ -24,7 +24,7 @@ RULES = {
     **{name: set[str]() for name in ("errors", "basics", "signals", "architectures", "probes")},
     **{name: {"errors"} for name in ("files", "contract", "dtypes")},
     "extras": {"probes"},
-    "doctor": {"extras", "probes"},
+    "doctor": {"architectures", "extras", "probes"},
     "precision": FOUNDATION,
     "exports": {*FOUNDATION, "configs"},
     "configs": FOUNDATION,

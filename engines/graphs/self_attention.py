@@ -76,7 +76,7 @@ class SelfAttention:
     def _all_quantized(
         self, layer: int, name: str, qkv: ir.Value
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Nothing of this pass but its sums is in more than eight bits, nor is the cache."""
+        """All of this pass but its sums is quantized, and so is the cache."""
         scales = [self._attention_scale(layer, part) for part in "qkv"]
         q, key, value = self._norm_and_turn(name, qkv, *scales, dtype=FLOAT8.name)
         k_cache, v_cache = (self._caches[part][layer] for part in "kv")

@@ -10,11 +10,12 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from longlive_trt.contract import ATTENTION_OP, BATCH, LENGTHS_PREFIX, LOCAL_DOMAIN, weights_file
+from longlive_trt.dtypes import FLOAT8
 from longlive_trt.engines.trt.attention import takes_quantized, use_fused_attention
 from longlive_trt.precision import Precision, compute_precision, retype
 
 _LENGTHS_INPUT = 6
-_FP8 = (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
+_FP8 = (ir.DataType(FLOAT8.onnx), ir.DataType.FLOAT8E5M2)
 
 
 @dataclass(frozen=True)
@@ -134,11 +135,11 @@ def _swapped(cast: ir.Node, transpose: ir.Node, output: ir.Value) -> ir.Value:
     wide = cast.inputs[0]
     assert wide is not None and transpose.graph is not None
     turned = ir.Node("", "Transpose", [wide], transpose.attributes.values(), num_outputs=1)
-    narrow = ir.Value(name=output.name, type=output.type, shape=output.shape)
-    narrowed = ir.Node("", "Cast", turned.outputs, cast.attributes.values(), outputs=[narrow])
-    transpose.graph.insert_before(transpose, (turned, narrowed))
+    pixels = ir.Value(name=output.name, type=output.type, shape=output.shape)
+    last = ir.Node("", "Cast", turned.outputs, cast.attributes.values(), outputs=[pixels])
+    transpose.graph.insert_before(transpose, (turned, last))
     output.name = None
-    return narrow
+    return pixels
 
 
 def connect_lengths(trt: Any, network: Any, sites: tuple[AttentionSite, ...]) -> None:

@@ -1,10 +1,15 @@
 """Whether engines run somewhere: one rule for opened bundles and for those of a catalog."""
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from longlive_trt.architectures import Architecture
+from longlive_trt.engines import loader
+from longlive_trt.engines.bundles.catalog import CatalogEntry
+from longlive_trt.engines.bundles.choice import Machine, MachineGpu, Preference, choose
 from longlive_trt.engines.compatibility import (
     BuiltEngines,
     GpuModel,
@@ -17,6 +22,9 @@ from longlive_trt.engines.compatibility import (
     memory_obstacle,
     numbers,
 )
+from longlive_trt.engines.trt import flavors
+from longlive_trt.errors import BundleError
+from longlive_trt.plugins.cuda.driver import DeviceFacts
 
 H100 = GpuModel("NVIDIA H100", Architecture(9, 0))
 H200 = GpuModel("NVIDIA H200", Architecture(9, 0))
@@ -145,3 +153,54 @@ def test_what_runs_nowhere_as_it_is() -> None:
 def test_a_part_of_the_memory_stays_free() -> None:
     assert memory_obstacle(90, 100) is None
     assert memory_obstacle(91, 100) is Obstacle.TOO_LITTLE_MEMORY
+
+
+def entry(built: BuiltEngines) -> CatalogEntry:
+    identity = ("a", "0" * 64, "0" * 64, "tiny", built.kind, built.version, built.target)
+    sizes = (192, 128, ("step", "prompt"), 1, 1)
+    return CatalogEntry(*identity, built.precision, *sizes, built.options)
+
+
+@pytest.mark.parametrize("gpu", [H100, H200, ADA, AMPERE], ids=lambda gpu: gpu.name)
+@pytest.mark.parametrize("version", ["11.4.0.106", "11.4.0", "11.5.0.1"])
+@pytest.mark.parametrize(
+    "built",
+    [
+        engines(),
+        engines(gpu_name="NVIDIA H100"),
+        engines(version="11.4.0", version_compatible=True),
+        engines(strip=True),
+        engines("abacus"),
+        engines(precision="fp8", target="sm80", hardware_compatibility="ampere-plus"),
+    ],
+    ids=str,
+)
+def test_a_catalog_and_an_opened_bundle_agree(
+    built: BuiltEngines,
+    version: str,
+    gpu: GpuModel,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    capability = (gpu.architecture.major, gpu.architecture.minor)
+    facts = DeviceFacts(0, gpu.name, capability, 132, 0)
+    monkeypatch.setattr(loader, "device_facts", lambda: facts)
+    flavor = SimpleNamespace(load=lambda: SimpleNamespace(__version__=version))
+    monkeypatch.setattr(flavors, "FLAVORS", {"tensorrt": flavor})
+    engine = SimpleNamespace(kind=built.kind, version=built.version, target=built.target)
+    manifest = SimpleNamespace(engine=engine, precision=built.precision, options=built.options)
+    bundle: Any = SimpleNamespace(folder=tmp_path, manifest=manifest)
+    machine = Machine(
+        MachineGpu(gpu.name, gpu.architecture.capability, 1 << 40), 1 << 40, {built.kind: version}
+    )
+
+    def runs(attempt: Any) -> bool:
+        try:
+            attempt()
+        except BundleError:
+            return False
+        return True
+
+    assert runs(lambda: loader.require_runnable(bundle)) == runs(
+        lambda: choose([entry(built)], machine, Preference(), "there")
+    )

@@ -84,6 +84,17 @@ def test_a_cpu_is_used_where_there_is_a_gpu_too(
     assert not cuda.calls
 
 
+def test_bfloat16_is_for_a_gpu(
+    bundle: MakeBundle, fake_cuda: Callable[..., FakeCuda], gpu_provider: list[str]
+) -> None:
+    """No CPU engine has its arithmetic; ONNX Runtime has it on a GPU."""
+    fake_cuda()
+    made = bundle("cpu", precision="bf16")
+    require_runnable(made, "cuda")
+    with pytest.raises(BundleError, match=r"no bf16 arithmetic on a CPU; run it with --device cu"):
+        require_runnable(made)
+
+
 def test_a_bundle_for_cpus_on_a_gpu(
     bundle: MakeBundle, fake_cuda: Callable[..., FakeCuda], gpu_provider: list[str]
 ) -> None:

@@ -115,6 +115,12 @@ def test_what_is_missing_is_said(item: CatalogEntry, machine: Machine, obstacle:
     assert "longlive-trt build" in str(caught.value)
 
 
+def test_fp8_runs_on_a_cpu_and_is_taken_last() -> None:
+    fp8, fp16 = entry("onnxruntime", "cpu", "fp8"), entry("onnxruntime", "cpu", "fp16")
+    assert choose([fp8], CPU, Preference(), "there").best is fp8
+    assert choose([fp8, fp16], CPU, Preference(), "there").best is fp16
+
+
 def test_another_configuration_is_not_taken() -> None:
     with pytest.raises(BundleError, match="tiny was asked for"):
         choose(CATALOG, H100, Preference(config="tiny"), "there")

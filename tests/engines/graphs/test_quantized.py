@@ -78,7 +78,7 @@ def quantized(make_once: MakeOnce) -> Callable[..., Path]:
 
     def quantized_export(rope: str, kind: str, exclude: tuple[str, ...] = ()) -> Path:
         values = {**MODEL, "name": f"gpu8-{rope}", "rollout": {"rope": rope, "window_frames": 9}}
-        config = configure(values, origin="test_cuda_quantized")
+        config = configure(values, origin="test_quantized")
 
         def make_plain(path: Path) -> None:
             export(config, Sources(random_seed=4), path, PRECISIONS["fp32"], check=False)

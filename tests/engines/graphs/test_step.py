@@ -52,7 +52,7 @@ def small_export(make_once: Any, rope: str) -> Path:
 
     def make(path: Path) -> None:
         values = {"name": f"small-{rope}", **SMALL, "rollout": {"rope": rope}}
-        config = configure(values, origin="test_cuda_step")
+        config = configure(values, origin="test_step")
         export(config, Sources(random_seed=5), path, PRECISIONS["fp32"])
 
     return Path(make_once(f"small-{rope}-export", make))
