@@ -275,8 +275,10 @@ def _asked_cues(prompt: str | Mapping[int, str] | Sequence[Cue], name: str) -> l
         cues = [Cue(frame, text, f"{name} at {frame}") for frame, text in prompt.items()]
         if all(type(cue.frame) is int and isinstance(cue.prompt, str) for cue in cues):
             return sorted(cues, key=lambda cue: cue.frame)
-    elif all(isinstance(cue, Cue) for cue in prompt):
-        return list(prompt)
+    elif isinstance(prompt, Sequence):
+        listed = [cue for cue in prompt if isinstance(cue, Cue)]
+        if len(listed) == len(prompt):
+            return listed
     raise UsageError(
         f"{name} is {prompt!r}; give a text, or texts by the latent frame from which each is wanted"
     )

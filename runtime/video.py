@@ -2,20 +2,27 @@
 
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakSet
 
-from longlive_trt.basics import Array, Closing
+import numpy as np
+
+from longlive_trt.basics import Closing
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.errors import UsageError
 from longlive_trt.runtime.noise import FloatArray
 from longlive_trt.runtime.output import FrameWriter, open_writer
+from longlive_trt.runtime.output.base import Pixels
 from longlive_trt.runtime.plan import Plan, require_text_encoder
 from longlive_trt.runtime.prompting.switches import SwitchMode
 from longlive_trt.runtime.prompting.timeline import check_prompt
 from longlive_trt.runtime.prompting.track import PromptTrack, Shown
 from longlive_trt.runtime.session import Block, Checkpoint, Session
 from longlive_trt.runtime.state import require_savable, save_state
+
+_NO_PICTURES = "this video makes no pictures: it was asked for with decode=False"
 
 
 class VideoBlock:
@@ -24,7 +31,7 @@ class VideoBlock:
     def __init__(self, block: Block, plan: Plan, prompt: str) -> None:
         self._block, self._plan = block, plan
         self.prompt = prompt
-        """What the video shows or turns to; empty where that is no text."""
+        """What the video shows or turns to; a replay's prompts have the names of its file."""
 
     @property
     def index(self) -> int:
@@ -41,22 +48,36 @@ class VideoBlock:
         return self._plan.video_frames(self.index, self.index + 1)
 
     @property
-    def frames(self) -> Array:
-        """Pictures as uint8 [n, height, width, 3], with the batch before where there is one.
+    def frames(self) -> Pixels:
+        """Pictures [n, height, width, 3]; of several videos [batch, n, height, width, 3].
 
         Waits until they are decoded.
         """
         return self.rows[0] if self._plan.batch == 1 else self.rows
 
     @property
-    def rows(self) -> Array:
-        """The pictures of every video of the batch, also where it is one: [batch, n, ..., 3]."""
-        return self._block.pixels()
+    def rows(self) -> Pixels:
+        """The pictures with the batch before them, also where it is one video."""
+        if not self._plan.decodes:
+            raise UsageError(_NO_PICTURES)
+        try:
+            return np.asarray(self._block.pixels(), np.uint8)
+        except CancelledError:
+            raise UsageError(
+                f"block {self.index}: its pictures were never read, and its video is closed; read "
+                "a block's frames before that"
+            ) from None
 
     @property
     def latents(self) -> FloatArray:
         """float32 [batch, frames, channels, height, width]; waits until they are there."""
         return self._block.latents
+
+    def fetch(self) -> None:
+        """Wait for everything."""
+        _ = self.latents
+        if self._plan.decodes:
+            _ = self.rows
 
 
 @dataclass(frozen=True)
@@ -74,6 +95,7 @@ class Video(Closing):
     def __init__(self, bundle: Bundle, plan: Plan, session: Session, track: PromptTrack) -> None:
         self.bundle, self.plan, self.session = bundle, plan, session
         self._track = track
+        self._blocks: WeakSet[VideoBlock] = WeakSet()
         self.is_between_blocks = True
         """A block that was begun and failed leaves a video that cannot go on from here."""
         self.is_closed = False
@@ -87,7 +109,7 @@ class Video(Closing):
         """Height and width of the pictures."""
         size = self.plan.config.video_size
         if size is None or not self.plan.decodes:
-            raise UsageError("this video makes no pictures: it was asked for with decode=False")
+            raise UsageError(_NO_PICTURES)
         return size
 
     @property
@@ -120,7 +142,9 @@ class Video(Closing):
             self.session.switch_prompt(*change)
         block = self.session.step()
         self.is_between_blocks = True
-        return VideoBlock(block, self.plan, self._track.prompt)
+        handed_out = VideoBlock(block, self.plan, self._track.prompt)
+        self._blocks.add(handed_out)
+        return handed_out
 
     def ahead(self, blocks: int = 1) -> Iterator[VideoBlock]:
         """The same blocks, each handed out when so many later ones have been begun.
@@ -193,11 +217,19 @@ class Video(Closing):
         return open_writer(path, self.fps, *self.size, overwrite)
 
     def close(self) -> None:
-        """Blocks that were made keep what was read of them."""
         if not self.is_closed:
             self.is_closed = True
             self.session.close()
             self._track.source.close()
+
+    def __exit__(self, *error: object) -> None:
+        """Blocks that somebody still holds can be read afterwards, unless something failed."""
+        try:
+            if error[:1] == (None,):
+                for block in list(self._blocks):
+                    block.fetch()
+        finally:
+            self.close()
 
     def _require_open(self) -> None:
         if self.is_closed:
