@@ -1,4 +1,4 @@
-"""What ``build --precision fp8|int8`` does before the build: find or make a quantized export."""
+"""What a build in fp8 or int8 does beforehand: find or make a quantized export."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -46,11 +46,7 @@ class BuildPlan:
             write_quantized,
         )
         from longlive_trt.calibration.recipes import recipe_named
-        from longlive_trt.commands.making.calibrate import (
-            default_device,
-            load_prompts,
-            open_tokenizer,
-        )
+        from longlive_trt.making.calibrating import default_device, load_prompts, open_tokenizer
 
         source, folder = SourceExport.open(self.onnx), quantized_folder(self.onnx, self.precision)
         if self.calibration is not None:
