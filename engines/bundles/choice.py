@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from longlive_trt.engines.bundles.catalog import Entry
 from longlive_trt.errors import BundleError
+from longlive_trt.extras import engine_upgrade, install_command
 
 ONNXRUNTIME = "onnxruntime"
 _COMPILED = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
@@ -121,7 +122,7 @@ def _wrong_library(entry: Entry, machine: Machine) -> str | None:
         return f"{entry.kind} is not installed: {_install(entry)}"
     if entry.kind == ONNXRUNTIME:
         older = _numbers(found) < _numbers(entry.version)
-        return f"onnxruntime is {found}: {_install(entry)}" if older else None
+        return f"onnxruntime is {found}: {engine_upgrade(entry.version)}" if older else None
     if entry.options.get("strip"):
         return "it was built without its weights (--strip): pull it, and `longlive-trt refit` it"
     if not _runs_with(found, entry):
@@ -150,8 +151,8 @@ def _too_little_memory(entry: Entry, machine: Machine) -> str | None:
 
 def _install(entry: Entry) -> str:
     if entry.kind == ONNXRUNTIME:
-        return f"pip install 'onnxruntime>={entry.version}'"
-    return f"pip install 'longlive-trt[{_COMPILED[entry.kind]}]'"
+        return install_command("gpu" if _needs_gpu(entry) else "cpu")
+    return install_command(_COMPILED[entry.kind])
 
 
 def _needs_gpu(entry: Entry) -> bool:

@@ -13,6 +13,7 @@ import onnxruntime as ort
 from longlive_trt.basics import Array, Given
 from longlive_trt.engines.base import TensorSpec, TensorTable, require_fit
 from longlive_trt.errors import BundleError, EngineError, UsageError
+from longlive_trt.extras import engine_command, engine_upgrade
 from longlive_trt.precision import Precision, compute_precision, retype
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def require_compatible(built_with: str) -> None:
     if _numbers(version()) < _numbers(built_with):
         raise BundleError(
             f"the bundle was built with onnxruntime {built_with}, and {version()} is installed; "
-            f"run `pip install 'onnxruntime>={built_with}'`, or build the bundle again here"
+            f"run `{engine_upgrade(built_with)}`, or build the bundle again here"
         )
 
 
@@ -54,7 +55,7 @@ def require_arithmetic(precision: Precision) -> None:
     if precision.name == "bf16" and "CUDAExecutionProvider" not in ort.get_available_providers():
         raise UsageError(
             "onnxruntime has no bfloat16 arithmetic on a CPU; build with --precision fp32 or fp16, "
-            "or install onnxruntime-gpu where there is a GPU"
+            f"or, where there is a GPU, run `{engine_command('gpu')}`"
         )
 
 

@@ -230,7 +230,7 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_400_blocks_in_constant_memory(mini_bundle: Callable[[str], Path]) -> None:
     mini = open_bundle(mini_bundle("relative"))
     shape = (1, 3, *mini.config.latent_shape)
@@ -255,7 +255,7 @@ def test_400_blocks_in_constant_memory(mini_bundle: Callable[[str], Path]) -> No
     assert len(set(files)) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_long_video_in_constant_memory(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
