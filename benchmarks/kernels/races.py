@@ -1,20 +1,16 @@
 """Small attention problems for compute-sanitizer, without any library's kernels beside ours.
 
-compute-sanitizer --tool memcheck  python benchmarks/plugin_races.py
-compute-sanitizer --tool racecheck python benchmarks/plugin_races.py --checked
+compute-sanitizer --tool memcheck  python -m benchmarks.kernels.races
+compute-sanitizer --tool racecheck python -m benchmarks.kernels.races --checked
 """
 
-import argparse
 import ctypes
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+from benchmarks.harness import parser
 from longlive_trt.plugins.attention.arguments import KVPiece, Scales
 from longlive_trt.plugins.attention.hopper import SinkWindowAttention
 from longlive_trt.plugins.attention.portable import PortableAttention
@@ -28,8 +24,6 @@ from longlive_trt.plugins.attention.tensorrt_plugin import (
 from longlive_trt.plugins.attention.variants import choose_variant
 from longlive_trt.plugins.cuda import driver
 from longlive_trt.plugins.cuda.compilation import compile_kernel
-from longlive_trt.plugins.kernels import companions
-from longlive_trt.plugins.kernels.companions import RopeTables
 
 SHAPES = ((200, (300, 0, 77)), (1100, (700, 900)))
 HEADS = 2
@@ -90,23 +84,6 @@ def run_plugin(checked: bool) -> None:
         print(f"plugin, {variant}, {tokens} queries: done", flush=True)
 
 
-def run_companions() -> None:
-    tokens, dim = 77, HEADS * 128
-    q, k, v, x, update = (random((1, tokens, dim), "bfloat16") for _ in range(5))
-    out = [torch.empty(1, tokens, HEADS, 128, device="cuda").bfloat16() for _ in "qkv"]
-    weights = (random((dim,), "bfloat16"), random((dim,), "bfloat16"))
-    tables = RopeTables(*(torch.rand(tokens, 64, device="cuda") for _ in "cs"))
-    companions.qk_norm_rope([q, k, v], weights, tables, out)
-    scale, shift = (random((1, dim), "bfloat16") for _ in range(2))
-    companions.norm_modulate(x[0], scale, shift, update[0])
-    companions.gated_residual(x[0], update[0], scale, x[0])
-    packed = torch.zeros(1, HEADS, 128, 112, device="cuda").to(torch.float8_e4m3fn)
-    factor = torch.full((HEADS,), 0.03, device="cuda")
-    companions.quantize_values(out[2], factor, packed, first_token=21)
-    torch.cuda.synchronize()
-    print("companions: done", flush=True)
-
-
 def run_portable() -> None:
     attention = PortableAttention()
     for tokens, lengths in SHAPES:
@@ -119,16 +96,15 @@ def run_portable() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checked", action="store_true", help="builds for a race checker")
-    options = parser.parse_args()
-    run_hopper("bfloat16", options.checked, keys=18720)
-    run_hopper("bfloat16", options.checked, keys=512)
-    run_hopper("int8", options.checked, keys=18720)
-    run_hopper("float8_e4m3", options.checked, keys=18720)
-    run_plugin(options.checked)
+    options = parser(__doc__, out=False)
+    options.add_argument("--checked", action="store_true", help="builds for a race checker")
+    checked = options.parse_args().checked
+    run_hopper("bfloat16", checked, keys=18720)
+    run_hopper("bfloat16", checked, keys=512)
+    run_hopper("int8", checked, keys=18720)
+    run_hopper("float8_e4m3", checked, keys=18720)
+    run_plugin(checked)
     run_portable()
-    run_companions()
 
 
 if __name__ == "__main__":
