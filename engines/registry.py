@@ -18,6 +18,7 @@ from longlive_trt.engines.base import Engine
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.engines.compiler import BuildOptions, EngineCompiler
 from longlive_trt.errors import UsageError
+from longlive_trt.extras import engine_upgrade, install_command
 from longlive_trt.plugins.cuda.streams import Stream
 from longlive_trt.precision import Precision
 
@@ -96,7 +97,7 @@ class _OnnxRuntime(Kind):
         return cpu.version()
 
     def install_command(self, version: str) -> str:
-        return f"pip install 'onnxruntime>={version}'"
+        return engine_upgrade(version)
 
     def load(
         self, bundle: Bundle, graph: str, *, stream: Stream | None, threads: int | None
@@ -136,7 +137,7 @@ class _TensorRt(Kind):
         return str(FLAVORS[self.name].load().__version__)
 
     def install_command(self, version: str) -> str:
-        return f"pip install 'longlive-trt[{self.name}]'"
+        return install_command(self.name)
 
     def load(
         self, bundle: Bundle, graph: str, *, stream: Stream | None, threads: int | None

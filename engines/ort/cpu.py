@@ -12,6 +12,7 @@ from longlive_trt.contract import ONNX_SUFFIX, weights_file
 from longlive_trt.dtypes import BY_NUMPY, BY_ONNXRUNTIME, FLOAT8, name_of
 from longlive_trt.engines.base import TensorSpec, TensorTable, require_fit
 from longlive_trt.errors import EngineError, UsageError
+from longlive_trt.extras import engine_command
 from longlive_trt.precision import Precision, compute_precision, retype
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ def require_arithmetic(precision: Precision) -> None:
     if precision.name == "bf16" and "CUDAExecutionProvider" not in ort.get_available_providers():
         raise UsageError(
             "onnxruntime has no bfloat16 arithmetic on a CPU; build with --precision fp32 or fp16, "
-            "or install onnxruntime-gpu where there is a GPU"
+            f"or, where there is a GPU, run `{engine_command('gpu')}`"
         )
 
 

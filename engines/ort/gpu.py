@@ -18,6 +18,7 @@ from longlive_trt.dtypes import BY_NUMPY
 from longlive_trt.engines.base import TensorSpec, TensorTable, require_fit
 from longlive_trt.engines.ort.cpu import brief, spec_of
 from longlive_trt.errors import EngineError
+from longlive_trt.extras import engine_command, install_command
 from longlive_trt.plugins.cuda.streams import Repeated, Stream, given_on_device
 from longlive_trt.plugins.cuda.tensors import DeviceTensor
 from longlive_trt.plugins.onnxruntime_bridge import SessionNodes
@@ -122,7 +123,7 @@ def load_libraries() -> None:
     if PROVIDER not in ort.get_available_providers():
         raise EngineError(
             f"the installed onnxruntime {ort.__version__} has no GPU support; run "
-            "`pip uninstall onnxruntime` and `pip install 'longlive-trt[gpu]'`"
+            f"`{engine_command('gpu')}`"
         )
     # Failures come as exceptions, and are told once.
     ort.set_default_logger_severity(4)
@@ -133,7 +134,7 @@ def load_libraries() -> None:
         except Exception as error:  # the package's errors have no common base
             raise EngineError(
                 f"CUDA's library {library} was not found ({brief(error)}); run "
-                "`pip install 'longlive-trt[gpu]'`, or install the CUDA toolkit and cuDNN 9"
+                f"`{install_command('gpu')}`, or install the CUDA toolkit and cuDNN 9"
             ) from None
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from longlive_trt.basics import Array, Closing
-from longlive_trt.contract import CONTEXT_K, CONTEXT_V, TEXT_STATES
+from longlive_trt.contract import CONTEXT_K, CONTEXT_V, IDS, MASK, TEXT_STATES
 from longlive_trt.engines.base import Engine
 from longlive_trt.runtime.memory.base import Buffer, HostMemory, Memory, buffers, named, size_bytes
 from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer

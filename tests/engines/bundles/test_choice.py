@@ -7,6 +7,7 @@ import pytest
 from longlive_trt.engines.bundles.catalog import CatalogEntry
 from longlive_trt.engines.bundles.choice import Machine, MachineGpu, Preference, choose
 from longlive_trt.errors import BundleError
+from longlive_trt.extras import engine_upgrade, install_command
 
 GB = 10**9
 CPU = Machine(None, 32 * GB, {"onnxruntime": "1.31.1", "tensorrt": None, "tensorrt-rtx": None})
@@ -95,12 +96,12 @@ def test_the_best_for_each_machine(machine: Machine, wish: Preference, best: str
         (
             entry("tensorrt", "sm90", "fp8"),
             replace(H100, versions={}),
-            "pip install 'longlive-trt[tensorrt]'",
+            install_command("tensorrt"),
         ),
         (
             entry("onnxruntime", "cpu", "fp32", version="1.40.0"),
             CPU,
-            "pip install 'onnxruntime>=1.40.0'",
+            engine_upgrade("1.40.0"),
         ),
         (entry("onnxruntime", "cpu", "bf16"), CPU, "no bf16 arithmetic on a CPU"),
         (entry("onnxruntime", "cpu", "fp32", memory_bytes=40 * GB), CPU, "more than 40.0 GB"),

@@ -1,6 +1,6 @@
 """ModelOpt calibration of the 1.3B geometry on one GPU: time and memory.
 
-    python benchmarks/calibrate_full_size.py --blocks 4 --out docs/results/calibrate_full_size.json
+    python -m benchmarks.full_size.calibrate --out docs/results/calibrate_full_size.json
 
 Random weights from a seed, bfloat16, one rollout with a prompt switch. Synthetic text states: the
 5.7B text encoder is no part of what is measured. Needs the `quantize` extra and about 24 GB of GPU
@@ -8,7 +8,6 @@ memory.
 """
 
 import argparse
-import json
 import resource
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from benchmarks.harness import command, parser, write_report
 from longlive_trt.calibration.calibration_file import save_calibration
 from longlive_trt.calibration.calibrator import CalibrationRequest, calibrate
 from longlive_trt.calibration.prompts import shipped_prompts
@@ -32,20 +32,19 @@ MEMORY_LIMIT_GB = 24
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", default="longlive-1.3b")
-    parser.add_argument("--blocks", type=int, default=4)
-    parser.add_argument("--prompts", type=int, default=2, help="two make one rollout")
-    parser.add_argument("--recipe", choices=list(RECIPES), default="fp8")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--compute", default="bf16")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file for the result")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--config", default="longlive-1.3b")
+    options.add_argument("--blocks", type=int, default=4)
+    options.add_argument("--prompts", type=int, default=2, help="two make one rollout")
+    options.add_argument("--recipe", choices=list(RECIPES), default="fp8")
+    options.add_argument("--device", default="cuda")
+    options.add_argument("--compute", default="bf16")
+    arguments = options.parse_args()
     config = load_config(arguments.config)
     weights = random_weights(expected_shapes(lambda: Transformer(config.transformer)), 0)
     result = measure(config, weights, arguments)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=1))
+    print(result)
+    write_report(result, arguments.out)
 
 
 def measure(
@@ -74,6 +73,7 @@ def measure(
     started = time.monotonic()
     frames = run_video(narrow, config, video, texts.of(request.prompts), seed=1)
     return {
+        "command": command(),
         "config": config.name,
         "recipe": calibration.recipe,
         "layers": len(calibration.layers),

@@ -1,25 +1,22 @@
 """Every kernel of one transformer pass at its real size, and what a pass of them comes to.
 
-    python benchmarks/transformer_kernels.py --out docs/results/transformer_kernels_h200.json
+    python -m benchmarks.kernels.transformer --out docs/results/transformer_kernels_h200.json
 
 4,680 tokens against 14,040 cached ones, dim 1536, 30 layers. Each kernel is captured eight times
-over rotating buffers, so that nothing stays in the cache, and replayed. Products are timed for
-weights stored [in, out] and [out, in], and beside torch; all other kernels beside the rate of a
+over rotating buffers, so that nothing stays in the cache, and replayed. Products are timed
+for weights stored [in, out] and [out, in], and beside torch; all other kernels beside the rate of a
 copy of gigabytes.
 """
 
-import argparse
-import json
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+from benchmarks.harness import parser, write_report
+from benchmarks.kernels.timing import capture, copy_rate, machine, median_ms
 from longlive_trt.plugins.cuda.cublaslt import WORKSPACE_BYTES, Matmul, Product
 from longlive_trt.plugins.cuda.placement import Placement
 from longlive_trt.plugins.cuda.streams import Gpu, Stream
@@ -56,20 +53,20 @@ class KernelJob:
         """What runs it, and how many bytes it reads and writes."""
         kernel, gpu = KERNELS[self.kernel](**self.parameters), Gpu()
         places: dict[int, Placement] = {}
-        given = [self.tensors(buffer) for buffer in range(BUFFERS)]
-        shapes = kernel.output_shapes([x.shape for x in given[0]])
+        inputs = [self.tensors(buffer) for buffer in range(BUFFERS)]
+        shapes = kernel.output_shapes([x.shape for x in inputs[0]])
         types = [FLOAT8 if i in self.narrow else dtype for i in range(len(shapes))]
         pairs = list(zip(shapes, types, strict=True))
-        made = [[torch.empty(s, dtype=t, device="cuda") for s, t in pairs] for _ in given]
-        outputs = [[as_device_tensor(x, "output") for x in group] for group in made]
+        memory = [[torch.empty(s, dtype=t, device="cuda") for s, t in pairs] for _ in inputs]
+        outputs = [[as_device_tensor(x, "output") for x in group] for group in memory]
 
         def run(buffer: int, stream: int) -> None:
             if stream not in places:
                 places[stream] = Placement(Stream(gpu, stream))
-            kernel.launch(given[buffer], outputs[buffer], places[stream])
-            assert made  # the addresses above are theirs
+            kernel.launch(inputs[buffer], outputs[buffer], places[stream])
+            assert memory  # the addresses above are its own
 
-        return run, sum(map(size_bytes, [*given[0], *outputs[0]]))
+        return run, sum(map(size_bytes, [*inputs[0], *outputs[0]]))
 
 
 def size_bytes(tensor: DeviceTensor) -> int:
@@ -225,23 +222,22 @@ class TimedProduct:
 
     def forms(self) -> Iterator[tuple[str, Run]]:
         flipped = [w.T.contiguous() for w in self.weight]
-        yield "in_out", self._runner(Matmul(self.product()), self.x, self.weight)
-        yield "out_in", self._runner(Matmul(self.product(transposed=True)), self.x, flipped)
-        plain = Matmul(self.product(bias=False, activation="none"))
+        yield "in_out", self._runner(self.product(), self.x, self.weight)
+        yield "out_in", self._runner(self.product(transposed=True), self.x, flipped)
+        plain = self.product(bias=False, activation="none")
         yield "in_out_no_epilogue", self._runner(plain, self.x, self.weight)
         yield "torch_in_out", self._torch
         if self.job.rows % 8 == 0:
-            narrow = [[t.to(torch.float8_e4m3fn) for t in group] for group in (self.x, flipped)]
+            eight_bit = [[t.to(FLOAT8) for t in group] for group in (self.x, flipped)]
             eight = {"dtype": "float8_e4m3", "transposed": True}
-            yield "fp8", self._runner(Matmul(self.product(**eight)), *narrow)
+            yield "fp8", self._runner(self.product(**eight), *eight_bit)
             to_eight = {**eight, "out_dtype": "float8_e4m3", "bias_dtype": self.name}
-            yield "fp8_to_fp8", self._runner(Matmul(self.product(**to_eight)), *narrow)
+            yield "fp8_to_fp8", self._runner(self.product(**to_eight), *eight_bit)
 
-    def _runner(self, matmul: Matmul, x: list[torch.Tensor], weight: list[torch.Tensor]) -> Run:
-        bias = self.bias.data_ptr() if matmul.product.bias else 0
-        to_eight = matmul.product.out_dtype == "float8_e4m3"
-        factor = self.one.data_ptr() if to_eight else 0
-        workspace = self.workspace.data_ptr()
+    def _runner(self, product: Product, x: list[torch.Tensor], weight: list[torch.Tensor]) -> Run:
+        matmul, workspace = Matmul(product), self.workspace.data_ptr()
+        bias = self.bias.data_ptr() if product.bias else 0
+        factor = self.one.data_ptr() if product.out_dtype == "float8_e4m3" else 0
 
         def run(buffer: int, stream: int) -> None:
             pointers = (t[buffer].data_ptr() for t in (x, weight, self.out))
@@ -256,37 +252,10 @@ class TimedProduct:
             torch.nn.functional.gelu(self.out[buffer], approximate="tanh")
 
 
-def median_ms(run: Run, repeats: int) -> float:
-    stream = torch.cuda.Stream()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.stream(stream):
-        for buffer in range(BUFFERS):
-            run(buffer, stream.cuda_stream)
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph, stream=stream):
-        for buffer in range(BUFFERS):
-            run(buffer, stream.cuda_stream)
-    return timed(graph.replay, repeats) / BUFFERS
-
-
-def timed(replay: Callable[[], Any], repeats: int) -> float:
-    times = []
-    for repeat in range(repeats + 3):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        replay()
-        end.record()
-        end.synchronize()
-        if repeat >= 3:
-            times.append(start.elapsed_time(end))
-    return sorted(times)[len(times) // 2]
-
-
-def copy_rate() -> float:
-    """Bytes read and written in a millisecond."""
-    source = torch.empty(1 << 30, dtype=torch.int8, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.numel() / timed(lambda: target.copy_(source), 10)
+def buffers_ms(run: Run, repeats: int) -> float:
+    """Of one call, over all buffers in turn."""
+    graph = capture([partial(run, buffer) for buffer in range(BUFFERS)])
+    return median_ms(graph.replay, repeats) / BUFFERS
 
 
 def time_products(dtype: torch.dtype, repeats: int) -> dict[str, Any]:
@@ -295,7 +264,7 @@ def time_products(dtype: torch.dtype, repeats: int) -> dict[str, Any]:
         timed_product = TimedProduct(job, dtype)
         forms = {}
         for form, run in timed_product.forms():
-            forms[form] = median_ms(run, repeats) * 1e3
+            forms[form] = buffers_ms(run, repeats) * 1e3
         flops = timed_product.product().flops
         results[name] = {
             "shape": [job.rows, job.inner, job.columns],
@@ -314,7 +283,7 @@ def time_kernels(dtype: torch.dtype, repeats: int, peak: float) -> dict[str, Any
     results = {}
     for name, job in kernel_jobs(dtype).items():
         run, moved = job.prepare(dtype)
-        time_ms = median_ms(run, repeats)
+        time_ms = buffers_ms(run, repeats)
         results[name] = {
             "per_pass": job.per_pass,
             "us": time_ms * 1e3,
@@ -334,7 +303,8 @@ def time_kernels(dtype: torch.dtype, repeats: int, peak: float) -> dict[str, Any
 
 def per_pass_ms(products: dict[str, Any], kernels: dict[str, Any]) -> dict[str, float]:
     def total(names: list[str]) -> float:
-        return sum(kernels[name]["us"] * kernels[name]["per_pass"] for name in names) / 1e3
+        total_us: float = sum(kernels[name]["us"] * kernels[name]["per_pass"] for name in names)
+        return total_us / 1e3
 
     attention = ["attention", "cross-attention"]
     forms = ("in_out", "out_in")
@@ -349,30 +319,23 @@ def per_pass_ms(products: dict[str, Any], kernels: dict[str, Any]) -> dict[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--dtype", choices=["float16", "bfloat16"], default="bfloat16")
-    options = parser.parse_args()
-    dtype = getattr(torch, options.dtype)
-    peak = copy_rate()
-    products = time_products(dtype, options.repeats)
-    kernels = time_kernels(dtype, options.repeats, peak)
+    options = parser(__doc__)
+    options.add_argument("--repeats", type=int, default=30)
+    options.add_argument("--dtype", choices=["float16", "bfloat16"], default="bfloat16")
+    chosen = options.parse_args()
+    dtype, peak = getattr(torch, chosen.dtype), copy_rate()
+    products = time_products(dtype, chosen.repeats)
+    kernels = time_kernels(dtype, chosen.repeats, peak)
     sums = per_pass_ms(products, kernels)
     print("; ".join(f"{name} {ms:.2f} ms" for name, ms in sums.items()))
     report = {
-        "command": f"python benchmarks/transformer_kernels.py --dtype {options.dtype} "
-        f"--repeats {options.repeats}",
-        "gpu": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
+        **machine(),
         "copy_gb_per_s": peak / 1e6,
         "products": products,
         "kernels": kernels,
         "per_pass_ms": sums,
     }
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=2) + "\n")
+    write_report(report, chosen.out)
 
 
 if __name__ == "__main__":

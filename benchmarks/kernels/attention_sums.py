@@ -1,24 +1,19 @@
 """What 8-bit attention makes of values that have something in common, by how its sums are kept.
 
-    python benchmarks/attention_sums.py --out docs/results/attention_sums_h200.json
+    python -m benchmarks.kernels.attention_sums --out docs/results/attention_sums_h200.json
 
 4,680 queries of 12 heads against 14,040 cached and 4,680 own keys. Values are normal with a normal
 mean in every channel. The error is against float32 on the same 8-bit inputs; what is left of the
 output is its projection on the exact one.
 """
 
-import argparse
-import json
-import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+from benchmarks.harness import parser, write_report
+from benchmarks.kernels.timing import capture, machine, median_ms, relative_error
 from longlive_trt.plugins.attention.arguments import KVPiece, Scales
 from longlive_trt.plugins.attention.hopper import SinkWindowAttention
 from longlive_trt.plugins.attention.value_layout import padded_tokens
@@ -85,58 +80,32 @@ def measure(variant: Variant, sets: list[Inputs], exact: Any) -> dict[str, Any]:
     units = torch.full((HEADS,), UNIT, device="cuda")
     scales = Scales(units, units, torch.full((HEADS,), VALUE_UNIT, device="cuda"))
     calls = [(inputs.q, inputs.pieces(), torch.empty_like(exact).bfloat16()) for inputs in sets]
-    stream = torch.cuda.Stream()
-    torch.cuda.synchronize()
 
-    def run() -> None:
+    def run(stream: int) -> None:
         for call in calls:
-            attention(*call, scales=scales, stream=stream.cuda_stream)
+            attention(*call, scales=scales, stream=stream)
 
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.stream(stream):
-        run()
-        stream.synchronize()
-        with torch.cuda.graph(graph, stream=stream):
-            run()
-        median_ms = sorted(replays(graph, stream))[REPEATS // 2] / len(calls)
-    found = calls[0][2].float()
+    time_ms = median_ms(capture([run]).replay, REPEATS) / len(calls)
+    result = calls[0][2].float()
     return {
         **asdict(variant),
-        "median_ms": round(median_ms, 4),
-        "tflops": round(4e-9 * TOKENS * (TOKENS + CACHED) * HEADS * HEAD_DIM / median_ms),
-        "error": float((found - exact).norm() / exact.norm()),
-        "left": float((found * exact).sum() / exact.square().sum()),
+        "median_ms": round(time_ms, 4),
+        "tflops": round(4e-9 * TOKENS * (TOKENS + CACHED) * HEADS * HEAD_DIM / time_ms),
+        "error": relative_error(result, exact),
+        "left": float((result * exact).sum() / exact.square().sum()),
     }
 
 
-def replays(graph: Any, stream: Any) -> Iterator[float]:
-    for _ in range(REPEATS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record(stream)
-        graph.replay()
-        end.record(stream)
-        end.synchronize()
-        yield start.elapsed_time(end)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options = parser(__doc__).parse_args()
     torch.manual_seed(0)
     mean = torch.randn(1, 1, HEADS, HEAD_DIM, device="cuda")
     sets = [Inputs.random(mean) for _ in range(SETS)]
     exact = sets[0].exact()
     results = {name: measure(variant, sets, exact) for name, variant in VARIANTS.items()}
-    report = {
-        "command": "python benchmarks/attention_sums.py",
-        "gpu": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "results": results,
-    }
-    print(json.dumps(report, indent=1))
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    for name, result in results.items():
+        print(f"{name}: {result}")
+    write_report({**machine(), "results": results}, options.out)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,16 @@
 """Small attention problems for compute-sanitizer, without any library's kernels beside ours.
 
-compute-sanitizer --tool memcheck  python benchmarks/plugin_races.py
-compute-sanitizer --tool racecheck python benchmarks/plugin_races.py --checked
+compute-sanitizer --tool memcheck  python -m benchmarks.kernels.races
+compute-sanitizer --tool racecheck python -m benchmarks.kernels.races --checked
 """
 
-import argparse
 import ctypes
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+from benchmarks.harness import parser
 from longlive_trt.plugins.attention.arguments import KVPiece, Scales
 from longlive_trt.plugins.attention.hopper import SinkWindowAttention
 from longlive_trt.plugins.attention.portable import PortableAttention
@@ -110,14 +106,14 @@ def run_portable() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checked", action="store_true", help="builds for a race checker")
-    options = parser.parse_args()
-    run_hopper("bfloat16", options.checked, keys=18720)
-    run_hopper("bfloat16", options.checked, keys=512)
-    run_hopper("int8", options.checked, keys=18720)
-    run_hopper("float8_e4m3", options.checked, keys=18720)
-    run_plugin(options.checked)
+    options = parser(__doc__, out=False)
+    options.add_argument("--checked", action="store_true", help="builds for a race checker")
+    checked = options.parse_args().checked
+    run_hopper("bfloat16", checked, keys=18720)
+    run_hopper("bfloat16", checked, keys=512)
+    run_hopper("int8", checked, keys=18720)
+    run_hopper("float8_e4m3", checked, keys=18720)
+    run_plugin(checked)
     run_portable()
     run_values()
 

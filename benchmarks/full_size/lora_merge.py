@@ -1,6 +1,6 @@
 """Peak memory of merging a LoRA adapter into a full-size checkpoint and writing the result.
 
-    python benchmarks/lora_merge_memory.py [--scratch DIR] [--out FILE]
+    python -m benchmarks.full_size.lora_merge --out docs/results/lora_merge_memory.json
 
 Makes a float32 base checkpoint (5.7 GB) and a rank-256 adapter file (2.8 GB, with the critic's
 adapter that upstream's trainer leaves in it) from a seed, merges them in a process of its own,
@@ -10,7 +10,6 @@ and samples what that process keeps resident, file-mapped pages included. Needs 
 import argparse
 import json
 import platform
-import re
 import resource
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.harness import ROOT, command, parser, peak_memory, write_report
 from longlive_trt.configs import TransformerConfig
 from longlive_trt.export.checkpoints.opening import (
     open_transformer,
@@ -33,8 +33,6 @@ from longlive_trt.export.models.transformer import Transformer
 SEED = 0
 RANK = 256
 LIMIT_BYTES = 9_000_000_000
-SAMPLE_EVERY_S = 0.02
-COMMAND = "python benchmarks/lora_merge_memory.py --out docs/results/lora_merge_memory.json"
 
 
 def expected_shapes() -> dict[str, tuple[int, ...]]:
@@ -49,7 +47,7 @@ def adapter_shapes() -> dict[str, tuple[int, ...]]:
         for name, shape in expected_shapes().items()
         if name.startswith("blocks.") and len(shape) == 2
     }
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for module, (out_features, in_features) in adapted.items():
         shapes[f"base_model.model.{module}.lora_A.weight"] = (RANK, in_features)
         shapes[f"base_model.model.{module}.lora_B.weight"] = (out_features, RANK)
@@ -80,23 +78,11 @@ def merge(base: Path, adapter: Path, merged: Path) -> None:
     sys.stdout.write(json.dumps(report))
 
 
-def resident_bytes(pid: int) -> dict[str, int]:
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return {}
-    found = re.findall(r"^(VmRSS|VmHWM|RssAnon|RssFile):\s+(\d+) kB", status, re.MULTILINE)
-    return {name: int(kibibytes) * 1024 for name, kibibytes in found}
-
-
-def measure(command: list[str]) -> dict[str, object]:
+def measure(*arguments: str) -> dict[str, object]:
     start = time.perf_counter()
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    peaks: dict[str, int] = {}
-    while child.poll() is None:
-        for name, value in resident_bytes(child.pid).items():
-            peaks[name] = max(peaks.get(name, 0), value)
-        time.sleep(SAMPLE_EVERY_S)
+    command = [sys.executable, "-m", "benchmarks.full_size.lora_merge", *arguments]
+    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    peaks = peak_memory(child)
     seconds = time.perf_counter() - start
     if child.returncode or child.stdout is None:
         sys.exit(f"the merge failed with exit code {child.returncode}")
@@ -122,10 +108,9 @@ def benchmark(scratch: Path) -> dict[str, object]:
     names = ("longlive_base.pt", "lora.pt", "merged.safetensors")
     base, adapter, merged = (scratch / name for name in names)
     make_files(base, adapter)
-    script = [sys.executable, __file__, "--merge", str(base), str(adapter), str(merged)]
-    result = measure(script)
+    result = measure("--merge", *(str(path.resolve()) for path in (base, adapter, merged)))
     return {
-        "command": COMMAND,
+        "command": command(),
         "parameters": sum(torch.Size(shape).numel() for shape in expected_shapes().values()),
         "tensors": len(expected_shapes()),
         "base_bytes": base.stat().st_size,
@@ -140,20 +125,17 @@ def benchmark(scratch: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scratch", type=Path, help="where the large files go for a while")
-    parser.add_argument("--out", type=Path, help="write the result as JSON too")
-    parser.add_argument("--merge", nargs=3, type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.merge:
-        merge(*options.merge)
+    options = parser(__doc__)
+    options.add_argument("--scratch", type=Path, help="where the large files go for a while")
+    options.add_argument("--merge", nargs=3, type=Path, help=argparse.SUPPRESS)
+    chosen = options.parse_args()
+    if chosen.merge:
+        merge(*chosen.merge)
         return
-    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-        text = json.dumps(benchmark(Path(scratch)), indent=2) + "\n"
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text)
-    print(text, end="")
+    with tempfile.TemporaryDirectory(dir=chosen.scratch) as scratch:
+        report = benchmark(Path(scratch))
+    print(report)
+    write_report(report, chosen.out)
 
 
 if __name__ == "__main__":

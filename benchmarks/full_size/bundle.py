@@ -1,6 +1,6 @@
 """A bundle with random weights from an export's graphs alone: at full size, within a minute or two.
 
-    python benchmarks/full_size_bundle.py GRAPHS --out BUNDLE --gpu sm90 [--only text,step,prompt]
+    python -m benchmarks.full_size.bundle GRAPHS --out BUNDLE --gpu sm90 [--only text,step,prompt]
 
 GRAPHS is an export without its ``*.weights``: ``export.json``, the ``.onnx`` files and
 ``tokenizer.json``, some megabytes in place of the 30 GB that a full-size export has. The graphs
@@ -8,11 +8,9 @@ become bfloat16, weights are drawn on all cores, and `build` makes the bundle as
 Times do not depend on the weights, as long as nothing overflows: activations stay near one.
 """
 
-import argparse
 import math
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,11 +19,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
 import onnx_ir as ir
 
+from benchmarks.harness import parser
 from longlive_trt.engines.build import build
 from longlive_trt.engines.compiler import BuildOptions
 from longlive_trt.exports import RECORD_NAME, TOKENIZER_NAME, ExportRecord, graph_info, read_export
@@ -142,7 +139,7 @@ def as_stored(values: Any, dtype: ir.DataType) -> Any:
     return values.astype(dtype.numpy(), copy=False)
 
 
-def made_export(graphs: Path, only: Sequence[str] | None, folder: Path, seed: int) -> ExportRecord:
+def write_export(graphs: Path, only: Sequence[str] | None, folder: Path, seed: int) -> ExportRecord:
     record = read_export(graphs)
     names = [name for name in record.graphs if only is None or name in only]
     layout, infos = Layout(), {}
@@ -158,31 +155,31 @@ def made_export(graphs: Path, only: Sequence[str] | None, folder: Path, seed: in
     with ThreadPoolExecutor() as pool:
         hashes = dict(zip([path.name for path in paths], pool.map(sha256_file, paths), strict=True))
     random = dict.fromkeys(record.checkpoints, f"random weights, seed {seed}")
-    made = replace(record, precision=PRECISION.name, graphs=infos, files=hashes, checkpoints=random)
-    (folder / RECORD_NAME).write_text(made.to_json(), encoding="utf-8")
-    return made
+    written = replace(
+        record, precision=PRECISION.name, graphs=infos, files=hashes, checkpoints=random
+    )
+    (folder / RECORD_NAME).write_text(written.to_json(), encoding="utf-8")
+    return written
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("graphs", type=Path, metavar="GRAPHS")
-    parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE")
-    parser.add_argument("--precision", default="bf16")
-    parser.add_argument("--gpu", help="such as sm90; without it, a bundle for a CPU")
-    parser.add_argument("--only", help="graphs, by name and comma; all without it")
-    parser.add_argument("--scratch", type=Path, help="where the export lies meanwhile")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    started, only = time.monotonic(), options.only.split(",") if options.only else None
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=options.scratch or options.out.parent) as scratch:
-        record = made_export(options.graphs, only, Path(scratch), options.seed)
+    options = parser(__doc__, out=False)
+    options.add_argument("graphs", type=Path, metavar="GRAPHS")
+    options.add_argument("--out", type=Path, required=True, metavar="BUNDLE")
+    options.add_argument("--precision", default="bf16")
+    options.add_argument("--gpu", help="such as sm90; without it, a bundle for a CPU")
+    options.add_argument("--only", help="graphs, by name and comma; all without it")
+    options.add_argument("--scratch", type=Path, help="where the export lies meanwhile")
+    options.add_argument("--seed", type=int, default=0)
+    chosen = options.parse_args()
+    started, only = time.monotonic(), chosen.only.split(",") if chosen.only else None
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=chosen.scratch or chosen.out.parent) as scratch:
+        record = write_export(chosen.graphs, only, Path(scratch), chosen.seed)
         size = sum(path.stat().st_size for path in Path(scratch).iterdir())
         print(f"{', '.join(record.graphs)}: {size / 1e9:.1f} GB, {_since(started)}", flush=True)
-        build(Path(scratch), options.out, options.precision, options=BuildOptions(gpu=options.gpu))
-    print(f"{options.out}: built, {_since(started)}")
+        build(Path(scratch), chosen.out, chosen.precision, options=BuildOptions(gpu=chosen.gpu))
+    print(f"{chosen.out}: built, {_since(started)}")
 
 
 def _since(started: float) -> str:

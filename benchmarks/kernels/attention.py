@@ -1,28 +1,32 @@
 """Attention side by side: our kernels, cuDNN and FlashAttention, in one process, interleaved.
 
-    python benchmarks/attention.py --out docs/results/attention_h200.json
+    python -m benchmarks.kernels.attention --out docs/results/attention_h200.json
 
 Every implementation runs on the same fresh random inputs, several sets in rotation; each repeat
 times every implementation once, so that clocks and temperature are shared. Errors are against
 float64.
 """
 
-import argparse
 import ctypes
-import json
 import platform
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from itertools import cycle, islice
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
+from benchmarks.harness import parser, write_report
+from benchmarks.kernels.timing import (
+    capture,
+    copy_rate,
+    in_turns_ms,
+    machine,
+    median,
+    relative_error,
+)
 from longlive_trt.plugins.attention.arguments import KVPiece, Scales
 from longlive_trt.plugins.attention.hopper import SinkWindowAttention
 from longlive_trt.plugins.attention.portable import PortableAttention
@@ -122,8 +126,8 @@ def quantize_inputs(inputs: Inputs, kind: str) -> tuple[torch.Tensor, list[KVPie
     return q, pieces, scales
 
 
-def quantize(x: torch.Tensor, kind: str, scale: Any) -> torch.Tensor:
-    scaled = x.float() / scale
+def quantize(x: torch.Tensor, kind: str, scale: torch.Tensor | float) -> torch.Tensor:
+    scaled = x.float().div(scale)
     if kind == "int8":
         return scaled.round().clamp(-127, 127).to(torch.int8)
     return scaled.clamp(-448, 448).to(torch.float8_e4m3fn)
@@ -209,39 +213,21 @@ def check(run: Run, inputs: Inputs, expected: torch.Tensor) -> float:
     inputs.out = torch.full_like(inputs.q, float("nan"))
     run(inputs)
     assert inputs.out.isfinite().all(), "an output was not written"
-    difference = (inputs.out.double() - expected).norm()
-    return float(difference / expected.norm())
+    return relative_error(inputs.out, expected)
 
 
-def capture(run: Run, inputs: Sequence[Inputs], calls: int) -> list[torch.cuda.CUDAGraph]:
-    """One graph for each input set that its call starts with."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for one in inputs:
-            run(one)
-    torch.cuda.synchronize()
-    graphs = []
-    for first in range(len(inputs)):
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for call in range(calls):
-                run(inputs[(first + call) % len(inputs)])
-        graphs.append(graph)
-    return graphs
+def replays(run: Run, inputs: list[Inputs], calls: int) -> list[Callable[[], object]]:
+    """One for each input set that its calls start with."""
+    rotations = [[*inputs[first:], *inputs[:first]] for first in range(len(inputs))]
+    return [
+        capture([launch(run, each) for each in islice(cycle(sets), calls)]).replay
+        for sets in rotations
+    ]
 
 
-def measure(graphs: dict[str, list[Any]], repeats: int) -> dict[str, list[float]]:
-    pairs: dict[str, list[tuple[Any, Any]]] = {name: [] for name in graphs}
-    for repeat in range(repeats + 5):
-        for name, rotation in graphs.items():
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            rotation[repeat % len(rotation)].replay()
-            end.record()
-            if repeat >= 5:
-                pairs[name].append((start, end))
-    torch.cuda.synchronize()
-    return {name: sorted(a.elapsed_time(b) for a, b in pair) for name, pair in pairs.items()}
+def launch(run: Run, inputs: Inputs) -> Callable[[int], None]:
+    """``run`` queues on torch's current stream, which is the one that captures."""
+    return lambda _stream: run(inputs)
 
 
 def run_shape(shape: Shape, repeats: int) -> dict[str, Timing]:
@@ -249,20 +235,23 @@ def run_shape(shape: Shape, repeats: int) -> dict[str, Timing]:
     expected = exact(inputs[0])
     runs = implementations(shape)
     errors = {name: check(run, inputs[0], expected) for name, run in runs.items()}
-    graphs = {name: capture(run, inputs, shape.calls) for name, run in runs.items()}
-    results = {}
-    for name, times in measure(graphs, repeats).items():
-        per_call = [t / shape.calls for t in times]
-        median = per_call[len(per_call) // 2]
-        results[name] = Timing(
-            median_ms=median,
-            p99_ms=per_call[min(len(per_call) - 1, int(len(per_call) * 0.99))],
-            min_ms=per_call[0],
-            tflops=shape.flop / median / 1e9,
-            relative_error=errors[name],
-            repeats=len(per_call),
-        )
-    return results
+    captured = {name: replays(run, inputs, shape.calls) for name, run in runs.items()}
+    return {
+        name: timing_of(shape, [time / shape.calls for time in times], errors[name])
+        for name, times in in_turns_ms(captured, repeats).items()
+    }
+
+
+def timing_of(shape: Shape, times: list[float], error: float) -> Timing:
+    """Of one call, from sorted times."""
+    return Timing(
+        median_ms=median(times),
+        p99_ms=times[min(len(times) - 1, int(len(times) * 0.99))],
+        min_ms=times[0],
+        tflops=shape.flop / median(times) / 1e9,
+        relative_error=error,
+        repeats=len(times),
+    )
 
 
 def count_differing_repeats(run: Run, repeats: int) -> int:
@@ -277,64 +266,48 @@ def count_differing_repeats(run: Run, repeats: int) -> int:
     return differing
 
 
-def copy_bandwidth() -> float:
-    source = torch.randn(1 << 29, device="cuda").bfloat16()
-    target = torch.empty_like(source)
-    times = []
-    for _ in range(12):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        target.copy_(source)
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return 4 * source.numel() / sorted(times)[len(times) // 2] / 1e9
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--repeats", type=int, default=200)
-    parser.add_argument("--bit-equal-repeats", type=int, default=1000)
-    options = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--repeats", type=int, default=200)
+    options.add_argument("--bit-equal-repeats", type=int, default=1000)
+    chosen = options.parse_args()
     report: dict[str, Any] = {
-        "command": f"python benchmarks/attention.py --repeats {options.repeats}",
-        "gpu": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
+        **machine(),
         "cudnn": torch.backends.cudnn.version(),
         "python": platform.python_version(),
-        "copy_tb_per_s": copy_bandwidth(),
+        "copy_tb_per_s": copy_rate() / 1e9,
         "heads": HEADS,
         "head_dim": HEAD_DIM,
         "variant": asdict(choose_variant("bfloat16", HEAD_DIM, 18720)),
-        "shapes": {},
-    }
-    for shape in SHAPES:
-        results = run_shape(shape, options.repeats)
-        print(f"\n{shape.name}: {shape.queries} queries, {shape.keys} keys")
-        for name, timing in results.items():
-            print(
-                f"  {name:38s} median {timing.median_ms:.4f} ms, p99 {timing.p99_ms:.4f} ms, "
-                f"{timing.tflops:5.0f} TFLOP/s, error {timing.relative_error:.2e}"
-            )
-        report["shapes"][shape.name] = {
-            "queries": shape.queries,
-            "pieces": shape.pieces,
-            "results": {name: asdict(timing) for name, timing in results.items()},
-        }
-        torch.cuda.empty_cache()
-    exactness = {"ours bf16": ours(), "ours int8 q k, e4m3 p v": ours_in_8_bits("int8")}
-    report["bit_equal"] = {
-        name: {
-            "repeats": options.bit_equal_repeats,
-            "differing": count_differing_repeats(run, options.bit_equal_repeats),
-        }
-        for name, run in exactness.items()
+        "shapes": {shape.name: measure_shape(shape, chosen.repeats) for shape in SHAPES},
+        "bit_equal": bit_equality(chosen.bit_equal_repeats),
     }
     print("\nrepeats that differ:", report["bit_equal"])
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=2) + "\n")
+    write_report(report, chosen.out)
+
+
+def measure_shape(shape: Shape, repeats: int) -> dict[str, Any]:
+    results = run_shape(shape, repeats)
+    torch.cuda.empty_cache()
+    print(f"\n{shape.name}: {shape.queries} queries, {shape.keys} keys")
+    for name, timing in results.items():
+        print(
+            f"  {name:38s} median {timing.median_ms:.4f} ms, p99 {timing.p99_ms:.4f} ms, "
+            f"{timing.tflops:5.0f} TFLOP/s, error {timing.relative_error:.2e}"
+        )
+    return {
+        "queries": shape.queries,
+        "pieces": shape.pieces,
+        "results": {name: asdict(timing) for name, timing in results.items()},
+    }
+
+
+def bit_equality(repeats: int) -> dict[str, Any]:
+    runs = {"ours bf16": ours(), "ours int8 q k, e4m3 p v": ours_in_8_bits("int8")}
+    return {
+        name: {"repeats": repeats, "differing": count_differing_repeats(run, repeats)}
+        for name, run in runs.items()
+    }
 
 
 if __name__ == "__main__":

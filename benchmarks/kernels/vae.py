@@ -1,6 +1,6 @@
 """The VAE's passes at the sizes of a block, 3 latent frames into 12 pictures of 480x832.
 
-    python benchmarks/vae_kernels.py --out docs/results/vae_kernels_h200.json
+    python -m benchmarks.kernels.vae --out docs/results/vae_kernels_h200.json
 
 Each is captured four times in a CUDA graph and replayed. Those of 240x416 and more move far more
 than the cache holds; the small ones find some of their input there, as they do in the decoder.
@@ -9,19 +9,14 @@ convolutions that follow a doubling are timed in torch (cuDNN): 3x3 over the dou
 folded into 2x2 over the small one, as the decoder has them.
 """
 
-import argparse
-import json
 import math
-import sys
-from collections.abc import Callable, Iterator
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+from benchmarks.harness import parser, write_report
+from benchmarks.kernels.timing import Launch, capture, machine, median_ms
 from longlive_trt.plugins.cuda.placement import Placement
 from longlive_trt.plugins.cuda.streams import Gpu, Stream
 from longlive_trt.plugins.cuda.tensors import as_device_tensor
@@ -96,63 +91,47 @@ def make_inputs(kernel: str, flags: dict[str, Any], size: Size, dtype: torch.dty
 
 
 def make_job(
-    kernel: str, flags: dict[str, Any], size: Size, dtype: torch.dtype
-) -> tuple[Callable[[], None], int]:
-    made, gpu = KERNELS[kernel](**flags), Gpu()
-    inputs = make_inputs(kernel, flags, size, dtype)
-    output_type = {"vae_pixels": torch.uint8, "vae_frames": torch.float32}.get(kernel, dtype)
-    shapes = made.output_shapes([tuple(tensor.shape) for tensor in inputs])
+    name: str, flags: dict[str, Any], size: Size, dtype: torch.dtype
+) -> tuple[Launch, int]:
+    """What launches it, and how many bytes it reads and writes."""
+    kernel, gpu = KERNELS[name](**flags), Gpu()
+    inputs = make_inputs(name, flags, size, dtype)
+    output_type = {"vae_pixels": torch.uint8, "vae_frames": torch.float32}.get(name, dtype)
+    shapes = kernel.output_shapes([tuple(tensor.shape) for tensor in inputs])
     outputs = [torch.empty(shape, dtype=output_type, device="cuda") for shape in shapes]
-    given, wanted = (
+    sources, targets = (
         [as_device_tensor(tensor, "tensor") for tensor in group] for group in (inputs, outputs)
     )
     moved = sum(tensor.numel() * tensor.element_size() for tensor in [*inputs, *outputs])
-    kept = [inputs, outputs]  # the views hold addresses only
+    memory = [inputs, outputs]
 
-    def run() -> None:
-        assert kept
-        stream = Stream(gpu, torch.cuda.current_stream().cuda_stream)
-        made.launch(given, wanted, Placement(stream))
+    def launch(stream: int) -> None:
+        kernel.launch(sources, targets, Placement(Stream(gpu, stream)))
+        assert memory  # the addresses above are its own
 
-    return run, moved
-
-
-def capture(run: Callable[[], Any]) -> torch.cuda.CUDAGraph:
-    with torch.cuda.stream(torch.cuda.Stream()):
-        run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(LAUNCHES):
-            run()
-    return graph
+    return launch, moved
 
 
-def median_ms(run: Callable[[], Any], repeats: int) -> float:
-    graph, times = capture(run), []
-    for repeat in range(repeats + 3):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        if repeat >= 3:
-            times.append(start.elapsed_time(end) / LAUNCHES)
-    return sorted(times)[len(times) // 2]
+def launch_ms(launch: Launch, repeats: int) -> float:
+    return median_ms(capture([launch] * LAUNCHES).replay, repeats) / LAUNCHES
 
 
 def copy_ms(moved_bytes: int, repeats: int) -> float:
     source = torch.empty(math.ceil(moved_bytes / 2), dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    return median_ms(lambda: target.copy_(source), repeats)
+    return launch_ms(lambda _stream: target.copy_(source), repeats)
 
 
 def measure(dtype: str, repeats: int) -> Iterator[dict[str, Any]]:
     for what, kernel, flags, size, count in CASES:
-        run, moved = make_job(kernel, flags, size, TYPES[dtype])
-        time, copied = median_ms(run, repeats), copy_ms(moved, repeats)
-        del run
+        launch, moved = make_job(kernel, flags, size, TYPES[dtype])
+        time, copied = launch_ms(launch, repeats), copy_ms(moved, repeats)
+        del launch
         torch.cuda.empty_cache()
+        print(
+            f"{kernel:13s} {what:22s} {size!s:20s} {time * 1e3:8.1f} us, "
+            f"{moved / time / 1e9:4.2f} TB/s, {copied / time:4.0%} of a copy, {count} a block"
+        )
         yield {
             "kernel": kernel,
             "what": what,
@@ -164,6 +143,10 @@ def measure(dtype: str, repeats: int) -> Iterator[dict[str, Any]]:
             "tb_per_s": moved / time / 1e9,
             "of_copy": copied / time,
         }
+
+
+def convolution(x: torch.Tensor, weight: torch.Tensor) -> Launch:
+    return lambda _stream: torch.conv2d(x, weight, padding=1)
 
 
 def measure_doubling(dtype: str, repeats: int) -> Iterator[dict[str, Any]]:
@@ -182,8 +165,12 @@ def measure_doubling(dtype: str, repeats: int) -> Iterator[dict[str, Any]]:
             weight = torch.randn(outputs, channels, taps, taps, device="cuda").to(
                 TYPES[dtype], memory_format=torch.channels_last
             )
-            time = median_ms(partial(torch.conv2d, x, weight, padding=1), repeats)
+            time = launch_ms(convolution(x, weight), repeats)
             flops = 2 * outputs * channels * taps**2 * x.shape[0] * x.shape[2] * x.shape[3]
+            print(
+                f"{what:13s} {list(x.shape)!s:24s} {list(weight.shape)!s:20s} "
+                f"{time * 1e3:8.1f} us, {flops / time / 1e9:4.0f} TFLOP/s"
+            )
             yield {
                 "what": what,
                 "input": list(x.shape),
@@ -194,38 +181,16 @@ def measure_doubling(dtype: str, repeats: int) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--dtype", choices=TYPES, default="float16")
-    parser.add_argument("--repeats", type=int, default=30)
-    options = parser.parse_args()
-    results = []
-    for result in measure(options.dtype, options.repeats):
-        results.append(result)
-        print(
-            f"{result['kernel']:13s} {result['what']:22s} {result['shape']!s:20s} "
-            f"{result['median_us']:8.1f} us, {result['tb_per_s']:4.2f} TB/s, "
-            f"{100 * result['of_copy']:3.0f}% of a copy, {result['times_in_a_block']} a block"
-        )
-    total_ms = sum(r["median_us"] * r["times_in_a_block"] for r in results) / 1e3
+    options = parser(__doc__)
+    options.add_argument("--dtype", choices=TYPES, default="float16")
+    options.add_argument("--repeats", type=int, default=30)
+    chosen = options.parse_args()
+    passes = list(measure(chosen.dtype, chosen.repeats))
+    total_ms = sum(each["median_us"] * each["times_in_a_block"] for each in passes) / 1e3
     print(f"together {total_ms:.2f} ms a block")
-    doubling = list(measure_doubling(options.dtype, options.repeats))
-    for result in doubling:
-        print(
-            f"{result['what']:13s} {result['input']!s:24s} {result['weight']!s:20s} "
-            f"{result['median_us']:8.1f} us, {result['tflops']:4.0f} TFLOP/s"
-        )
-    if options.out:
-        report = {
-            "command": f"python benchmarks/vae_kernels.py --dtype {options.dtype}",
-            "gpu": torch.cuda.get_device_name(),
-            "torch": torch.__version__,
-            "together_ms": total_ms,
-            "passes": results,
-            "doubling": doubling,
-        }
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=2) + "\n")
+    doubling = list(measure_doubling(chosen.dtype, chosen.repeats))
+    report = {**machine(), "together_ms": total_ms, "passes": passes, "doubling": doubling}
+    write_report(report, chosen.out)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,19 @@
 """What 8-bit self-attention does to a video: rollouts of a small model with the real kernels.
 
-    python benchmarks/attention_rollout.py [--out docs/results/attention_rollout_h200.json]
+    python -m benchmarks.kernels.attention_rollout [--out docs/results/attention_rollout_h200.json]
 
 Needs a Hopper GPU. The model and the noise are those of the golden data; everything but
 self-attention is computed in float32, so the error is that of attention alone.
 """
 
-import argparse
-import json
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks.harness import ROOT, parser, write_report
+from benchmarks.kernels.timing import machine, relative_error
 from longlive_trt.configs.loader import configure
 from longlive_trt.configs.replay import load_replay, prompts_by_block
 from longlive_trt.export.models.rollout import ReferenceRollout
@@ -25,7 +23,7 @@ from longlive_trt.plugins.attention.hopper import SinkWindowAttention
 from longlive_trt.plugins.attention.value_layout import padded_tokens
 from longlive_trt.plugins.kernels.quantize import quantize_values
 
-DATA = Path(__file__).parent.parent / "tests" / "data" / "transformer"
+DATA = ROOT / "tests" / "data" / "transformer"
 CASES = ("noswitch", "switch15_global_sink", "switch6")
 LARGEST = {"int8": 127.0, "float8_e4m3": 448.0}
 
@@ -97,28 +95,24 @@ def rollout(case: str, attention: Attention) -> Tensor:
     model = Transformer(config.transformer)
     model.load_state_dict(load_file(DATA / "transformer.safetensors", device="cuda"))
     replay = load_replay(DATA / f"{case}.replay.safetensors", config)
-    made = ReferenceRollout(model, config, replay.batch, replay.frames, attention=attention)
+    reference = ReferenceRollout(model, config, replay.batch, replay.frames, attention=attention)
     noise, renoise = (torch.from_numpy(x).cuda() for x in (replay.noise, replay.renoise))
     boundaries = prompts_by_block(replay.schedule, 3)
     for block in range(replay.frames // 3):
         start, prompt = next(boundaries)
         if prompt is not None:
-            made.switch_prompt(torch.from_numpy(replay.prompts[prompt]).cuda())
-        made.run_block(noise[:, start : start + 3], list(renoise[block]))
-    return torch.cat(made.frames, dim=1)
+            reference.switch_prompt(torch.from_numpy(replay.prompts[prompt]).cuda())
+        reference.run_block(noise[:, start : start + 3], list(renoise[block]))
+    return torch.cat(reference.frames, dim=1)
 
 
-def errors_by_block(found: Tensor, expected: Tensor) -> list[float]:
-    return [
-        float((a.double() - b.double()).norm() / b.double().norm())
-        for a, b in zip(found.split(3, dim=1), expected.split(3, dim=1), strict=True)
-    ]
+def errors_by_block(latents: Tensor, expected: Tensor) -> list[float]:
+    pairs = zip(latents.split(3, dim=1), expected.split(3, dim=1), strict=True)
+    return [relative_error(*pair) for pair in pairs]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    options = parser(__doc__).parse_args()
     torch.set_default_device("cuda")
     kinds = {
         "float32 (torch)": full_attention,
@@ -135,15 +129,8 @@ def main() -> None:
         }
         for name, errors in results[case].items():
             print(f"{case:24} {name:28} first {errors[0]:.2e} last {errors[-1]:.2e}")
-    report = {
-        "command": " ".join(["python", *sys.argv]),
-        "gpu": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "what": "relative L2 error of each block's latents against the golden data",
-        "results": results,
-    }
-    if arguments.out:
-        arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    what = "relative L2 error of each block's latents against the golden data"
+    write_report({**machine(), "what": what, "results": results}, options.out)
 
 
 if __name__ == "__main__":
