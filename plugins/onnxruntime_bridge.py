@@ -106,10 +106,10 @@ class SessionNodes(Closing):
         if place is None:
             kernel.compute(*([_host_array(t) for t in group] for group in (inputs, outputs)))
         else:
-            given, wanted = (
+            sources, targets = (
                 [_device_tensor(t, place.device) for t in group] for group in (inputs, outputs)
             )
-            kernel.launch(given, wanted, place)
+            kernel.launch(sources, targets, place)
 
     def close(self) -> None:
         _open_sessions.pop(self._number, None)
@@ -135,9 +135,9 @@ def _answering(work: Callable[..., None]) -> Callable[..., int]:
     """The last argument is where C reads what went wrong: nothing may unwind through it."""
 
     def answer(*arguments: Any) -> int:
-        *given, message = arguments
+        *rest, message = arguments
         try:
-            work(*given)
+            work(*rest)
         except Exception as error:
             logger.debug("%s", work.__name__, exc_info=True)
             text = f"{type(error).__name__}: {error}".encode()[: _MESSAGE_BYTES - 1]
@@ -154,13 +154,13 @@ def _create(session: int, spec: bytes, node: Any) -> None:
 
 
 @_answering
-def _shapes(session: int, node: int, inputs: int, given: Any, outputs: int, wanted: Any) -> None:
-    _session(session).shapes(node, _listed(given, inputs), _listed(wanted, outputs))
+def _shapes(session: int, node: int, inputs: int, x: Any, outputs: int, y: Any) -> None:
+    _session(session).shapes(node, _listed(x, inputs), _listed(y, outputs))
 
 
 @_answering
-def _run(session: int, node: int, inputs: int, given: Any, outputs: int, wanted: Any) -> None:
-    _session(session).run(node, _listed(given, inputs), _listed(wanted, outputs))
+def _run(session: int, node: int, inputs: int, x: Any, outputs: int, y: Any) -> None:
+    _session(session).run(node, _listed(x, inputs), _listed(y, outputs))
 
 
 def _drop(session: int, node: int) -> None:

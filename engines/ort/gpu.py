@@ -85,8 +85,8 @@ class OnnxRuntimeCudaEngine(TensorTable):
             with interrupts_deferred():
                 self._session.run_with_iobinding(binding, self._options)
         except Exception as error:  # onnxruntime's errors have no common base
-            told = f"graph {self.name} failed on the GPU: {brief(error)}"
-            raise self.stream.gpu.failure(told) from error
+            message = f"graph {self.name} failed on the GPU: {brief(error)}"
+            raise self.stream.gpu.failure(message) from error
 
     def close(self) -> None:
         """Bindings end with it: what they hold would keep the session, and its memory."""
@@ -163,8 +163,8 @@ def _open_session(path: Path, stream: Stream, nodes: SessionNodes | None) -> ort
                 path, options, providers=[(PROVIDER, provider), "CPUExecutionProvider"]
             )
     except Exception as error:  # onnxruntime's errors have no common base
-        told = f"{path}: onnxruntime cannot load the graph on the GPU: {brief(error)}"
-        raise gpu.failure(told) from None
+        message = f"{path}: onnxruntime cannot load the graph on the GPU: {brief(error)}"
+        raise gpu.failure(message) from None
 
 
 def _address(

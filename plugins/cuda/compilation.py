@@ -235,14 +235,14 @@ _INCLUDE = re.compile(r'^\s*#include\s+"([^"]+)"', re.MULTILINE)
 
 def texts_of(file: str) -> list[str]:
     """A file of ``csrc/`` and every header that it includes, directly or not, in a fixed order."""
-    found: set[str] = set()
+    texts: set[str] = set()
     pending = [file]
     while pending:
         current = pending.pop()
-        if current not in found:
-            found.add(current)
+        if current not in texts:
+            texts.add(current)
             pending += _INCLUDE.findall((SOURCE_DIR / current).read_text())
-    return sorted(found)
+    return sorted(texts)
 
 
 @cache

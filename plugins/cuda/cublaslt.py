@@ -240,18 +240,18 @@ def _algorithm(product: Product, device: int) -> Algorithm:
     if product.out_dtype == _FLOAT8:
         _set_attribute(description, _D_SCALE_POINTER, address)
     preference = _preference(product)
-    found, count = (Algorithm * _CANDIDATES)(), ctypes.c_int(0)
+    proposals, count = (Algorithm * _CANDIDATES)(), ctypes.c_int(0)
     status = _library().cublasLtMatmulAlgoGetHeuristic(
         ctypes.c_void_p(_handle(device)),
         description.pointer,
         *(layout.pointer for layout in layouts),
         preference.pointer,
         ctypes.c_int(_CANDIDATES),
-        found,
+        proposals,
         ctypes.byref(count),
     )
     _check(status, f"find an algorithm for {product}")
-    usable = [algorithm for algorithm in found[: count.value] if algorithm.status == 0]
+    usable = [algorithm for algorithm in proposals[: count.value] if algorithm.status == 0]
     if not usable:
         raise PluginError(f"cuBLASLt has no algorithm for {product}")
     return usable[0]
@@ -285,8 +285,8 @@ def _handle(device: int) -> int:
 def _library() -> ctypes.CDLL:
     try:
         pathfinder = import_module("cuda.pathfinder")
-        found = pathfinder.load_nvidia_dynamic_lib(LIBRARY)
-        library = ctypes.CDLL(found.abs_path)
+        file = pathfinder.load_nvidia_dynamic_lib(LIBRARY)
+        library = ctypes.CDLL(file.abs_path)
     except (ImportError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())
         raise PluginError(

@@ -272,26 +272,26 @@ def check(result: tuple[Any, ...], what: str) -> Any:
     status, *values = result
     code = int(status)
     if code:
-        told = f"CUDA could not {what}: {status.name} ({code})"
+        message = f"CUDA could not {what}: {status.name} ({code})"
         if code in _LOST:
-            raise LostGpuError(f"{told}: {_LOST_REMEDY}")
+            raise LostGpuError(f"{message}: {_LOST_REMEDY}")
         if status.name == "CUDA_ERROR_OUT_OF_MEMORY":
-            raise PluginError(f"{told}: {_MEMORY_REMEDY}")
-        raise PluginError(told)
+            raise PluginError(f"{message}: {_MEMORY_REMEDY}")
+        raise PluginError(message)
     return values[0] if len(values) == 1 else tuple(values)
 
 
-def failure(ordinal: int, told: str) -> LongLiveError:
+def failure(ordinal: int, message: str) -> LongLiveError:
     """An error of a library, right after it, with what the driver knows of its cause."""
     make_current(ordinal)
     status, free_bytes, _ = _import("cuda.bindings.driver").cuMemGetInfo()
     if int(status) in _LOST:
-        return LostGpuError(f"{told} ({status.name}): {_LOST_REMEDY}")
+        return LostGpuError(f"{message} ({status.name}): {_LOST_REMEDY}")
     is_full = int(status) == 0 and free_bytes < _LITTLE_MEMORY_BYTES
-    if is_full or any(sign in told.lower() for sign in _SIGNS_OF_FULL_MEMORY):
+    if is_full or any(sign in message.lower() for sign in _SIGNS_OF_FULL_MEMORY):
         free = f"{readable(free_bytes)} of GPU memory are free"
-        return EngineError(f"{told}; {free}: {_MEMORY_REMEDY}")
-    return EngineError(f"{told}; `longlive-trt -vv` tells more")
+        return EngineError(f"{message}; {free}: {_MEMORY_REMEDY}")
+    return EngineError(f"{message}; `longlive-trt -vv` tells more")
 
 
 def readable(size_bytes: int) -> str:

@@ -115,9 +115,9 @@ class Gpu:
         freed = partial(self.ledger.note, "free", what)
         return DeviceMemory(size_bytes, self.ordinal, what, zeroed=zeroed, before_close=freed)
 
-    def failure(self, told: str) -> LongLiveError:
+    def failure(self, message: str) -> LongLiveError:
         """An error of a library, right after it, with what the driver knows of its cause."""
-        return failure(self.ordinal, told)
+        return failure(self.ordinal, message)
 
     def event(self, *, timed: bool = False) -> "Event":
         return Event(self, timed=timed)

@@ -100,8 +100,8 @@ class VaeStack(OneKernel):
         x = activation_shape(shapes["x"], self.batch)
         frames, height, width, channels = x
         remembered = (self.batch, HISTORY_FRAMES, height, width, channels)
-        wanted = {"y": x, "bias": (channels,), "gamma": (channels,), "history": remembered}
-        require_shapes("vae_stack", shapes, wanted)
+        expected = {"y": x, "bias": (channels,), "gamma": (channels,), "history": remembered}
+        require_shapes("vae_stack", shapes, expected)
         formed: dict[str, Shape] = {
             "alone": x,
             "stacked": (frames, height, width, _TAPS * channels),
@@ -113,14 +113,14 @@ class VaeStack(OneKernel):
     def launch(
         self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], place: Placement
     ) -> None:
-        given = self._named(inputs)
-        x = given["x"]
+        named = self._named(inputs)
+        x = named["x"]
         frames, height, width, channels = spread_shape(x.shape) if self.spread else x.shape
         names = ("x", "y", "bias", "gamma", "history")
         remembered = outputs[1] if self.form != "alone" else None
         total = outputs[-1] if self.total else None
         parameters = {
-            **{name: vector_address(given.get(name), name, x) for name in names},
+            **{name: vector_address(named.get(name), name, x) for name in names},
             "output": vector_address(outputs[0], "output", x),
             "history_next": vector_address(remembered, "history_next", x),
             "sum": vector_address(total, "total", x),
@@ -143,14 +143,14 @@ class VaeStack(OneKernel):
         launch_pass(self.kernel, parameters, constants, x, place, grid, _PIXEL_THREADS)
 
     def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
-        given = self._named(inputs)
+        named = self._named(inputs)
         if self.spread:
-            given["x"] = gathered(given["x"])
-        value = summed(given)
+            named["x"] = gathered(named["x"])
+        value = summed(named)
         if self.total:
             outputs[-1][...] = value
         if self.norm:
-            value = _normalized(value) * given["gamma"].astype(np.float32)
+            value = _normalized(value) * named["gamma"].astype(np.float32)
         if self.silu:
             with np.errstate(over="ignore"):  # x / infinity is the zero that is meant
                 value = value / (1 + np.exp(-value))
@@ -158,7 +158,7 @@ class VaeStack(OneKernel):
         if self.form == "alone":
             outputs[0][...] = rows.reshape(value.shape)
             return
-        before = given["history"] if self.history else np.zeros_like(outputs[1])
+        before = named["history"] if self.history else np.zeros_like(outputs[1])
         extended = np.concatenate([before, rows], axis=1)
         formed = extended
         if self.form == "stacked":
@@ -203,12 +203,12 @@ class VaeSum(OneKernel):
     def launch(
         self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], place: Placement
     ) -> None:
-        given = self._named(inputs)
-        x = given["x"]
+        named = self._named(inputs)
+        x = named["x"]
         _, height, width, channels = x.shape
         vectors = math.prod(x.shape) // 8
         parameters = {
-            **{name: vector_address(given.get(name), name, x) for name in ("x", "y", "bias")},
+            **{name: vector_address(named.get(name), name, x) for name in ("x", "y", "bias")},
             "output": vector_address(outputs[0], "output", x),
             "vectors": vectors,
             "pixels": height * width,

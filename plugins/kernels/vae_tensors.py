@@ -20,11 +20,11 @@ _HALVES = ("bfloat16", "float16")
 Floats = npt.NDArray[np.float32]
 
 
-def summed(given: dict[str, Array]) -> Floats:
-    value: Floats = given["x"].astype(np.float32)
+def summed(named: dict[str, Array]) -> Floats:
+    value: Floats = named["x"].astype(np.float32)
     for name in ("y", "bias"):
-        if name in given:
-            value = value + given[name].astype(np.float32)
+        if name in named:
+            value = value + named[name].astype(np.float32)
     return value
 
 
@@ -89,11 +89,11 @@ def require_channels(channels: int) -> None:
         raise PluginError(f"x has {channels} channels: allowed are multiples of 8")
 
 
-def require_shapes(kernel: str, shapes: dict[str, Shape], wanted: dict[str, Shape]) -> None:
-    for name, expected in wanted.items():
-        if name in shapes and tuple(shapes[name]) != expected:
+def require_shapes(kernel: str, shapes: dict[str, Shape], expected: dict[str, Shape]) -> None:
+    for name, shape in expected.items():
+        if name in shapes and tuple(shapes[name]) != shape:
             raise PluginError(
-                f"{kernel}: {name} has shape {list(shapes[name])}: it must be {list(expected)}"
+                f"{kernel}: {name} has shape {list(shapes[name])}: it must be {list(shape)}"
             )
 
 

@@ -31,7 +31,7 @@ struct Params {
   float epsilon;
   float output_factor;
 };
-static_assert(sizeof(Params) == 72, "as plugins/kernels/rows.py lays it out");
+static_assert(sizeof(Params) == 72, "as plugins/kernels/layer_norm.py lays it out");
 
 __device__ __forceinline__ void mean_and_inverse(const uint4 (&words)[kVectors], float epsilon,
                                                  float& mean, float& inverse) {
