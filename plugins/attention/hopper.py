@@ -9,7 +9,6 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-from longlive_trt.architectures import HOPPER, Architecture
 from longlive_trt.errors import PluginError
 from longlive_trt.plugins.attention.arguments import (
     CheckedCall,
@@ -58,11 +57,11 @@ class SinkWindowAttention:
         self.out_dtype = out_dtype or default_output(dtype)
         check_output(dtype, self.out_dtype, head_dim)
         facts = driver.device_facts(device)
-        architecture = Architecture.of(facts.capability)
-        if not architecture.has_hopper_attention:
+        if facts.capability != (9, 0):
+            major, minor = facts.capability
             raise PluginError(
-                f"{facts.name} has compute capability {architecture.capability}: this kernel "
-                f"needs {HOPPER.capability} (use PortableAttention)"
+                f"{facts.name} has compute capability {major}.{minor}: this kernel needs 9.0 "
+                "(use PortableAttention)"
             )
         self.dtype = dtype
         self.head_dim = head_dim

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from longlive_trt.architectures import HOPPER
 from longlive_trt.contract import ATTENTION_PLUGIN
 from longlive_trt.errors import PluginError
 from longlive_trt.plugins.attention.hopper import LOG2_E
@@ -36,7 +35,7 @@ from longlive_trt.plugins.cuda.compilation import (
 )
 
 PLUGIN_ID = ATTENTION_PLUGIN
-ARCHITECTURE = HOPPER.compiled
+ARCHITECTURE = "sm_90a"
 ENTRY = "sink_window_attention_plugin"
 DTYPES = ("bfloat16", "float16")
 

@@ -6,7 +6,6 @@ from functools import cache
 
 import numpy as np
 
-from longlive_trt.architectures import Architecture
 from longlive_trt.basics import Array
 from longlive_trt.plugins.attention.arguments import KVPiece, Scales
 from longlive_trt.plugins.attention.hopper import SinkWindowAttention
@@ -137,7 +136,7 @@ def _attention(
     dtype: str, out_dtype: str, head_dim: int, device: int, stream: int
 ) -> SinkWindowAttention | PortableAttention:
     """One for each stream: calls on an object share its workspace."""
-    if Architecture.of(driver.device_facts(device).capability).has_hopper_attention:
+    if driver.device_facts(device).capability == (9, 0):
         return SinkWindowAttention(dtype, head_dim, out_dtype=out_dtype, device=device)
     return PortableAttention(dtype, head_dim, device=device)
 

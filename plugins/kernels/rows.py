@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from longlive_trt import dtypes
 from longlive_trt.basics import Array
 from longlive_trt.errors import PluginError
 from longlive_trt.plugins.attention.variants import ELEMENTS, HEAD_DIMS
@@ -26,7 +26,7 @@ _ROW_THREADS = 128
 _MAX_DIM = 8192
 _NORMS = {"none": 0, "modulate": 1, "affine": 2}
 _QUANTIZE = 2
-FLOAT8 = dtypes.FLOAT8.name
+FLOAT8 = "float8_e4m3"
 LARGEST_FLOAT8 = 448.0
 
 Float32 = npt.NDArray[np.float32]
@@ -310,7 +310,7 @@ def single(x: Any) -> Float32:
 def narrowed(x: Float32, scale: Any) -> Array:
     """In float8_e4m3, in units of ``scale``; what is too large becomes the largest."""
     scaled = x / np.asarray(scale, np.float32)
-    return np.clip(scaled, -LARGEST_FLOAT8, LARGEST_FLOAT8).astype(dtypes.FLOAT8.numpy)
+    return np.clip(scaled, -LARGEST_FLOAT8, LARGEST_FLOAT8).astype(ml_dtypes.float8_e4m3fn)
 
 
 def normalized(x: Float32, epsilon: float) -> Float32:
