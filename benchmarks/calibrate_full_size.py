@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from longlive_trt.calibration.calibration_file import save_calibration
-from longlive_trt.calibration.calibrator import CalibrationRequest, calibrate
+from longlive_trt.calibration.calibrator import Request, calibrate
 from longlive_trt.calibration.prompts import shipped_prompts
 from longlive_trt.calibration.quantized import load_quantized
 from longlive_trt.calibration.recipes import RECIPES
@@ -51,7 +51,7 @@ def main() -> None:
 def measure(
     config: ModelConfig, weights: Weights, arguments: argparse.Namespace
 ) -> dict[str, object]:
-    request = CalibrationRequest(
+    request = Request(
         RECIPES[arguments.recipe],
         tuple(shipped_prompts()[: arguments.prompts]),
         blocks=arguments.blocks,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from longlive_trt.calibration.cache import QuantizedCacheRollout, cache_bytes
 from longlive_trt.calibration.calibration_file import Calibration
-from longlive_trt.calibration.calibrator import CalibrationRequest, calibrate, load_model
+from longlive_trt.calibration.calibrator import Request, calibrate, load_model
 from longlive_trt.calibration.prompts import shipped_prompts
 from longlive_trt.calibration.quantized import load_quantized
 from longlive_trt.calibration.recipes import FORMATS, RECIPES, VAE_EXCLUDED, Extras
@@ -166,7 +166,7 @@ def _calibrations(
             (recipe, exclude): calibrate(
                 CONFIG,
                 weights,
-                CalibrationRequest(RECIPES[recipe], tuple(prompts), Selection(exclude=exclude)),
+                Request(RECIPES[recipe], tuple(prompts), Selection(exclude=exclude)),
                 SyntheticTexts(CONFIG),
                 progress,
                 lambda what, done, total: print(f"{what}: {done} of {total}"),

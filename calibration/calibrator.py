@@ -35,7 +35,7 @@ _PROGRESS_FORMAT = 2
 
 
 @dataclass(frozen=True)
-class CalibrationRequest:
+class Request:
     recipe: Recipe
     prompts: tuple[str, ...]
     selection: Selection = field(default_factory=Selection)
@@ -79,7 +79,7 @@ class CalibrationProgress:
 def calibrate(
     config: ModelConfig,
     weights: Weights,
-    request: CalibrationRequest,
+    request: Request,
     texts: TextStates,
     progress_file: Path,
     report: Report = lambda _what, _done, _total: None,
@@ -122,9 +122,7 @@ def _keep_frames(run: Callable[[], list[Tensor]], made: list[Tensor]) -> None:
     made += run()
 
 
-def _vae_watcher(
-    config: ModelConfig, vae: Weights | None, request: CalibrationRequest
-) -> VaeWatcher | None:
+def _vae_watcher(config: ModelConfig, vae: Weights | None, request: Request) -> VaeWatcher | None:
     if vae is None:
         return None
     assert config.vae is not None
@@ -149,7 +147,7 @@ def _described(video: Video, prompts: Sequence[str]) -> str:
 def _origin(
     config: ModelConfig,
     weights: Weights,
-    request: CalibrationRequest,
+    request: Request,
     videos: Sequence[Video],
     texts: TextStates,
     vae: Weights | None,

@@ -13,7 +13,7 @@ from longlive_trt.calibration.calibration_file import (
     require_fit,
     save_calibration,
 )
-from longlive_trt.calibration.calibrator import CalibrationRequest, calibrate
+from longlive_trt.calibration.calibrator import Request, calibrate
 from longlive_trt.calibration.plot import sensitivity_png
 from longlive_trt.calibration.quantized import quantized_component
 from longlive_trt.calibration.recipes import Extras, recipe_named
@@ -104,7 +104,7 @@ class SourceExport:
         shapes = expected_shapes(lambda: VaeDecoder(vae))
         return ExportedWeights(self.folder, self.record, VAE, shapes)
 
-    def text_states(self, open_tokenizer: OpenTokenizer, request: CalibrationRequest) -> TextStates:
+    def text_states(self, open_tokenizer: OpenTokenizer, request: Request) -> TextStates:
         text_encoder, path = self.config.text_encoder, self.folder / TOKENIZER_NAME
         if text_encoder is None or TEXT not in self.record.graphs or not path.is_file():
             logger.warning(
@@ -126,7 +126,7 @@ def progress_file(out: Path) -> Path:
 
 def calibrate_export(
     source: SourceExport,
-    request: CalibrationRequest,
+    request: Request,
     out: Path,
     open_tokenizer: OpenTokenizer,
     report: Report = lambda _what, _done, _total: None,
@@ -148,7 +148,7 @@ def calibrate_export(
 def measure_sensitivity(
     source: SourceExport,
     calibration: Calibration,
-    request: CalibrationRequest,
+    request: Request,
     error_budget: float,
     open_tokenizer: OpenTokenizer,
     report: Report = lambda _what, _done, _total: None,

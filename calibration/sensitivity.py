@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from longlive_trt.basics import Report
 from longlive_trt.calibration.calibration_file import Calibration
-from longlive_trt.calibration.calibrator import CalibrationRequest, load_model
+from longlive_trt.calibration.calibrator import Request, load_model
 from longlive_trt.calibration.layers import QuantizedLinear
 from longlive_trt.calibration.quantized import QuantizedWeights, load_quantized
 from longlive_trt.calibration.recipes import Extras, recipe_named
@@ -71,7 +71,7 @@ def measure(
     config: ModelConfig,
     weights: Weights,
     calibration: Calibration,
-    request: CalibrationRequest,
+    request: Request,
     texts: TextStates,
     error_budget: float,
     growth_blocks: int = _GROWTH_BLOCKS,

@@ -194,6 +194,9 @@ KINDS = {
     )
 }
 
+ENGINES = tuple(KINDS)
+"""Their names, the default first."""
+
 
 def compiler_named(
     engine: str, options: BuildOptions, precision: Precision, config: ModelConfig

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from longlive_trt.calibration.calibration_file import Calibration
-from longlive_trt.calibration.calibrator import CalibrationRequest, calibrate
+from longlive_trt.calibration.calibrator import Request, calibrate
 from longlive_trt.calibration.folders import SourceExport, write_quantized
 from longlive_trt.calibration.prompts import shipped_prompts
 from longlive_trt.calibration.recipes import FORMATS, FP8, RECIPES, Extras
@@ -63,7 +63,7 @@ def calibrations(
         name: calibrate(
             small_config,
             small_weights,
-            CalibrationRequest(recipe, prompts, Selection(exclude=())),
+            Request(recipe, prompts, Selection(exclude=())),
             SyntheticTexts(small_config),
             progress,
         )

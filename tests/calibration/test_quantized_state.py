@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from longlive_trt.calibration.calibrator import CalibrationRequest, calibrate
+from longlive_trt.calibration.calibrator import Request, calibrate
 from longlive_trt.calibration.folders import SourceExport, write_quantized
 from longlive_trt.calibration.prompts import shipped_prompts
 from longlive_trt.calibration.recipes import FORMATS, RECIPES, Extras
@@ -54,7 +54,7 @@ def bundles(make_once: MakeOnce, tmp_path_factory: pytest.TempPathFactory) -> Ca
         def make(path: Path) -> None:
             source = SourceExport.open(make_once("calibration-prompts-export", make_export))
             scratch = tmp_path_factory.mktemp("quantized-state")
-            request = CalibrationRequest(RECIPES["int8"], tuple(shipped_prompts()[:2]), blocks=2)
+            request = Request(RECIPES["int8"], tuple(shipped_prompts()[:2]), blocks=2)
             texts = SyntheticTexts(source.config)
             calibration = calibrate(
                 source.config, source.transformer(), request, texts, scratch / "progress"

@@ -9,7 +9,7 @@ import torch
 
 from longlive_trt.calibration.cache import QuantizedCacheRollout, cache_bytes
 from longlive_trt.calibration.calibration_file import Calibration
-from longlive_trt.calibration.calibrator import CalibrationRequest, load_model
+from longlive_trt.calibration.calibrator import Request, load_model
 from longlive_trt.calibration.plot import sensitivity_png
 from longlive_trt.calibration.prompts import shipped_prompts
 from longlive_trt.calibration.recipes import FP8, INT8, RECIPES, Format
@@ -28,7 +28,7 @@ def test_the_report_finds_the_layer_whose_range_is_wrong(
     # Far too wide a range: hardly any of the 256 steps is used.
     wide = replace(calibration.layers[bad], input_amax=calibration.layers[bad].input_amax * 200)
     spoiled = replace(calibration, layers={**calibration.layers, bad: wide})
-    request = CalibrationRequest(RECIPES["int8"], tuple(shipped_prompts()[:2]))
+    request = Request(RECIPES["int8"], tuple(shipped_prompts()[:2]))
     report = measure(
         small_config,
         small_weights,

@@ -20,7 +20,7 @@ from longlive_trt.calibration.calibration_file import (
     load_calibration,
     save_calibration,
 )
-from longlive_trt.calibration.calibrator import CalibrationRequest, calibrate
+from longlive_trt.calibration.calibrator import Request, calibrate
 from longlive_trt.calibration.folders import SourceExport, write_quantized
 from longlive_trt.calibration.layers import quantized
 from longlive_trt.calibration.prompts import shipped_prompts
@@ -92,7 +92,7 @@ def vae_calibration(vae_export: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 def calibrated(source: Path, progress: Path, **changes: object) -> Calibration:
     opened = SourceExport.open(source)
-    request = replace(CalibrationRequest(RECIPES["fp8"], PROMPTS, blocks=2), **changes)  # type: ignore[arg-type]
+    request = replace(Request(RECIPES["fp8"], PROMPTS, blocks=2), **changes)  # type: ignore[arg-type]
     texts = SyntheticTexts(opened.config)
     return calibrate(
         opened.config, opened.transformer(), request, texts, progress, vae=opened.vae()

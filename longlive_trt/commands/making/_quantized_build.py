@@ -38,7 +38,7 @@ class BuildPlan:
         if self.precision not in QUANTIZED or self.record.quantization is not None:
             return self.onnx
         # torch and ModelOpt come with these, and no other build needs them.
-        from longlive_trt.calibration.calibrator import CalibrationRequest
+        from longlive_trt.calibration.calibrator import Request
         from longlive_trt.calibration.folders import (
             SourceExport,
             calibrate_export,
@@ -66,7 +66,7 @@ class BuildPlan:
                 folder,
             )
             device, compute = default_device()
-            request = CalibrationRequest(
+            request = Request(
                 recipe=recipe_named(self.precision),
                 prompts=tuple(load_prompts(None)),
                 compute=compute,

@@ -13,7 +13,7 @@ from longlive_trt.commands._reporting import stage_reporter
 from longlive_trt.commands.making._quantized_build import QUANTIZED, plan_build
 from longlive_trt.engines.build import BuildResult, build
 from longlive_trt.engines.compiler import BuildOptions
-from longlive_trt.engines.registry import DEFAULT, KINDS
+from longlive_trt.engines.registry import ENGINES
 from longlive_trt.engines.trt.report import REPORT_NAME
 from longlive_trt.precision import PRECISIONS
 
@@ -40,7 +40,7 @@ _COLUMNS = (
     help="fp8, int8: type of what is not quantized.  [default: fp32 on a CPU, else bf16]",
 )
 @click.option("--calibration", type=_PATH, help="fp8, int8: use the scales of this file.")
-@click.option("--engine", type=click.Choice(list(KINDS)), default=DEFAULT.name, show_default=True)
+@click.option("--engine", type=click.Choice(ENGINES), default=ENGINES[0], show_default=True)
 @click.option("--out", required=True, type=_PATH, help="The bundle.")
 @click.option("--force", is_flag=True, help="Build even if nothing has changed.")
 @click.option("--gpu", metavar="smNN", help="Architecture: of tensorrt-rtx, or onnxruntime's GPU.")

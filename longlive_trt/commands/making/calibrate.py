@@ -11,7 +11,7 @@ import numpy as np
 
 from longlive_trt.basics import Report
 from longlive_trt.calibration.calibration_file import FILE_NAME, Calibration
-from longlive_trt.calibration.calibrator import CalibrationRequest
+from longlive_trt.calibration.calibrator import Request
 from longlive_trt.calibration.folders import (
     REPORT_NAME,
     SourceExport,
@@ -145,7 +145,7 @@ def command(
     interrupted calibration goes on where it was when the same command is given again.
     """
     require_device(device)
-    request = CalibrationRequest(
+    request = Request(
         recipe=recipe_named(f"{precision}-smoothquant" if smoothquant else precision),
         prompts=tuple(load_prompts(prompts))[:max_prompts],
         selection=Selection(include or INCLUDED, exclude or EXCLUDED),
@@ -255,7 +255,7 @@ def _exported(
 
 def _calibration(
     source: SourceExport,
-    request: CalibrationRequest,
+    request: Request,
     extras: Extras,
     given: Path | None,
     out: Path,

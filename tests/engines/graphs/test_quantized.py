@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("modelopt")
 
 from longlive_trt.calibration.calibration_file import FILE_NAME, load_calibration, save_calibration
-from longlive_trt.calibration.calibrator import CalibrationRequest, calibrate
+from longlive_trt.calibration.calibrator import Request, calibrate
 from longlive_trt.calibration.folders import SourceExport, write_quantized
 from longlive_trt.calibration.prompts import shipped_prompts
 from longlive_trt.calibration.recipes import FP8, INT8, RECIPES, Extras
@@ -86,7 +86,7 @@ def quantized(make_once: MakeOnce) -> Callable[..., Path]:
 
         def make_calibration(path: Path) -> None:
             source = SourceExport.open(plain)
-            request = CalibrationRequest(RECIPES["fp8"], tuple(shipped_prompts()[:2]), blocks=2)
+            request = Request(RECIPES["fp8"], tuple(shipped_prompts()[:2]), blocks=2)
             texts, progress = SyntheticTexts(config), path.with_name(f"{path.name}-progress")
             found = calibrate(config, source.transformer(), request, texts, progress)
             path.mkdir()

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 from longlive_trt.configs import ModelConfig, VaeConfig, load_config
 from longlive_trt.configs.schema import LatentConfig
-from longlive_trt.engines.graphs import vae as vae_graphs
+from longlive_trt.engines.graphs import vae as cuda_vae
 from longlive_trt.engines.graphs.vae import WEIGHTS_NAME, build_vae_graphs
 from longlive_trt.errors import UsageError
 from longlive_trt.export.models.vae import VaeDecoder, to_pixels
@@ -219,7 +219,7 @@ def test_a_folded_convolution_is_that_of_the_doubled_image(size: tuple[int, int]
     random = torch.Generator().manual_seed(0)
     small = torch.randn(2, 5, *size, generator=random)
     kernel = torch.randn(3, 5, 3, 3, generator=random)
-    folded = torch.from_numpy(vae_graphs._folded_taps(kernel.numpy()))
+    folded = torch.from_numpy(cuda_vae._folded_taps(kernel.numpy()))
     assert folded.shape == (12, 5, 2, 2)
     spread = torch.conv2d(small, folded, padding=1).permute(0, 2, 3, 1).contiguous()
     doubled = torch.nn.functional.interpolate(small, scale_factor=2.0, mode="nearest")
@@ -230,7 +230,7 @@ def test_a_folded_convolution_is_that_of_the_doubled_image(size: tuple[int, int]
 def test_a_folded_convolution_keeps_its_gain_in_half_precision() -> None:
     """What falls on one pixel is added before it is rounded, so nothing is rounded twice."""
     kernel = np.random.default_rng(0).standard_normal((3, 5, 3, 3)).astype(np.float16)
-    folded = vae_graphs._folded_taps(kernel)
+    folded = cuda_vae._folded_taps(kernel)
     assert folded.dtype == np.float32
     total = kernel.astype(np.float64).sum(axis=(2, 3))
     for four in folded.astype(np.float16).reshape(4, 3, 5, 2, 2):
