@@ -99,10 +99,10 @@ def calibrate(
         report("calibrating", video.number, len(videos))
         run = partial(run_video, model, config, video, states, request.seed, watcher.observe_heads)
         what = _described(video, request.prompts)
-        made: list[Tensor] = []
-        seen = watcher.watch(partial(_keep_frames, run, made), what)
+        frames: list[Tensor] = []
+        seen = watcher.watch(partial(_keep_frames, run, frames), what)
         if vae_watcher is not None:
-            seen |= vae_watcher.watch(torch.cat(made, dim=1), what)
+            seen |= vae_watcher.watch(torch.cat(frames, dim=1), what)
         progress.add(seen)
         _save_progress(progress_file, origin, progress)
     report("computing scales", len(videos), len(videos))
@@ -118,8 +118,8 @@ def calibrate(
     )
 
 
-def _keep_frames(run: Callable[[], list[Tensor]], made: list[Tensor]) -> None:
-    made += run()
+def _keep_frames(run: Callable[[], list[Tensor]], frames: list[Tensor]) -> None:
+    frames += run()
 
 
 def _vae_watcher(

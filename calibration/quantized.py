@@ -58,12 +58,12 @@ def quantized_component(
 
 
 def _cache_input(
-    given: GraphInput | Sequence[GraphInput], cache: Format | None
+    inputs: GraphInput | Sequence[GraphInput], cache: Format | None
 ) -> GraphInput | Sequence[GraphInput]:
-    if cache is None or isinstance(given, GraphInput):
-        return given
+    if cache is None or isinstance(inputs, GraphInput):
+        return inputs
     kept = (K_CACHE, V_CACHE)
-    return [replace(i, dtype=cache.dtype) if stem_of(i.name) in kept else i for i in given]
+    return [replace(i, dtype=cache.dtype) if stem_of(i.name) in kept else i for i in inputs]
 
 
 def layer_swapper(
@@ -120,7 +120,7 @@ class QuantizedWeights(Weights):
             **_attention_scales(calibration, extras),
         }
         self._format = recipe_named(calibration.recipe).format
-        self._names = [name for given in base.names for name in self._with_scales(given)]
+        self._names = [name for plain in base.names for name in self._with_scales(plain)]
         self._names += self._scales
 
     @property

@@ -121,8 +121,8 @@ def suggest_exclude(layers: Sequence[LayerSensitivity], budget: float) -> tuple[
     return tuple(sorted(excluded))
 
 
-def relative_l2(found: Tensor, expected: Tensor) -> float:
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
+def relative_l2(values: Tensor, expected: Tensor) -> float:
+    return float((values.double() - expected.double()).norm() / expected.double().norm())
 
 
 def _measure_layers(
@@ -141,10 +141,10 @@ def _measure_layers(
     for done, name in enumerate(calibration.layers):
         report("measuring single layers", done, len(calibration.layers))
         with _one_quantized(model, name, stored, calibration) as energies:
-            _, found = _run(model, config, short, states, seed)
+            _, latents = _run(model, config, short, states, seed)
         signal, noise = energies
         sqnr = 10 * math.log10(signal / noise) if noise else math.inf
-        yield LayerSensitivity(name, sqnr, relative_l2(found, expected))
+        yield LayerSensitivity(name, sqnr, relative_l2(latents, expected))
 
 
 @contextmanager

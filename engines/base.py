@@ -77,26 +77,28 @@ class TensorTable(Closing):
     def outputs(self) -> Mapping[str, TensorSpec]:
         return self._outputs
 
-    def _require_inputs(self, given: Mapping[str, Any]) -> None:
-        missing = self._inputs.keys() - given.keys()
+    def _require_inputs(self, tensors: Mapping[str, Any]) -> None:
+        missing = self._inputs.keys() - tensors.keys()
         if missing:
             raise EngineError(
                 f"graph {self.name}: inputs are missing: {', '.join(sorted(missing))}"
             )
 
 
-def require_fit(graph: str, name: str, spec: TensorSpec | None, given: Given) -> None:
+def require_fit(graph: str, name: str, spec: TensorSpec | None, tensor: Given) -> None:
     if spec is None:
         raise EngineError(f"graph {graph} has no tensor {name}")
-    fits = len(given.shape) == len(spec.shape) and all(
+    fits = len(tensor.shape) == len(spec.shape) and all(
         have == want or isinstance(want, str)
-        for have, want in zip(given.shape, spec.shape, strict=True)
+        for have, want in zip(tensor.shape, spec.shape, strict=True)
     )
     if not fits:
         raise EngineError(
-            f"graph {graph}: {name} is {list(given.shape)}, expected {list(spec.shape)}"
+            f"graph {graph}: {name} is {list(tensor.shape)}, expected {list(spec.shape)}"
         )
-    if given.dtype != name_of(spec.dtype):
-        raise EngineError(f"graph {graph}: {name} is {given.dtype}, expected {name_of(spec.dtype)}")
-    if not given.is_contiguous:
+    if tensor.dtype != name_of(spec.dtype):
+        raise EngineError(
+            f"graph {graph}: {name} is {tensor.dtype}, expected {name_of(spec.dtype)}"
+        )
+    if not tensor.is_contiguous:
         raise EngineError(f"graph {graph}: {name} is not contiguous in memory")

@@ -167,9 +167,9 @@ def _name_sizes(model: ir.Model, spec: GraphSpec) -> None:
     """Give the tracer's symbols the names of the specification."""
     names = {}
     for value, item in zip(model.graph.inputs, flat_inputs(spec.inputs), strict=True):
-        for found, size in zip(value.shape or (), item.shape, strict=True):
-            if isinstance(size, str) and isinstance(found, ir.SymbolicDim):
-                names[str(found.value)] = size
+        for traced, size in zip(value.shape or (), item.shape, strict=True):
+            if isinstance(size, str) and isinstance(traced, ir.SymbolicDim):
+                names[str(traced.value)] = size
     symbols = re.compile(r"\b(" + "|".join(names) + r")\b") if names else re.compile(r"(?!)")
     for node in model.graph:
         for value in node.outputs:

@@ -104,10 +104,10 @@ def check_export(folder: Path, record: ExportRecord) -> None:
         path = folder / name
         if not path.is_file():
             raise UsageError(f"{path}: missing; export again")
-        found = sha256_file(path)
-        if found != expected:
+        actual = sha256_file(path)
+        if actual != expected:
             raise UsageError(
-                f"{path}: altered since the export (sha256 {found}, expected {expected}); "
+                f"{path}: altered since the export (sha256 {actual}, expected {expected}); "
                 f"export again"
             )
 

@@ -128,10 +128,10 @@ def _parse_index(store: Store, data: bytes) -> list[CatalogEntry]:
 
 
 def _read_entries(store: Store, names: Iterable[str]) -> list[CatalogEntry]:
-    found = ((name, store.read(f"{_ENTRIES}/{name}", _LIMIT_BYTES)) for name in sorted(names))
+    files = ((name, store.read(f"{_ENTRIES}/{name}", _LIMIT_BYTES)) for name in sorted(names))
     return [
         _parse_entry(f"{store.url}/{_ENTRIES}/{name}", _parse_json(name, data))
-        for name, data in found
+        for name, data in files
         if data is not None
     ]
 

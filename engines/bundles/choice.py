@@ -67,7 +67,7 @@ class Machine:
             if self.gpu
             else "no NVIDIA GPU"
         )
-        installed = [f"{kind} {found}" for kind, found in self.versions.items() if found]
+        installed = [f"{kind} {version}" for kind, version in self.versions.items() if version]
         memory = f"{self.memory_bytes / 1e9:.0f} GB of memory"
         return ", ".join([gpu, memory, *(installed or ["no engine library"])])
 

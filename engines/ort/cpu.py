@@ -95,8 +95,8 @@ class OnnxRuntimeEngine(TensorTable):
         self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]
     ) -> "OnnxRuntimeBinding":
         self._require_inputs(inputs)
-        for given, known in ((inputs, self._inputs), (outputs, self._outputs)):
-            for name, array in given.items():
+        for tensors, known in ((inputs, self._inputs), (outputs, self._outputs)):
+            for name, array in tensors.items():
                 require_fit(self.name, name, known.get(name), _given(array))
         return OnnxRuntimeBinding(self._session, self.name, inputs, outputs)
 

@@ -80,11 +80,11 @@ class TensorRtEngine(TensorTable):
         return binding
 
     def _checked(
-        self, given: Mapping[str, Any], known: Mapping[str, TensorSpec]
+        self, tensors: Mapping[str, Any], known: Mapping[str, TensorSpec]
     ) -> dict[str, DeviceTensor]:
         return {
             name: _fitting(self.name, known.get(name), as_device_tensor(value, name), name)
-            for name, value in given.items()
+            for name, value in tensors.items()
         }
 
     def _spare(self, name: str, shape: Shape) -> int:
@@ -130,8 +130,8 @@ class TensorRtEngine(TensorTable):
 
     def enqueue(self, context: Any) -> None:
         if not context.execute_async_v3(self.stream.handle):
-            told = f"graph {self.name} failed in {self._flavor.kind}: {self._reasons()}"
-            raise self.stream.gpu.failure(told)
+            message = f"graph {self.name} failed in {self._flavor.kind}: {self._reasons()}"
+            raise self.stream.gpu.failure(message)
 
     def _reasons(self) -> str:
         return "; ".join(self._log.errors) or "no reason was given"

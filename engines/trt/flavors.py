@@ -193,7 +193,7 @@ FLAVORS: Mapping[str, Flavor] = {flavor.kind: flavor for flavor in (TensorRt(), 
 def rtx_targets(trt: Any) -> dict[str, Target]:
     """What the compiler itself lists, but Turing, which lacks bf16 and fp32 matrix products."""
     listed = map(Architecture.named, dir(trt.ComputeCapability))
-    supported = sorted(found for found in listed if found is not None and found >= AMPERE)
+    supported = sorted(item for item in listed if item is not None and item >= AMPERE)
     return {str(architecture): Target(architecture) for architecture in supported}
 
 

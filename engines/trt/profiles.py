@@ -73,14 +73,14 @@ def _pass_profiles(config: ModelConfig, batch: int) -> list[Profile]:
 
     keeps_sink = rollout.global_sink and not rollout.is_global
     full = window - rollout.sink_frames if keeps_sink else window
-    found = [profile("denoise", Range.fixed(block))]
+    passes = [profile("denoise", Range.fixed(block))]
     if full != block:
-        found.append(profile("recache", Range.fixed(full)))
+        passes.append(profile("recache", Range.fixed(full)))
     # A switch while the window still fills recomputes fewer frames, or the sink as well.
     early = {*range(block, window + 1, block), window} - {block, full}
     if early:
-        found.append(profile("recache_early", Range(block, max(early), window)))
-    return found
+        passes.append(profile("recache_early", Range(block, max(early), window)))
+    return passes
 
 
 def _require_same_configuration(graph: str, info: GraphInfo, config: ModelConfig) -> None:
