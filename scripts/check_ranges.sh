@@ -11,11 +11,10 @@ ends=("${@:3}")
 [ ${#ends[@]} -gt 0 ] || ends=(lowest newest)
 extras=cpu,export,quantize,ship,tensorrt-rtx,dev
 tests=(
-    tests/test_cli.py tests/test_files.py tests/configs tests/commands
-    tests/export/test_exporter.py tests/export/checkpoints tests/export/models
-    tests/calibration/test_calibrator.py tests/calibration/test_quantized_graphs.py
-    tests/engines/ort tests/engines/graphs tests/engines/bundles
-    tests/plugins/cuda tests/runtime/output tests/runtime/prompting tests/runtime/test_state.py
+    tests/test_cli.py tests/commands/test_core.py tests/commands/test_doctor.py tests/configs
+    tests/export/test_exporter.py tests/export/checkpoints tests/calibration/test_calibrator.py
+    tests/engines/ort/test_cpu.py tests/engines/bundles tests/plugins/cuda/test_compilation.py
+    tests/runtime/output tests/runtime/prompting tests/runtime/test_state.py
 )
 
 say() { echo "ranges: $*"; }

@@ -26,6 +26,7 @@ echo "wheel: installing $(basename "$wheel") without an engine, in an empty fold
 install "$wheel"
 longlive-trt --version
 longlive-trt --help >/dev/null
+longlive-trt doctor >/dev/null
 message=$(longlive-trt generate --bundle none --prompt none --out none.mp4 2>&1) && {
     echo "generate ran without an engine" >&2
     exit 1

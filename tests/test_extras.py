@@ -107,6 +107,11 @@ def test_the_engine_that_is_there_is_the_one_to_upgrade(
     assert engine_upgrade("1.31.1") == f"pip install '{installed}>=1.31.1'"
 
 
+def test_without_an_engine_the_machine_gets_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extras, "installed_version", lambda _name: None)
+    assert engine_upgrade("1.31.1") == install_command(engine_extra())
+
+
 def test_one_engine_takes_the_place_of_the_other() -> None:
     replaced, installed = engine_command("gpu").split(" && ")
     assert replaced == "pip uninstall -y onnxruntime onnxruntime-gpu"
