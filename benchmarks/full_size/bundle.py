@@ -136,7 +136,8 @@ def as_stored(values: Any, dtype: ir.DataType) -> Any:
     if dtype == ir.DataType.BFLOAT16:
         # Rounds to nearest; plain integers, because threads convert ml_dtypes one at a time.
         return ((values.view(np.uint32) + np.uint32(0x8000)) >> np.uint32(16)).astype(np.uint16)
-    return values.astype(dtype.numpy(), copy=False)
+    # As bytes: types of 8 bits have no buffers of their own.
+    return values.astype(dtype.numpy(), copy=False).view(np.uint8)
 
 
 def write_export(graphs: Path, only: Sequence[str] | None, folder: Path, seed: int) -> ExportRecord:
