@@ -365,8 +365,9 @@ def test_a_history_may_be_renewed_in_place() -> None:
         given = [to_device(array) for array in inputs]
         output = torch.full(stacked.shape, float("nan"), dtype=torch.float16, device="cuda")
         views = [as_device_tensor(t, "tensor") for t in [*given, output]]
-        kernel.launch(views[:-1], [views[-1], views[-2]], 0)
-        torch.cuda.synchronize()
+        with Placement(Stream(Gpu(), torch.cuda.current_stream().cuda_stream)) as place:
+            kernel.launch(views[:-1], [views[-1], views[-2]], place)
+            torch.cuda.synchronize()
         assert error(output.cpu().numpy(), stacked) <= ROUNDING["float16"]
         assert error(given[-1].cpu().numpy(), renewed) <= ROUNDING["float16"]
 
