@@ -6,20 +6,14 @@ be called, because it and the function have one name.
 
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from longlive_trt.extras import with_install_hint
-
-if TYPE_CHECKING:
-    from longlive_trt.export.exporter import ExportResult
+import longlive_trt
 
 
 class _CallableArea(ModuleType):
-    def __call__(self, *arguments: Any, **options: Any) -> "ExportResult":
-        with with_install_hint():
-            from longlive_trt.making.exporting import export
-
-        return export(*arguments, **options)
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return longlive_trt.load_name("export")(*arguments, **options)
 
 
 sys.modules[__name__].__class__ = _CallableArea
