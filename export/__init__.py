@@ -6,14 +6,20 @@ be called, because it and the function have one name.
 
 import sys
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import longlive_trt
+from longlive_trt.extras import with_install_hint
+
+if TYPE_CHECKING:
+    from longlive_trt.export.exporter import ExportResult
 
 
 class _CallableArea(ModuleType):
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        return longlive_trt.load_name("export")(*arguments, **options)
+    def __call__(self, *arguments: Any, **options: Any) -> "ExportResult":
+        with with_install_hint():
+            from longlive_trt.making.exporting import export
+
+        return export(*arguments, **options)
 
 
 sys.modules[__name__].__class__ = _CallableArea

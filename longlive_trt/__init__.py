@@ -11,8 +11,6 @@ docs/python.md describes the names. What they stand for is imported when they ar
 
 TYPE_CHECKING = False  # typing's own costs more than all the rest of this file
 if TYPE_CHECKING:
-    from typing import Any
-
     from longlive_trt import errors as errors
     from longlive_trt.engines.build import BuildResult as BuildResult
     from longlive_trt.errors import LongLiveError as LongLiveError
@@ -57,33 +55,24 @@ _HOMES = {
     "VideoCheckpoint": "runtime.video",
     "build": "making.building",
     "calibrate": "making.calibrating",
-    "export": "making.exporting",
     "load": "runtime.pipeline",
 }
-# The area `export` is found under its name, and can be called as the function of that name.
-_MODULES = ("errors", "export")
+# The area `export` can be called, because the function has its name.
+_MODULES = {"errors", "export"}
 
 
 def __getattr__(name: str) -> object:
-    if name in _MODULES:
-        import importlib
-
-        return importlib.import_module(f"{__name__}.{name}")
-    if name not in _HOMES:
+    if name not in _HOMES and name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = load_name(name)
-    return value
-
-
-def load_name(name: str) -> "Any":
-    """What a public name stands for."""
     import importlib
 
     from longlive_trt.extras import with_install_hint
 
     with with_install_hint():
-        module = importlib.import_module(f"{__name__}.{_HOMES[name]}")
-    return getattr(module, name)
+        module = importlib.import_module(f"{__name__}.{_HOMES.get(name, name)}")
+    value = module if name in _MODULES else getattr(module, name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
