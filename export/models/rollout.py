@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from longlive_trt.configs import ModelConfig
-from longlive_trt.configs.replay import Replay, prompts_by_block
 from longlive_trt.configs.schedule import Schedule
 from longlive_trt.configs.schema import GLOBAL_ATTENTION_TOKENS, ROPE_TABLE_FRAMES
 from longlive_trt.errors import UsageError
@@ -201,24 +200,3 @@ class ReferenceRollout:
         sink, end = self.rollout.sink_frames * tokens, place.end_slot * tokens
         recent = torch.arange(max(sink, end - (budget - sink)), max(end, sink))
         return torch.cat([torch.arange(sink), recent])
-
-
-@torch.no_grad()
-def run_replay(
-    model: Transformer,
-    config: ModelConfig,
-    replay: Replay,
-    observe: Callable[[str, Tensor], None] | None = None,
-) -> Tensor:
-    """The latents of a replay file, computed in the model's dtype."""
-    rollout = ReferenceRollout(model, config, replay.batch, replay.frames, observe)
-    noise, renoise = torch.from_numpy(replay.noise), torch.from_numpy(replay.renoise)
-    block_frames = config.rollout.frames_per_block
-    boundaries = prompts_by_block(replay.schedule, block_frames)
-    for block in range(replay.frames // block_frames):
-        start, prompt = next(boundaries)
-        if prompt is not None:
-            states = torch.from_numpy(replay.prompts[prompt])
-            rollout.switch_prompt(states.expand(replay.batch, -1, -1))
-        rollout.run_block(noise[:, start : start + block_frames], list(renoise[block]))
-    return torch.cat(rollout.frames, dim=1)

@@ -47,6 +47,7 @@ def lora_bundle(make_once: Any, golden_config: ModelConfig) -> Path:
     return make_once("lora-bundle", make)
 
 
+@pytest.mark.exhaustive
 def test_golden_lora(lora_bundle: Path, golden_bundle_fp32: Path, relative_error: Error) -> None:
     expected = load_file(GOLDEN / "lora.expected.safetensors")["latents"]
     replay = ("--replay", GOLDEN / "lora.replay.safetensors")

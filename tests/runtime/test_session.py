@@ -26,6 +26,7 @@ from longlive_trt.runtime.noise import NoiseSource, ReplayNoise, SeededNoise
 from longlive_trt.runtime.prompting.encoder import PromptContexts
 from longlive_trt.runtime.session import Session
 from longlive_trt.runtime.transformer import Context
+from tests.reference import run_replay
 
 MINI_SEED = 3
 TOLERANCE = 1e-5
@@ -69,7 +70,7 @@ class Mini:
         return np.concatenate(blocks, axis=1)
 
     def in_torch(self, config: ModelConfig, replay: Replay) -> Array:
-        return reference.run_replay(self.transformer, config, replay).numpy()
+        return run_replay(self.transformer, config, replay).numpy()
 
 
 def make_replay(

@@ -13,8 +13,9 @@ from longlive_trt.configs.replay import load_replay
 from longlive_trt.configs.schedule import Schedule
 from longlive_trt.errors import UsageError
 from longlive_trt.export.checkpoints.opening import open_transformer
-from longlive_trt.export.models.rollout import ReferenceRollout, run_replay
+from longlive_trt.export.models.rollout import ReferenceRollout
 from longlive_trt.export.models.transformer import Transformer
+from tests.reference import run_replay
 
 DATA = Path(__file__).parents[2] / "data" / "transformer"
 TOLERANCE = 1e-6
