@@ -17,26 +17,32 @@ wheel=$(echo "$scratch"/dist/*.whl)
 
 export PATH="$scratch/venv/bin:$PATH" PIP_DISABLE_PIP_VERSION_CHECK=1
 unset PYTHONPATH
+install() { python -m pip install -q -c "$root/constraints.txt" "$1"; }
+fail() {
+    echo "wheel: error: $*" >&2
+    exit 1
+}
+
+echo "wheel: building a bundle with the checkout"
+"$python" cli.py export --config tiny --random-weights 0 --no-check --out "$scratch/onnx" \
+    >/dev/null 2>&1
+"$python" cli.py build --onnx "$scratch/onnx" --out "$scratch/bundle" 2>/dev/null
+
+echo "wheel: installing $(basename "$wheel") without an engine, in an empty folder"
 mkdir "$scratch/empty"
 cd "$scratch/empty"
 "$python" -m venv "$scratch/venv"
-install() { python -m pip install -q -c "$root/constraints.txt" "$1"; }
-
-echo "wheel: installing $(basename "$wheel") without an engine, in an empty folder"
 install "$wheel"
+generate=(longlive-trt generate --bundle "$scratch/bundle" --prompt "A red kite over the sea"
+    --frames 6 --out video.mp4)
 longlive-trt --version
 longlive-trt --help >/dev/null
 longlive-trt doctor >/dev/null
-message=$(longlive-trt generate --bundle none --prompt none --out none.mp4 2>&1) && {
-    echo "generate ran without an engine" >&2
-    exit 1
-}
+longlive-trt inspect "$scratch/bundle" >/dev/null
+message=$("${generate[@]}" 2>&1) && fail "generate ran without an engine"
 echo "$message"
 pattern="^error: this needs onnxruntime, which is not installed: pip install '$wheel\[(cpu|gpu)\]'$"
-[[ $message =~ $pattern ]] || {
-    echo "the message should be one line with the command that installs an engine" >&2
-    exit 1
-}
+[[ $message =~ $pattern ]] || fail "this should be one line with the command that adds an engine"
 
 echo "wheel: adding the engine for CPUs"
 install "$wheel[cpu]"
@@ -53,13 +59,9 @@ for area in (configs, engines, plugins, runtime):
     assert Path(area.__file__).is_relative_to(Path(longlive_trt.__file__).parent), area
 PYTHON
 
-echo "wheel: making a video with it, from a bundle that the checkout built"
-"$python" "$root/cli.py" export --config tiny --random-weights 0 --no-check \
-    --out "$scratch/onnx" >/dev/null 2>&1
-"$python" "$root/cli.py" build --onnx "$scratch/onnx" --out "$scratch/bundle" 2>/dev/null
-! python -c "import torch" 2>/dev/null || { echo "torch must not be here" >&2; exit 1; }
-longlive-trt generate --bundle "$scratch/bundle" --prompt "A red kite over the sea" \
-    --frames 6 --out video.mp4
+echo "wheel: making a video with it"
+! python -c "import torch" 2>/dev/null || fail "torch must not be here"
+"${generate[@]}"
 test -s video.mp4 && test -s video.mp4.json
 
 mkdir -p "$root/dist"
