@@ -59,6 +59,11 @@ class Scenes:
     def take(self, index: Tensor) -> "Scenes":
         return Scenes(*(getattr(self, f.name)[index] for f in fields(self)))
 
+    def replaced(self, others: "Scenes", where: Tensor) -> "Scenes":
+        """These scenes, but those of ``others`` where it says so."""
+        pairs = ((getattr(others, f.name), getattr(self, f.name)) for f in fields(self))
+        return Scenes(*(torch.where(where, other, own) for other, own in pairs))
+
     def rows(self) -> list[dict[str, int]]:
         columns = [getattr(self, name).tolist() for name in ATTRIBUTES]
         return [dict(zip(ATTRIBUTES, row, strict=True)) for row in zip(*columns, strict=True)]
@@ -67,8 +72,10 @@ class Scenes:
     def of(
         cls, rows: Sequence[dict[str, int]], seeds: Sequence[float], device: str | torch.device
     ) -> "Scenes":
-        columns = [torch.tensor([row[name] for row in rows], device=device) for name in ATTRIBUTES]
-        return cls(*columns, torch.tensor(list(seeds), device=device))
+        columns = {
+            name: torch.tensor([row[name] for row in rows], device=device) for name in ATTRIBUTES
+        }
+        return cls(**columns, seed=torch.tensor(list(seeds), device=device))
 
 
 def fits(place: int, traveler: int) -> bool:
@@ -113,6 +120,20 @@ class SceneSource:
         stays &= self.uniform(n) >= _CHANGE_TRAVELER
         traveler = torch.where(stays, scenes.traveler, drawn)
         return Scenes(place=place, traveler=traveler, seed=scenes.seed, **picked)
+
+    def journeys(self, n: int, families: int) -> tuple[Scenes, Scenes]:
+        """Scenes and what they turn into, of few different pairs of places and travelers.
+
+        Frames of a change are painted together only if they show the same pair.
+        """
+        origins = self.scenes(min(families, n))
+        goals = self.changed(origins)
+        family = torch.arange(n, device=self.device) % len(origins)
+        first = self.scenes(n)
+        first.place, first.traveler = origins.place[family], origins.traveler[family]
+        second = self.changed(first)
+        second.place, second.traveler = goals.place[family], goals.traveler[family]
+        return first, second
 
     def uniform(self, n: int) -> Tensor:
         return torch.rand(n, generator=self.generator, device=self.device)

@@ -1,7 +1,11 @@
 """Frames of one place while they are painted, back to front."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -9,6 +13,8 @@ from torch import Tensor
 from longlive_trt.demo.scenes import Scenes
 from longlive_trt.demo.world.light import Color, Light, column, constant
 from longlive_trt.demo.world.shapes import hashed
+
+_Painter = TypeVar("_Painter", bound=Callable[..., None])
 
 PAINT = (
     (0.88, 0.14, 0.15), (0.98, 0.52, 0.08), (1.00, 0.85, 0.16), (0.16, 0.66, 0.30),
@@ -110,10 +116,21 @@ class Canvas:
         return (0.5 - distance / self.pixel).clamp(0, 1)
 
     def paint(self, mask: Tensor, color: Tensor) -> None:
-        self.image = torch.lerp(self.image, color, mask)
+        self.image.lerp_(color.expand_as(self.image), mask)
 
     def glow(self, mask: Tensor, color: Tensor) -> None:
-        self.image = self.image + (1 - self.image).clamp_min(0) * (color * mask)
+        self.image.addcmul_((1 - self.image).clamp_min(0), color * mask)
+
+    @contextmanager
+    def band(self, top: float, bottom: float) -> Iterator[None]:
+        """Paint between two heights alone, where nothing is to be painted elsewhere."""
+        whole = self.image, self.y
+        rows = slice(max(0, int(top / self.pixel) - 1), math.ceil(bottom / self.pixel) + 1)
+        self.image, self.y = self.image[:, :, rows], self.y[:, :, rows]
+        try:
+            yield
+        finally:
+            self.image, self.y = whole
 
     def rows(self, distance: Tensor) -> Tensor:
         """The cover of what spans the picture's whole width."""
@@ -193,3 +210,17 @@ class Canvas:
 
     def pace(self) -> Tensor:
         return self.speed.abs()
+
+
+def within(top: float, bottom: float) -> Callable[[_Painter], _Painter]:
+    """Restricts a painter to a band of the picture."""
+
+    def restricted(paint: _Painter) -> _Painter:
+        @wraps(paint)
+        def run(c: Canvas, *details: Any) -> None:
+            with c.band(top, bottom):
+                paint(c, *details)
+
+        return cast(_Painter, run)
+
+    return restricted

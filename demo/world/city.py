@@ -3,7 +3,7 @@
 import torch
 
 from longlive_trt.demo.world import travelers
-from longlive_trt.demo.world.canvas import Canvas
+from longlive_trt.demo.world.canvas import Canvas, within
 from longlive_trt.demo.world.ground import ground
 from longlive_trt.demo.world.light import Color
 from longlive_trt.demo.world.plants import tufts
@@ -21,6 +21,7 @@ def paint(c: Canvas) -> None:
     tufts(c, 1.5, 0.34, (0.20, 0.28, 0.24))
 
 
+@within(0.25, 1.0)
 def _skyline(c: Canvas) -> None:
     u, r = c.cells(0.05, 0.13, 61.0)
     top = 0.80 - 0.30 - 0.22 * r(1) * 0.9
@@ -29,6 +30,7 @@ def _skyline(c: Canvas) -> None:
     c.paint(c.cover(torch.maximum(u.abs() - half, top - c.y)), c.lit(wall, 0.55, 0.15))
 
 
+@within(0.15, 1.0)
 def _towers(
     c: Canvas, share: float, period: float, low: float, high: float, salt: float,
     tint: Color, far: float,
@@ -51,6 +53,7 @@ def _towers(
     c.paint(c.cover(window) * mask * (c.y > top + 0.015) * 0.9, glass)
 
 
+@within(0.35, 1.0)
 def _houses(c: Canvas) -> None:
     period = 0.42
     u, r = c.cells(0.42, period, 65.0)
@@ -74,6 +77,7 @@ def _houses(c: Canvas) -> None:
     c.paint(c.cover(box(wu, wv, 0.022, 0.025, 0.003)) * mask * fits, glass)
 
 
+@within(0.35, 0.86)
 def _lamps(c: Canvas) -> None:
     u, _ = c.cells(1.0, 1.05, 67.0)
     v = c.y - 0.845

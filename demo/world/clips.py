@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from longlive_trt.demo.scenes import Scenes
+from longlive_trt.demo.scenes import WEATHERS, Scenes
 from longlive_trt.demo.world.canvas import Canvas, Moments
 from longlive_trt.demo.world.places import PAINTERS
 from longlive_trt.demo.world.shapes import hashed, smooth
@@ -31,8 +31,7 @@ _GROUP = 768
 
 def velocities(scenes: Scenes) -> Tensor:
     table = torch.tensor(SPEEDS, device=scenes.pace.device)
-    signed: Tensor = table[scenes.pace] * (scenes.direction * 2 - 1)
-    return signed
+    return table[scenes.pace] * (scenes.direction * 2.0 - 1)
 
 
 def render_clips(
@@ -70,26 +69,28 @@ def clip_moments(
     changes = (first.traveler != second.traveler).float()[:, None] * 2.5 * span
     leaving, arriving = gone.square() * changes, -(1 - gone).square() * changes
     index = torch.arange(clips, device=device).repeat_interleave(frames)
+    settled = ((gone <= 0) | (gone >= 1)).flatten()
+    before, after = first.take(index), second.take(index)
     return Moments(
-        first=first.take(index),
-        second=second.take(index),
-        turn=turn.flatten(),
+        # A frame between no two scenes is one of its only scene.
+        first=before.replaced(after, (gone >= 1).flatten()),
+        second=after.replaced(before, (gone <= 0).flatten()),
+        turn=turn.flatten() * ~settled,
         clock=(start[:, None] + frame / FPS).flatten(),
         camera=camera.flatten(),
         speed=speed.flatten(),
         facing=torch.lerp(ways[0], ways[1], turn).flatten(),
-        ahead=torch.stack([leaving, arriving], -1).flatten(0, 1),
+        ahead=torch.stack([leaving, arriving], -1).flatten(0, 1) * ~settled[:, None],
     )
 
 
 def alike(moments: Moments) -> list[Tensor]:
     """Indices of frames in groups that show the same places and travelers."""
     first, second = moments.first, moments.second
-    turned, unturned = moments.turn >= 1, moments.turn <= 0
-    key = torch.zeros_like(first.place)
-    for name in ("place", "traveler"):
-        a, b = getattr(first, name), getattr(second, name)
-        key = (key * 8 + torch.where(turned, b, a)) * 8 + torch.where(unturned, a, b)
+    # Between two scenes any weather is painted; elsewhere what there is.
+    key = torch.where(moments.turn > 0, len(WEATHERS), first.weather)
+    for attribute in (first.place, second.place, first.traveler, second.traveler):
+        key = key * 8 + attribute
     order = key.argsort(stable=True)
     counts: list[int] = key[order].unique_consecutive(return_counts=True)[1].tolist()
     return [part for same in order.split(counts) for part in same.split(_GROUP)]
@@ -97,11 +98,9 @@ def alike(moments: Moments) -> list[Tensor]:
 
 def render(moments: Moments, size: tuple[int, int] = SIZE) -> Tensor:
     """Frames [n, 3, H, W] in [0, 1] of moments that are ``alike``."""
-    turned = bool((moments.turn >= 1).all())
-    unturned = bool((moments.turn <= 0).all())
     places = [int(s.place[0]) for s in (moments.first, moments.second)]
-    if turned or unturned or places[0] == places[1]:
-        return _paint(moments, places[1] if turned else places[0], size)
+    if places[0] == places[1]:
+        return _paint(moments, places[0], size)
     # A traveler that changes with the place stays in its own.
     changes = (moments.first.traveler != moments.second.traveler).float()
     away = torch.stack([0 * changes, changes], 1) * _AWAY

@@ -5,10 +5,11 @@ import math
 import torch
 from torch import Tensor
 
-from longlive_trt.demo.world.canvas import Canvas
+from longlive_trt.demo.world.canvas import Canvas, within
 from longlive_trt.demo.world.shapes import box, ellipse, segment, smooth, triangle, wave
 
 
+@within(0.12, 0.7)
 def draw_balloon(c: Canvas, which: int, here: Tensor) -> None:
     x, y = c.traveler_space(which, 0.36)
     y = y - 0.016 * (c.clock * 1.1 + c.seed).sin()
@@ -37,6 +38,7 @@ def draw_balloon(c: Canvas, which: int, here: Tensor) -> None:
     c.paint(c.cover(box(x, y - 0.254, 0.040, 0.008, 0.004)) * here, rim)
 
 
+@within(0.08, 0.66)
 def draw_bird(c: Canvas, which: int, here: Tensor) -> None:
     x, y = c.traveler_space(which, 0.37)
     beat = (c.clock * 6.5 + c.camera.abs() * 2.0 + c.seed).sin()

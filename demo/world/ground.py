@@ -4,13 +4,14 @@ import torch
 from torch import Tensor
 
 from longlive_trt.demo.scenes import CAR, TRAIN
-from longlive_trt.demo.world.canvas import Canvas
+from longlive_trt.demo.world.canvas import Canvas, within
 from longlive_trt.demo.world.light import Color, column
 from longlive_trt.demo.world.shapes import box, ellipse
 
 _TOP = 0.825
 
 
+@within(0.8, 1.0)
 def ground(c: Canvas, near: Color, low: Color, path: Color) -> None:
     base = torch.lerp(c.color(*near), c.color(*low), ((c.y - _TOP) / 0.17).clamp(0, 1))
     c.paint(c.rows(_TOP - c.y), c.lit(base, 0.02, 0.85))
@@ -42,6 +43,7 @@ def _path(c: Canvas, path: Color, road: Tensor, rails: Tensor) -> None:
     c.paint(steel * rails, c.lit((0.74, 0.76, 0.80), 0))
 
 
+@within(0.9, 1.0)
 def stones(c: Canvas, share: float, tint: Color) -> None:
     u, r = c.cells(share, 0.62, 89.0)
     u = u - (r(1) - 0.5) * 0.3

@@ -5,7 +5,7 @@ import math
 import torch
 
 from longlive_trt.demo.world import city, travelers
-from longlive_trt.demo.world.canvas import Canvas
+from longlive_trt.demo.world.canvas import Canvas, within
 from longlive_trt.demo.world.ground import ground, stones
 from longlive_trt.demo.world.light import Color
 from longlive_trt.demo.world.plants import bushes, cacti, flowers, pines, trees, tufts
@@ -31,6 +31,7 @@ def sea(c: Canvas) -> None:
     _waves(c, 0.935, 1.55, 0.028, 0.64, 0.0)
 
 
+@within(0.65, 1.0)
 def _waves(c: Canvas, base: float, share: float, size: float, period: float, far: float) -> None:
     x = c.scroll(share) / period
     swing = (c.clock * 1.5 + base * 20).sin() * 0.006
@@ -41,6 +42,7 @@ def _waves(c: Canvas, base: float, share: float, size: float, period: float, far
     c.paint(crest * 0.6, c.lit((0.80, 0.93, 0.98), 0.15))
 
 
+@within(0.15, 0.72)
 def _lighthouse(c: Canvas, shore: float) -> None:
     u, r = c.cells(0.11, 2.3, 21.0)
     there = (r(1) < 0.75).float()
@@ -77,6 +79,7 @@ def desert(c: Canvas) -> None:
     stones(c, 1.5, (0.60, 0.38, 0.26))
 
 
+@within(0.5, 1.0)
 def _dunes(
     c: Canvas, share: float, base: float, size: float, rate: float, salt: float,
     tint: Color, far: float,
@@ -103,6 +106,7 @@ def mountains(c: Canvas) -> None:
     stones(c, 1.5, (0.38, 0.40, 0.44))
 
 
+@within(0.15, 1.0)
 def _range(
     c: Canvas, share: float, base: float, size: float, period: float, salt: float,
     tint: Color, far: float, cap: float,
@@ -169,6 +173,7 @@ def meadow(c: Canvas) -> None:
     flowers(c)
 
 
+@within(0.3, 0.82)
 def _windmills(c: Canvas) -> None:
     u, r = c.cells(0.19, 1.5, 71.0)
     v = c.y - 0.68
@@ -187,6 +192,7 @@ def _windmills(c: Canvas) -> None:
     c.paint(c.cover(torch.hypot(u, w) - 0.016) * there, c.lit((0.45, 0.28, 0.22), 0.12))
 
 
+@within(0.75, 0.86)
 def _fence(c: Canvas) -> None:
     u, _ = c.cells(0.80, 0.21, 73.0)
     v = c.y - 0.835

@@ -2,11 +2,12 @@
 
 import torch
 
-from longlive_trt.demo.world.canvas import Canvas
+from longlive_trt.demo.world.canvas import Canvas, within
 from longlive_trt.demo.world.light import Color
 from longlive_trt.demo.world.shapes import box, nearest, segment, triangle
 
 
+@within(0.2, 0.88)
 def pines(
     c: Canvas, share: float, period: float, base: float, size: float, salt: float,
     tint: Color, far: float, snow: float,
@@ -26,6 +27,7 @@ def pines(
     c.paint(mask * c.cover(u + 0.004) * 0.55, c.lit(green * 1.28, far, snow))
 
 
+@within(0.35, 0.88)
 def trees(
     c: Canvas, share: float, period: float, base: float, size: float, salt: float,
     tint: Color, far: float,
@@ -52,6 +54,7 @@ def trees(
     c.paint(c.cover(bright * size) * there * 0.9, c.lit(leaves * 1.22, far, 0.75))
 
 
+@within(0.7, 0.92)
 def bushes(c: Canvas, share: float, period: float, base: float, salt: float, tint: Color) -> None:
     u, r = c.cells(share, period, salt, jitter=0.4)
     grow = 0.7 + 0.6 * r(2)
@@ -64,6 +67,7 @@ def bushes(c: Canvas, share: float, period: float, base: float, salt: float, tin
     c.paint(c.cover(bush) * (r(3) < 0.7), c.lit(tint, 0.03, 0.6))
 
 
+@within(0.85, 1.0)
 def tufts(c: Canvas, share: float, period: float, tint: Color) -> None:
     u, r = c.cells(share, period, 91.0, jitter=0.5)
     v = c.y - 1.0
@@ -73,6 +77,7 @@ def tufts(c: Canvas, share: float, period: float, tint: Color) -> None:
     c.paint(c.cover(nearest(*blades)) * (r(3) < 0.75), c.lit(tint, 0.0, 0.4))
 
 
+@within(0.4, 0.9)
 def cacti(
     c: Canvas, share: float, period: float, base: float, size: float, salt: float, far: float
 ) -> None:
@@ -95,6 +100,7 @@ def cacti(
     c.paint(c.cover(body * size) * (u < -0.004) * there * 0.5, green * 1.25)
 
 
+@within(0.85, 1.0)
 def flowers(c: Canvas) -> None:
     for share, period, base, salt in ((1.0, 0.24, 0.925, 77.0), (1.45, 0.31, 0.965, 79.0)):
         u, r = c.cells(share, period, salt, jitter=0.5)

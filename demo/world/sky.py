@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from longlive_trt.demo.scenes import NIGHT, SUNSET, Scenes
-from longlive_trt.demo.world.canvas import Canvas
+from longlive_trt.demo.world.canvas import Canvas, within
 from longlive_trt.demo.world.light import CLOUD, SUN, column, constant
 from longlive_trt.demo.world.shapes import box, hashed, nearest, smooth
 
@@ -31,6 +31,7 @@ def paint_sky(c: Canvas) -> None:
     _clouds(c)
 
 
+@within(0.0, 0.62)
 def _stars(c: Canvas) -> None:
     size = 0.115
     cx, cy = (c.x / size).floor(), (c.y / size).floor()
@@ -70,6 +71,7 @@ def _sun(c: Canvas, scenes: Scenes, sunk: Tensor) -> None:
     c.paint(c.cover(disc) * c.light.sun_left * (1 - sunk * sunk), color)
 
 
+@within(0.55, 0.9)
 def glitter(c: Canvas, shore: float) -> None:
     """The light of sun or moon on water that begins at height ``shore``."""
     depth = (c.y - shore).clamp_min(0)
@@ -88,6 +90,7 @@ def glitter(c: Canvas, shore: float) -> None:
         c.glow(streak * there * 0.6 * low * column(share), color)
 
 
+@within(0.0, 0.48)
 def _clouds(c: Canvas) -> None:
     color = torch.lerp(c.light.by("time", CLOUD), c.light.veil * 1.06, c.light.veiled)
     color = torch.lerp(color, color * 0.80, c.light.rain)

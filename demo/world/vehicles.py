@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from longlive_trt.demo.world.canvas import Canvas
+from longlive_trt.demo.world.canvas import Canvas, within
 from longlive_trt.demo.world.shapes import (
     box,
     common,
@@ -16,6 +16,7 @@ from longlive_trt.demo.world.shapes import (
 )
 
 
+@within(0.6, 1.0)
 def draw_car(c: Canvas, which: int, here: Tensor) -> None:
     x, y = c.traveler_space(which, 0.872)
     y = y + 0.003 * (c.camera * 21).sin()
@@ -58,6 +59,7 @@ def _headlight(c: Canvas, here: Tensor, x: Tensor, y: Tensor) -> None:
     c.paint(c.cover(torch.hypot(x, y) - 0.015) * here, c.color(1.0, 0.95, 0.72))
 
 
+@within(0.32, 1.0)
 def draw_train(c: Canvas, which: int, here: Tensor) -> None:
     x, y = c.traveler_space(which, 0.862)
     x = x + 0.02
@@ -114,6 +116,7 @@ def _engine(c: Canvas, which: int, here: Tensor, x: Tensor, y: Tensor) -> None:
     c.paint(c.cover(plow) * here, skin * 0.6)
 
 
+@within(0.28, 0.92)
 def draw_boat(c: Canvas, which: int, here: Tensor) -> None:
     x, y = c.traveler_space(which, 0.815)
     roll = 0.07 * (c.clock * 1.7 + c.seed).sin() - 0.03
