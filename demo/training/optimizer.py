@@ -8,6 +8,7 @@ from torch import Tensor, nn
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 _EPS = 1e-8
+_BUFFERS = ("average", "momenta", "squares", "steps", "usual")
 
 
 class Flat:
@@ -115,18 +116,31 @@ class MuonAdam:
         self.flat.values.copy_(self.average)
         self.average.copy_(held)
 
+    def copied(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name).clone() for name in _BUFFERS} | {
+            "values": self.flat.values.clone()
+        }
+
+    def restore(self, copied: dict[str, Tensor]) -> None:
+        self.flat.values.copy_(copied["values"])
+        for name in _BUFFERS:
+            getattr(self, name).copy_(copied[name])
+
     def state(self) -> dict[str, Tensor]:
-        """Averages and momenta in half the bits; the rest as it is."""
+        """In half the bits; Muon's momentum, which twenty steps bring back, is left out."""
+        plain = slice(self._plain)
         return {
-            "values": self.flat.values,
-            "average": self.average,
-            "momenta": self.momenta.bfloat16(),
-            "squares": self.squares,
+            "values": self.flat.values.half(),
+            "average": self.average.half(),
+            "momenta": self.momenta[plain].bfloat16(),
+            "squares": self.squares.bfloat16(),
             "steps": self.steps,
             "usual": self.usual,
         }
 
     def load(self, state: dict[str, Tensor]) -> None:
         self.flat.values.copy_(state["values"])
-        for name in ("average", "momenta", "squares", "steps", "usual"):
+        self.momenta.zero_()
+        self.momenta[: self._plain].copy_(state["momenta"])
+        for name in ("average", "squares", "steps", "usual"):
             getattr(self, name).copy_(state[name])

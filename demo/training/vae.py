@@ -12,13 +12,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from longlive_trt.demo.autoencoder import AutoEncoder, Downsample
-from longlive_trt.demo.geometry import vae_config
-from longlive_trt.demo.scenes import SceneSource
+from longlive_trt.demo.geometry import raw_vae_config
 from longlive_trt.demo.sheets import save_rows
+from longlive_trt.demo.training.clips import psnr, random_clips, to_bytes, to_unit
 from longlive_trt.demo.training.curves import draw_curves
 from longlive_trt.demo.training.legs import Clock, Journal, Worker, load_state, rate, save_state
 from longlive_trt.demo.training.optimizer import MuonAdam
-from longlive_trt.demo.world.clips import SIZE, render_clips
+from longlive_trt.demo.training.stepper import Stepper
+from longlive_trt.demo.world.clips import SIZE
 from longlive_trt.export.vae_layers import FrameConv, ResBlock, Upsample
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,6 @@ log = logging.getLogger(__name__)
 _HELD_OUT_SEED = 999_983
 _EDGES, _COARSE = 0.5, 0.25
 _CHECK_EVERY = 10
-_FAMILIES = 60
 
 
 @dataclass(frozen=True)
@@ -46,32 +46,6 @@ class Settings:
     kl: float = 3e-4
     reports: int = 12
     seed: int = 1
-
-
-def random_clips(
-    count: int, frames: int, seed: int, device: torch.device, size: tuple[int, int]
-) -> Tensor:
-    """Half of the clips turn into another scene somewhere."""
-    source = SceneSource(seed, device)
-    first, second = source.journeys(count, _FAMILIES)
-    change_at = source.integers(count, -10, 2 * frames)
-    return render_clips(first, second, change_at, frames, size)
-
-
-def to_unit(clips: Tensor) -> Tensor:
-    """uint8 [B, T, H, W, 3] -> [B, T, 3, H, W] in [-1, 1]."""
-    return clips.permute(0, 1, 4, 2, 3).float() / 127.5 - 1
-
-
-def to_bytes(frames: Tensor) -> Tensor:
-    unit = frames.float().clamp(-1, 1) * 127.5 + 128
-    return unit.clamp(0, 255).to(torch.uint8).permute(0, 1, 3, 4, 2)
-
-
-def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Of each clip; uint8 in."""
-    error = (a.float() - b.float()).square().flatten(1).mean(1)
-    return 10 * torch.log10(255.0**2 / error.clamp_min(1e-3))
 
 
 @torch.no_grad()
@@ -139,7 +113,7 @@ class Leg:
         # Every worker begins with the same weights.
         with torch.random.fork_rng(devices=[device] if cuda else []):
             torch.manual_seed(settings.seed)
-            self.model = AutoEncoder(vae_config())
+            self.model = AutoEncoder(raw_vae_config())
             initialize(self.model)
         self.model.to(device)
         self.optimizer = MuonAdam(
@@ -164,57 +138,29 @@ class Leg:
         )
         self.batch = self.pool[: settings.batch].clone()
         self.parts = torch.zeros(4, device=device)
-        self._graphs: tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph] | None = None
+        self.stepper = Stepper(worker, self.optimizer, self._backward)
 
     def _resume(self, path: Path) -> None:
         state = load_state(path, self.worker.device)
         self.optimizer.load(state["optimizer"])
         self.before_s, self.step = float(state["done_s"]), int(state["step"])
 
-    def _forward_backward(self) -> None:
-        self.optimizer.flat.gradients.zero_()
+    def _backward(self) -> None:
         loss, parts = objective(self.model, to_unit(self.batch), self.settings.kl)
         loss.backward()  # type: ignore[no-untyped-call]
         self.parts.lerp_(parts, 0.05)
-
-    def capture(self) -> None:
-        """Warm up, then keep a step's kernels as two graphs with the exchange between them."""
-        if self.worker.device.type != "cuda":
-            return
-        held = {name: value.clone() for name, value in self.optimizer.state().items()}
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                self._forward_backward()
-                self.optimizer.step()
-        torch.cuda.current_stream().wait_stream(side)
-        first, second = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(first, capture_error_mode="thread_local"):
-            self._forward_backward()
-        with torch.cuda.graph(second, capture_error_mode="thread_local"):
-            self.optimizer.step()
-        self.optimizer.load(held)
-        self._graphs = first, second
 
     def train_step(self) -> None:
         picked = torch.randint(len(self.pool), (self.settings.batch,), device=self.pool.device)
         batch = self.pool[picked]
         # A mirrored world is as good for pictures as any.
         self.batch.copy_(batch.flip(3) if self.step % 2 else batch)
-        if self._graphs is None:
-            self._forward_backward()
-            self.worker.averaged(self.optimizer.flat.gradients)
-            self.optimizer.step()
-        else:
-            self._graphs[0].replay()
-            self.worker.averaged(self.optimizer.flat.gradients)
-            self._graphs[1].replay()
+        self.stepper.step()
         self.step += 1
 
     def run(self) -> None:
         settings = self.settings
-        self.capture()
+        self.stepper.capture()
         self.worker.told(0.0)
         clock = Clock(settings.leg_s, settings.total_s, self.before_s)
         reported_s, reported_step = 0.0, self.step

@@ -1,0 +1,321 @@
+"""The product's transformer and text encoder, run over many blocks at once to be trained.
+
+A clip is seen as blocks, in two streams. The clean stream (t = 0) yields the keys and values that
+the rollout's cache would hold; the noised stream's blocks attend to those of the first block (the
+sink), of the last two, and to themselves. Positions are cache slots, as with relative rotary
+positions, shifted so that the current block always has the last ones: attention knows distances
+alone, so early blocks may be shifted too.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from longlive_trt.configs import ModelConfig
+from longlive_trt.export.text_encoder import TextEncoder
+from longlive_trt.export.transformer import (
+    AttentionProjections,
+    Block,
+    Transformer,
+    rope_table,
+    split_heads,
+)
+
+KeyValue = tuple[Tensor, Tensor]
+
+_PLACES = 4
+"""Blocks that a query sees at most: the sink, two before it, its own."""
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Cosines and sines of rotary positions, [tokens, 1, head_dim / 2], of one block's place."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class Generator(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.text_encoder is not None
+        rollout = config.rollout
+        window = rollout.window_frames // rollout.frames_per_block
+        if window != _PLACES or rollout.sink_frames != rollout.frames_per_block:
+            raise ValueError("training takes a sink of one block and a window of four")
+        self.config = config
+        self.text = TextEncoder(config.text_encoder)
+        self.transformer = Transformer(config.transformer)
+        head_dim = config.transformer.head_dim
+        angles = rope_table(torch.arange(rollout.window_frames), config.token_grid, head_dim)
+        shape = (_PLACES, -1, 1, head_dim // 2)
+        self.register_buffer("cos", angles.cos().float().view(shape), persistent=False)
+        self.register_buffer("sin", angles.sin().float().view(shape), persistent=False)
+        half = config.transformer.freq_dim // 2
+        rates = 10_000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+        self.register_buffer("rates", rates.float(), persistent=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        weight = self.transformer.head.head.weight
+        return torch.bfloat16 if weight.is_cuda else weight.dtype
+
+    def turns(self, place: int) -> Turns:
+        assert isinstance(self.cos, Tensor) and isinstance(self.sin, Tensor)
+        return Turns(self.cos[place], self.sin[place])
+
+    def context(self, ids: Tensor) -> list[KeyValue]:
+        """Cross-attention's keys and values by layer, [B, text_len, heads, head_dim]."""
+        with torch.autocast(ids.device.type, torch.bfloat16, ids.is_cuda, False):
+            states = self.text(ids, (ids != 0).long())
+            return [(k.to(self.dtype), v) for k, v in self.transformer.prompt(states)]
+
+    def modulations(self, times: Tensor) -> tuple[Tensor, Tensor]:
+        """The time embedding [n, dim] and the blocks' share of it [n, 6, dim], in float32."""
+        net = self.transformer
+        assert isinstance(self.rates, Tensor)
+        angles = times.float()[:, None] * self.rates
+        time = net.time_embedding(torch.cat([angles.cos(), angles.sin()], 1))
+        return time, net.time_projection(time).unflatten(-1, (6, -1))
+
+    def tokens(self, latents: Tensor) -> Tensor:
+        """[n, frames, C, h, w] -> [n, tokens, dim]."""
+        net = self.transformer
+        _, rows, columns = net.config.patch
+        patches = latents.unflatten(-2, (-1, rows)).unflatten(-1, (-1, columns))
+        patches = patches.permute(0, 1, 3, 5, 2, 4, 6).flatten(-3).flatten(1, 3)
+        weight = net.patch_embedding.weight.flatten(1)
+        return linear(patches.to(self.dtype), weight, net.patch_embedding.bias)
+
+    def flow(self, x: Tensor, time: Tensor, like: Tensor) -> Tensor:
+        head = self.transformer.head
+        shift, scale = (head.modulation + time.unsqueeze(1)).chunk(2, dim=1)
+        made = linear(modulated(x, shift, scale, head.eps), head.head.weight, head.head.bias)
+        return self.transformer.unpatchify(made.float(), like)
+
+    def forward(
+        self, clean: Tensor, noised: Tensor, times: Tensor, context: Sequence[KeyValue]
+    ) -> Tensor:
+        """The flow of noised blocks [K, B, frames, C, h, w] at ``times`` [K, B]."""
+        blocks, batch = noised.shape[:2]
+        both = torch.stack([clean, noised]).flatten(0, 2)
+        x = self.tokens(both)
+        time, share = self.modulations(torch.stack([torch.zeros_like(times), times]).flatten())
+        for layer, block in enumerate(self.transformer.blocks):
+            assert isinstance(block, Block)
+            x = self._layer(block, x, share, context[layer], (2, blocks, batch))
+        kept = blocks * batch
+        made = self.flow(x[kept:], time[kept:], both[kept:])
+        return made.unflatten(0, (blocks, batch))
+
+    def _layer(
+        self, block: Block, x: Tensor, share: Tensor, context: KeyValue, shape: tuple[int, int, int]
+    ) -> Tensor:
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return self._attend_in_parallel(q, k, v, shape)
+
+        return run_block(block, x, share, context, attend)
+
+    def _attend_in_parallel(
+        self, q: Tensor, k: Tensor, v: Tensor, shape: tuple[int, int, int]
+    ) -> Tensor:
+        own = self.turns(_PLACES - 1)
+        q = rotated(q, own.cos, own.sin).unflatten(0, shape)
+        k_own = rotated(k, own.cos, own.sin).unflatten(0, shape)
+        clean = k[: shape[1] * shape[2]]
+        k_past = [
+            rotated(clean, t.cos, t.sin).unflatten(0, shape[1:])
+            for t in (self.turns(place) for place in range(_PLACES - 1))
+        ]
+        v = v.unflatten(0, shape)
+        v_past = v[0]
+        parts = []
+        for first, count, places in _groups(shape[1]):
+            keys, values = [], []
+            for place in places:
+                start = _past_block(first, place)
+                span = slice(start, start + (count if place else 1))
+                for past, made in ((k_past[place], keys), (v_past, values)):
+                    made.append(past[span].expand(2, count, *[-1] * 4))
+            here = slice(first, first + count)
+            keys.append(k_own[:, here])
+            values.append(v[:, here])
+            attended = attention(
+                q[:, here].flatten(0, 2),
+                torch.cat(keys, dim=3).flatten(0, 2),
+                torch.cat(values, dim=3).flatten(0, 2),
+            )
+            parts.append(attended.unflatten(0, (2, count, shape[2])))
+        return torch.cat(parts, dim=1).flatten(0, 2)
+
+
+def _groups(blocks: int) -> list[tuple[int, int, tuple[int, ...]]]:
+    """First block, number of blocks and past places of those that see equally many blocks."""
+    early = [(b, 1, tuple(range(_PLACES - 1 - b, _PLACES - 1))) for b in range(_PLACES - 1)]
+    steady = (_PLACES - 1, blocks - _PLACES + 1, tuple(range(_PLACES - 1)))
+    return [g for g in (*early, steady) if g[0] < blocks]
+
+
+def _past_block(block: int, place: int) -> int:
+    """Which block lies at a place of the cache while ``block`` is made."""
+    if block >= _PLACES - 1 and place == 0:
+        return 0
+    return block - (_PLACES - 1 - place)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+def modulated(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """LayerNorm of [n, tokens, dim], scaled and shifted by [n, 1, dim]."""
+    return _compiled("modulated")(x, shift, scale, eps)
+
+
+def gated(x: Tensor, made: Tensor, gate: Tensor) -> Tensor:
+    return _compiled("gated")(x, made, gate)
+
+
+def normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return _compiled("normed")(x, weight, eps)
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Channel pairs of [n, tokens, heads, head_dim] turned by angles [tokens, 1, head_dim / 2]."""
+    return _compiled("rotated")(x, cos, sin)
+
+
+def _modulated(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    wide = F.layer_norm(x.float(), x.shape[-1:], eps=eps)
+    return (wide * (1 + scale) + shift).to(x.dtype)
+
+
+def _gated(x: Tensor, made: Tensor, gate: Tensor) -> Tensor:
+    return (x.float() + made.float() * gate).to(x.dtype)
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return (F.rms_norm(x.float(), x.shape[-1:], eps=eps) * weight).to(x.dtype)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1)
+    return turned.flatten(-2).to(x.dtype)
+
+
+_PLAIN: dict[str, Callable[..., Tensor]] = {
+    "modulated": _modulated, "gated": _gated, "normed": _normed, "rotated": _rotated
+}  # fmt: skip
+_USED = dict(_PLAIN)
+
+
+def _compiled(name: str) -> Callable[..., Tensor]:
+    return _USED[name]
+
+
+def compile_pointwise() -> None:
+    """Let torch fuse the pointwise parts; each takes seconds, once for every shape."""
+    from torch._dynamo import config as dynamo
+    from torch._inductor import config as inductor
+
+    # What does not compile runs as it is.
+    dynamo.suppress_errors = True
+    # The analysis fails on such graphs in torch 2.11.
+    if hasattr(inductor.triton, "coalesce_tiling_analysis"):
+        inductor.triton.coalesce_tiling_analysis = False
+    for name, plain in _PLAIN.items():
+        _USED[name] = torch.compile(plain, dynamic=False)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Every query sees every key; [n, tokens, heads, head_dim]."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def run_block(
+    block: Block, x: Tensor, share: Tensor, context: KeyValue,
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:  # fmt: skip
+    """One layer; ``attend`` gets normed queries and keys that are not rotated."""
+    parts = (block.modulation + share).chunk(6, dim=1)
+    shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = parts
+    net = block.self_attn
+    q, k, v = _projected(net, modulated(x, shift, scale, block.eps))
+    attended = attend(q, k, v).flatten(-2)
+    x = gated(x, linear(attended, net.o.weight, net.o.bias), gate)
+    x = x + _crossed(block, x, context)
+    first, last = block.ffn[0], block.ffn[2]
+    assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+    hidden = linear(modulated(x, ffn_shift, ffn_scale, block.eps), first.weight, first.bias)
+    fed = linear(F.gelu(hidden, approximate="tanh"), last.weight, last.bias)
+    return gated(x, fed, ffn_gate)
+
+
+def _projected(net: AttentionProjections, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    weight = torch.cat([net.q.weight, net.k.weight, net.v.weight])
+    bias = torch.cat([net.q.bias, net.k.bias, net.v.bias])
+    q, k, v = linear(x, weight, bias).chunk(3, dim=-1)
+    eps = net.norm_q.eps
+    q, k = normed(q, net.norm_q.weight, eps), normed(k, net.norm_k.weight, eps)
+    return split_heads(q, net.heads), split_heads(k, net.heads), split_heads(v, net.heads)
+
+
+def _crossed(block: Block, x: Tensor, context: KeyValue) -> Tensor:
+    net, norm = block.cross_attn, block.norm3
+    weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
+    asked = F.layer_norm(x, x.shape[-1:], weight, bias, norm.eps)
+    q = normed(linear(asked, net.q.weight, net.q.bias), net.norm_q.weight, net.norm_q.eps)
+    q = split_heads(q, net.heads)
+    # Clips are the fastest index of x, so their context repeats for every block and stream.
+    times = len(q) // len(context[0])
+    k, v = (c.expand(times, *c.shape).flatten(0, 1) for c in context)
+    crossed = attention(q, k, v).flatten(-2)
+    return linear(crossed, net.o.weight, net.o.bias)
+
+
+@torch.no_grad()
+def initialize(model: Generator) -> None:
+    """Blocks begin as identities: gates and cross-attention's output are zero."""
+    net = model.transformer
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    _begin_as_identity(net)
+    for index in (0, 2):
+        layer = net.time_embedding[index]
+        assert isinstance(layer, nn.Linear)
+        nn.init.normal_(layer.weight, std=0.02)
+    zero = [net.time_projection[1]]
+    zero += [block.cross_attn.o for block in net.blocks if isinstance(block, Block)]
+    for layer in zero:
+        assert isinstance(layer, nn.Linear)
+        nn.init.zeros_(layer.weight)
+    for layer in model.text.modules():
+        if isinstance(layer, nn.Embedding):
+            nn.init.normal_(layer.weight, std=1.0)
+    text = model.text
+    for text_block in text.blocks:
+        # The encoder's logits are unscaled.
+        attention_dim = text.config.attention_dim
+        std = (attention_dim * text.config.dim // text.config.heads) ** -0.5
+        nn.init.normal_(text_block.attn.q.weight, std=std)
+        nn.init.zeros_(text_block.pos_embedding.embedding.weight)
+
+
+def _begin_as_identity(net: Transformer) -> None:
+    """The head undoes the patches' embedding, as far as that has room for them.
+
+    The flow at full noise is nearly the input itself, of which no layer can hold more than its width.
+    """
+    embedding = net.patch_embedding.weight.view(net.config.dim, -1)
+    nn.init.orthogonal_(embedding)
+    # Patches come as (channel, row, column) and leave as (row, column, channel).
+    back = net.patch_embedding.weight[:, :, 0].permute(2, 3, 1, 0).flatten(0, 2)
+    net.head.head.weight.copy_(0.8 * back)
