@@ -94,7 +94,8 @@ class AutoEncoder(nn.Module):
         x = _middle(_convolve_back(x, net.conv1, batch), net.middle)
         for stage in net.upsamples:
             x = _upsample(x, stage, batch) if isinstance(stage, Upsample) else _block(x, stage)
-        return _head(x, net.head).unflatten(0, (batch, -1)).float()
+        frames: Tensor = _head(x, net.head).unflatten(0, (batch, -1)).float()
+        return frames
 
 
 def _pictures(clips: Tensor, dtype: torch.dtype) -> Tensor:
@@ -104,6 +105,11 @@ def _pictures(clips: Tensor, dtype: torch.dtype) -> Tensor:
 def _convolve(x: Tensor, weight: Tensor, padding: int = 1, stride: int = 1) -> Tensor:
     weight = weight.to(x.dtype).contiguous(memory_format=torch.channels_last)
     return F.conv2d(x, weight, None, stride, padding)
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    assert isinstance(layer, (nn.Conv2d, nn.Conv3d))
+    return layer.weight
 
 
 def _bias(layer: nn.Module) -> Tensor:
@@ -128,18 +134,18 @@ def _stacked(x: Tensor, batch: int) -> Tensor:
 
 def _convolve_back(x: Tensor, layer: nn.Module, batch: int) -> Tensor:
     """A convolution with three taps in time; its weight becomes one of stacked channels."""
-    assert isinstance(layer, nn.Conv3d)
-    weight = layer.weight.transpose(1, 2).flatten(1, 2)
-    return add_bias(_convolve(_stacked(x, batch), weight, layer.padding[1]), _bias(layer))
+    weight = _weight(layer).transpose(1, 2).flatten(1, 2)
+    padding = weight.shape[-1] // 2
+    return add_bias(_convolve(_stacked(x, batch), weight, padding), _bias(layer))
 
 
 def _block(x: Tensor, block: nn.Module) -> Tensor:
     assert isinstance(block, ResBlock)
     first, last = block.residual["2"], block.residual["6"]
     hidden = norm_silu(x, _gamma(block.residual["0"]))
-    hidden = _convolve(hidden, first.weight.squeeze(2))
+    hidden = _convolve(hidden, _weight(first).squeeze(2))
     hidden = norm_silu(hidden, _gamma(block.residual["3"]), _bias(first))
-    hidden = _convolve(hidden, last.weight.squeeze(2))
+    hidden = _convolve(hidden, _weight(last).squeeze(2))
     same = isinstance(block.shortcut, nn.Identity)
     return add_bias(hidden, _bias(last), x if same else _pointwise(x, block.shortcut))
 
@@ -166,7 +172,9 @@ def _attend(x: Tensor, layer: nn.Module) -> Tensor:
 
 def _head(x: Tensor, head: nn.ModuleDict) -> Tensor:
     last = head["2"]
-    return add_bias(_convolve(norm_silu(x, _gamma(head["0"])), last.weight.squeeze(2)), _bias(last))
+    return add_bias(
+        _convolve(norm_silu(x, _gamma(head["0"])), _weight(last).squeeze(2)), _bias(last)
+    )
 
 
 def _downsample(x: Tensor, stage: Downsample, batch: int) -> Tensor:

@@ -121,13 +121,24 @@ def words(text: str) -> list[str]:
 
 def caption(scene: Mapping[str, int], rng: random.Random, drop: float = 1.0) -> str:
     """One wording of a scene, whose attributes are left out ``drop`` times as often as usual."""
+    return stated_caption(scene, rng, drop)[0]
+
+
+def stated_caption(
+    scene: Mapping[str, int], rng: random.Random, drop: float = 1.0
+) -> tuple[str, dict[str, int]]:
+    """A wording, and the attributes that it states."""
     said = {name: values[scene[name]] for name, values in ATTRIBUTES.items()}
     for attribute, often in _DROP.items():
         if attribute == "weather" and said["weather"] == "clear":
             often = _DROP_CLEAR
         if rng.random() < often * drop:
             said[attribute] = ""
-    return _Wording(said, rng).sentence()
+    stated = {name: scene[name] for name, value in said.items() if value}
+    if said["pace"] == "medium":
+        # Most of its wordings say nothing.
+        del stated["pace"]
+    return _Wording(said, rng).sentence(), stated
 
 
 class _Wording:

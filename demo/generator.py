@@ -7,7 +7,8 @@ positions, shifted so that the current block always has the last ones: attention
 alone, so early blocks may be shifted too.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,14 @@ class Turns:
     sin: Tensor
 
 
+@dataclass(frozen=True)
+class Past:
+    """A layer's clean keys, rotated for each place but a block's own, and its clean values."""
+
+    keys: list[Tensor]
+    values: Tensor
+
+
 class Generator(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -60,12 +69,18 @@ class Generator(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        weight = self.transformer.head.head.weight
+        weight: Tensor = self.transformer.head.head.weight
         return torch.bfloat16 if weight.is_cuda else weight.dtype
 
     def turns(self, place: int) -> Turns:
         assert isinstance(self.cos, Tensor) and isinstance(self.sin, Tensor)
         return Turns(self.cos[place], self.sin[place])
+
+    @property
+    def all_turns(self) -> Turns:
+        """Of all places in a row."""
+        assert isinstance(self.cos, Tensor) and isinstance(self.sin, Tensor)
+        return Turns(self.cos.flatten(0, 1), self.sin.flatten(0, 1))
 
     def context(self, ids: Tensor) -> list[KeyValue]:
         """Cross-attention's keys and values by layer, [B, text_len, heads, head_dim]."""
@@ -102,53 +117,77 @@ class Generator(nn.Module):
         """The flow of noised blocks [K, B, frames, C, h, w] at ``times`` [K, B]."""
         blocks, batch = noised.shape[:2]
         both = torch.stack([clean, noised]).flatten(0, 2)
-        x = self.tokens(both)
-        time, share = self.modulations(torch.stack([torch.zeros_like(times), times]).flatten())
-        for layer, block in enumerate(self.transformer.blocks):
-            assert isinstance(block, Block)
-            x = self._layer(block, x, share, context[layer], (2, blocks, batch))
+        levels = torch.stack([torch.zeros_like(times), times]).flatten()
+        x, time, _ = self._run(both, levels, context, (2, blocks, batch), None)
         kept = blocks * batch
         made = self.flow(x[kept:], time[kept:], both[kept:])
-        return made.unflatten(0, (blocks, batch))
+        parts: Tensor = made.unflatten(0, (blocks, batch))
+        return parts
 
-    def _layer(
-        self, block: Block, x: Tensor, share: Tensor, context: KeyValue, shape: tuple[int, int, int]
+    def history(self, clean: Tensor, context: Sequence[KeyValue]) -> list[Past]:
+        """What blocks see of clean ones before them, by layer, for several calls of ``after``."""
+        shape = (1, *clean.shape[:2])
+        levels = clean.new_zeros(shape).flatten()
+        return self._run(clean.flatten(0, 1), levels, context, shape, None)[2]
+
+    def after(
+        self, history: Sequence[Past], noised: Tensor, times: Tensor, context: Sequence[KeyValue]
     ) -> Tensor:
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return self._attend_in_parallel(q, k, v, shape)
+        """As ``forward``, with a history that is known."""
+        shape = (1, *noised.shape[:2])
+        flat = noised.flatten(0, 1)
+        x, time, _ = self._run(flat, times.flatten(), context, shape, history)
+        parts: Tensor = self.flow(x, time, flat).unflatten(0, noised.shape[:2])
+        return parts
 
-        return run_block(block, x, share, context, attend)
+    def _run(
+        self, latents: Tensor, times: Tensor, context: Sequence[KeyValue],
+        shape: tuple[int, int, int], history: Sequence[Past] | None,
+    ) -> tuple[Tensor, Tensor, list[Past]]:  # fmt: skip
+        """Streams x blocks x clips through all layers; the first stream is clean, if any is."""
+        x = self.tokens(latents)
+        time, share = self.modulations(times)
+        pasts: list[Past] = []
+        for layer, block in enumerate(self.transformer.blocks):
+            assert isinstance(block, Block)
+            known = None if history is None else history[layer]
 
-    def _attend_in_parallel(
-        self, q: Tensor, k: Tensor, v: Tensor, shape: tuple[int, int, int]
+            def attend(q: Tensor, k: Tensor, v: Tensor, known: Past | None = known) -> Tensor:
+                past = known or self._past(k, v, shape)
+                pasts.append(past)
+                return self._attend(q, k, v, shape, past)
+
+            x = run_block(block, x, share, context[layer], attend)
+        return x, time, pasts
+
+    def _past(self, k: Tensor, v: Tensor, shape: tuple[int, int, int]) -> Past:
+        count = shape[1] * shape[2]
+        turns = [self.turns(place) for place in range(_PLACES - 1)]
+        keys = [rotated(k[:count], t.cos, t.sin).unflatten(0, shape[1:]) for t in turns]
+        return Past(keys, v[:count].unflatten(0, shape[1:]))
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, shape: tuple[int, int, int], past: Past
     ) -> Tensor:
+        streams, blocks, batch = shape
         own = self.turns(_PLACES - 1)
-        q = rotated(q, own.cos, own.sin).unflatten(0, shape)
-        k_own = rotated(k, own.cos, own.sin).unflatten(0, shape)
-        clean = k[: shape[1] * shape[2]]
-        k_past = [
-            rotated(clean, t.cos, t.sin).unflatten(0, shape[1:])
-            for t in (self.turns(place) for place in range(_PLACES - 1))
-        ]
+        q, k = (rotated(x, own.cos, own.sin).unflatten(0, shape) for x in (q, k))
         v = v.unflatten(0, shape)
-        v_past = v[0]
         parts = []
-        for first, count, places in _groups(shape[1]):
+        for first, count, places in _groups(blocks):
             keys, values = [], []
             for place in places:
                 start = _past_block(first, place)
                 span = slice(start, start + (count if place else 1))
-                for past, made in ((k_past[place], keys), (v_past, values)):
-                    made.append(past[span].expand(2, count, *[-1] * 4))
+                keys.append(past.keys[place][span].expand(streams, count, *[-1] * 4))
+                values.append(past.values[span].expand(streams, count, *[-1] * 4))
             here = slice(first, first + count)
-            keys.append(k_own[:, here])
-            values.append(v[:, here])
             attended = attention(
                 q[:, here].flatten(0, 2),
-                torch.cat(keys, dim=3).flatten(0, 2),
-                torch.cat(values, dim=3).flatten(0, 2),
+                torch.cat([*keys, k[:, here]], dim=3).flatten(0, 2),
+                torch.cat([*values, v[:, here]], dim=3).flatten(0, 2),
             )
-            parts.append(attended.unflatten(0, (2, count, shape[2])))
+            parts.append(attended.unflatten(0, (streams, count, batch)))
         return torch.cat(parts, dim=1).flatten(0, 2)
 
 
@@ -224,11 +263,23 @@ def compile_pointwise() -> None:
 
     # What does not compile runs as it is.
     dynamo.suppress_errors = True
+    dynamo.recompile_limit = 64
     # The analysis fails on such graphs in torch 2.11.
     if hasattr(inductor.triton, "coalesce_tiling_analysis"):
         inductor.triton.coalesce_tiling_analysis = False
     for name, plain in _PLAIN.items():
         _USED[name] = torch.compile(plain, dynamic=False)
+
+
+@contextmanager
+def pointwise_as_it_is() -> Iterator[None]:
+    """For small batches of many shapes, none of which is worth compiling."""
+    used = dict(_USED)
+    _USED.update(_PLAIN)
+    try:
+        yield
+    finally:
+        _USED.update(used)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -300,19 +351,20 @@ def initialize(model: Generator) -> None:
     for layer in model.text.modules():
         if isinstance(layer, nn.Embedding):
             nn.init.normal_(layer.weight, std=1.0)
-    text = model.text
-    for text_block in text.blocks:
-        # The encoder's logits are unscaled.
-        attention_dim = text.config.attention_dim
-        std = (attention_dim * text.config.dim // text.config.heads) ** -0.5
-        nn.init.normal_(text_block.attn.q.weight, std=std)
-        nn.init.zeros_(text_block.pos_embedding.embedding.weight)
+    text = model.text.config
+    # The encoder's logits are unscaled.
+    std = (text.attention_dim * text.dim // text.heads) ** -0.5
+    for name, weight in model.text.named_parameters():
+        if name.endswith("attn.q.weight"):
+            nn.init.normal_(weight, std=std)
+        if "pos_embedding" in name:
+            nn.init.zeros_(weight)
 
 
 def _begin_as_identity(net: Transformer) -> None:
     """The head undoes the patches' embedding, as far as that has room for them.
 
-    The flow at full noise is nearly the input itself, of which no layer can hold more than its width.
+    At full noise the flow is nearly the input itself, and no layer holds more than its width of it.
     """
     embedding = net.patch_embedding.weight.view(net.config.dim, -1)
     nn.init.orthogonal_(embedding)

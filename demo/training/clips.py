@@ -75,7 +75,7 @@ class LatentPool:
         self.config, self.blocks, self.codec, self.ids, self.size = config, blocks, codec, ids, size
         self.device = codec.conv1.weight.device
         self.source = SceneSource(seed, self.device)
-        self.rng = random.Random(seed)
+        self.rng = random.Random(seed)  # noqa: S311
         self.latents: list[Tensor] = []
         self.scenes: list[tuple[dict[str, int], dict[str, int], int]] = []
 

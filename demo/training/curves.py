@@ -1,7 +1,7 @@
 """Curves of a training as a picture."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -14,11 +14,11 @@ Points = Sequence[tuple[float, float]]
 
 
 def draw_curves(
-    path: Path, title: str, curves: dict[str, Points], across: str, *, logarithmic: bool = False
+    path: Path, title: str, curves: Mapping[str, Points], across: str, *, logarithmic: bool = False
 ) -> None:
     image = Image.new("RGB", _SIZE, "white")
     draw = ImageDraw.Draw(image)
-    scale = math.log10 if logarithmic else float
+    scale = _logarithm if logarithmic else float
     points = [(x, scale(y)) for curve in curves.values() for x, y in curve]
     if not points:
         return
@@ -48,3 +48,7 @@ def draw_curves(
 def _ends(values: list[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _logarithm(value: float) -> float:
+    return math.log10(max(value, 1e-9))

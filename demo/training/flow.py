@@ -99,7 +99,7 @@ class Leg:
         flow = self.model(history, noised, 1000 * sigma, self.model.context(self.ids))
         errors = (flow - (noise - clean)).square().flatten(2).mean(2)
         loss = (errors * counts).sum() / counts.sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         with torch.no_grad():
             seen = [loss]
             for low, high in ((0.0, 0.5), (0.5, 0.8), (0.8, 0.95), (0.95, 1.01)):

@@ -36,7 +36,8 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).float()
+    made: Tensor = x.mT if tall else x
+    return made.float()
 
 
 class MuonAdam:

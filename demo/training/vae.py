@@ -53,7 +53,8 @@ def initialize(model: AutoEncoder) -> None:
     """Begin as a pyramid: residual blocks add nothing, the other layers pass channels through."""
     for module in model.modules():
         if isinstance(module, ResBlock):
-            nn.init.zeros_(module.residual["6"].weight)
+            for weight in module.residual["6"].parameters():
+                weight.zero_()
             if not isinstance(module.shortcut, nn.Identity):
                 _pass_through(module.shortcut.weight, 1.0)
         elif isinstance(module, Downsample):
@@ -147,7 +148,7 @@ class Leg:
 
     def _backward(self) -> None:
         loss, parts = objective(self.model, to_unit(self.batch), self.settings.kl)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.parts.lerp_(parts, 0.05)
 
     def train_step(self) -> None:
@@ -202,7 +203,7 @@ class Leg:
     @torch.no_grad()
     def _quality(self, clips: Tensor) -> float:
         values = [psnr(self.made_of(part), part) for part in clips.split(8)]
-        return torch.cat(values).mean().item()
+        return float(torch.cat(values).mean())
 
     @torch.no_grad()
     def made_of(self, clips: Tensor) -> Tensor:

@@ -47,7 +47,8 @@ def render_clips(
     for index in alike(moments):
         image = render(moments.take(index), size)
         clips[index] = (image.permute(0, 2, 3, 1) * 255 + 0.5).to(torch.uint8)
-    return clips.unflatten(0, (-1, frames))
+    split: Tensor = clips.unflatten(0, (-1, frames))
+    return split
 
 
 def clip_moments(
