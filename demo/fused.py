@@ -19,6 +19,10 @@ def norm_silu(x: Tensor, gamma: Tensor, bias: Tensor | None = None) -> Tensor:
     """SiLU of the L2-normalized channels of ``x + bias``."""
     if x.is_cuda and _has_triton():
         return fused_norm_silu(x, gamma, bias)
+    return plain_norm_silu(x, gamma, bias)
+
+
+def plain_norm_silu(x: Tensor, gamma: Tensor, bias: Tensor | None) -> Tensor:
     wide = x.float()
     if bias is not None:
         wide = wide + bias.float().reshape(-1, 1, 1)

@@ -1,7 +1,7 @@
 """Videos block by block, many at once: the product's rollout on the training's own code.
 
-It keeps what the product's cache holds (sink, window, clean pass, re-cache at a switch). Training on
-the model's own history uses it, and pictures of what was learned.
+It keeps what the product's cache holds (sink, window, clean pass, re-cache at a switch). It is
+for training on the model's own history, and for pictures of what was learned.
 """
 
 from collections.abc import Callable, Sequence

@@ -35,8 +35,8 @@ _ON_LAND, _AT_SEA = (CAR, TRAIN, BALLOON, BIRD), (BOAT, BOAT, BALLOON, BIRD)
 _FITTING = tuple(_AT_SEA if place == SEA else _ON_LAND for place in range(len(PLACES)))
 _WEATHER_WEIGHTS = (4.0, 2.0, 2.0, 1.6)
 # How often a change touches an attribute.
-_CHANGE_PLACE, _CHANGE_TRAVELER = 0.45, 0.15
-_CHANGE = {"time": 0.5, "weather": 0.5, "color": 0.3, "direction": 0.3, "pace": 0.3}
+_CHANGE_PLACE, _CHANGE_TRAVELER = 0.45, 0.25
+_CHANGE = {"time": 0.5, "weather": 0.5, "color": 0.4, "direction": 0.3, "pace": 0.3}
 
 
 @dataclass

@@ -2,7 +2,8 @@
 
 The measurements are plain: mean and spread of the colors in bands of the picture beside the
 traveler, and how much is small, bright and moving. What they look like in each of the 96
-combinations was measured once on the world's own clips (``fit.py``); a video is taken for the nearest one.
+combinations was measured once on the world's own clips (``fit.py``); a video is taken for the
+nearest one.
 """
 
 from dataclasses import dataclass

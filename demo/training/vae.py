@@ -102,7 +102,8 @@ def objective(model: AutoEncoder, clips: Tensor, kl_weight: float) -> tuple[Tens
 
 
 def _halved(clips: Tensor) -> Tensor:
-    return F.avg_pool2d(clips.flatten(0, 1), 2).unflatten(0, clips.shape[:2])
+    halved: Tensor = F.avg_pool2d(clips.flatten(0, 1), 2).unflatten(0, clips.shape[:2])
+    return halved
 
 
 class Leg:
@@ -207,7 +208,8 @@ class Leg:
 
     @torch.no_grad()
     def made_of(self, clips: Tensor) -> Tensor:
-        return to_bytes(self.model.decode(self.model.encode(to_unit(clips))[0]))
+        means, _ = self.model.encode(to_unit(clips))
+        return to_bytes(self.model.decode(means))
 
     @torch.no_grad()
     def _save(self, clock: Clock) -> None:
