@@ -1,7 +1,7 @@
 """The product's transformer and text encoder, run over many blocks at once to be trained.
 
-A clip is seen as blocks, in two streams. The clean stream (t = 0) yields the keys and values that
-the rollout's cache would hold; the noised stream's blocks attend to those of the first block (the
+A clip is seen as blocks, in several streams. The clean one (t = 0) yields the keys and values that
+the rollout's cache would hold; blocks of the noised ones attend to those of the first block (the
 sink), of the last two, and to themselves. Positions are cache slots, as with relative rotary
 positions, shifted so that the current block always has the last ones: attention knows distances
 alone, so early blocks may be shifted too.
@@ -114,14 +114,17 @@ class Generator(nn.Module):
     def forward(
         self, clean: Tensor, noised: Tensor, times: Tensor, context: Sequence[KeyValue]
     ) -> Tensor:
-        """The flow of noised blocks [K, B, frames, C, h, w] at ``times`` [K, B]."""
-        blocks, batch = noised.shape[:2]
-        both = torch.stack([clean, noised]).flatten(0, 2)
-        levels = torch.stack([torch.zeros_like(times), times]).flatten()
-        x, time, _ = self._run(both, levels, context, (2, blocks, batch), None)
-        kept = blocks * batch
-        made = self.flow(x[kept:], time[kept:], both[kept:])
-        parts: Tensor = made.unflatten(0, (blocks, batch))
+        """The flow of noised blocks [streams, K, B, frames, C, h, w] at ``times`` [streams, K, B].
+
+        All streams see the same clean blocks [K, B, ...].
+        """
+        streams, blocks, batch = times.shape
+        latents = torch.cat([clean[None], noised]).flatten(0, 2)
+        levels = torch.cat([torch.zeros_like(times[:1]), times]).flatten()
+        x, time, _ = self._run(latents, levels, context, (1 + streams, blocks, batch), None)
+        first = blocks * batch
+        made = self.flow(x[first:], time[first:], latents[first:])
+        parts: Tensor = made.unflatten(0, times.shape)
         return parts
 
     def history(self, clean: Tensor, context: Sequence[KeyValue]) -> list[Past]:

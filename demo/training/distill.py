@@ -94,7 +94,8 @@ class Leg:
         with torch.no_grad():
             history, start = self._situations(level, sigma)
             target = self._led_to(history, start, sigma)
-        flow = self.student(history, start, times, self.student.context(self.ids))
+        context = self.student.context(self.ids)
+        flow = self.student(history, start[None], times[None], context)[0]
         errors = (flow - (start - target) / wide(sigma)).square().flatten(2).mean(2)
         loss = (errors * self.counts).sum() / self.counts.sum()
         loss.backward()

@@ -31,7 +31,9 @@ class Settings:
     total_s: float
     resume: Path | None
     vae: Path = WEIGHTS / "vae.safetensors"
-    batch: int = 32
+    batch: int = 24
+    noised: int = 2
+    """Noised copies of every clip, which share its clean history."""
     blocks: int = 6
     pool: int = 2048
     muon_rate: float = 0.015
@@ -90,14 +92,15 @@ class Leg:
 
     def _backward(self) -> None:
         clean, counts = self.latents, self.counts
+        counts = counts[None].expand(self.settings.noised, -1, -1)
         sigma = warped(torch.rand_like(counts), self.shift)
-        noise = torch.randn_like(clean)
+        noise = torch.randn(self.settings.noised, *clean.shape, device=clean.device)
         noised = torch.lerp(clean, noise, wide(sigma))
         # History is never quite clean in a rollout.
-        dirt = _DIRT * torch.rand_like(counts[:1])
+        dirt = _DIRT * torch.rand_like(self.counts[:1])
         history = clean + wide(dirt) * torch.randn_like(clean)
         flow = self.model(history, noised, 1000 * sigma, self.model.context(self.ids))
-        errors = (flow - (noise - clean)).square().flatten(2).mean(2)
+        errors = (flow - (noise - clean)).square().flatten(3).mean(3)
         loss = (errors * counts).sum() / counts.sum()
         loss.backward()
         with torch.no_grad():
@@ -192,6 +195,7 @@ def parsed() -> tuple[Settings, str]:
     parser.add_argument("--resume", type=Path, help="flow-state.pt of an earlier leg")
     parser.add_argument("--vae", type=Path, default=Settings.vae)
     parser.add_argument("--batch", type=int, default=Settings.batch)
+    parser.add_argument("--noised", type=int, default=Settings.noised)
     parser.add_argument("--blocks", type=int, default=Settings.blocks)
     parser.add_argument("--pool", type=int, default=Settings.pool)
     parser.add_argument("--muon-rate", type=float, default=Settings.muon_rate)

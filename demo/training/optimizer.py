@@ -140,7 +140,8 @@ class MuonAdam:
         }
 
     def load(self, state: dict[str, Tensor]) -> None:
-        self.flat.values.copy_(state["values"])
+        # A slim state has the average alone.
+        self.flat.values.copy_(state.get("values", state["average"]))
         self.momenta.zero_()
         self.momenta[: self._plain].copy_(state["momenta"])
         for name in ("average", "squares", "steps", "usual"):

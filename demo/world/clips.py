@@ -25,6 +25,10 @@ SPEEDS = (0.20, 0.50, 1.05)
 """Heights of the picture a second, by pace."""
 NEVER = 1_000_000
 _AWAY = 9.0
+_EXIT = 1.3
+"""Widths of the picture that a traveler moves until it is surely out of it."""
+_LEFT, _COMES = 0.6, 0.35
+"""Shares of a change after which one traveler has left and the next one comes."""
 _GROUP = 768
 """Frames painted at once."""
 
@@ -67,8 +71,10 @@ def clip_moments(
     ways = [(s.direction * 2.0 - 1)[:, None] for s in (first, second)]
     span = size[1] / size[0]
     camera = ways[0] * (5 + start[:, None] * 0.3) + travelled
-    changes = (first.traveler != second.traveler).float()[:, None] * 2.5 * span
-    leaving, arriving = gone.square() * changes, -(1 - gone).square() * changes
+    # The next traveler is well in the picture before a block's 12 frames are over.
+    changes = (first.traveler != second.traveler).float()[:, None] * _EXIT * span
+    leaving = (gone / _LEFT).square() * changes
+    arriving = -((1 - gone) / (1 - _COMES)).clamp_max(1).square() * changes
     index = torch.arange(clips, device=device).repeat_interleave(frames)
     settled = ((gone <= 0) | (gone >= 1)).flatten()
     before, after = first.take(index), second.take(index)

@@ -60,7 +60,9 @@ def test_all_blocks_at_once_equal_the_reference_one_by_one(model: Generator) -> 
     clean, noised, tokens = torch.randn(SHAPE), torch.randn(SHAPE), ids()
     times = torch.full((BLOCKS, BATCH), TIMESTEP)
     context = model.context(tokens)
-    made = model(clean, noised, times, context)
+    other = torch.randn(SHAPE)
+    made, beside = model(clean, torch.stack([noised, other]), times.expand(2, -1, -1), context)
+    assert apart(made, beside) > 0.1
     reference = ReferenceRollout(model.transformer, CONFIG, BATCH, 3 * BLOCKS)
     reference.switch_prompt(states(model, tokens))
     for block in range(BLOCKS):
@@ -94,7 +96,7 @@ def test_begins_as_the_identity() -> None:
     initialize(model)
     noised = torch.randn(SHAPE)
     times = torch.full((BLOCKS, BATCH), 1000.0)
-    made = model(noised, noised, times, model.context(ids()))
+    made = model(noised, noised[None], times[None], model.context(ids()))[0]
     alike = torch.nn.functional.cosine_similarity(made.flatten(), noised.flatten(), dim=0)
     assert alike > 0.9
 
