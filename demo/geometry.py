@@ -21,9 +21,8 @@ def vae_config() -> VaeConfig:
     return config
 
 
-def raw_vae_config() -> VaeConfig:
-    """The autoencoder's while it is trained: latents are taken as they are."""
-    config = vae_config()
+def raw(config: VaeConfig) -> VaeConfig:
+    """An autoencoder's while it is trained: latents are taken as they are."""
     return replace(config, mean=(0.0,) * config.channels, std=(1.0,) * config.channels)
 
 

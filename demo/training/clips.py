@@ -11,10 +11,10 @@ from torch import Tensor
 from longlive_trt.configs import ModelConfig
 from longlive_trt.demo.autoencoder import AutoEncoder
 from longlive_trt.demo.captions import caption
-from longlive_trt.demo.geometry import raw_vae_config, vae_config, video_frames
+from longlive_trt.demo.geometry import raw, video_frames
 from longlive_trt.demo.scenes import SceneSource
 from longlive_trt.demo.words import encode
-from longlive_trt.demo.world.clips import NEVER, SIZE, render_clips
+from longlive_trt.demo.world.clips import NEVER, render_clips
 
 _FAMILIES = 60
 _UNCHANGED = 0.45
@@ -50,8 +50,9 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     return 10 * torch.log10(255.0**2 / error.clamp_min(1e-3))
 
 
-def load_autoencoder(weights: Path, device: torch.device) -> AutoEncoder:
-    model = AutoEncoder(raw_vae_config())
+def load_autoencoder(weights: Path, device: torch.device, config: ModelConfig) -> AutoEncoder:
+    assert config.vae is not None
+    model = AutoEncoder(raw(config.vae))
     model.load_state_dict(load_file(weights))
     return model.float().to(device).eval().requires_grad_(False)
 
@@ -69,10 +70,12 @@ class LatentPool:
     """Encoded clips with what they show before and after their change."""
 
     def __init__(
-        self, config: ModelConfig, blocks: int, codec: AutoEncoder, ids: dict[str, int], seed: int,
-        size: tuple[int, int] = SIZE,
-    ) -> None:  # fmt: skip
-        self.config, self.blocks, self.codec, self.ids, self.size = config, blocks, codec, ids, size
+        self, config: ModelConfig, blocks: int, codec: AutoEncoder, ids: dict[str, int], seed: int
+    ) -> None:
+        assert config.vae is not None
+        self.config, self.blocks, self.codec, self.ids = config, blocks, codec, ids
+        self.vae, factor = config.vae, config.vae.spatial_factor
+        self.size = (factor * config.latent.height, factor * config.latent.width)
         self.device = codec.conv1.weight.device
         self.source = SceneSource(seed, self.device)
         self.rng = random.Random(seed)  # noqa: S311
@@ -96,9 +99,9 @@ class LatentPool:
         at = torch.where(change == NEVER, NEVER, video_frames(1) + 4 * (per_block * change - 1))
         frames = video_frames(per_block * self.blocks)
         clips = render_clips(first, second, at, frames, self.size)
-        vae = vae_config()
         mean, std = (
-            torch.tensor(v, device=self.device).reshape(-1, 1, 1) for v in (vae.mean, vae.std)
+            torch.tensor(v, device=self.device).reshape(-1, 1, 1)
+            for v in (self.vae.mean, self.vae.std)
         )
         for part in clips.split(_ENCODED):
             latents = (self.codec.encode(to_unit(part))[0] - mean) / std

@@ -9,12 +9,13 @@ import argparse
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.schedule import Schedule
 from longlive_trt.demo.generator import KeyValue, compile_pointwise, pointwise_as_it_is
 from longlive_trt.demo.geometry import WEIGHTS, model_config
@@ -40,6 +41,7 @@ class Settings:
     leg_s: float
     total_s: float
     resume: Path | None
+    config: ModelConfig = field(default_factory=model_config)
     vae: Path = WEIGHTS / "vae.safetensors"
     batch: int = 24
     blocks: int = 6
@@ -59,9 +61,9 @@ class Leg:
 
     def __init__(self, settings: Settings, worker: Worker) -> None:
         self.settings, self.worker = settings, worker
-        device, config = worker.device, model_config()
-        self.teacher = load_generator(settings.teacher, device)
-        self.student = load_generator(settings.teacher, device).requires_grad_(True)
+        device, config = worker.device, settings.config
+        self.teacher = load_generator(settings.teacher, device, config)
+        self.student = load_generator(settings.teacher, device, config).requires_grad_(True)
         self.optimizer = MuonAdam(
             self.student, takes_muon, settings.muon_rate, settings.adam_rate, average=0.99
         )
@@ -148,8 +150,8 @@ class Leg:
         settings, worker = self.settings, self.worker
         begun = time.monotonic()
         seed = settings.seed * 100_003 + self.step * 17 + worker.rank
-        codec = load_autoencoder(settings.vae, worker.device)
-        pool = LatentPool(model_config(), settings.blocks, codec, word_ids(), seed)
+        codec = load_autoencoder(settings.vae, worker.device, settings.config)
+        pool = LatentPool(settings.config, settings.blocks, codec, word_ids(), seed)
         pool.add(settings.pool)
         self.journal.report(clips=len(pool), seconds=round(time.monotonic() - begun, 1))
         while True:

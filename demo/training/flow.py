@@ -3,12 +3,13 @@
 import argparse
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from longlive_trt.configs import ModelConfig
 from longlive_trt.demo.generator import Generator, compile_pointwise, initialize
 from longlive_trt.demo.geometry import WEIGHTS, model_config
 from longlive_trt.demo.training.clips import LatentPool, load_autoencoder
@@ -30,6 +31,7 @@ class Settings:
     leg_s: float
     total_s: float
     resume: Path | None
+    config: ModelConfig = field(default_factory=model_config)
     vae: Path = WEIGHTS / "vae.safetensors"
     batch: int = 24
     noised: int = 2
@@ -63,7 +65,7 @@ class Leg:
     def __init__(self, settings: Settings, worker: Worker) -> None:
         self.settings, self.worker = settings, worker
         device, cuda = worker.device, worker.device.type == "cuda"
-        config = model_config()
+        config = settings.config
         with torch.random.fork_rng(devices=[device] if cuda else []):
             torch.manual_seed(settings.seed)
             self.model = Generator(config)
@@ -114,8 +116,8 @@ class Leg:
         settings, worker = self.settings, self.worker
         begun = time.monotonic()
         seed = settings.seed * 100_003 + self.step * 17 + worker.rank
-        codec = load_autoencoder(settings.vae, worker.device)
-        pool = LatentPool(model_config(), settings.blocks, codec, word_ids(), seed)
+        codec = load_autoencoder(settings.vae, worker.device, settings.config)
+        pool = LatentPool(settings.config, settings.blocks, codec, word_ids(), seed)
         pool.add(settings.pool)
         if worker.device.type == "cuda":
             torch.cuda.synchronize()

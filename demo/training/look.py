@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from longlive_trt.configs import ModelConfig
 from longlive_trt.demo.adherence.judge import Tally, judged
 from longlive_trt.demo.captions import stated_caption
 from longlive_trt.demo.generator import Generator
-from longlive_trt.demo.geometry import WEIGHTS, vae_config
+from longlive_trt.demo.geometry import WEIGHTS, model_config
 from longlive_trt.demo.rollout import BatchRollout
 from longlive_trt.demo.scenes import SceneSource
 from longlive_trt.demo.sheets import save_rows
@@ -74,11 +75,12 @@ def videos(
 
 
 @torch.no_grad()
-def pictures(latents: Tensor, vae: Path) -> Tensor:
+def pictures(latents: Tensor, weights: Path, config: ModelConfig) -> Tensor:
     """Normalized latents [B, T, C, h, w] as clips [B, frames, H, W, 3] uint8."""
-    codec, config = load_autoencoder(vae, latents.device), vae_config()
+    codec, vae = load_autoencoder(weights, latents.device, config), config.vae
+    assert vae is not None
     mean, std = (
-        torch.tensor(v, device=latents.device).reshape(-1, 1, 1) for v in (config.mean, config.std)
+        torch.tensor(v, device=latents.device).reshape(-1, 1, 1) for v in (vae.mean, vae.std)
     )
     return torch.cat([to_bytes(codec.decode(part * std + mean)) for part in latents.split(1)])
 
@@ -104,11 +106,11 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    model = load_generator(given.state, torch.device(given.device))
+    model = load_generator(given.state, torch.device(given.device), model_config())
     prompts = held_out_prompts(given.prompts)
     texts = [(first[0], second[0]) for first, second in prompts]
     latents = videos(model, texts, given.blocks, given.euler, given.seed)
-    clips = pictures(latents, given.vae).cpu()
+    clips = pictures(latents, given.vae, model.config).cpu()
     shown = torch.linspace(0, clips.shape[1] - 1, _COLUMNS).long().tolist()
     save_rows(given.out, clips[:16], shown)
     for text in texts[:16]:

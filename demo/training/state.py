@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from longlive_trt.configs import ModelConfig
 from longlive_trt.demo.generator import Generator
 from longlive_trt.demo.geometry import WEIGHTS, model_config
 from longlive_trt.demo.shipped import ship
@@ -13,9 +14,9 @@ from longlive_trt.demo.training.legs import load_state, save_state
 from longlive_trt.demo.training.optimizer import MuonAdam
 
 
-def load_generator(state: Path, device: torch.device) -> Generator:
+def load_generator(state: Path, device: torch.device, config: ModelConfig) -> Generator:
     """The running average of a leg's weights."""
-    model = Generator(model_config()).to(device)
+    model = Generator(config).to(device)
     optimizer = MuonAdam(model, takes_muon, 0.0, 0.0)
     optimizer.load(load_state(state, device)["optimizer"])
     optimizer.swap_average()
@@ -38,7 +39,7 @@ def main() -> None:
     if arguments.slim is not None:
         slim(arguments.state, arguments.slim)
         return
-    ship(load_generator(arguments.state, torch.device("cpu")), arguments.folder)
+    ship(load_generator(arguments.state, torch.device("cpu"), model_config()), arguments.folder)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from longlive_trt.demo.autoencoder import AutoEncoder, Downsample
-from longlive_trt.demo.geometry import raw_vae_config
+from longlive_trt.demo.geometry import raw, vae_config
 from longlive_trt.demo.sheets import save_rows
 from longlive_trt.demo.training.clips import psnr, random_clips, to_bytes, to_unit
 from longlive_trt.demo.training.curves import draw_curves
@@ -115,7 +115,7 @@ class Leg:
         # Every worker begins with the same weights.
         with torch.random.fork_rng(devices=[device] if cuda else []):
             torch.manual_seed(settings.seed)
-            self.model = AutoEncoder(raw_vae_config())
+            self.model = AutoEncoder(raw(vae_config()))
             initialize(self.model)
         self.model.to(device)
         self.optimizer = MuonAdam(

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from longlive_trt.configs import VaeConfig
 from longlive_trt.demo.autoencoder import AutoEncoder
-from longlive_trt.demo.geometry import raw_vae_config, vae_config
+from longlive_trt.demo.geometry import raw, vae_config
 from longlive_trt.demo.scenes import SceneSource
 from longlive_trt.demo.shipped import weights
 from longlive_trt.demo.training.clips import psnr, to_bytes, to_unit
@@ -52,7 +52,7 @@ def test_the_shipped_weights_show_clips_they_were_not_trained_on(
     shipped: dict[str, Tensor],
 ) -> None:
     """Streamed by the product's decoder in float32."""
-    model = AutoEncoder(raw_vae_config())
+    model = AutoEncoder(raw(vae_config()))
     model.load_state_dict(shipped)
     scenes = SceneSource(31).scenes(2)
     clips = render_clips(scenes, scenes, torch.full((2,), NEVER), 13)

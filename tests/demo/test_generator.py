@@ -103,7 +103,7 @@ def test_begins_as_the_identity() -> None:
 
 def test_all_weights_fit_thirty_megabytes() -> None:
     from longlive_trt.demo.autoencoder import AutoEncoder
-    from longlive_trt.demo.geometry import raw_vae_config
+    from longlive_trt.demo.geometry import raw, vae_config
 
-    nets = (Generator(model_config()), AutoEncoder(raw_vae_config()))
+    nets = (Generator(model_config()), AutoEncoder(raw(vae_config())))
     assert 2 * sum(p.numel() for net in nets for p in net.parameters()) < 30_000_000
