@@ -23,7 +23,15 @@ from longlive_trt.demo.rollout import BatchRollout
 from longlive_trt.demo.training.clips import LatentPool, load_autoencoder
 from longlive_trt.demo.training.curves import draw_curves
 from longlive_trt.demo.training.flow import takes_muon, warped, wide
-from longlive_trt.demo.training.legs import Clock, Journal, Worker, load_state, rate, save_state
+from longlive_trt.demo.training.legs import (
+    Clock,
+    Journal,
+    Worker,
+    load_state,
+    rate,
+    run_as_command,
+    save_checkpoint,
+)
 from longlive_trt.demo.training.optimizer import MuonAdam
 from longlive_trt.demo.training.state import load_generator
 from longlive_trt.demo.training.stepper import Stepper
@@ -192,9 +200,13 @@ class Leg:
             self.step += 1
         self._report(clock, 0.0, self.step - first_step)
         if self.worker.leads:
-            self._save(clock)
+            self._draw()
 
     def _report(self, clock: Clock, step_s: float, steps: int) -> None:
+        if not self.worker.leads:
+            return
+        state = self.settings.out / "distill-state.pt"
+        save_checkpoint(state, self.optimizer.state(), clock, self.step)
         unbiased = 1 - (1 - 0.05) ** max(1, min(steps, 1000))
         loss, *by_step = (round(v / unbiased, 5) for v in self.losses.tolist())
         self.journal.report(
@@ -202,13 +214,8 @@ class Leg:
             real=round(self.real.item(), 2), ms=round(step_s * 1000, 1),
         )  # fmt: skip
 
-    def _save(self, clock: Clock) -> None:
+    def _draw(self) -> None:
         out = self.settings.out
-        optimizer = self.optimizer.state()
-        save_state(
-            out / "distill-state.pt",
-            {"optimizer": optimizer, "done_s": clock.done_s, "step": self.step},
-        )
         lines = [line for line in self.journal.lines() if "loss" in line]
         curves = {"all": [(line["s"], line["loss"]) for line in lines]} | {
             f"step {k + 1}": [(line["s"], line["by_step"][k]) for line in lines]
@@ -242,11 +249,14 @@ def parsed() -> tuple[Settings, str]:
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings, device = parsed()
-    worker = Worker.start(device, settings.seed)
-    Leg(settings, worker).run()
-    worker.finish()
+
+    def leg() -> None:
+        worker = Worker.start(device, settings.seed)
+        Leg(settings, worker).run()
+        worker.finish()
+
+    run_as_command(leg)
 
 
 if __name__ == "__main__":

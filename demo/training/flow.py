@@ -14,7 +14,15 @@ from longlive_trt.demo.generator import Generator, compile_pointwise, initialize
 from longlive_trt.demo.geometry import WEIGHTS, model_config
 from longlive_trt.demo.training.clips import LatentPool, load_autoencoder
 from longlive_trt.demo.training.curves import draw_curves
-from longlive_trt.demo.training.legs import Clock, Journal, Worker, load_state, rate, save_state
+from longlive_trt.demo.training.legs import (
+    Clock,
+    Journal,
+    Worker,
+    load_state,
+    rate,
+    run_as_command,
+    save_checkpoint,
+)
 from longlive_trt.demo.training.optimizer import MuonAdam
 from longlive_trt.demo.training.stepper import Stepper
 from longlive_trt.demo.words import word_ids
@@ -155,28 +163,27 @@ class Leg:
                 due = clock.elapsed_s - reported_s > left_s / settings.reports
                 if due and self.step > reported_step:
                     taken = (clock.elapsed_s - reported_s) / (self.step - reported_step)
-                    self._report(clock, taken)
+                    self._report(clock, taken, self.step - first_step)
                     reported_s, reported_step = clock.elapsed_s, self.step
             self.train_step(pool)
-        self._report(clock, 0.0)
+        self._report(clock, 0.0, self.step - first_step)
         if self.worker.leads:
-            self._save(clock)
+            self._draw()
 
-    def _report(self, clock: Clock, step_s: float) -> None:
-        steps = max(1, min(self.step, 10_000))
-        unbiased = 1 - (1 - 0.02) ** steps
+    def _report(self, clock: Clock, step_s: float, steps: int) -> None:
+        if not self.worker.leads:
+            return
+        state = self.settings.out / "flow-state.pt"
+        save_checkpoint(state, self.optimizer.state(), clock, self.step)
+        unbiased = 1 - (1 - 0.02) ** max(1, min(steps, 1000))
         loss, *by_level = (round(v / unbiased, 4) for v in self.losses.tolist())
         self.journal.report(
             s=round(clock.done_s, 1), step=self.step, loss=loss, by_level=by_level,
             ms=round(step_s * 1000, 2),
         )  # fmt: skip
 
-    def _save(self, clock: Clock) -> None:
+    def _draw(self) -> None:
         out = self.settings.out
-        state = {
-            "optimizer": self.optimizer.state(), "done_s": clock.done_s, "step": self.step
-        }  # fmt: skip
-        save_state(out / "flow-state.pt", state)
         lines = [line for line in self.journal.lines() if "loss" in line]
         draw_curves(
             out / "flow-loss.png", "Flow matching: mean squared error of the flow",
@@ -210,11 +217,14 @@ def parsed() -> tuple[Settings, str]:
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings, device = parsed()
-    worker = Worker.start(device, settings.seed)
-    Leg(settings, worker).run()
-    worker.finish()
+
+    def leg() -> None:
+        worker = Worker.start(device, settings.seed)
+        Leg(settings, worker).run()
+        worker.finish()
+
+    run_as_command(leg)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ import json
 import logging
 import math
 import os
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from longlive_trt.errors import CheckpointError, UsageError
+from longlive_trt.errors import CheckpointError, LongLiveError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +132,27 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     unfinished = path.with_suffix(path.suffix + ".part")
     torch.save(state, unfinished)
     unfinished.replace(path)
+
+
+def save_checkpoint(
+    path: Path, optimizer: dict[str, Tensor], clock: Clock, step: int, best: float = 0.0
+) -> None:
+    """What the next leg goes on from, as long as it is sound."""
+    if not bool(optimizer["values"].isfinite().all()):
+        raise CheckpointError(
+            f"weights are no longer finite at step {step}; go on from {path} with lower rates"
+        )
+    save_state(path, {"optimizer": optimizer, "done_s": clock.done_s, "step": step, "best": best})
+
+
+def run_as_command(leg: Callable[[], None]) -> None:
+    """Log what it reports; an expected failure is one line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        leg()
+    except LongLiveError as error:
+        log.error("%s", error)
+        sys.exit(error.exit_code)
 
 
 def load_state(path: Path, device: torch.device) -> dict[str, Any]:

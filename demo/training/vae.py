@@ -16,7 +16,15 @@ from longlive_trt.demo.geometry import raw, vae_config
 from longlive_trt.demo.sheets import save_rows
 from longlive_trt.demo.training.clips import psnr, random_clips, to_bytes, to_unit
 from longlive_trt.demo.training.curves import draw_curves
-from longlive_trt.demo.training.legs import Clock, Journal, Worker, load_state, rate, save_state
+from longlive_trt.demo.training.legs import (
+    Clock,
+    Journal,
+    Worker,
+    load_state,
+    rate,
+    run_as_command,
+    save_checkpoint,
+)
 from longlive_trt.demo.training.optimizer import MuonAdam
 from longlive_trt.demo.training.stepper import Stepper
 from longlive_trt.demo.world.clips import SIZE
@@ -146,6 +154,7 @@ class Leg:
         state = load_state(path, self.worker.device)
         self.optimizer.load(state["optimizer"])
         self.before_s, self.step = float(state["done_s"]), int(state["step"])
+        self.best = float(state["best"])
 
     def _backward(self) -> None:
         loss, parts = objective(self.model, to_unit(self.batch), self.settings.kl)
@@ -181,7 +190,7 @@ class Leg:
             self.train_step()
         self._report(clock, 0.0)
         if self.worker.leads:
-            self._save(clock)
+            self._draw()
 
     def _report(self, clock: Clock, step_s: float) -> None:
         if not self.worker.leads:
@@ -194,6 +203,9 @@ class Leg:
             weights = {k: v.half().contiguous().cpu() for k, v in self.model.state_dict().items()}
             save_file(weights, self.settings.out / "vae.safetensors")
         self.optimizer.swap_average()
+        save_checkpoint(
+            self.settings.out / "vae-state.pt", self.optimizer.state(), clock, self.step, self.best
+        )
         pixels, edges, coarse, information = self.parts.tolist()
         self.journal.report(
             s=round(clock.done_s, 1), step=self.step, psnr=round(held, 2), seen=round(seen, 2),
@@ -212,12 +224,8 @@ class Leg:
         return to_bytes(self.model.decode(means))
 
     @torch.no_grad()
-    def _save(self, clock: Clock) -> None:
+    def _draw(self) -> None:
         out = self.settings.out
-        state = {
-            "optimizer": self.optimizer.state(), "done_s": clock.done_s, "step": self.step
-        }  # fmt: skip
-        save_state(out / "vae-state.pt", state)
         self.optimizer.swap_average()
         means = [self.model.encode(to_unit(part))[0] for part in self.pool[:512].split(16)]
         latents = torch.cat(means)
@@ -264,11 +272,14 @@ def parsed() -> tuple[Settings, str]:
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings, device = parsed()
-    worker = Worker.start(device, settings.seed)
-    Leg(settings, worker).run()
-    worker.finish()
+
+    def leg() -> None:
+        worker = Worker.start(device, settings.seed)
+        Leg(settings, worker).run()
+        worker.finish()
+
+    run_as_command(leg)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,27 @@ def test_a_flow_leg_goes_on_where_the_last_one_stopped(
     assert {"flow.jsonl", "flow-loss.png", "flow-state.pt"} <= {p.name for p in tmp_path.iterdir()}
 
 
+def test_an_interrupted_leg_goes_on_from_its_last_report(
+    small_config: ModelConfig,
+    small_vae: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reported = flow.Journal.report
+
+    def interrupt(journal: flow.Journal, **values: object) -> None:
+        reported(journal, **values)
+        if "loss" in values:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(flow.Journal, "report", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_flow(small_config, small_vae, tmp_path, None)
+    monkeypatch.undo()
+    leg = run_flow(small_config, small_vae, tmp_path, tmp_path / "flow-state.pt")
+    assert leg.before_s > 0
+
+
 def test_distillation_goes_on_where_it_stopped(
     trained: Path, small_config: ModelConfig, small_vae: Path, tmp_path: Path
 ) -> None:

@@ -4,7 +4,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from longlive_trt.demo.training.legs import Clock, Journal, Worker, load_state, rate, save_state
+from longlive_trt.demo.training.legs import (
+    Clock,
+    Journal,
+    Worker,
+    load_state,
+    rate,
+    run_as_command,
+    save_checkpoint,
+    save_state,
+)
 from longlive_trt.errors import CheckpointError, UsageError
 
 
@@ -39,6 +48,24 @@ def test_a_missing_or_damaged_state_is_one_clear_line(tmp_path: Path) -> None:
     damaged.write_bytes(b"not an archive")
     with pytest.raises(CheckpointError, match="not a checkpoint of a training leg"):
         load_state(damaged, torch.device("cpu"))
+
+
+def test_weights_that_are_not_finite_leave_the_last_checkpoint(tmp_path: Path) -> None:
+    path, clock = tmp_path / "state.pt", Clock(leg_s=1.0, total_s=2.0)
+    save_checkpoint(path, {"values": torch.ones(2)}, clock, step=4)
+    with pytest.raises(CheckpointError, match="no longer finite at step 5"):
+        save_checkpoint(path, {"values": torch.tensor([1.0, float("nan")])}, clock, step=5)
+    assert load_state(path, torch.device("cpu"))["step"] == 4
+
+
+def test_an_expected_failure_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    def leg() -> None:
+        raise UsageError("no GPU")
+
+    with pytest.raises(SystemExit) as stopped:
+        run_as_command(leg)
+    assert stopped.value.code == UsageError.exit_code
+    assert caplog.messages == ["no GPU"]
 
 
 def test_the_rate_rises_stays_and_falls() -> None:
