@@ -123,6 +123,8 @@ class VaeConfig:
     multipliers: tuple[int, ...] = (1, 2, 4, 4)
     res_blocks: int = 2
     temporal_upsample: tuple[bool, ...] = (True, True, False)
+    temporal_taps: int = 3
+    """Frames that a residual block's convolutions see: the present one and those before it."""
     mean: tuple[float, ...] = (
         -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
         0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
@@ -147,6 +149,7 @@ class VaeConfig:
             list(self.temporal_upsample),
             f"one true or false fewer than multipliers ({len(self.multipliers) - 1})",
         )
+        _require(self.temporal_taps in (1, 3), "temporal_taps", self.temporal_taps, "1 or 3")
         for key in ("mean", "std"):
             _require(
                 len(getattr(self, key)) == self.channels,

@@ -16,6 +16,7 @@ from longlive_trt.export.models.vae_layers import (
     KeepsHistory,
     ResBlock,
     Upsample,
+    block_conv,
 )
 
 CacheShape = tuple[int, int, int, int]
@@ -83,17 +84,19 @@ class _Decoder(nn.Module):
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
         widths = [config.dim * multiplier for multiplier in reversed(config.multipliers)]
-        widest = widths[0]
+        widest, taps = widths[0], config.temporal_taps
         self.conv1 = CausalConv(config.channels, widest)
         self.middle = nn.ModuleList(
             [
-                ResBlock(widths[0], widths[0]),
-                FrameAttention(widths[0]),
-                ResBlock(widths[0], widths[0]),
+                ResBlock(widest, widest, taps),
+                FrameAttention(widest),
+                ResBlock(widest, widest, taps),
             ]
         )
         self.upsamples = nn.ModuleList(_upsampling_stages(widths, config))
-        self.head = nn.ModuleDict({"0": ChannelNorm(widths[-1]), "2": CausalConv(widths[-1], 3)})
+        self.head = nn.ModuleDict(
+            {"0": ChannelNorm(widths[-1]), "2": block_conv(widths[-1], 3, taps)}
+        )
 
     def stages(self) -> Iterator[nn.Module]:
         yield self.conv1
@@ -113,12 +116,14 @@ class _Decoder(nn.Module):
 
 def _upsampling_stages(widths: list[int], config: VaeConfig) -> Iterator[nn.Module]:
     channels = widths[0]
+    taps = config.temporal_taps
     for level, width in enumerate(widths):
         for _ in range(config.res_blocks + 1):
-            yield ResBlock(channels, width)
+            yield ResBlock(channels, width, taps)
             channels = width
         if level < len(config.temporal_upsample):
-            yield Upsample(width, temporal=config.temporal_upsample[level])
+            temporal = config.temporal_upsample[level]
+            yield Upsample(width, temporal=temporal, still=taps == 1)
             channels = width // 2
 
 

@@ -1,0 +1,1 @@
+"""Measures what a video shows, to compare it with what its prompt asked for."""

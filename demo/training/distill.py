@@ -1,0 +1,263 @@
+"""A leg of distillation to the rollout's few steps; one process a GPU, under ``torchrun``.
+
+The student makes videos as the product does, block by block with its own history, and learns where
+many small steps of its teacher would have led from where it stood. Nothing is compared with real
+clips but the student's first history, so what it learns is what it meets.
+"""
+
+import argparse
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from longlive_trt.configs import ModelConfig
+from longlive_trt.configs.schedule import Schedule
+from longlive_trt.demo.generator import KeyValue, compile_pointwise, pointwise_as_it_is
+from longlive_trt.demo.geometry import WEIGHTS, model_config
+from longlive_trt.demo.rollout import BatchRollout
+from longlive_trt.demo.training.clips import LatentPool, load_autoencoder
+from longlive_trt.demo.training.curves import draw_curves
+from longlive_trt.demo.training.flow import takes_muon, warped, wide
+from longlive_trt.demo.training.legs import (
+    Clock,
+    Journal,
+    Worker,
+    load_state,
+    rate,
+    run_as_command,
+    save_checkpoint,
+)
+from longlive_trt.demo.training.optimizer import MuonAdam
+from longlive_trt.demo.training.state import load_generator
+from longlive_trt.demo.training.stepper import Stepper
+from longlive_trt.demo.words import word_ids
+
+log = logging.getLogger(__name__)
+
+_CHECK_EVERY = 5
+
+
+@dataclass(frozen=True)
+class Settings:
+    out: Path
+    teacher: Path
+    leg_s: float
+    total_s: float
+    resume: Path | None
+    config: ModelConfig = field(default_factory=model_config)
+    vae: Path = WEIGHTS / "vae.safetensors"
+    batch: int = 24
+    blocks: int = 6
+    pool: int = 1024
+    teacher_steps: int = 6
+    muon_rate: float = 0.004
+    adam_rate: float = 4e-4
+    real_until: float = 0.5
+    """Until this share of the training, ever fewer of the histories are real ones."""
+    reports: int = 12
+    compile: bool = True
+    seed: int = 3
+
+
+class Leg:
+    """A stretch of training between two checkpoints."""
+
+    def __init__(self, settings: Settings, worker: Worker) -> None:
+        self.settings, self.worker = settings, worker
+        device, config = worker.device, settings.config
+        self.teacher = load_generator(settings.teacher, device, config)
+        self.student = load_generator(settings.teacher, device, config).requires_grad_(True)
+        self.optimizer = MuonAdam(
+            self.student, takes_muon, settings.muon_rate, settings.adam_rate, average=0.99
+        )
+        self.schedule = Schedule.of(config.rollout)
+        self.shift = config.rollout.timestep_shift
+        self.before_s, self.step = 0.0, 0
+        if settings.resume is not None:
+            state = load_state(settings.resume, device)
+            self.optimizer.load(state["optimizer"])
+            self.before_s, self.step = float(state["done_s"]), int(state["step"])
+        self.journal = Journal(settings.out / "distill.jsonl", worker)
+        shape = (settings.blocks, settings.batch)
+        rollout, text_len = config.rollout, config.transformer.text_len
+        self.latents = torch.zeros(
+            *shape, rollout.frames_per_block, *config.latent_shape, device=device
+        )
+        self.ids = torch.ones(settings.batch, text_len, dtype=torch.long, device=device)
+        self.counts = torch.ones(shape, device=device)
+        self.real = torch.ones((), device=device)
+        levels = self.schedule.passes
+        self.sigmas = torch.tensor([level.sigma for level in levels], device=device)
+        self.times = torch.tensor([level.timestep for level in levels], device=device)
+        # The loss, and its parts by step.
+        self.losses = torch.zeros(1 + len(levels), device=device)
+        self.stepper = Stepper(worker, self.optimizer, self._backward)
+
+    def _backward(self) -> None:
+        level = torch.randint(len(self.sigmas), self.counts.shape, device=self.counts.device)
+        sigma, times = self.sigmas[level], self.times[level]
+        with torch.no_grad():
+            history, start = self._situations(level, sigma)
+            target = self._led_to(history, start, sigma)
+        context = self.student.context(self.ids)
+        flow = self.student(history, start[None], times[None], context)[0]
+        errors = (flow - (start - target) / wide(sigma)).square().flatten(2).mean(2)
+        loss = (errors * self.counts).sum() / self.counts.sum()
+        loss.backward()
+        with torch.no_grad():
+            seen = [loss]
+            for k in range(len(self.sigmas)):
+                here = self.counts * (level == k)
+                seen.append((errors * here).sum() / here.sum().clamp_min(1))
+            self.losses.lerp_(torch.stack(seen), 0.05)
+
+    def _situations(self, level: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Histories, and noised blocks after them: the student's own, or of real clips."""
+        with pointwise_as_it_is():
+            blocks, starts = self._own_video()
+        own = torch.stack(starts).gather(0, wide(level)[None].expand(1, *blocks.shape))[0]
+        real = torch.lerp(self.latents, torch.randn_like(self.latents), wide(sigma))
+        is_real = wide(torch.rand_like(sigma[:1]) < self.real)
+        return torch.where(is_real, self.latents, blocks), torch.where(is_real, real, own)
+
+    def _own_video(self) -> tuple[Tensor, list[Tensor]]:
+        """Blocks [K, B, ...] that the student makes, and what it saw at each of its steps."""
+        rollout = BatchRollout(self.student, self.settings.batch)
+        rollout.prompt(self.ids)
+        seen: list[list[Tensor]] = [[] for _ in self.schedule.passes]
+        for _ in range(self.settings.blocks):
+            x = torch.randn_like(self.latents[0])
+            for k, step in enumerate(self.schedule.passes):
+                seen[k].append(x)
+                x = x - step.sigma * rollout.flow(x, step.timestep)
+                if step.sigma_next > 0:
+                    x = torch.lerp(x, torch.randn_like(x), step.sigma_next)
+            rollout.commit(x)
+        return torch.stack(rollout.blocks), [torch.stack(inputs) for inputs in seen]
+
+    def _led_to(self, history: Tensor, start: Tensor, sigma: Tensor) -> Tensor:
+        """Where the teacher's flow leads from ``start``."""
+        context: list[KeyValue] = self.teacher.context(self.ids)
+        past = self.teacher.history(history, context)
+        # Evenly spread before the warp, as its sampler's steps are.
+        u = sigma / (self.shift - (self.shift - 1) * sigma)
+        x, steps = start, self.settings.teacher_steps
+        for k in range(steps):
+            now, after = (warped(u * (1 - i / steps), self.shift) for i in (k, k + 1))
+            flow = self.teacher.after(past, x, 1000 * now, context)
+            x = x + wide(after - now) * flow
+        return x
+
+    def batches(self) -> Iterator[None]:
+        """Fill the buffers anew, for as long as anyone asks."""
+        settings, worker = self.settings, self.worker
+        begun = time.monotonic()
+        seed = settings.seed * 100_003 + self.step * 17 + worker.rank
+        codec = load_autoencoder(settings.vae, worker.device, settings.config)
+        pool = LatentPool(settings.config, settings.blocks, codec, word_ids(), seed)
+        pool.add(settings.pool)
+        self.journal.report(clips=len(pool), seconds=round(time.monotonic() - begun, 1))
+        while True:
+            batch = pool.batch(settings.batch)
+            self.latents.copy_(batch.latents)
+            self.ids.copy_(batch.ids)
+            self.counts.copy_(batch.counts)
+            yield
+
+    def run(self) -> None:
+        settings = self.settings
+        begun = time.monotonic()
+        if settings.compile and self.worker.device.type == "cuda":
+            compile_pointwise()
+        self.stepper.capture()
+        self.losses.zero_()
+        self.worker.told(0.0)
+        self.journal.report(prepared_s=round(time.monotonic() - begun, 1))
+        batches = self.batches()
+        next(batches)
+        left_s = settings.leg_s - (time.monotonic() - begun)
+        clock = Clock(left_s, settings.total_s, self.before_s)
+        reported_s, reported_step, first_step = 0.0, self.step, self.step
+        while True:
+            if self.step % _CHECK_EVERY == 0:
+                share = self.worker.told(2.0 if clock.is_over else clock.share)
+                if share > 1:
+                    break
+                self.optimizer.factor.fill_(rate(share, self.step - first_step, warm_steps=30))
+                self.real.fill_(max(0.2, 1 - share / settings.real_until))
+                due = clock.elapsed_s - reported_s > left_s / settings.reports
+                if due and self.step > reported_step:
+                    taken = (clock.elapsed_s - reported_s) / (self.step - reported_step)
+                    self._report(clock, taken, self.step - first_step)
+                    reported_s, reported_step = clock.elapsed_s, self.step
+            next(batches)
+            self.stepper.step()
+            self.step += 1
+        self._report(clock, 0.0, self.step - first_step)
+        if self.worker.leads:
+            self._draw()
+
+    def _report(self, clock: Clock, step_s: float, steps: int) -> None:
+        if not self.worker.leads:
+            return
+        state = self.settings.out / "distill-state.pt"
+        save_checkpoint(state, self.optimizer.state(), clock, self.step)
+        unbiased = 1 - (1 - 0.05) ** max(1, min(steps, 1000))
+        loss, *by_step = (round(v / unbiased, 5) for v in self.losses.tolist())
+        self.journal.report(
+            s=round(clock.done_s, 1), step=self.step, loss=loss, by_step=by_step,
+            real=round(self.real.item(), 2), ms=round(step_s * 1000, 1),
+        )  # fmt: skip
+
+    def _draw(self) -> None:
+        out = self.settings.out
+        lines = [line for line in self.journal.lines() if "loss" in line]
+        curves = {"all": [(line["s"], line["loss"]) for line in lines]} | {
+            f"step {k + 1}": [(line["s"], line["by_step"][k]) for line in lines]
+            for k in range(len(self.sigmas))
+        }
+        title = "Distillation: mean squared difference of the flow from the teacher's"
+        draw_curves(
+            out / "distill-loss.png", title, curves, "seconds of training", logarithmic=True
+        )
+
+
+def parsed() -> tuple[Settings, str]:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--teacher", type=Path, required=True, help="a flow leg's flow-state.pt")
+    parser.add_argument("--leg-s", type=float, default=480, help="seconds of this leg")
+    parser.add_argument("--total-s", type=float, default=480, help="seconds of the whole training")
+    parser.add_argument("--resume", type=Path, help="distill-state.pt of an earlier leg")
+    parser.add_argument("--vae", type=Path, default=Settings.vae)
+    parser.add_argument("--batch", type=int, default=Settings.batch)
+    parser.add_argument("--blocks", type=int, default=Settings.blocks)
+    parser.add_argument("--pool", type=int, default=Settings.pool)
+    parser.add_argument("--teacher-steps", type=int, default=Settings.teacher_steps)
+    parser.add_argument("--muon-rate", type=float, default=Settings.muon_rate)
+    parser.add_argument("--adam-rate", type=float, default=Settings.adam_rate)
+    parser.add_argument("--no-compile", dest="compile", action="store_false")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    given = vars(parser.parse_args())
+    device = given.pop("device")
+    return Settings(**given), device
+
+
+def main() -> None:
+    settings, device = parsed()
+
+    def leg() -> None:
+        worker = Worker.start(device, settings.seed)
+        Leg(settings, worker).run()
+        worker.finish()
+
+    run_as_command(leg)
+
+
+if __name__ == "__main__":
+    main()

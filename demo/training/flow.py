@@ -1,0 +1,231 @@
+"""A leg of training the generator by flow matching; one process a GPU, under ``torchrun``."""
+
+import argparse
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from longlive_trt.configs import ModelConfig
+from longlive_trt.demo.generator import Generator, compile_pointwise, initialize
+from longlive_trt.demo.geometry import WEIGHTS, model_config
+from longlive_trt.demo.training.clips import LatentPool, load_autoencoder
+from longlive_trt.demo.training.curves import draw_curves
+from longlive_trt.demo.training.legs import (
+    Clock,
+    Journal,
+    Worker,
+    load_state,
+    rate,
+    run_as_command,
+    save_checkpoint,
+)
+from longlive_trt.demo.training.optimizer import MuonAdam
+from longlive_trt.demo.training.stepper import Stepper
+from longlive_trt.demo.words import word_ids
+
+log = logging.getLogger(__name__)
+
+_DIRT = 0.12
+_CHECK_EVERY = 10
+
+
+@dataclass(frozen=True)
+class Settings:
+    out: Path
+    leg_s: float
+    total_s: float
+    resume: Path | None
+    config: ModelConfig = field(default_factory=model_config)
+    vae: Path = WEIGHTS / "vae.safetensors"
+    batch: int = 24
+    noised: int = 2
+    """Noised copies of every clip, which share its clean history."""
+    blocks: int = 6
+    pool: int = 2048
+    muon_rate: float = 0.015
+    adam_rate: float = 1.5e-3
+    reports: int = 12
+    compile: bool = True
+    seed: int = 2
+
+
+def warped(u: Tensor, shift: float) -> Tensor:
+    """Noise levels of evenly spread numbers, as the rollout's schedule warps its steps."""
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def takes_muon(name: str, p: Tensor) -> bool:
+    """The matrices of both nets' layers."""
+    return p.dim() == 2 and "blocks." in name and "embedding" not in name
+
+
+def wide(x: Tensor) -> Tensor:
+    return x[..., None, None, None, None]
+
+
+class Leg:
+    """A stretch of training between two checkpoints."""
+
+    def __init__(self, settings: Settings, worker: Worker) -> None:
+        self.settings, self.worker = settings, worker
+        device, cuda = worker.device, worker.device.type == "cuda"
+        config = settings.config
+        with torch.random.fork_rng(devices=[device] if cuda else []):
+            torch.manual_seed(settings.seed)
+            self.model = Generator(config)
+            initialize(self.model)
+        self.model.to(device)
+        self.shift = config.rollout.timestep_shift
+        self.optimizer = MuonAdam(
+            self.model, takes_muon, settings.muon_rate, settings.adam_rate, average=0.999
+        )
+        self.before_s, self.step = 0.0, 0
+        if settings.resume is not None:
+            state = load_state(settings.resume, device)
+            self.optimizer.load(state["optimizer"])
+            self.before_s, self.step = float(state["done_s"]), int(state["step"])
+        self.journal = Journal(settings.out / "flow.jsonl", worker)
+        shape = (settings.blocks, settings.batch)
+        rollout, text_len = config.rollout, config.transformer.text_len
+        self.latents = torch.zeros(
+            *shape, rollout.frames_per_block, *config.latent_shape, device=device
+        )
+        self.ids = torch.ones(settings.batch, text_len, dtype=torch.long, device=device)
+        self.counts = torch.ones(shape, device=device)
+        # The loss, and its parts at little, middling, much and nearly full noise.
+        self.losses = torch.zeros(5, device=device)
+        self.stepper = Stepper(worker, self.optimizer, self._backward)
+
+    def _backward(self) -> None:
+        clean, counts = self.latents, self.counts
+        counts = counts[None].expand(self.settings.noised, -1, -1)
+        sigma = warped(torch.rand_like(counts), self.shift)
+        noise = torch.randn(self.settings.noised, *clean.shape, device=clean.device)
+        noised = torch.lerp(clean, noise, wide(sigma))
+        # History is never quite clean in a rollout.
+        dirt = _DIRT * torch.rand_like(self.counts[:1])
+        history = clean + wide(dirt) * torch.randn_like(clean)
+        flow = self.model(history, noised, 1000 * sigma, self.model.context(self.ids))
+        errors = (flow - (noise - clean)).square().flatten(3).mean(3)
+        loss = (errors * counts).sum() / counts.sum()
+        loss.backward()
+        with torch.no_grad():
+            seen = [loss]
+            for low, high in ((0.0, 0.5), (0.5, 0.8), (0.8, 0.95), (0.95, 1.01)):
+                inside = counts * (sigma >= low) * (sigma < high)
+                seen.append((errors * inside).sum() / inside.sum().clamp_min(1))
+            self.losses.lerp_(torch.stack(seen), 0.02)
+
+    def fill_pool(self) -> LatentPool:
+        settings, worker = self.settings, self.worker
+        begun = time.monotonic()
+        seed = settings.seed * 100_003 + self.step * 17 + worker.rank
+        codec = load_autoencoder(settings.vae, worker.device, settings.config)
+        pool = LatentPool(settings.config, settings.blocks, codec, word_ids(), seed)
+        pool.add(settings.pool)
+        if worker.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.journal.report(clips=len(pool), seconds=round(time.monotonic() - begun, 1))
+        return pool
+
+    def train_step(self, pool: LatentPool) -> None:
+        batch = pool.batch(self.settings.batch)
+        self.latents.copy_(batch.latents)
+        self.ids.copy_(batch.ids)
+        self.counts.copy_(batch.counts)
+        self.stepper.step()
+        self.step += 1
+
+    def run(self) -> None:
+        settings = self.settings
+        begun = time.monotonic()
+        if settings.compile and self.worker.device.type == "cuda":
+            compile_pointwise()
+        # Before the clips are drawn: what fails here, fails at once.
+        self.stepper.capture()
+        self.losses.zero_()
+        self.worker.told(0.0)
+        self.journal.report(prepared_s=round(time.monotonic() - begun, 1))
+        pool = self.fill_pool()
+        left_s = settings.leg_s - (time.monotonic() - begun)
+        clock = Clock(left_s, settings.total_s, self.before_s)
+        reported_s, reported_step, first_step = 0.0, self.step, self.step
+        while True:
+            if self.step % _CHECK_EVERY == 0:
+                share = self.worker.told(2.0 if clock.is_over else clock.share)
+                if share > 1:
+                    break
+                self.optimizer.factor.fill_(rate(share, self.step - first_step, warm_steps=100))
+                due = clock.elapsed_s - reported_s > left_s / settings.reports
+                if due and self.step > reported_step:
+                    taken = (clock.elapsed_s - reported_s) / (self.step - reported_step)
+                    self._report(clock, taken, self.step - first_step)
+                    reported_s, reported_step = clock.elapsed_s, self.step
+            self.train_step(pool)
+        self._report(clock, 0.0, self.step - first_step)
+        if self.worker.leads:
+            self._draw()
+
+    def _report(self, clock: Clock, step_s: float, steps: int) -> None:
+        if not self.worker.leads:
+            return
+        state = self.settings.out / "flow-state.pt"
+        save_checkpoint(state, self.optimizer.state(), clock, self.step)
+        unbiased = 1 - (1 - 0.02) ** max(1, min(steps, 1000))
+        loss, *by_level = (round(v / unbiased, 4) for v in self.losses.tolist())
+        self.journal.report(
+            s=round(clock.done_s, 1), step=self.step, loss=loss, by_level=by_level,
+            ms=round(step_s * 1000, 2),
+        )  # fmt: skip
+
+    def _draw(self) -> None:
+        out = self.settings.out
+        lines = [line for line in self.journal.lines() if "loss" in line]
+        draw_curves(
+            out / "flow-loss.png", "Flow matching: mean squared error of the flow",
+            {"all": [(line["s"], line["loss"]) for line in lines]}
+            | {
+                name: [(line["s"], line["by_level"][i]) for line in lines]
+                for i, name in enumerate(("noise < .5", ".5 to .8", ".8 to .95", "> .95"))
+            },
+            "seconds of training", logarithmic=True,
+        )  # fmt: skip
+
+
+def parsed() -> tuple[Settings, str]:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--leg-s", type=float, default=480, help="seconds of this leg")
+    parser.add_argument("--total-s", type=float, default=1200, help="seconds of the whole training")
+    parser.add_argument("--resume", type=Path, help="flow-state.pt of an earlier leg")
+    parser.add_argument("--vae", type=Path, default=Settings.vae)
+    parser.add_argument("--batch", type=int, default=Settings.batch)
+    parser.add_argument("--noised", type=int, default=Settings.noised)
+    parser.add_argument("--blocks", type=int, default=Settings.blocks)
+    parser.add_argument("--pool", type=int, default=Settings.pool)
+    parser.add_argument("--muon-rate", type=float, default=Settings.muon_rate)
+    parser.add_argument("--adam-rate", type=float, default=Settings.adam_rate)
+    parser.add_argument("--no-compile", dest="compile", action="store_false")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    given = vars(parser.parse_args())
+    device = given.pop("device")
+    return Settings(**given), device
+
+
+def main() -> None:
+    settings, device = parsed()
+
+    def leg() -> None:
+        worker = Worker.start(device, settings.seed)
+        Leg(settings, worker).run()
+        worker.finish()
+
+    run_as_command(leg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""What every training leg needs: its processes, its clock, its journal and its checkpoints."""
+
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from longlive_trt.errors import CheckpointError, LongLiveError, UsageError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """This process among those of a leg, one for each device."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @classmethod
+    def start(cls, device: str, seed: int) -> "Worker":
+        """As ``torchrun`` says; without it, the only one."""
+        rank, count = (int(os.environ.get(k, v)) for k, v in (("RANK", "0"), ("WORLD_SIZE", "1")))
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UsageError(
+                "training needs a GPU with CUDA and torch finds none; --device cpu tries the code "
+                "with sizes too small to learn anything"
+            )
+        place = torch.device(device)
+        if device == "cuda":
+            place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(place)
+            torch.backends.cudnn.benchmark = True
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        if count > 1:
+            dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        torch.manual_seed(seed * 1000 + rank)
+        return cls(rank, count, place)
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def averaged(self, values: Tensor) -> Tensor:
+        """In place, over all workers."""
+        if self.count > 1:
+            dist.all_reduce(values)
+            values /= self.count
+        return values
+
+    def told(self, value: float) -> float:
+        """What the leading worker says."""
+        if self.count == 1:
+            return value
+        told = torch.tensor([value], dtype=torch.float64, device=self.device)
+        dist.broadcast(told, 0)
+        return float(told.item())
+
+    def finish(self) -> None:
+        if self.count > 1:
+            dist.destroy_process_group()
+
+
+@dataclass
+class Clock:
+    """How far a training is that takes ``total_s`` of which ``before_s`` are done."""
+
+    leg_s: float
+    total_s: float
+    before_s: float = 0.0
+    begun: float = field(default_factory=time.monotonic)
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.begun
+
+    @property
+    def done_s(self) -> float:
+        return self.before_s + self.elapsed_s
+
+    @property
+    def share(self) -> float:
+        return min(1.0, self.done_s / self.total_s)
+
+    @property
+    def is_over(self) -> bool:
+        return self.elapsed_s >= self.leg_s or self.done_s >= self.total_s
+
+
+def rate(share: float, step: int, warm_steps: int, flat_until: float = 0.3) -> float:
+    """A learning rate's factor: a short rise, a plateau, then a half cosine to 2%."""
+    falls = max(0.0, share - flat_until) / (1 - flat_until)
+    fall = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, falls)))
+    return min(1.0, (step + 1) / warm_steps) * fall
+
+
+class Journal:
+    """One JSON line for every report, appended as it happens."""
+
+    def __init__(self, path: Path, worker: Worker) -> None:
+        self._path, self._leads = path, worker.leads
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def report(self, **values: Any) -> None:
+        if not self._leads:
+            return
+        line = json.dumps(values)
+        log.info(line)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def lines(self) -> list[dict[str, Any]]:
+        if not self._path.exists():
+            return []
+        return [json.loads(line) for line in self._path.read_text().splitlines()]
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Written under another name first: an interrupted leg leaves the last checkpoint whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(path.suffix + ".part")
+    torch.save(state, unfinished)
+    unfinished.replace(path)
+
+
+def save_checkpoint(
+    path: Path, optimizer: dict[str, Tensor], clock: Clock, step: int, best: float = 0.0
+) -> None:
+    """What the next leg goes on from, as long as it is sound."""
+    if not bool(optimizer["values"].isfinite().all()):
+        raise CheckpointError(
+            f"weights are no longer finite at step {step}; go on from {path} with lower rates"
+        )
+    save_state(path, {"optimizer": optimizer, "done_s": clock.done_s, "step": step, "best": best})
+
+
+def run_as_command(leg: Callable[[], None]) -> None:
+    """Log what it reports; an expected failure is one line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        leg()
+    except LongLiveError as error:
+        log.error("%s", error)
+        sys.exit(error.exit_code)
+
+
+def load_state(path: Path, device: torch.device) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint; train without --resume first") from None
+    except Exception as error:  # a damaged archive raises many kinds
+        raise CheckpointError(f"{path}: not a checkpoint of a training leg ({error})") from error
+    return state

@@ -1,0 +1,286 @@
+"""A leg of training the autoencoder; alone or one process a GPU, under ``torchrun``."""
+
+import argparse
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from longlive_trt.demo.autoencoder import AutoEncoder, Downsample
+from longlive_trt.demo.geometry import raw, vae_config
+from longlive_trt.demo.sheets import save_rows
+from longlive_trt.demo.training.clips import psnr, random_clips, to_bytes, to_unit
+from longlive_trt.demo.training.curves import draw_curves
+from longlive_trt.demo.training.legs import (
+    Clock,
+    Journal,
+    Worker,
+    load_state,
+    rate,
+    run_as_command,
+    save_checkpoint,
+)
+from longlive_trt.demo.training.optimizer import MuonAdam
+from longlive_trt.demo.training.stepper import Stepper
+from longlive_trt.demo.world.clips import SIZE
+from longlive_trt.export.vae_layers import FrameConv, ResBlock, Upsample
+
+log = logging.getLogger(__name__)
+
+_HELD_OUT_SEED = 999_983
+_EDGES, _COARSE = 0.5, 0.25
+_CHECK_EVERY = 10
+
+
+@dataclass(frozen=True)
+class Settings:
+    out: Path
+    leg_s: float
+    total_s: float
+    resume: Path | None
+    batch: int = 8
+    frames: int = 17
+    pool: int = 4096
+    held_out: int = 48
+    held_out_frames: int = 33
+    size: tuple[int, int] = SIZE
+    muon_rate: float = 0.02
+    adam_rate: float = 2e-3
+    kl: float = 3e-4
+    reports: int = 12
+    seed: int = 1
+
+
+@torch.no_grad()
+def initialize(model: AutoEncoder) -> None:
+    """Begin as a pyramid: residual blocks add nothing, the other layers pass channels through."""
+    for module in model.modules():
+        if isinstance(module, ResBlock):
+            for weight in module.residual["6"].parameters():
+                weight.zero_()
+            if not isinstance(module.shortcut, nn.Identity):
+                _pass_through(module.shortcut.weight, 1.0)
+        elif isinstance(module, Downsample):
+            conv = module.resample["1"]
+            assert isinstance(conv, FrameConv)
+            _pass_through(conv.weight[:, :, :2, :2], 0.25)
+            if module.time_conv is not None:
+                _pass_through(module.time_conv.weight[:, :, 1:], 0.5)
+        elif isinstance(module, Upsample):
+            conv = module.resample["1"]
+            assert isinstance(conv, FrameConv)
+            _pass_through(conv.weight[:, :, 1:2, 1:2], 1.0)
+            if module.time_conv is not None:
+                for half in module.time_conv.weight.chunk(2):
+                    _pass_through(half[:, :, 2:], 1.0)
+
+
+def _pass_through(weight: Tensor, share: float) -> None:
+    weight.mul_(0.2)
+    same = torch.eye(*weight.shape[:2], device=weight.device)
+    weight.add_(share * same.reshape(*weight.shape[:2], *[1] * (weight.dim() - 2)))
+
+
+def takes_muon(name: str, p: Tensor) -> bool:
+    """Convolutions, but those that meet pixels or latents."""
+    ends = ("encoder.conv1.", "decoder.head.2.", "encoder.head.2.", "conv1.", "conv2.")
+    return p.dim() >= 4 and min(p.shape[:2]) > 1 and not name.startswith(ends)
+
+
+def objective(model: AutoEncoder, clips: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
+    """The loss of clips in [-1, 1], and its parts: pixels, edges, coarse pixels, information."""
+    mean, log_variance = model.encode(clips)
+    latents = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
+    made = model.decode(latents)
+    error = made - clips
+    pixels = error.square().mean()
+    edges = error.diff(dim=-1).square().mean() + error.diff(dim=-2).square().mean()
+    # Latents at half the resolution shall show the clip at half the resolution: such latents have
+    # little that is rough, which is what a diffusion model learns last.
+    coarse = model.decode(_halved(latents)) - _halved(clips)
+    coarse_pixels = coarse.square().mean()
+    information = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+    loss = pixels + _EDGES * edges + _COARSE * coarse_pixels + kl_weight * information
+    return loss, torch.stack([pixels, edges, coarse_pixels, information]).detach()
+
+
+def _halved(clips: Tensor) -> Tensor:
+    halved: Tensor = F.avg_pool2d(clips.flatten(0, 1), 2).unflatten(0, clips.shape[:2])
+    return halved
+
+
+class Leg:
+    """A stretch of training between two checkpoints."""
+
+    def __init__(self, settings: Settings, worker: Worker) -> None:
+        self.settings, self.worker = settings, worker
+        device, cuda = worker.device, worker.device.type == "cuda"
+        # Every worker begins with the same weights.
+        with torch.random.fork_rng(devices=[device] if cuda else []):
+            torch.manual_seed(settings.seed)
+            self.model = AutoEncoder(raw(vae_config()))
+            initialize(self.model)
+        self.model.to(device)
+        self.optimizer = MuonAdam(
+            self.model, takes_muon, settings.muon_rate, settings.adam_rate, average=0.998
+        )
+        self.before_s, self.step, self.best = 0.0, 0, 0.0
+        if settings.resume is not None:
+            self._resume(settings.resume)
+        self.journal = Journal(settings.out / "vae.jsonl", worker)
+        begun = time.monotonic()
+        seed = settings.seed * 100_003 + self.step * 17 + worker.rank
+        self.pool = random_clips(settings.pool, settings.frames, seed, device, settings.size)
+        self.held_out = random_clips(
+            settings.held_out, settings.held_out_frames, _HELD_OUT_SEED, device, settings.size
+        )
+        if cuda:
+            torch.cuda.synchronize()
+        frames = settings.pool * settings.frames + settings.held_out * settings.held_out_frames
+        taken = time.monotonic() - begun
+        self.journal.report(
+            rendered=frames, seconds=round(taken, 1), frames_per_s=round(frames / taken)
+        )
+        self.batch = self.pool[: settings.batch].clone()
+        self.parts = torch.zeros(4, device=device)
+        self.stepper = Stepper(worker, self.optimizer, self._backward)
+
+    def _resume(self, path: Path) -> None:
+        state = load_state(path, self.worker.device)
+        self.optimizer.load(state["optimizer"])
+        self.before_s, self.step = float(state["done_s"]), int(state["step"])
+        self.best = float(state["best"])
+
+    def _backward(self) -> None:
+        loss, parts = objective(self.model, to_unit(self.batch), self.settings.kl)
+        loss.backward()
+        self.parts.lerp_(parts, 0.05)
+
+    def train_step(self) -> None:
+        picked = torch.randint(len(self.pool), (self.settings.batch,), device=self.pool.device)
+        batch = self.pool[picked]
+        # A mirrored world is as good for pictures as any.
+        self.batch.copy_(batch.flip(3) if self.step % 2 else batch)
+        self.stepper.step()
+        self.step += 1
+
+    def run(self) -> None:
+        settings = self.settings
+        self.stepper.capture()
+        self.worker.told(0.0)
+        clock = Clock(settings.leg_s, settings.total_s, self.before_s)
+        reported_s, reported_step = 0.0, self.step
+        while True:
+            if self.step % _CHECK_EVERY == 0:
+                share = self.worker.told(2.0 if clock.is_over else clock.share)
+                if share > 1:
+                    break
+                self.optimizer.factor.fill_(rate(share, self.step, warm_steps=100))
+                due = clock.elapsed_s - reported_s > settings.leg_s / settings.reports
+                due = due and self.step > reported_step
+                if self.worker.told(float(due)):
+                    taken = (clock.elapsed_s - reported_s) / (self.step - reported_step)
+                    self._report(clock, taken)
+                    reported_s, reported_step = clock.elapsed_s, self.step
+            self.train_step()
+        self._report(clock, 0.0)
+        if self.worker.leads:
+            self._draw()
+
+    def _report(self, clock: Clock, step_s: float) -> None:
+        if not self.worker.leads:
+            return
+        self.optimizer.swap_average()
+        held = self._quality(self.held_out)
+        seen = self._quality(self.pool[: len(self.held_out)])
+        if held > self.best:
+            self.best = held
+            weights = {k: v.half().contiguous().cpu() for k, v in self.model.state_dict().items()}
+            save_file(weights, self.settings.out / "vae.safetensors")
+        self.optimizer.swap_average()
+        save_checkpoint(
+            self.settings.out / "vae-state.pt", self.optimizer.state(), clock, self.step, self.best
+        )
+        pixels, edges, coarse, information = self.parts.tolist()
+        self.journal.report(
+            s=round(clock.done_s, 1), step=self.step, psnr=round(held, 2), seen=round(seen, 2),
+            pixels=round(pixels, 5), edges=round(edges, 5), coarse=round(coarse, 5),
+            nats=round(information, 3), ms=round(step_s * 1000, 2),
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def _quality(self, clips: Tensor) -> float:
+        values = [psnr(self.made_of(part), part) for part in clips.split(8)]
+        return float(torch.cat(values).mean())
+
+    @torch.no_grad()
+    def made_of(self, clips: Tensor) -> Tensor:
+        means, _ = self.model.encode(to_unit(clips))
+        return to_bytes(self.model.decode(means))
+
+    @torch.no_grad()
+    def _draw(self) -> None:
+        out = self.settings.out
+        self.optimizer.swap_average()
+        means = [self.model.encode(to_unit(part))[0] for part in self.pool[:512].split(16)]
+        latents = torch.cat(means)
+        mean, std = latents.mean((0, 1, 3, 4)), latents.std((0, 1, 3, 4))
+        self.journal.report(
+            mean=[round(v, 4) for v in mean.tolist()], std=[round(v, 4) for v in std.tolist()]
+        )
+        shown = self.held_out[:10]
+        made = self.made_of(shown)
+        pairs = torch.stack([shown, made], 1).flatten(0, 1)
+        save_rows(out / "vae.png", pairs, range(0, shown.shape[1], 8))
+        by_frame = [
+            psnr(a, b).mean().item()
+            for a, b in zip(made.split(1, 1), shown.split(1, 1), strict=True)
+        ]
+        self.journal.report(psnr_by_frame=[round(v, 1) for v in by_frame])
+        lines = [line for line in self.journal.lines() if "psnr" in line]
+        draw_curves(
+            out / "vae-psnr.png", "PSNR in dB, of held-out clips and of training clips",
+            {name: [(line["s"], line[name]) for line in lines] for name in ("psnr", "seen")},
+            "seconds of training",
+        )  # fmt: skip
+
+
+def parsed() -> tuple[Settings, str]:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--leg-s", type=float, default=480, help="seconds of this leg")
+    parser.add_argument("--total-s", type=float, default=480, help="seconds of the whole training")
+    parser.add_argument("--resume", type=Path, help="vae-state.pt of an earlier leg")
+    parser.add_argument("--batch", type=int, default=Settings.batch)
+    parser.add_argument("--pool", type=int, default=Settings.pool)
+    parser.add_argument("--frames", type=int, default=Settings.frames)
+    parser.add_argument("--held-out", type=int, default=Settings.held_out)
+    parser.add_argument("--size", type=int, nargs=2, default=SIZE)
+    parser.add_argument("--muon-rate", type=float, default=Settings.muon_rate)
+    parser.add_argument("--adam-rate", type=float, default=Settings.adam_rate)
+    parser.add_argument("--kl", type=float, default=Settings.kl)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    given = vars(parser.parse_args())
+    device = given.pop("device")
+    given["size"] = tuple(given["size"])
+    return Settings(**given), device
+
+
+def main() -> None:
+    settings, device = parsed()
+
+    def leg() -> None:
+        worker = Worker.start(device, settings.seed)
+        Leg(settings, worker).run()
+        worker.finish()
+
+    run_as_command(leg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Flow matching, distillation and what follows them, at a size that takes seconds."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from longlive_trt.configs import ModelConfig
+from longlive_trt.demo.shipped import ship, weights
+from longlive_trt.demo.training import distill, flow
+from longlive_trt.demo.training.legs import Worker
+from longlive_trt.demo.training.look import held_out_prompts, pictures, tallies, videos
+from longlive_trt.demo.training.state import load_generator, slim
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def trained(
+    small_config: ModelConfig, small_vae: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a flow leg."""
+    folder = tmp_path_factory.mktemp("flow")
+    run_flow(small_config, small_vae, folder, None)
+    return folder
+
+
+def run_flow(config: ModelConfig, vae: Path, out: Path, resume: Path | None) -> flow.Leg:
+    settings = flow.Settings(
+        out=out, leg_s=2.0, total_s=60.0, resume=resume, config=config, vae=vae, batch=2,
+        blocks=4, pool=4, reports=1,
+    )  # fmt: skip
+    leg = flow.Leg(settings, Worker.start("cpu", settings.seed))
+    leg.run()
+    return leg
+
+
+def test_a_flow_leg_goes_on_where_the_last_one_stopped(
+    trained: Path, small_config: ModelConfig, small_vae: Path, tmp_path: Path
+) -> None:
+    first = torch.load(trained / "flow-state.pt", weights_only=True)
+    assert first["step"] > 0
+    slim(trained / "flow-state.pt", tmp_path / "slim.pt")
+    for state in (trained / "flow-state.pt", tmp_path / "slim.pt"):
+        leg = run_flow(small_config, small_vae, tmp_path, state)
+        assert leg.step > first["step"]
+        assert leg.before_s == pytest.approx(first["done_s"])
+    assert {"flow.jsonl", "flow-loss.png", "flow-state.pt"} <= {p.name for p in tmp_path.iterdir()}
+
+
+def test_an_interrupted_leg_goes_on_from_its_last_report(
+    small_config: ModelConfig,
+    small_vae: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reported = flow.Journal.report
+
+    def interrupt(journal: flow.Journal, **values: object) -> None:
+        reported(journal, **values)
+        if "loss" in values:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(flow.Journal, "report", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_flow(small_config, small_vae, tmp_path, None)
+    monkeypatch.undo()
+    leg = run_flow(small_config, small_vae, tmp_path, tmp_path / "flow-state.pt")
+    assert leg.before_s > 0
+
+
+def test_distillation_goes_on_where_it_stopped(
+    trained: Path, small_config: ModelConfig, small_vae: Path, tmp_path: Path
+) -> None:
+    def run(resume: Path | None) -> distill.Leg:
+        settings = distill.Settings(
+            out=tmp_path, teacher=trained / "flow-state.pt", leg_s=2.0, total_s=60.0,
+            resume=resume, config=small_config, vae=small_vae, batch=2, blocks=4, pool=4,
+            teacher_steps=2, reports=1,
+        )  # fmt: skip
+        leg = distill.Leg(settings, Worker.start("cpu", settings.seed))
+        leg.run()
+        return leg
+
+    first = run(None)
+    second = run(tmp_path / "distill-state.pt")
+    assert second.step > first.step > 0
+    assert second.losses.isfinite().all()
+
+
+@torch.no_grad()
+def test_videos_of_a_checkpoint_are_judged(
+    trained: Path, small_config: ModelConfig, small_vae: Path
+) -> None:
+    model = load_generator(trained / "flow-state.pt", CPU, small_config)
+    prompts = held_out_prompts(2)
+    texts = [(first[0], second[0]) for first, second in prompts]
+    for steps in (0, 3):
+        latents = videos(model, texts, blocks=4, euler_steps=steps, seed=1)
+        assert latents.shape == (2, 12, 4, 4, 8)
+        assert torch.equal(latents, videos(model, texts, blocks=4, euler_steps=steps, seed=1))
+    clips = pictures(latents, small_vae, small_config)
+    assert clips.shape == (2, 45, 16, 32, 3)
+
+
+def test_a_tally_counts_both_sides_of_a_switch() -> None:
+    prompts = held_out_prompts(1)
+    before, after = tallies(torch.zeros(1, 45, 96, 160, 3, dtype=torch.uint8), prompts)
+    assert sum(before.asked.values()) == len(prompts[0][0][1])
+    assert sum(after.asked.values()) == len(prompts[0][1][1])
+
+
+def test_a_checkpoint_becomes_the_shipped_weights(
+    trained: Path, small_config: ModelConfig, tmp_path: Path
+) -> None:
+    model = load_generator(trained / "flow-state.pt", CPU, small_config)
+    ship(model, tmp_path)
+    shipped = weights("transformer", tmp_path)
+    assert shipped.keys() == model.transformer.state_dict().keys()
+    assert load_file(tmp_path / "text_encoder.safetensors").keys() == model.text.state_dict().keys()
