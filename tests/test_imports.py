@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "plugins": {"configs"},
     "engines": {"configs", "plugins"},
     "runtime": {"configs", "engines", "plugins"},
+    "serving": {"configs", "engines", "plugins", "runtime"},
     "export": {"configs"},
     "calibration": {"configs", "export"},
 }
