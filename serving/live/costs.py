@@ -30,7 +30,8 @@ class Costs:
 
     def switch_s(self) -> float:
         """From a new prompt to its first block's pictures."""
-        return self.of("recache") + self.of("block", 0.3) + self.of("decode") / 2
+        return self.of("recache") + self.block_s() + self.of("decode") / 2
 
     def block_s(self) -> float:
-        return self.of("block", 0.3)
+        """Until the next one can begin."""
+        return self.of("cycle", 0.3)

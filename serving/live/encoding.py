@@ -98,7 +98,7 @@ class Encoding:
         if job.is_hidden:
             assert job.hidden is not None
             if self._plan.speculation is job.hidden:
-                job.hidden.samples = list(self._encoder.encode(job.made.pixels()))
+                job.hidden.samples = list(self._encoder.encode(self._pixels(job)))
             return
         if job.epoch != self._plan.epoch:
             return

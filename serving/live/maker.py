@@ -26,6 +26,8 @@ class Maker:
         self._state = state
         self._checkpoints: dict[int, Any] = {}
         """How the video stood before a block, for those that may be made anew."""
+        self.made_in_s = 0.0
+        """How long the model took for the last block, without what was kept or put back for it."""
         self._is_astray = False
         """The video went on from what was taken back since."""
 
@@ -35,9 +37,12 @@ class Maker:
         video = self._opened()
         if turn.block > 0:
             self._keep(turn.block)
+        begun = self._now()
         if turn.cue is not None:
             video.prompt(turn.cue.prompt)
-        return video.make()
+        made = video.make()
+        self.made_in_s = self._now() - begun
+        return made
 
     def speculate(self, turn: Speculate) -> Speculation | None:
         """Make a block beside the video's own line, and come back as if nothing had been."""

@@ -258,8 +258,8 @@ class LiveSession:
             made = self._maker.make(turn)
         finally:
             wanted = self.plan.finished(turn)
-        seconds = self._now() - begun
-        self._measure(turn, seconds)
+        self.costs.observe("cycle", self._now() - begun)
+        self._measure(turn, self._maker.made_in_s)
         if not wanted:
             return
         self._encoding.put(made, turn.block, turn.epoch, begun)

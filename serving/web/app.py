@@ -17,7 +17,7 @@ from longlive_trt import __version__
 from longlive_trt.errors import LongLiveError
 from longlive_trt.serving import protocol
 from longlive_trt.serving.operation.metrics import CONTENT_TYPE
-from longlive_trt.serving.problems import ProblemError
+from longlive_trt.serving.problems import Code, ProblemError
 from longlive_trt.serving.web import sessions, videos
 from longlive_trt.serving.web.bodies import Drained, ErrorBody, Health, Model, Models, Readiness
 from longlive_trt.serving.web.jobs import Jobs
@@ -100,6 +100,7 @@ def _add_operation(app: FastAPI) -> None:
                     width=facts.width,
                     height=facts.height,
                     fps=float(facts.fps),
+                    temporal_factor=facts.temporal_factor,
                     bundle_key=facts.bundle_key,
                     suggestions=list(facts.suggestions),
                     slots=live.rooms.slots,
@@ -154,7 +155,7 @@ def _add_socket(app: FastAPI) -> None:
         live: Live = app.state.live
         if len(open_sockets) >= live.settings.limits.sockets or not live.is_ready:
             await socket.accept()
-            code = "draining" if live.is_draining else "loading"
+            code: Code = "draining" if live.is_draining else "loading"
             known = live.failure or "The server is not ready; try again in a moment."
             problem = (
                 ProblemError("server_full", "Too many connections; try again in a moment.")

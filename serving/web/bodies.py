@@ -96,6 +96,7 @@ class Model(Body):
     width: int
     height: int
     fps: float
+    temporal_factor: int
     bundle_key: str
     suggestions: list[str]
     slots: int
@@ -140,11 +141,14 @@ class VideoError(Body):
     message: str
 
 
+VideoStatus = Literal["queued", "in_progress", "completed", "failed"]
+
+
 class Video(Body):
     id: str
     object: Literal["video"] = "video"
     model: str
-    status: Literal["queued", "in_progress", "completed", "failed"]
+    status: VideoStatus
     progress: int
     created_at: int
     completed_at: int | None = None

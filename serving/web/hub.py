@@ -114,9 +114,7 @@ class Viewer:
             flags |= KEY if picture.sample.is_key else 0
             payload = picture.sample.data
         kind = KINDS[self.kind]
-        return Picture(
-            kind, flags, picture.epoch, picture.frame, picture.pts_us, payload
-        ).pack()
+        return Picture(kind, flags, picture.epoch, picture.frame, picture.pts_us, payload).pack()
 
     def _put(self, item: Outgoing) -> None:
         if not self.is_closed:

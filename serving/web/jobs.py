@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from longlive_trt.errors import LongLiveError
 from longlive_trt.serving.problems import ProblemError
-from longlive_trt.serving.web.bodies import NewVideo, Video, VideoError
+from longlive_trt.serving.web.bodies import NewVideo, Video, VideoError, VideoStatus
 from longlive_trt.serving.web.live import Live
 from longlive_trt.serving.web.room import Room
 from longlive_trt.serving.web.rooms import Ticket
@@ -129,7 +129,7 @@ class Jobs:
             self._jobs.pop(job.id, None)
 
 
-def _status(job: Job) -> str:
+def _status(job: Job) -> VideoStatus:
     if job.error is not None:
         return "failed"
     if job.completed_s is not None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import psutil
 
@@ -182,8 +183,8 @@ class Room:
         session = self.session
         plan, costs, now = session.plan, session.costs, time.monotonic()
         shown = plan.playhead.shown(now)
-        stages = {name: round(s * 1000, 1) for name, s in costs.latest().items()}
-        busy = costs.of("block", 0.0)
+        stages = {name: round(s * 1000, 1) for name, s in costs.latest().items() if name != "cycle"}
+        busy = costs.of("cycle")
         frames = plan.clock.frames_of(1)
         hidden = plan.speculation
         return Stats(
@@ -324,7 +325,7 @@ class Room:
         self._house.metrics.first_frame.observe(now - self._begun)
 
 
-def _draft_word(state: str) -> str:
+def _draft_word(state: str) -> Literal["none", "encoded"]:
     return "encoded" if state == "encoded" else "none"
 
 
