@@ -1,12 +1,12 @@
 """Carries a plan out on one video. Everything here happens on the thread that makes blocks."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from longlive_trt.serving.engine import LiveModel, LiveVideo, MadeBlock
-from longlive_trt.serving.live.plan import Adopt, Make, Plan, Speculate, Speculation
+from longlive_trt.serving.live.plan import Adopt, Cut, Make, Plan, Speculate, Speculation
 
 
 class Maker:
@@ -31,7 +31,12 @@ class Maker:
         self._is_astray = False
         """The video went on from what was taken back since."""
 
-    def make(self, turn: Make) -> MadeBlock:
+    def make(self, turn: Make) -> MadeBlock | None:
+        """None if the turn has become void."""
+        edits = self._plan.begin_turn(turn)
+        if edits is None:
+            return None
+        self._follow(edits)
         self._stand_before(turn.block)
         self._forget_what_was_seen()
         video = self._opened()
@@ -46,7 +51,10 @@ class Maker:
 
     def speculate(self, turn: Speculate) -> Speculation | None:
         """Make a block beside the video's own line, and come back as if nothing had been."""
-        self._follow_edits()
+        edits = self._plan.begin_turn(turn)
+        if edits is None:
+            return None
+        self._follow(edits)
         video = self._opened()
         home = video.next_block
         if self._is_astray or home != self._plan.made:
@@ -65,8 +73,9 @@ class Maker:
 
     def save(self, path: Path, block: int) -> int:
         """The state before a block, or before the nearest that can be had; says before which."""
-        self._follow_edits()
-        home = self._plan.made
+        with self._plan.lock:
+            home, edits = self._plan.made, self._plan.take_edits()
+        self._follow(edits)
         self._stand_before(home)
         video = self._opened()
         target = block if block in self._checkpoints else home
@@ -103,7 +112,6 @@ class Maker:
             self._checkpoints[block] = self._opened().checkpoint()
 
     def _stand_before(self, block: int) -> None:
-        self._follow_edits()
         video = self._opened()
         if not self._is_astray and video.next_block == block:
             return
@@ -115,9 +123,9 @@ class Maker:
             video.rollback(self._checkpoints[block])
         self._is_astray = False
 
-    def _follow_edits(self) -> None:
+    def _follow(self, edits: Sequence[Cut | Adopt]) -> None:
         video = self._opened()
-        for edit in self._plan.take_edits():
+        for edit in edits:
             block = edit.speculation.block if isinstance(edit, Adopt) else edit.block
             self._checkpoints = {
                 before: kept for before, kept in self._checkpoints.items() if before <= block
@@ -128,7 +136,7 @@ class Maker:
                 self._is_astray = True
 
     def _forget_what_was_seen(self) -> None:
-        first = min(self._plan.first_unseen(self._now()), self._plan.made)
+        first = self._plan.settle(self._now())
         self._checkpoints = {
             before: kept for before, kept in self._checkpoints.items() if before >= first
         }

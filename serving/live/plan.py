@@ -107,6 +107,7 @@ class Plan:
         self.schedule = Schedule(tuple(cues))
         self.playhead = Playhead(clock, clock.first_frame(begin))
         self.begin, self.end, self.made = begin, end, begin
+        self._settled = begin
         self.epoch = 0
         self.lock = threading.RLock()
         self._paced, self._max_cues = paced, max_cues
@@ -129,12 +130,14 @@ class Plan:
             self._require_room()
             unseen = self.first_unseen(now)
             block = unseen if frame is None else max(unseen, self.clock.block_from(frame))
-            hidden = self._take_speculation(prompt, block, frame is None)
+            hidden = self._take_speculation(prompt, unseen, now) if frame is None else None
+            if hidden is not None:
+                block = hidden.block
             cue, changed = self.schedule.add(block, prompt, event_id=event_id, now=now)
             cut = self._take_back(changed, "prompt", now)
             self._draft, self._draft_state = None, "none"
             if hidden is not None:
-                self._adopt(hidden, cue)
+                self._adopt(hidden)
             return self._planned(cue, cut, hidden, now)
 
     def edit(
@@ -166,7 +169,7 @@ class Plan:
             self.schedule = Schedule((Cue(1, 0, text, None, now),))
             self._drop_speculation("discarded")
             self._in_flight = None
-            self.begin = self.made = 0
+            self.begin = self.made = self._settled = 0
             self.epoch += 1
             paused = self.playhead.paused
             self.playhead = Playhead(self.clock, 0)
@@ -230,7 +233,7 @@ class Plan:
             if self._draft_state != "encoded" or self._in_flight or self.made <= self.begin:
                 return None
             cost = self._costs.switch_s() + _SPARE_S
-            block = self.playhead.first_unseen(now + cost, self._pacing.margin_s)
+            block = self.first_unseen(now + cost)
             current = self.speculation
             if current is not None and current.block >= self.first_unseen(now):
                 return None
@@ -248,9 +251,20 @@ class Plan:
                 self._drop_speculation("late")
             return Speculate(block, self._draft, self.epoch)
 
-    def begun(self, turn: Make) -> None:
+    def begin_turn(self, turn: Make | Speculate) -> list[Cut | Adopt] | None:
+        """What changed before it, to be followed first; None if the turn has become void.
+
+        Changes that come from now on are followed with the next turn, not in the midst of this one.
+        """
         with self.lock:
-            self._in_flight = turn
+            if turn.epoch != self.epoch:
+                return None
+            if isinstance(turn, Make):
+                # A hidden block may have taken its place.
+                if turn.block != self.made:
+                    return None
+                self._in_flight = turn
+            return self.take_edits()
 
     def finished(self, turn: Make) -> bool:
         """Whether the block that was made is still wanted."""
@@ -279,7 +293,14 @@ class Plan:
     def first_unseen(self, now: float) -> int:
         with self.lock:
             limit = self.made + (1 if self._in_flight else 0)
-            return min(self.playhead.first_unseen(now, self._pacing.margin_s), limit)
+            unseen = self.playhead.first_unseen(now, self._pacing.margin_s)
+            return max(min(unseen, limit), self._settled)
+
+    def settle(self, now: float) -> int:
+        """What was seen until now stays, whatever viewers say later; gives the first unseen."""
+        with self.lock:
+            self._settled = min(self.first_unseen(now), self.made)
+            return self._settled
 
     @property
     def is_finished(self) -> bool:
@@ -311,21 +332,27 @@ class Plan:
         self.rollbacks(reason)
         return cut
 
-    def _take_speculation(self, prompt: str, block: int, at_once: bool) -> Speculation | None:
+    def _take_speculation(self, prompt: str, unseen: int, now: float) -> Speculation | None:
+        """The hidden block, where it is on screen at least as early as one made now."""
         hidden = self.speculation
-        if hidden is None or not at_once:
+        if hidden is None:
             return None
         if hidden.prompt != prompt:
             self._drop_speculation("discarded")
             return None
-        if hidden.block != block:
+        if hidden.block < unseen:
             self._drop_speculation("late")
+            return None
+        first_frame, due_in = self.clock.first_frame, self.playhead.due_in
+        made_now = max(due_in(first_frame(unseen), now), self._costs.switch_s())
+        if due_in(first_frame(hidden.block), now) > made_now:
+            self._drop_speculation("early")
             return None
         self.speculation = None
         self.outcomes("promoted")
         return hidden
 
-    def _adopt(self, hidden: Speculation, _cue: Cue) -> None:
+    def _adopt(self, hidden: Speculation) -> None:
         assert self.made == hidden.block
         self.made = hidden.block + 1
         self._edits.append(Adopt(hidden))

@@ -252,12 +252,13 @@ class LiveSession:
     # ---- on the generator's thread -----------------------------------------------------------
 
     def _make(self, turn: Make) -> None:
-        self.plan.begun(turn)
         begun = self._now()
         try:
             made = self._maker.make(turn)
         finally:
             wanted = self.plan.finished(turn)
+        if made is None:
+            return
         self.costs.observe("cycle", self._now() - begun)
         self._measure(turn, self._maker.made_in_s)
         if not wanted:

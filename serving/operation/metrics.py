@@ -61,7 +61,7 @@ class Metrics:
             registry=registry,
         )
         build.labels(__version__, model, bundle_key[:16]).set(1)
-        for outcome in ("promoted", "discarded", "canceled", "late"):
+        for outcome in ("promoted", "discarded", "canceled", "early", "late"):
             self._speculations.labels(outcome)
         for reason in ("prompt", "timeline", "restart"):
             self._rollbacks.labels(reason)
