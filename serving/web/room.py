@@ -1,7 +1,6 @@
 """A running session as callers know it: its id, its token, who watches, and how it ends."""
 
 import asyncio
-import hmac
 import logging
 import secrets
 import time
@@ -32,6 +31,7 @@ from longlive_trt.serving.protocol import (
 )
 from longlive_trt.serving.settings import Settings
 from longlive_trt.serving.web.hub import FragmentViewer, Hub, Viewer, applied
+from longlive_trt.serving.web.security import same_token
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class Room:
     def authorize(self, token: str | None) -> None:
         age = time.time() - self.created_s
         fresh = age < self._house.settings.limits.token_age_s
-        if token is None or not fresh or not hmac.compare_digest(token, self.token):
+        if token is None or not fresh or not same_token(token, self.token):
             raise unknown_session()
 
     # ---- viewers -----------------------------------------------------------------------------

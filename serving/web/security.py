@@ -103,12 +103,17 @@ def bearer(headers: dict[str, str]) -> str | None:
     return token.strip() if scheme.lower() == "bearer" and token.strip() else None
 
 
+def same_token(one: str, other: str) -> bool:
+    """In a time that does not tell how much of it is right."""
+    return hmac.compare_digest(one.encode("utf-8", "replace"), other.encode("utf-8", "replace"))
+
+
 def require_access(settings: Settings, token: str | None) -> None:
     """The server's token, where it has one."""
     wanted = settings.token
     if wanted is None:
         return
-    if token is None or not hmac.compare_digest(token.encode(), wanted.encode()):
+    if token is None or not same_token(token, wanted):
         raise ProblemError(
             "unauthorized",
             "This server asks for its access token, which was set where it was started.",

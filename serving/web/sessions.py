@@ -31,14 +31,14 @@ def live_of(request: Request) -> Live:
     return live
 
 
-def granted(request: Request) -> Live:
+async def granted(request: Request) -> Live:
     """For callers that show the server's token, where it has one."""
     live = live_of(request)
     require_access(live.settings, bearer(headers_of(request.scope)))
     return live
 
 
-def own_room(request: Request, id: str) -> Room:  # noqa: A002
+async def own_room(request: Request, id: str) -> Room:  # noqa: A002
     """For callers that show the session's token."""
     return live_of(request).rooms.find(id, bearer(headers_of(request.scope)))
 

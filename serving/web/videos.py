@@ -13,7 +13,7 @@ from longlive_trt.serving.web.sessions import Granted, in_chunks
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 
 
-def jobs_of(request: Request, _live: Granted) -> Jobs:
+async def jobs_of(request: Request, _live: Granted) -> Jobs:
     jobs: Jobs = request.app.state.jobs
     return jobs
 

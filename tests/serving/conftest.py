@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -67,9 +68,9 @@ class Socket:
         end = time.monotonic() + timeout
         while True:
             message = self.take(max(0.01, end - time.monotonic()))
-            if isinstance(message, dict) and message["type"] == type:
-                if all(message.get(name) == value for name, value in values.items()):
-                    return message
+            wanted = {"type": type, **values}
+            if isinstance(message, dict) and wanted.items() <= message.items():
+                return message
 
     def picture(self, timeout: float = 10.0) -> Picture:
         end = time.monotonic() + timeout
@@ -103,7 +104,7 @@ class Running:
     port: int
     model: Any
     settings: Settings
-    _open: list[ClientConnection] = field(default_factory=list)
+    _open: ExitStack = field(default_factory=ExitStack)
 
     def ask(
         self,
@@ -130,10 +131,10 @@ class Running:
             connection.close()
 
     def connect(self, **options: Any) -> Socket:
-        options.setdefault("max_size", 1 << 24)
-        connection = connect(f"ws://localhost:{self.port}/v1/realtime/video", **options)
-        self._open.append(connection)
-        return Socket(connection)
+        # A client that does not read sees no goodbye either.
+        options = {"max_size": 1 << 24, "close_timeout": 0.2, **options}
+        address = f"ws://localhost:{self.port}/v1/realtime/video"
+        return Socket(self._open.enter_context(connect(address, **options)))
 
     def start(self, prompt: str = "a red car", **values: Any) -> Socket:
         socket = self.connect()
@@ -141,8 +142,7 @@ class Running:
         return socket
 
     def stop(self) -> None:
-        for connection in self._open:
-            connection.close()
+        self._open.close()
         self.server.should_exit = True
 
 
