@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from longlive_trt.serving.live.clock import VideoClock
 
+_GAIN_S = 0.5
 _TRUST_S = 1.5
 """A viewer that reports at all does so more often; without news the picture stands still."""
 
@@ -26,6 +27,9 @@ class Playhead:
     _anchor_frame: float = -1.0
     _anchor_s: float | None = None
     _reported: bool = False
+    _news_s: float = 0.0
+    _gained: float = 0.0
+    """Pictures by which viewers are ahead of time."""
 
     def __post_init__(self) -> None:
         self.available = self.begin - 1
@@ -53,6 +57,7 @@ class Playhead:
             self._anchor_frame = float(frame)
         elif self._position(now) >= self.available:
             # It had run dry: time that was waited through is not made up for.
+            self._gained = 0.0
             self._move(float(self.available), now)
         self.available = max(self.available, frame)
 
@@ -61,13 +66,16 @@ class Playhead:
         frame = min(frame, self.available)
         if frame < self.begin:
             return
-        if not self._reported or frame >= self._position(now):
-            self._move(float(frame), now)
-        elif self._position(now) - frame > 0.25 * float(self.clock.fps):
+        ahead = frame - self._position(now)
+        if ahead >= 0:
+            # A viewer that swallows pictures faster than time does not make time go faster.
+            ahead = min(ahead, max(0.0, _GAIN_S * float(self.clock.fps) - self._gained))
+            self._gained += ahead
+            self._move(self._position(now) + ahead, now)
+        elif not self._reported or -ahead > 0.25 * float(self.clock.fps):
             # The clock ran ahead of every viewer: what was not shown stays unseen.
+            self._gained = max(0.0, self._gained + ahead)
             self._move(float(frame), now)
-        else:
-            self._anchor_s = now if self._anchor_s is None else self._anchor_s
         self._reported = True
         self._news_s = now
 
@@ -87,8 +95,6 @@ class Playhead:
             self.paused = False
             self._move(self._anchor_frame, now)
             self._news_s = now
-
-    _news_s: float = 0.0
 
     def _move(self, frame: float, now: float) -> None:
         self._anchor_frame = frame

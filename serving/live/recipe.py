@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longlive_trt.runtime.prompting.timeline_files import RECIPE_FORMAT
 from longlive_trt.serving.live.clock import VideoClock
 from longlive_trt.serving.live.schedule import Cue
 
@@ -54,7 +55,7 @@ def recipe(
     placed = [cue for cue in cues if cue.block < end]
     frames = clock.latent_frame(end)
     return {
-        "format": FORMAT,
+        "format": RECIPE_FORMAT,
         "seed": seed,
         "switch": switch,
         "bundle_key": bundle_key,
@@ -62,8 +63,5 @@ def recipe(
         "prompts": [
             {"frame": clock.latent_frame(cue.block), "prompt": cue.prompt} for cue in placed
         ],
-        "command": (
-            "longlive-trt generate --bundle BUNDLE --timeline recipe.json "
-            f"--seed {seed} --switch {switch} --frames {frames} --out video.mp4"
-        ),
+        "command": ("longlive-trt generate --bundle BUNDLE --timeline recipe.json --out video.mp4"),
     }

@@ -77,7 +77,7 @@ def test_a_recipe_and_a_state(live: Running) -> None:
         {"frame": 0, "prompt": "a red car"},
         {"frame": 9, "prompt": "a green car"},
     ]
-    assert recipe["frames"] % 3 == 0 and "--seed 3" in recipe["command"]
+    assert recipe["frames"] % 3 == 0 and "--timeline recipe.json" in recipe["command"]
     state = live.ask("POST", f"{path}/state", token=token)
     assert state.status == 201
     resumed = live.ask("POST", "/v1/sessions", {"resume": state.json["state_id"]})

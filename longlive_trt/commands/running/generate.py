@@ -30,7 +30,7 @@ from longlive_trt.runtime.prompting.timeline import (
     length_in_frames,
     timeline_from_prompts,
 )
-from longlive_trt.runtime.prompting.timeline_files import timeline_from_file
+from longlive_trt.runtime.prompting.timeline_files import recipe_settings, timeline_from_file
 from longlive_trt.runtime.state import SavedState, load_state
 
 DEFAULT_SECONDS = 5.0
@@ -158,6 +158,7 @@ def command(
     outputs = Outputs(out, latents_out, save_state, overwrite)
     _require_sense(wish, outputs)
     bundle = open_bundle(bundle_folder)
+    wish = _as_recipe_says(wish, bundle)
     resumed = load_state(resume) if resume else None
     base = resumed.config if resumed else bundle.config
     config = _runtime_config(base, preset, overrides)
@@ -170,6 +171,25 @@ def command(
             progress.notice(notice)
         interrupted = generate(bundle, request, progress)
     return INTERRUPTED if interrupted else 0
+
+
+def _as_recipe_says(wish: Wish, bundle: Bundle) -> Wish:
+    """A recipe's own settings, where the command line says nothing else."""
+    recipe = recipe_settings(wish.timeline) if wish.timeline is not None else None
+    if recipe is None:
+        return wish
+    if recipe.bundle_key != bundle.manifest.key:
+        raise UsageError(
+            f"{wish.timeline}: made with another bundle (key {recipe.bundle_key[:12]}, this one is "
+            f"{bundle.manifest.key[:12]}); use that one, or give its prompts as a list"
+        )
+    has_length = wish.seconds is not None or wish.frames is not None
+    return replace(
+        wish,
+        seed=recipe.seed if wish.seed is None and wish.resume is None else wish.seed,
+        switch=wish.switch or SwitchMode.parse(recipe.switch),
+        frames=wish.frames if has_length else recipe.frames,
+    )
 
 
 def _require_sense(wish: Wish, outputs: Outputs) -> None:
