@@ -32,9 +32,10 @@ function say(text) {
   requestAnimationFrame(() => ($("said").textContent = text));
 }
 
-function status(text, tone) {
+function status(text, tone, more = "") {
   $("status").dataset.tone = tone;
-  $("status").lastElementChild.textContent = text;
+  $("status").querySelector("span").textContent = text;
+  $("status").querySelector("small").textContent = more;
 }
 
 let noticeTimer = 0;
@@ -130,7 +131,7 @@ const handlers = {
     box.draftState = message.speculation;
     if (!isPaused && player.shown >= 0) {
       const slow = message.lead_ms < 120 && message.fps < current.fps;
-      status(slow ? `Live · ${message.fps.toFixed(0)} of ${current.fps} frames/s` : `Live · ${current.fps} frames/s`, "live");
+      status("Live", "live", slow ? `${message.fps.toFixed(0)} of ${current.fps} frames/s` : `${current.fps} frames/s`);
     }
   },
   "session.notice"({ message }) {
@@ -200,9 +201,10 @@ player.addEventListener("shown", ({ detail: { frame } }) => {
   }
   nowShowing(frame);
   const now = performance.now();
-  if (now - glowAt > 180) {
+  if (now - glowAt > 250) {
     glowAt = now;
-    glow.drawImage(player.canvas, 0, 0, 32, 20);
+    glow.filter = "blur(3px) saturate(1.5)";
+    glow.drawImage(player.canvas, -2, -2, 36, 24);
   }
 });
 

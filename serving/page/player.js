@@ -139,6 +139,7 @@ export class LivePlayer extends HTMLElement {
     while (this.#encoded.length && this.#decoding.size + this.#decoded.length + this.#jpegs < AHEAD) {
       const picture = this.#encoded.shift();
       const serial = this.#serial++;
+      picture.fed = performance.now();
       this.#decoding.set(serial, picture);
       if (picture.kind === "jpeg") this.#decodeJpeg(serial, picture);
       else
@@ -166,9 +167,20 @@ export class LivePlayer extends HTMLElement {
       this.#feed();
       return;
     }
-    const { frame, epoch, received } = picture;
-    this.#decoded.push({ frame, epoch, image, received, ready: performance.now() });
+    const { frame, epoch, received, fed } = picture;
+    const entry = { frame, epoch, image, received, fed, ready: performance.now(), timing: null };
+    entry.timing = this.#note(entry);
+    this.#decoded.push(entry);
     this.#decoded.sort((a, b) => a.frame - b.frame);
+  }
+
+  /** When each of the last pictures came, was decoded and was shown; null where its turn was missed. */
+  #note({ frame, epoch, received, fed, ready }) {
+    const { timeOrigin } = performance;
+    const timing = { frame, epoch, received: timeOrigin + received, decode: ready - fed, shown: null };
+    this.timings.push(timing);
+    if (this.timings.length > KEPT_TIMINGS) this.timings.shift();
+    return timing;
   }
 
   #tick(now) {
@@ -202,14 +214,7 @@ export class LivePlayer extends HTMLElement {
     entry.image.close();
     const isFirst = this.shown < entry.frame && this.#needsReport;
     this.shown = entry.frame;
-    this.timings.push({
-      frame: entry.frame,
-      epoch: entry.epoch,
-      received: performance.timeOrigin + entry.received,
-      ready: performance.timeOrigin + entry.ready,
-      shown: performance.timeOrigin + now,
-    });
-    if (this.timings.length > KEPT_TIMINGS) this.timings.shift();
+    entry.timing.shown = performance.timeOrigin + now;
     this.dispatchEvent(new CustomEvent("shown", { detail: entry }));
     if (isFirst || now - this.#reported > REPORT_MS) {
       this.#reported = now;

@@ -106,6 +106,10 @@ class Running:
     settings: Settings
     _open: ExitStack = field(default_factory=ExitStack)
 
+    @property
+    def rooms(self) -> Any:
+        return self.server._live.rooms
+
     def ask(
         self,
         method: str,
