@@ -71,6 +71,7 @@ def make_server(
         port=settings.port,
         log_config=None,
         access_log=False,
+        root_path=settings.root_path,
         server_header=False,
         ws="websockets-sansio",
         ws_max_size=settings.limits.message_bytes,

@@ -65,7 +65,6 @@ def make_app(live: Live) -> Guard:
         redoc_url=None,
         lifespan=lifespan,
         responses=_FAULTS,
-        root_path=settings.root_path,
     )
     app.state.live, app.state.jobs, app.state.rates = live, Jobs(live), {}
     app.include_router(sessions.router)

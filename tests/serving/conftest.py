@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -104,6 +105,7 @@ class Running:
     port: int
     model: Any
     settings: Settings
+    listening: socket.socket
     _open: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -165,7 +167,7 @@ def start_server(tmp_path: Path) -> Iterator[StartServer]:
         server = make_server(settings, lambda: served)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
-        one = Running(server, listening.getsockname()[1], served, settings)
+        one = Running(server, listening.getsockname()[1], served, settings, listening)
         running.append((one, thread))
         end = time.monotonic() + 20
         while wait and one.ask("GET", "/ready").status != 200:
@@ -176,8 +178,9 @@ def start_server(tmp_path: Path) -> Iterator[StartServer]:
     yield start
     for one, _ in running:
         one.stop()
-    for _, thread in running:
+    for one, thread in running:
         thread.join(20)
+        one.listening.close()
         assert not thread.is_alive()
 
 

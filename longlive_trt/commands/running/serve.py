@@ -8,6 +8,7 @@ import click
 
 from longlive_trt.cli import INTERRUPTED
 from longlive_trt.commands._device import device_option
+from longlive_trt.engines.bundles.bundle import read_manifest
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
 
@@ -84,7 +85,7 @@ def command(
     for path in (tls_cert, tls_key):
         if path is not None and not path.is_file():
             raise UsageError(f"{path}: no such file")
-    bundle_folder(bundle)
+    read_manifest(bundle_folder(bundle))
     logs.set_up(prompts=log_prompts)
 
     def load() -> BundleModel:
