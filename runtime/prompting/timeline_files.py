@@ -64,7 +64,7 @@ class RecipeSettings:
 def recipe_settings(path: str | Path) -> RecipeSettings | None:
     """None where the timeline is no recipe."""
     path = Path(path)
-    document = _parse(path) if path.suffix.lower() == ".json" else None
+    document: Any = _parse(path) if path.suffix.lower() == ".json" else None
     if not _is_recipe(document):
         return None
     if document.get("format") != RECIPE_FORMAT:

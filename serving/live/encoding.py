@@ -44,7 +44,6 @@ class _Job:
     made: MadeBlock
     block: int
     epoch: int
-    begun_s: float
     hidden: Speculation | None
     is_hidden: bool
 
@@ -67,19 +66,18 @@ class Encoding:
         self._outlet, self._costs, self._quality = outlet, costs, jpeg_quality
         self._on_block, self._on_failure, self._now = on_block, on_failure, now
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._last_made_s = 0.0
         self._thread = threading.Thread(target=self._run, name="encode", daemon=True)
         self._thread.start()
 
-    def put(self, made: MadeBlock, block: int, epoch: int, begun_s: float) -> None:
-        self._jobs.put(_Job(made, block, epoch, begun_s, None, False))
+    def put(self, made: MadeBlock, block: int, epoch: int) -> None:
+        self._jobs.put(_Job(made, block, epoch, None, False))
 
     def hide(self, hidden: Speculation) -> None:
         """Encode a hidden block, to have it at hand."""
-        self._jobs.put(_Job(hidden.made, hidden.block, -1, hidden.started_s, hidden, True))
+        self._jobs.put(_Job(hidden.made, hidden.block, -1, hidden, True))
 
     def reveal(self, hidden: Speculation, epoch: int) -> None:
-        self._jobs.put(_Job(hidden.made, hidden.block, epoch, hidden.started_s, hidden, False))
+        self._jobs.put(_Job(hidden.made, hidden.block, epoch, hidden, False))
 
     def close(self) -> None:
         """Finish what was handed in."""
@@ -113,12 +111,10 @@ class Encoding:
         self._on_block(job.block, job.made)
 
     def _pixels(self, job: _Job) -> Pixels:
-        """The wait, divided between the transformer and the decoder."""
-        _ = job.made.latents
-        latents_s = self._now()
+        begun = self._now()
         pixels: Pixels = job.made.pixels()  # type: ignore[assignment]
         if job.hidden is None:
-            self._costs.observe("decode", self._now() - latents_s)
+            self._costs.observe("decode", self._now() - begun)
         return pixels
 
     def _publish(self, job: _Job, number: int, sample: Sample, pixels: Pixels) -> bool:

@@ -1,6 +1,7 @@
 """The thread that makes blocks, for all sessions: what is due first is made first."""
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +26,10 @@ class Worker(Protocol):
 
     def next_work(self, now: float) -> Work | Idle:
         """What is to be done whatever else waits."""
+        ...
+
+    def slack(self, now: float) -> float:
+        """Seconds until it has to be worked for."""
         ...
 
     def spare_work(self, now: float, spare_s: float) -> Work | None:
@@ -97,7 +102,8 @@ class Generator:
             first = min(range(len(found)), key=lambda index: found[index][0])
             return workers[found[first][1]], works[first], until
         for worker in workers:
-            spare = worker.spare_work(now, until - now if len(workers) > 1 else float("inf"))
+            others = (other.slack(now) for other in workers if other is not worker)
+            spare = worker.spare_work(now, min(others, default=math.inf))
             if spare is not None:
                 return worker, spare, until
         return None, None, until

@@ -45,7 +45,7 @@ class Maker:
         begun = self._now()
         if turn.cue is not None:
             video.prompt(turn.cue.prompt)
-        made = video.make()
+        made = _waited_for(video.make())
         self.made_in_s = self._now() - begun
         return made
 
@@ -62,14 +62,13 @@ class Maker:
         self._keep(home)
         if turn.block not in self._checkpoints:
             return None
-        started = self._now()
         if turn.block != home:
             video.rollback(self._checkpoints[turn.block])
         video.prompt(turn.prompt)
-        block = video.make()
+        block = _waited_for(video.make())
         after = video.checkpoint()
         video.rollback(self._checkpoints[home])
-        return Speculation(turn.block, turn.prompt, turn.epoch, block, after, started)
+        return Speculation(turn.block, turn.prompt, turn.epoch, block, after)
 
     def save(self, path: Path, block: int) -> int:
         """The state before a block, or before the nearest that can be had; says before which."""
@@ -140,3 +139,11 @@ class Maker:
         self._checkpoints = {
             before: kept for before, kept in self._checkpoints.items() if before >= first
         }
+
+
+def _waited_for(block: MadeBlock) -> MadeBlock:
+    """Until the transformer is done with it: what is due first is made first, and nothing that may
+    be taken back waits in a GPU's queue. The pictures may still be on their way.
+    """
+    _ = block.latents
+    return block

@@ -4,6 +4,7 @@ No tensor and no thread is known here; every call says what time it is. One lock
 and never while a block is made.
 """
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -53,7 +54,6 @@ class Speculation:
     epoch: int
     made: Any
     checkpoint: Any
-    started_s: float
     samples: list[Any] = field(default_factory=list)
     """Encoded pictures, once they are."""
 
@@ -237,11 +237,7 @@ class Plan:
             current = self.speculation
             if current is not None and current.block >= self.first_unseen(now):
                 return None
-            spare = min(
-                spare_s,
-                self.playhead.due_in(self.clock.first_frame(self.made), now)
-                - self._costs.block_s(),
-            )
+            spare = min(spare_s, self.slack(now))
             if block > self.made or block <= self.begin or cost > spare:
                 return None
             in_force = self.schedule.in_force(block)
@@ -250,6 +246,14 @@ class Plan:
             if current is not None:
                 self._drop_speculation("late")
             return Speculate(block, self._draft, self.epoch)
+
+    def slack(self, now: float) -> float:
+        """Seconds until the next block has to be begun."""
+        with self.lock:
+            if self.is_finished or self.playhead.paused:
+                return math.inf
+            due = self.playhead.due_in(self.clock.first_frame(self.made), now)
+            return due - self._costs.block_s()
 
     def begin_turn(self, turn: Make | Speculate) -> list[Cut | Adopt] | None:
         """What changed before it, to be followed first; None if the turn has become void.

@@ -236,6 +236,9 @@ class LiveSession:
         due, turn = answer
         return Work(due, lambda: self._make(turn))
 
+    def slack(self, now: float) -> float:
+        return self.plan.slack(now)
+
     def spare_work(self, now: float, spare_s: float) -> Work | None:
         if self._is_closed:
             return None
@@ -263,7 +266,7 @@ class LiveSession:
         self._measure(turn, self._maker.made_in_s)
         if not wanted:
             return
-        self._encoding.put(made, turn.block, turn.epoch, begun)
+        self._encoding.put(made, turn.block, turn.epoch)
         if turn.cue is not None:
             self._observer.applied(turn.cue, turn.epoch)
         if self.plan.is_finished:
