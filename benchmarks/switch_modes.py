@@ -31,7 +31,13 @@ from longlive_trt.precision import precision_named
 from longlive_trt.runtime.assembly import Engines
 from longlive_trt.runtime.bench.flops import BlockFlops, pass_flops
 from longlive_trt.runtime.noise import ReplayNoise
-from longlive_trt.runtime.prompting.switches import ReplaySwitches, SwitchMode
+from longlive_trt.runtime.prompting.switches import SwitchMode
+from longlive_trt.runtime.prompting.track import (
+    PromptTrack,
+    RecordedPrompts,
+    replay_cues,
+    replay_states,
+)
 from longlive_trt.runtime.ring import Ring, RingLayout
 from longlive_trt.runtime.session import Checkpoint, Session
 from longlive_trt.runtime.verify import generated_replay, relative_error
@@ -156,13 +162,14 @@ class Video:
 
     def _blocks(self, replay: Replay, mode: SwitchMode) -> Iterator[Array]:
         block = self.engines.bundle.config.rollout.frames_per_block
-        switches = ReplaySwitches(self.engines.contexts(1), replay, block, mode)
+        prompts = RecordedPrompts(self.engines.contexts(1), replay_states(replay))
+        track = PromptTrack(prompts, replay_cues(replay, block), mode)
         self.session.rollback(self.checkpoint)
         for number in range(BLOCKS):
-            change = switches.due(number * block)
+            change = track.due(number * block)
             if number >= SWITCH_BLOCK:
                 if change is not None:
-                    self.session.switch_prompt(change.context, change.recache)
+                    self.session.switch_prompt(*change)
                 yield self.session.step().latents
 
 

@@ -27,7 +27,8 @@ from longlive_trt.runtime.bench.lane import blocks_to_fill, longest_session
 from longlive_trt.runtime.bench.record import to_json
 from longlive_trt.runtime.bench.timing import TRANSFORMER, Position, TimedEngines
 from longlive_trt.runtime.noise import SeededNoise
-from longlive_trt.runtime.prompting.switches import Change, Mixer, SwitchMode
+from longlive_trt.runtime.prompting.switches import SwitchMode
+from longlive_trt.runtime.prompting.track import PromptTrack, RecordedPrompts
 from longlive_trt.runtime.session import Session
 
 REPEATS = {"exact": 9, "partial": 9, "none": 9, "blend:2": 5, "blend:4": 3, "blend:8": 2}
@@ -48,47 +49,44 @@ class Stretch:
 
 
 class Video:
-    def __init__(self, engines: TimedEngines, session: Session, seed: int) -> None:
-        self._engines, self._session = engines, session
+    def __init__(self, timed: TimedEngines, session: Session, seed: int) -> None:
+        self._recorder, self._session = timed.recorder, session
+        self._text = timed.engines.bundle.config.transformer
         self._random = np.random.default_rng(seed)
-        self._mixer = Mixer(engines.contexts(1))
-        self._shown = self._new_states()
-        self._take(self._mixer.change_to(self._shown, "none"))
+        self._states: dict[str, Any] = {}
+        prompts = RecordedPrompts(timed.engines.contexts(1), self._states)
+        self._track = PromptTrack(prompts, mode=SwitchMode("none"))
+        self._ask(None)
 
     def plain(self) -> Stretch:
-        return self._block(None)
+        return self._block()
 
     def switch(self, mode: SwitchMode) -> Iterator[Stretch]:
         """Every block that the change of prompt has a part in."""
-        before, self._shown = self._shown, self._new_states()
-        yield self._block(lambda: self._change(mode, before))
-        while self._mixer.blend is not None:
-            yield self._block(self._mixer.go_on)
+        self._ask(mode)
+        yield self._block()
+        while self._track.blend is not None:
+            yield self._block()
 
-    def _change(self, mode: SwitchMode, before: Any) -> Change:
-        if mode.blend_blocks is None:
-            return self._mixer.change_to(self._shown, mode.recache)
-        return self._mixer.begin(lambda: before, lambda: self._shown, mode.blend_blocks)
+    def _ask(self, mode: SwitchMode | None) -> None:
+        shape = (1, self._text.text_len, self._text.text_dim)
+        name = f"prompt {len(self._states)}"
+        self._states[name] = self._random.standard_normal(shape, np.float32)
+        self._track.ask(name, mode)
 
-    def _block(self, change: Any) -> Stretch:
-        recorder, started = self._engines.recorder, time.perf_counter()
-        before = recorder.position()
+    def _block(self) -> Stretch:
+        started, before = time.perf_counter(), self._recorder.position()
+        change = self._track.due(self._session.ring.next_frame)
         if change is not None:
-            self._take(change())
-        with recorder.timing(TRANSFORMER):
+            self._session.switch_prompt(*change)
+        with self._recorder.timing(TRANSFORMER):
             block = self._session.step()
         _ = block.latents
-        return Stretch(before, recorder.position(), (time.perf_counter() - started) * 1e3)
-
-    def _take(self, change: Change) -> None:
-        self._session.switch_prompt(change.context, change.recache)
-
-    def _new_states(self) -> Any:
-        text = self._engines.bundle.config.transformer
-        return self._random.standard_normal((1, text.text_len, text.text_dim), np.float32)
+        return Stretch(before, self._recorder.position(), (time.perf_counter() - started) * 1e3)
 
 
-def measure(engines: TimedEngines, repeats: dict[str, int]) -> dict[str, Any]:
+def measure(timed: TimedEngines, repeats: dict[str, int]) -> dict[str, Any]:
+    engines = timed.engines
     config, blocks = engines.bundle.config, longest_session(engines.bundle.config)
     frames = None if blocks is None else blocks * config.rollout.frames_per_block
     shape = (1, config.rollout.frames_per_block, *config.latent_shape)
@@ -96,7 +94,7 @@ def measure(engines: TimedEngines, repeats: dict[str, int]) -> dict[str, Any]:
     plain: dict[str, list[Stretch]] = defaultdict(list)
     changed: dict[str, list[Stretch]] = defaultdict(list)
     with engines.session(config, noise, total_frames=frames, decode=False) as session:
-        video = Video(engines, session, seed=0)
+        video = Video(timed, session, seed=0)
         for _ in range(max(WARM_UP_BLOCKS, blocks_to_fill(session.ring.layout))):
             video.plain()
         for mode, count in repeats.items():
@@ -108,7 +106,7 @@ def measure(engines: TimedEngines, repeats: dict[str, int]) -> dict[str, Any]:
                 if number >= 0:
                     plain[mode].append(alone)
                     changed[mode] += blocks_of_it
-    durations = engines.recorder.durations_ms()
+    durations = timed.recorder.durations_ms()
 
     def series(stretches: Sequence[Stretch], part: str) -> list[float]:
         if part == "wall":
@@ -155,8 +153,9 @@ def main() -> None:
     options = parser.parse_args()
     bundle = open_bundle(options.bundle)
     started = time.perf_counter()
-    with TimedEngines(bundle, options.device) as engines:
-        modes = measure(engines, dict.fromkeys(REPEATS, 1) if options.once else REPEATS)
+    with TimedEngines(bundle, options.device) as timed:
+        modes = measure(timed, dict.fromkeys(REPEATS, 1) if options.once else REPEATS)
+        engines = timed.engines
         where = engines.gpu.facts.name if engines.on_gpu else platform.machine()
     for mode, row in modes.items():
         told = (f"{key[6:-3]} {row[key]:+.2f}" for key in row if key.startswith("added"))

@@ -240,6 +240,23 @@ class ModelConfig:
         """Video frames per latent frame after the first; Wan's, where no VAE is configured."""
         return self.vae.temporal_factor if self.vae else WAN_TEMPORAL_FACTOR
 
+    @property
+    def video_size(self) -> tuple[int, int] | None:
+        """Height and width of the pictures; None where no VAE is configured."""
+        if self.vae is None:
+            return None
+        factor = self.vae.spatial_factor
+        return self.latent.height * factor, self.latent.width * factor
+
+    def video_frames(self, latent_frames: int, *, after: int = 0) -> int:
+        """Pictures of so many latent frames that follow ``after`` others.
+
+        The first latent frame of a video gives one picture, every later one ``temporal_factor``.
+        """
+        frames = latent_frames * self.temporal_factor
+        is_beginning = latent_frames > 0 and after == 0
+        return frames - (self.temporal_factor - 1) if is_beginning else frames
+
     @cached_property
     def token_grid(self) -> tuple[int, int]:
         _, patch_height, patch_width = self.transformer.patch

@@ -1,5 +1,8 @@
 """Which optional dependency brings which module, and the command that adds it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 EXTRA_OF_MODULE = {
     "onnx_ir": "export",
     "onnxscript": "export",
@@ -31,3 +34,15 @@ def missing_module_message(module: str) -> str | None:
     if extra is None:
         return None
     return f"this command needs {top_level}, which is not installed: {install_command(extra)}"
+
+
+@contextmanager
+def with_install_hint() -> Iterator[None]:
+    """A module that is missing and that an extra brings is said with the command that adds it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        hint = missing_module_message(error.name or "")
+        if hint is not None:
+            error.add_note(hint)
+        raise

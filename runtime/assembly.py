@@ -2,15 +2,15 @@
 
 import threading
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import partial
 
 from longlive_trt.basics import Closing
 from longlive_trt.configs import ModelConfig
 from longlive_trt.engines.base import Engine
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.engines.loader import DeviceChoice, load_engine, require_runnable, runs_on_gpu
-from longlive_trt.engines.ort import cpu as onnxruntime
 from longlive_trt.engines.transient import TransientEngine
+from longlive_trt.engines.trt.flavors import FLAVORS
 from longlive_trt.plugins.cuda.streams import Gpu, Stream
 from longlive_trt.runtime.decoding.cuda import CudaDecoder
 from longlive_trt.runtime.decoding.host import Decoder, ThreadedDecoder, VaeStream
@@ -18,54 +18,53 @@ from longlive_trt.runtime.memory.base import HostMemory, Memory
 from longlive_trt.runtime.memory.budget import require_memory, session_budget, specs_of
 from longlive_trt.runtime.memory.cuda import CudaMemory
 from longlive_trt.runtime.noise import NoiseSource
-from longlive_trt.runtime.prompting.encoder import PromptContexts, PromptEncoder
+from longlive_trt.runtime.prompting.encoder import PromptContexts, PromptEncoder, PromptReader
 from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer
 from longlive_trt.runtime.session import Session
+from longlive_trt.runtime.streams import STREAM_OF, GpuStreams
 
-STREAM_OF = {
-    "step": "transformer",
-    "vae_first": "decoding",
-    "vae_next": "decoding",
-    "prompt": "prompts",
-    "text": "prompts",
-}
+Wrap = Callable[[Engine, str], Engine]
+"""Puts something around a graph's engine: it is given the engine and the graph's name, and closing
+what it returns closes the engine."""
 
 
 class Engines(Closing):
-    """On a GPU there is one stream per concern, which all sessions share: engines do too."""
+    """Any number of sessions, opened by any number of threads."""
 
     def __init__(
-        self, bundle: Bundle, device: DeviceChoice = "auto", *, low_memory: bool = False
+        self,
+        bundle: Bundle,
+        device: DeviceChoice = "auto",
+        *,
+        low_memory: bool = False,
+        wrap: Wrap = lambda engine, _graph: engine,
     ) -> None:
         """``low_memory``: the text encoder is loaded while it encodes, and pictures are decoded
         frame by frame.
         """
         require_runnable(bundle, device)
-        self.bundle, self._low_memory = bundle, low_memory
+        self.bundle, self._low_memory, self._wrap = bundle, low_memory, wrap
         self.on_gpu = runs_on_gpu(bundle, device)
+        self._streams = GpuStreams()
         self._opening = threading.RLock()
-        """Sessions may be opened by several threads."""
         self._loaded: dict[str, Engine] = {}
-        self._streams: dict[str, Stream] = {}
         self._encoders: list[PromptEncoder] = []
         self._memories: list[CudaMemory] = []
 
-    @cached_property
+    @property
     def gpu(self) -> Gpu:
-        return Gpu()
+        return self._streams.gpu
 
     def stream(self, concern: str) -> Stream:
-        with self._opening:
-            if concern not in self._streams:
-                self._streams[concern] = self.gpu.stream(urgent=concern == "transformer")
-            return self._streams[concern]
+        return self._streams.of(concern)
 
     def get(self, graph: str, purpose: str) -> Engine:
         with self._opening:
             if graph not in self._loaded:
                 self.bundle.require(graph, purpose)
                 transient = self._low_memory and graph == "text"
-                self._loaded[graph] = self._transient(graph) if transient else self._load(graph)
+                engine = self._transient(graph) if transient else self._load(graph)
+                self._loaded[graph] = self._wrap(engine, graph)
             return self._loaded[graph]
 
     def require_memory(
@@ -104,17 +103,16 @@ class Engines(Closing):
     def prompt_encoder(
         self, batch: int, on_truncation: Callable[[str, str], None]
     ) -> PromptEncoder:
-        text = self.get("text", "reading a prompt")
-        tokenizer = PromptTokenizer.load(
-            self.bundle.tokenizer, self.bundle.config.transformer.text_len
-        )
-        encoder = PromptEncoder(
-            tokenizer,
-            text,
-            self.contexts(batch),
-            on_truncation=on_truncation,
-            beside=self.on_gpu,
-        )
+        """The text encoder itself is loaded when the first prompt comes."""
+        contexts = self.contexts(batch)
+
+        def open_reader() -> PromptReader:
+            text = self.get("text", "reading a prompt")
+            text_len = self.bundle.config.transformer.text_len
+            tokenizer = PromptTokenizer.load(self.bundle.tokenizer, text_len)
+            return PromptReader(tokenizer, text, contexts.memory, on_truncation)
+
+        encoder = PromptEncoder(open_reader, contexts, beside=self.on_gpu)
         with self._opening:
             open_ones = [other for other in self._encoders if not other.is_closed]
             self._encoders = [*open_ones, encoder]
@@ -129,7 +127,7 @@ class Engines(Closing):
         streams = (self.stream("transformer"), self.stream("decoding"), self.stream("leaving"))
         frames = self.bundle.config.rollout.frames_per_block
         # TensorRT's engines are compiled for one latent frame at a time.
-        single = self._low_memory or self.bundle.manifest.engine.kind != onnxruntime.KIND
+        single = self._low_memory or self.bundle.manifest.engine.kind in FLAVORS
         return CudaDecoder(first, following, batch, frames, streams, frame_by_frame=single)
 
     def session(
@@ -181,9 +179,7 @@ class Engines(Closing):
         for engine in self._loaded.values():
             engine.close()
         self._loaded.clear()
-        for stream in self._streams.values():
-            stream.close()
-        self._streams.clear()
+        self._streams.close()
 
 
 def _nothing() -> None:

@@ -50,6 +50,14 @@ class SavedState:
         return int(self.tensors["k_cache.0"].shape[0])
 
 
+def require_savable(config: ModelConfig) -> None:
+    if config.rollout.is_global:
+        raise UsageError(
+            "rollout.window_frames is -1: global attention keeps no more than the video's length "
+            "asks for, so its state cannot be saved or resumed; set a window"
+        )
+
+
 def save_state(
     path: Path,
     session: Session,

@@ -7,9 +7,8 @@ A second rollout, of the candidate alone, then shows how these errors add up fro
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,16 +26,17 @@ from longlive_trt.engines.bundles.bundle import (
     open_bundle,
 )
 from longlive_trt.engines.loader import DeviceChoice
-from longlive_trt.engines.ort import cpu as onnxruntime
 from longlive_trt.engines.staging import HostStaged
 from longlive_trt.errors import UsageError
 from longlive_trt.exports import RECORD_NAME, check_export, read_export
-from longlive_trt.runtime.assembly import STREAM_OF, Engines
+from longlive_trt.runtime.assembly import Engines
 from longlive_trt.runtime.decoding.host import ThreadedDecoder, VaeStream
-from longlive_trt.runtime.memory.base import HostMemory, Memory, buffers
+from longlive_trt.runtime.memory.base import HostMemory
 from longlive_trt.runtime.noise import FloatArray, ReplayNoise, SeededNoise
+from longlive_trt.runtime.prompting.encoder import PromptContexts, PromptReader
 from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer
 from longlive_trt.runtime.session import Session
+from longlive_trt.runtime.streams import STREAM_OF
 
 # Relative L2; by what the coarser of the two computes in.
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "fp8": 3e-1, "int8": 3e-1}
@@ -93,6 +93,8 @@ def open_reference(path: Path) -> Bundle:
         return open_bundle(path)
     record = read_export(path)
     check_export(path, record)
+    from longlive_trt.engines.ort import cpu as onnxruntime
+
     quantized = record.quantization
     manifest = Manifest(
         key="",
@@ -124,7 +126,8 @@ def compare(
 ) -> Comparison:
     """``device`` is the candidate's."""
     require_comparable(reference, candidate)
-    with HostEngines(candidate, device) as alone, PairedEngines(reference, alone) as paired:
+    with HostEngines(candidate, device) as alone, HostEngines(reference) as other:
+        paired = PairedEngines(other, alone)
         states = _text_states(paired)
         replay = replay or generated_replay(reference.config, states, blocks)
         expected = roll_out(paired, reference.config, replay, decode=paired.can_decode)
@@ -157,36 +160,42 @@ def _compiled_in(config: ModelConfig) -> dict[str, Any]:
     return fixed
 
 
-class HostEngines(Engines):
-    """Engines that take arrays on the host, wherever they run."""
+class EngineSource(Protocol):
+    """Engines by their graphs' names; all take arrays on the host."""
+
+    bundle: Bundle
+
+    def get(self, graph: str, purpose: str) -> Engine: ...
+
+
+class HostEngines(Closing):
+    """A bundle's engines for arrays on the host, wherever they run."""
+
+    def __init__(self, bundle: Bundle, device: DeviceChoice = "auto") -> None:
+        self.bundle = bundle
+        self._engines = Engines(bundle, device)
+        self._staged: dict[str, HostStaged] = {}
 
     def get(self, graph: str, purpose: str) -> Engine:
-        engine = super().get(graph, purpose)
-        if not self.on_gpu:
+        engine = self._engines.get(graph, purpose)
+        if not self._engines.on_gpu:
             return engine
         if graph not in self._staged:
-            self._staged[graph] = HostStaged(engine, self.stream(STREAM_OF[graph]))
+            self._staged[graph] = HostStaged(engine, self._engines.stream(STREAM_OF[graph]))
         return self._staged[graph]
-
-    def _memory(self, concern: str) -> Memory:
-        return HostMemory()
-
-    @cached_property
-    def _staged(self) -> dict[str, HostStaged]:
-        return {}
 
     def close(self) -> None:
         for staged in self._staged.values():
             staged.close()
-        super().close()
+        self._engines.close()
 
 
-class PairedEngines(HostEngines):
-    """The reference's engines; the candidate runs along and its errors are noted."""
+class PairedEngines:
+    """The reference's engines; the candidate's run along, and their errors are noted."""
 
-    def __init__(self, reference: Bundle, candidate: HostEngines) -> None:
-        super().__init__(reference)
-        self._candidate = candidate
+    def __init__(self, reference: HostEngines, candidate: HostEngines) -> None:
+        self.bundle = reference.bundle
+        self._reference, self._candidate = reference, candidate
         self.errors: dict[str, GraphError] = {}
 
     def has(self, graph: str) -> bool:
@@ -197,8 +206,8 @@ class PairedEngines(HostEngines):
         return self.has("vae_first") and self.has("vae_next")
 
     def get(self, graph: str, purpose: str) -> Engine:
-        pair = super().get(graph, purpose), self._candidate.get(graph, purpose)
-        return _PairedEngine(*pair, self.errors.setdefault(graph, GraphError()))
+        expected, found = (e.get(graph, purpose) for e in (self._reference, self._candidate))
+        return _PairedEngine(expected, found, self.errors.setdefault(graph, GraphError()))
 
 
 @dataclass
@@ -275,8 +284,10 @@ def _channels_last(array: Array) -> Array:
     return array.transpose(0, 2, 3, 4, 1) if array.ndim == 5 else array
 
 
-def roll_out(engines: Engines, config: ModelConfig, replay: Replay, *, decode: bool) -> Rollout:
-    contexts = engines.contexts(replay.batch)
+def roll_out(
+    engines: EngineSource, config: ModelConfig, replay: Replay, *, decode: bool
+) -> Rollout:
+    contexts = PromptContexts(engines.get("prompt", "replaying a rollout"), replay.batch)
     block_frames = config.rollout.frames_per_block
     switches = prompts_by_block(replay.schedule, block_frames)
     latents, frames = [], []
@@ -298,7 +309,7 @@ def roll_out(engines: Engines, config: ModelConfig, replay: Replay, *, decode: b
     return Rollout(tuple(latents), tuple(frames))
 
 
-def _frame_stream(engines: Engines, batch: int) -> VaeStream:
+def _frame_stream(engines: EngineSource, batch: int) -> VaeStream:
     first, following = (engines.get(name, "decoding") for name in ("vae_first", "vae_next"))
     # Bytes would hide small errors, and make a large one of a value that is rounded otherwise.
     return VaeStream(first, following, batch, "frames")
@@ -310,14 +321,8 @@ def _text_states(engines: PairedEngines) -> list[FloatArray]:
         return []
     text_len = engines.bundle.config.transformer.text_len
     tokenizer = PromptTokenizer.load(engines.bundle.tokenizer, text_len)
-    text = engines.get("text", "reading a prompt")
-    states = []
-    for prompt in PROMPTS:
-        tokens = tokenizer.encode(prompt)
-        outputs = HostMemory().reserve(buffers(text.outputs.values(), batch=1), "text states")
-        text.bind({"ids": tokens.ids[None], "mask": tokens.mask[None]}, outputs).run()
-        states.append(outputs["text_states"].astype(np.float32))
-    return states
+    reader = PromptReader(tokenizer, engines.get("text", "reading a prompt"), HostMemory())
+    return [reader.states_of(prompt).astype(np.float32) for prompt in PROMPTS]
 
 
 def generated_replay(

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,16 +20,19 @@ from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
 from longlive_trt.runtime.assembly import Engines
 from longlive_trt.runtime.memory.budget import session_budget
-from longlive_trt.runtime.noise import SeededNoise
+from longlive_trt.runtime.output.base import Pixels
 from longlive_trt.runtime.output.mp4 import exact_fps
-from longlive_trt.runtime.prompting.blending import Blend
-from longlive_trt.runtime.prompting.encoder import EncodedPrompt
-from longlive_trt.runtime.prompting.switches import Change, Mixer, SwitchMode
-from longlive_trt.runtime.ring import RingLayout
-from longlive_trt.runtime.session import Block, Checkpoint
-from longlive_trt.runtime.state import SavedState, load_state, restore, save_state
+from longlive_trt.runtime.plan import VideoOptions, plan_video
+from longlive_trt.runtime.prompting.encoder import PromptEncoder
+from longlive_trt.runtime.prompting.switches import SwitchMode
+from longlive_trt.runtime.prompting.track import PromptTrack
+from longlive_trt.runtime.state import restore
+from longlive_trt.runtime.transformer import Context
+from longlive_trt.runtime.video import Video
 
 DEMO = "demo"
+_FIRST = "-"
+"""Stands in for a first prompt: the one that is asked for comes before it."""
 DEMO_SUGGESTIONS = (
     "A red car drives through the desert at sunset",
     "A sailboat on the sea at night under the moon",
@@ -60,33 +62,39 @@ class ModelFacts:
 
 
 class MadeBlock(Protocol):
-    index: int
+    @property
+    def index(self) -> int: ...
 
-    def pixels(self) -> Array:
+    @property
+    def frames(self) -> Pixels:
         """[n, height, width, 3] of 8 bits; waits until they are decoded."""
         ...
 
     @property
-    def latents(self) -> Array: ...
+    def latents(self) -> Array:
+        """Waits until the transformer is done with the block."""
+        ...
 
 
 class LiveVideo(Protocol):
-    """One video. All calls come from one thread, but those of ``prepare``."""
+    """One video, as the public API has it; all calls come from one thread."""
 
     @property
-    def next_block(self) -> int: ...
-
-    def prompt(self, text: str) -> None:
-        """From the next block on; waits for the text encoder if it must."""
+    def blocks_made(self) -> int:
+        """The number of the next block."""
         ...
 
-    def make(self) -> MadeBlock: ...
+    def prompt(self, text: str) -> None:
+        """From the next block on."""
+        ...
+
+    def step(self) -> MadeBlock: ...
 
     def checkpoint(self) -> Any: ...
 
     def rollback(self, checkpoint: Any) -> None: ...
 
-    def save(self, path: Path) -> None: ...
+    def save_state(self, path: Path) -> None: ...
 
     def close(self) -> None: ...
 
@@ -127,19 +135,19 @@ def load_model(
 
 
 class BundleModel(Closing):
-    """Engines that are loaded once, and the text encoder on a thread of its own."""
+    """Engines that are loaded once, and one text encoder for all videos."""
 
     def __init__(
         self, bundle: Bundle, device: DeviceChoice, on_notice: Callable[[str], None]
     ) -> None:
-        for graph, purpose in (("step", "generating"), ("vae_first", "making pictures")):
-            bundle.require(graph, purpose)
-        RingLayout.of(bundle.config, None)
+        # Refused now, not when somebody has typed the first prompt.
+        plan_video(bundle, VideoOptions(prompt=_FIRST))
         self.bundle = bundle
         self._engines = Engines(bundle, device)
         self._on_notice = on_notice
-        self._encoder = self._engines.prompt_encoder(1, self._tell_truncation)
-        self._thread = ThreadPoolExecutor(1, "prompts")
+        encoder = self._engines.prompt_encoder(1, self._tell_truncation)
+        encoder.load()
+        self._prompts = _SharedPrompts(encoder)
         for graph in ("step", "vae_first", "vae_next"):
             self._engines.get(graph, "serving")
         self._facts = self._describe()
@@ -148,40 +156,35 @@ class BundleModel(Closing):
     def facts(self) -> ModelFacts:
         return self._facts
 
-    def open(self, seed: int, switch: str, state: Path | None = None) -> "BundleVideo":
-        saved = None if state is None else load_state(state)
-        if saved is not None and saved.bundle_key != self.bundle.manifest.key:
-            raise UsageError("the state was saved with another model than this server runs")
-        return BundleVideo(self, seed, SwitchMode.parse(switch), saved)
+    def open(self, seed: int, switch: str, state: Path | None = None) -> LiveVideo:
+        mode = SwitchMode.parse(switch)
+        options = (
+            VideoOptions(prompt=_FIRST, seed=seed, switch=mode)
+            if state is None
+            else VideoOptions(resume=state, switch=mode)
+        )
+        plan = plan_video(self.bundle, options)
+        session = self._engines.session(plan.config, plan.noise)
+        saved = plan.resumed
+        if saved is not None:
+            restore(session, saved)
+        track = PromptTrack(
+            self._prompts,
+            mode=plan.switch,
+            prompt=saved.prompt if saved else "",
+            blend=saved.blend if saved else None,
+        )
+        return Video(self.bundle, plan, session, track)
 
     def prepare(self, prompt: str) -> "Future[float]":
-        return self._thread.submit(self._timed, prompt)
-
-    def encoded(self, prompt: str) -> EncodedPrompt:
-        return self._thread.submit(self._encode, prompt).result()
+        return self._prompts.begin(prompt)
 
     def check_switch(self, switch: str) -> str:
         return str(SwitchMode.parse(switch))
 
-    def mixer(self, blend: Blend | None = None) -> Mixer:
-        return Mixer(self._encoder.contexts, blend)
-
-    def engines(self) -> Engines:
-        return self._engines
-
     def close(self) -> None:
-        self._thread.shutdown(cancel_futures=True)
+        self._prompts.end()
         self._engines.close()
-
-    def _timed(self, prompt: str) -> float:
-        start = time.monotonic()
-        self._encode(prompt)
-        return time.monotonic() - start
-
-    def _encode(self, prompt: str) -> EncodedPrompt:
-        # The encoder is not made for several threads: all its calls come from its own.
-        context = self._encoder.context_of(prompt)
-        return EncodedPrompt(self._encoder.states_of(prompt), context)
 
     def _tell_truncation(self, _prompt: str, _kept: str) -> None:
         limit = self.bundle.config.transformer.text_len
@@ -217,95 +220,33 @@ class BundleModel(Closing):
         )
 
 
-@dataclass(frozen=True)
-class _VideoCheckpoint:
-    session: Checkpoint
-    prompt: str
-    blend: Blend | None
+class _SharedPrompts:
+    """The source of all videos' prompts: encoded once, on a thread of its own."""
 
+    def __init__(self, encoder: PromptEncoder) -> None:
+        self._encoder, self.contexts = encoder, encoder.contexts
+        self._thread = ThreadPoolExecutor(1, "prompts")
 
-class _OneVideo:
-    """A block of a batch of one."""
+    def begin(self, prompt: str) -> "Future[float]":
+        return self._thread.submit(self._timed, prompt)
 
-    def __init__(self, block: Block) -> None:
-        self.index, self._block = block.index, block
+    def context_of(self, prompt: str) -> Context:
+        return self._thread.submit(self._encoder.context_of, prompt).result()
 
-    def pixels(self) -> Array:
-        pixels: Array = self._block.pixels()[0]
-        return pixels
+    def states_of(self, prompt: str) -> Array:
+        return self._thread.submit(self._encoder.states_of, prompt).result()
 
-    @property
-    def latents(self) -> Array:
-        return self._block.latents
-
-
-class BundleVideo:
-    def __init__(
-        self, model: BundleModel, seed: int, switch: SwitchMode, saved: SavedState | None
-    ) -> None:
-        config = model.bundle.config if saved is None else saved.config
-        self._model, self._config = model, config
-        self._seed = seed if saved is None else saved.seed
-        self._switch = switch
-        shape = (1, config.rollout.frames_per_block, *config.latent_shape)
-        noise = SeededNoise(self._seed, shape, len(config.rollout.steps))
-        self._session = model.engines().session(config, noise)
-        if saved is not None:
-            restore(self._session, saved)
-        self._prompt = saved.prompt if saved else ""
-        self._mixer = model.mixer(saved.blend if saved else None)
-        self._wanted: str | None = None
-
-    @property
-    def next_block(self) -> int:
-        return self._session.blocks_made
-
-    def prompt(self, text: str) -> None:
-        self._wanted = text
-
-    def make(self) -> MadeBlock:
-        change = self._change()
-        if change is not None:
-            self._session.switch_prompt(change.context, change.recache)
-        return _OneVideo(self._session.step())
-
-    def checkpoint(self) -> _VideoCheckpoint:
-        kept = self._session.checkpoint()
-        return _VideoCheckpoint(kept, self._prompt, self._mixer.blend)
-
-    def rollback(self, checkpoint: _VideoCheckpoint) -> None:
-        self._session.rollback(checkpoint.session)
-        self._prompt, self._mixer.blend = checkpoint.prompt, checkpoint.blend
-        self._wanted = None
-
-    def save(self, path: Path) -> None:
-        save_state(
-            path,
-            self._session,
-            bundle_key=self._model.bundle.manifest.key,
-            seed=self._seed,
-            prompt=self._prompt,
-            switch=self._switch,
-            blend=self._mixer.blend,
-        )
+    def prepare(self, prompt: str) -> None:
+        """Sessions do that when the prompt is sent."""
 
     def close(self) -> None:
-        self._session.settle()
-        self._session.close()
+        """A video's end is not the prompts'."""
 
-    def _change(self) -> Change | None:
-        """As ``generate`` takes the prompts of its timeline."""
-        if self._wanted is None:
-            return self._mixer.go_on()
-        before, self._prompt, self._wanted = self._prompt, self._wanted, None
-        blocks = self._switch.blend_blocks
-        encoded = self._model.encoded(self._prompt)
-        if blocks is None or self.next_block == 0:
-            self._mixer.blend = None
-            return Change(encoded.context, self._switch.recache)
-        return self._mixer.begin(
-            partial(self._states, before), partial(self._states, self._prompt), blocks
-        )
+    def end(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+        self._encoder.close()
 
-    def _states(self, prompt: str) -> Array:
-        return self._model.encoded(prompt).states
+    def _timed(self, prompt: str) -> float:
+        start = time.monotonic()
+        self._encoder.context_of(prompt)
+        return time.monotonic() - start

@@ -13,7 +13,8 @@ AREAS = sorted(
     init.parent.name for init in ROOT.glob("*/__init__.py") if init.parent.name != "longlive_trt"
 )
 
-# Which areas an area's modules may import; anything may import the package's `errors`.
+# Which areas an area's modules may import; anything may import the package's `errors`, and its
+# `extras` to say what to install.
 MAY_IMPORT = {
     "configs": set[str](),
     "plugins": {"configs"},
@@ -24,7 +25,7 @@ MAY_IMPORT = {
     "calibration": {"configs", "export"},
 }
 # Above every area: only these know the command line.
-COMMAND_LINE = {"cli", "commands", "doctor", "extras", "probes"}
+COMMAND_LINE = {"cli", "commands", "doctor", "probes"}
 COMPILERS_AND_TORCH = {"torch", "tensorrt", "tensorrt_bindings", "tensorrt_rtx_bindings"}
 
 LOADED_AFTER_IMPORTING = """

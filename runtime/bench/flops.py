@@ -69,12 +69,7 @@ def pass_work(config: ModelConfig, frames: int, attended_frames: int) -> Work:
 
 def vae_flops(config: ModelConfig, latent_frames: int) -> int:
     """Decoding so many latent frames, none of them a video's first."""
-    return latent_frames * sum(_convolutions(config, is_first=False))
-
-
-def first_vae_flops(config: ModelConfig) -> int:
-    """Decoding a video's first latent frame."""
-    return sum(_convolutions(config, is_first=True))
+    return latent_frames * sum(_convolutions(config))
 
 
 def _planned_work(config: ModelConfig, plan: PassPlan) -> Work:
@@ -82,8 +77,8 @@ def _planned_work(config: ModelConfig, plan: PassPlan) -> Work:
     return pass_work(config, frames, frames + plan.sink_frames + plan.window_frames)
 
 
-def _convolutions(config: ModelConfig, *, is_first: bool) -> Iterator[int]:
-    """The work of one latent frame, layer by layer in running order."""
+def _convolutions(config: ModelConfig) -> Iterator[int]:
+    """The work of one latent frame after the first, layer by layer in running order."""
     vae, pixels, frames = config.vae, config.latent.height * config.latent.width, 1
     assert vae is not None
     widths = [vae.dim * multiplier for multiplier in reversed(vae.multipliers)]
@@ -96,7 +91,7 @@ def _convolutions(config: ModelConfig, *, is_first: bool) -> Iterator[int]:
             yield _res_block(channels, width, frames * pixels)
             channels = width
         if level < len(vae.temporal_upsample):
-            if vae.temporal_upsample[level] and not is_first:
+            if vae.temporal_upsample[level]:
                 yield _convolution(width, 2 * width, _TAPS_TIME, frames * pixels)
                 frames *= 2
             pixels *= 4

@@ -155,7 +155,8 @@ class Lane(Closing):
         self._session: Session | None = None
         self._switches_before = self._prompts_asked = 0
         started = time.perf_counter()
-        self._engines = TimedEngines(bundle, settings.device, low_memory=settings.low_memory)
+        self._timed = TimedEngines(bundle, settings.device, low_memory=settings.low_memory)
+        self._engines, self._recorder = self._timed.engines, self._timed.recorder
         self._load()
         self._times.load_s = time.perf_counter() - started
         self._prompts = self._some_prompts()
@@ -185,7 +186,7 @@ class Lane(Closing):
         return self._engines.on_gpu
 
     def block(self, session: Session) -> None:
-        self._plain.append(self._timed(lambda: self._make_block(session)))
+        self._plain.append(self._measured(lambda: self._make_block(session)))
 
     def switch(self, session: Session) -> None:
         """A prompt that nobody has seen before, and the first block under it."""
@@ -196,12 +197,12 @@ class Lane(Closing):
         """The same, with the prompt known one block before."""
         self._warm_up_switching(session)
         prompt = self._next_prompt()
-        alone = self._timed(lambda: self._make_block(session))
-        beside = self._timed(lambda: self._make_block(session, announcing=prompt))
+        alone = self._measured(lambda: self._make_block(session))
+        beside = self._measured(lambda: self._make_block(session, announcing=prompt))
         asked = time.perf_counter()
         context = prompt.context()
         waited_ms = _ms_since(asked)
-        switch = self._timed(lambda: self._change_prompt(session, context))
+        switch = self._measured(lambda: self._change_prompt(session, context))
         switch = replace(switch, wall_ms=waited_ms + switch.wall_ms)
         self._announced.append(_AnnouncedStretch(alone, beside, switch, waited_ms))
 
@@ -212,7 +213,7 @@ class Lane(Closing):
 
     def _switch(self, session: Session) -> _Stretch:
         prompt = self._next_prompt()
-        return self._timed(lambda: self._change_prompt(session, prompt.context()))
+        return self._measured(lambda: self._change_prompt(session, prompt.context()))
 
     def _change_prompt(self, session: Session, context: Context) -> None:
         session.switch_prompt(context)
@@ -222,8 +223,8 @@ class Lane(Closing):
         self._prompts_asked += 1
         return self._prompts.numbered(self._prompts_asked)
 
-    def _timed(self, work: Callable[[], None]) -> _Stretch:
-        recorder, started = self._engines.recorder, time.perf_counter()
+    def _measured(self, work: Callable[[], None]) -> _Stretch:
+        recorder, started = self._recorder, time.perf_counter()
         before = recorder.position()
         work()
         return _Stretch(before, recorder.position(), _ms_since(started))
@@ -246,7 +247,7 @@ class Lane(Closing):
         """What was measured so far. Ends the video, so that nothing runs any more."""
         self._end_session()
         self._prompts.close()
-        durations, times = self._engines.recorder.durations_ms(), self._times
+        durations, times = self._recorder.durations_ms(), self._times
         times.blocks = [self._resolved(durations, stretch) for stretch in self._plain]
         times.switches = [self._resolved(durations, stretch) for stretch in self._switched]
         times.announced = [self._resolved_announced(durations, each) for each in self._announced]
@@ -264,7 +265,7 @@ class Lane(Closing):
     def close(self) -> None:
         self._end_session()
         self._prompts.close()
-        self._engines.close()
+        self._timed.close()
 
     @property
     def _total_frames(self) -> int | None:
@@ -317,7 +318,7 @@ class Lane(Closing):
     def _make_block(self, session: Session, announcing: NewPrompt | None = None) -> None:
         if announcing is not None:
             announcing.announce()
-        with self._engines.recorder.timing(TRANSFORMER):
+        with self._recorder.timing(TRANSFORMER):
             block = session.step()
         self._wait(block)
 

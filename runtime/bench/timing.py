@@ -14,7 +14,8 @@ from longlive_trt.engines.base import Binding, Engine, TensorSpec
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.plugins.cuda.streams import Event, Stream
-from longlive_trt.runtime.assembly import STREAM_OF, Engines
+from longlive_trt.runtime.assembly import Engines
+from longlive_trt.runtime.streams import STREAM_OF
 
 TRANSFORMER = "transformer"
 """The label of all that a step of the session makes the transformer do, from its first pass to the
@@ -152,23 +153,24 @@ class Durations:
         return self.by_label.get(label, [])[before.get(label, 0) : after.get(label, 0)]
 
 
-class TimedEngines(Engines):
+class TimedEngines(Closing):
     """A bundle's engines, each run of which is timed under its graph's name."""
 
     def __init__(self, bundle: Bundle, device: DeviceChoice, *, low_memory: bool = False) -> None:
-        super().__init__(bundle, device, low_memory=low_memory)
+        self.engines = Engines(bundle, device, low_memory=low_memory, wrap=self._timed)
         self.recorder = Recorder(
-            CudaStopwatch(lambda label: self.stream(STREAM_OF.get(label, TRANSFORMER)))
-            if self.on_gpu
-            else HostStopwatch()
+            CudaStopwatch(self._stream_of) if self.engines.on_gpu else HostStopwatch()
         )
 
-    def get(self, graph: str, purpose: str) -> Engine:
-        return _TimedEngine(super().get(graph, purpose), graph, self.recorder)
+    def _timed(self, engine: Engine, graph: str) -> Engine:
+        return _TimedEngine(engine, graph, self.recorder)
+
+    def _stream_of(self, label: str) -> Stream:
+        return self.engines.stream(STREAM_OF.get(label, TRANSFORMER))
 
     def close(self) -> None:
         self.recorder.close()
-        super().close()
+        self.engines.close()
 
 
 class _TimedEngine(Closing):
@@ -187,7 +189,7 @@ class _TimedEngine(Closing):
         return _TimedBinding(self._inner.bind(*arguments, **options), self._graph, self._recorder)
 
     def close(self) -> None:
-        """It belongs to the engines that loaded it."""
+        self._inner.close()
 
     def __getattr__(self, name: str) -> Any:
         # What an engine offers beyond the protocol (a stream, say) is not this wrapper's business.

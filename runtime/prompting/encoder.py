@@ -5,14 +5,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from longlive_trt.basics import Array, Closing
 from longlive_trt.engines.base import Engine
 from longlive_trt.runtime.memory.base import Buffer, HostMemory, Memory, buffers, named, size_bytes
-from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer, TokenizedPrompt
+from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer
 from longlive_trt.runtime.transformer import Context
 
 logger = logging.getLogger(__name__)
@@ -54,11 +54,35 @@ class PromptContexts(Closing):
         self.memory.close()
 
 
-@dataclass(frozen=True)
-class EncodedPrompt:
-    states: Array
-    """On the host, where they are small: what prompts are mixed from."""
-    context: Context
+class PromptReader:
+    """Text to text states: the tokenizer, and the text encoder."""
+
+    def __init__(
+        self,
+        tokenizer: PromptTokenizer,
+        text: Engine,
+        memory: Memory,
+        on_truncation: Callable[[str, str], None] = lambda _prompt, _kept: None,
+    ) -> None:
+        self._tokenizer, self._text, self._memory = tokenizer, text, memory
+        self._on_truncation = on_truncation
+
+    def states_of(self, prompt: str) -> Array:
+        """[1, text_len, text_dim], on the host, where they are small."""
+        tokens = self._tokenizer.encode(prompt)
+        if tokens.truncated_at is not None:
+            self._on_truncation(prompt, tokens.truncated_at)
+        memory, text = self._memory, self._text
+        inputs = memory.reserve(buffers(text.inputs.values(), batch=1), "a prompt's tokens")
+        outputs = memory.reserve(buffers(text.outputs.values(), batch=1), "a prompt's states")
+        memory.write(inputs["ids"], tokens.ids[None])
+        memory.write(inputs["mask"], tokens.mask[None])
+        text.bind(inputs, outputs).run()
+        return memory.fetch(outputs["text_states"]).result()
+
+
+Encoded = tuple[Array, Context]
+"""A prompt's text states, and its context."""
 
 
 class PromptEncoder:
@@ -66,27 +90,48 @@ class PromptEncoder:
 
     def __init__(
         self,
-        tokenizer: PromptTokenizer,
-        text: Engine,
+        open_reader: Callable[[], PromptReader],
         contexts: PromptContexts,
         *,
         budget_bytes: int = DEFAULT_BUDGET_BYTES,
-        on_truncation: Callable[[str, str], None] = lambda _prompt, _kept: None,
         beside: bool = False,
     ) -> None:
-        """``beside``: prompts that will be asked for may be encoded on a thread, meanwhile."""
-        self._tokenizer, self._text, self.contexts = tokenizer, text, contexts
+        """``open_reader`` is called when the first prompt comes: text encoders are large.
+
+        ``beside``: prompts that will be asked for may be encoded on a thread, meanwhile.
+        """
+        self._open_reader, self.contexts = open_reader, contexts
         self._budget_bytes = budget_bytes
-        self._on_truncation = on_truncation
-        self._kept: OrderedDict[str, EncodedPrompt] = OrderedDict()
         self._thread = ThreadPoolExecutor(1, "prompts") if beside else None
-        self._coming: dict[str, Future[EncodedPrompt]] = {}
+        self._kept: OrderedDict[str, Encoded] = OrderedDict()
+        self._coming: dict[str, Future[Encoded]] = {}
+        self._changing = threading.RLock()
+        """Prompts may be announced by other threads than the one that takes them."""
         self.is_closed = False
+
+    @cached_property
+    def _reader(self) -> PromptReader:
+        return self._open_reader()
+
+    def load(self) -> None:
+        """Load the text encoder now."""
+        _ = self._reader
 
     def prepare(self, prompt: str) -> None:
         """Encode a prompt that is expected, where that holds nothing else up."""
-        if self._thread and prompt not in self._kept and prompt not in self._coming:
-            self._coming[prompt] = self._thread.submit(self._encode, prompt)
+        if self._thread is None:
+            return
+        with self._changing:
+            self._keep_finished()
+            if prompt not in self._kept and prompt not in self._coming:
+                self._coming[prompt] = self._thread.submit(self._encode, prompt)
+
+    def context_of(self, prompt: str) -> Context:
+        return self._encoded(prompt)[1]
+
+    def states_of(self, prompt: str) -> Array:
+        """Text states [1, text_len, text_dim]."""
+        return self._encoded(prompt)[0]
 
     def close(self) -> None:
         """Finish what is being encoded, and forget everything."""
@@ -97,36 +142,35 @@ class PromptEncoder:
         self.contexts.close()
         self.is_closed = True
 
-    def context_of(self, prompt: str) -> Context:
-        return self._encoded(prompt).context
+    def _encoded(self, prompt: str) -> Encoded:
+        self.prepare(prompt)
+        with self._changing:
+            encoded, coming = self._kept.get(prompt), self._coming.get(prompt)
+        try:
+            if encoded is None:
+                encoded = coming.result() if coming else self._encode(prompt)
+            with self._changing:
+                self._keep(prompt, encoded)
+        finally:
+            # Of one that failed, too: the next time it is tried again.
+            self._coming.pop(prompt, None)
+        return encoded
 
-    def states_of(self, prompt: str) -> Array:
-        """Text states [1, text_len, text_dim]."""
-        return self._encoded(prompt).states
+    def _encode(self, prompt: str) -> Encoded:
+        with self.contexts.one_at_a_time:
+            states = self._reader.states_of(prompt)
+            return states, self.contexts.of_states(states)
 
-    def _encoded(self, prompt: str) -> EncodedPrompt:
-        if prompt not in self._kept:
-            self.prepare(prompt)
-            coming = self._coming.pop(prompt, None)
-            self._kept[prompt] = coming.result() if coming else self._encode(prompt)
+    def _keep_finished(self) -> None:
+        """What was announced and never asked for takes its place among those that are kept."""
+        for prompt, coming in list(self._coming.items()):
+            # A failure is for whoever asks for the prompt.
+            if coming.done() and coming.exception() is None:
+                self._keep(prompt, coming.result())
+                self._coming.pop(prompt, None)
+
+    def _keep(self, prompt: str, encoded: Encoded) -> None:
+        self._kept[prompt] = encoded
         self._kept.move_to_end(prompt)
         while len(self._kept) > max(1, self._budget_bytes // self.contexts.size_bytes):
             self._kept.popitem(last=False)
-        return self._kept[prompt]
-
-    def _encode(self, prompt: str) -> EncodedPrompt:
-        tokens = self._tokenizer.encode(prompt)
-        if tokens.truncated_at is not None:
-            self._on_truncation(prompt, tokens.truncated_at)
-        with self.contexts.one_at_a_time:
-            states = self._states_of(tokens)
-            return EncodedPrompt(states, self.contexts.of_states(states))
-
-    def _states_of(self, tokens: TokenizedPrompt) -> Array:
-        memory, text = self.contexts.memory, self._text
-        given = memory.reserve(buffers(text.inputs.values(), batch=1), "a prompt's tokens")
-        states = memory.reserve(buffers(text.outputs.values(), batch=1), "a prompt's states")
-        memory.write(given["ids"], tokens.ids[None])
-        memory.write(given["mask"], tokens.mask[None])
-        text.bind(given, states).run()
-        return memory.fetch(states["text_states"]).result()

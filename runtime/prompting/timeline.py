@@ -11,33 +11,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+from longlive_trt.configs import ModelConfig
 from longlive_trt.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Cue:
+    """A prompt, and the latent frame from which it is wanted."""
+
     frame: int
     prompt: str
-
-
-@dataclass(frozen=True)
-class PlacedCue(Cue):
-    """A cue, and what to call it in a message: its option, or its file and entry."""
-
-    where: str
+    where: str = field(default="", compare=False)
+    """What a message calls it: its option or argument, or its file and entry."""
 
 
 @dataclass(frozen=True)
 class Clock:
-    fps: float
-    temporal_factor: int
-    frames_per_block: int
+    config: ModelConfig
     total_frames: int | None = None
     """Latent frames of the video, whole blocks; None when it is endless."""
 
+    @property
+    def frames_per_block(self) -> int:
+        return self.config.rollout.frames_per_block
+
     def latent_frame_at(self, seconds: float) -> int:
-        video_frame = math.floor(_exact(seconds) * _exact(self.fps))
-        return 0 if video_frame == 0 else 1 + (video_frame - 1) // self.temporal_factor
+        video_frame = math.floor(_exact(seconds) * _exact(self.config.fps))
+        return 0 if video_frame == 0 else 1 + (video_frame - 1) // self.config.temporal_factor
 
 
 @dataclass(frozen=True)
@@ -58,29 +58,24 @@ class Timeline:
 @dataclass(frozen=True)
 class Length:
     latent_frames: int | None
+    """Whole blocks; None is endless."""
     video_frames: int | None
     notices: tuple[str, ...] = ()
 
 
-def timeline_from_prompts(
-    prompt: str, switches: Sequence[tuple[int, str]], clock: Clock
-) -> Timeline:
-    """``--prompt TEXT`` and every ``--prompt-at FRAME TEXT``."""
-    first = PlacedCue(0, prompt, "--prompt")
-    later = [PlacedCue(frame, text, f"--prompt-at {frame}") for frame, text in switches]
-    return checked_timeline([first, *later], clock)
+ENDLESS = Length(None, None)
 
 
-def checked_timeline(cues: Sequence[PlacedCue], clock: Clock) -> Timeline:
+def checked_timeline(cues: Sequence[Cue], clock: Clock) -> Timeline:
     _check_frames(cues)
-    notices = [notice for cue in cues for notice in _check_prompt(cue)]
-    timeline = Timeline(tuple(Cue(cue.frame, cue.prompt) for cue in cues))
+    notices = [notice for cue in cues for notice in check_prompt(cue.prompt, cue.where)]
+    timeline = Timeline(tuple(cues))
     for cue, start in zip(cues, timeline.starts(clock.frames_per_block), strict=True):
         notices += _check_start(cue, start.frame, clock)
     return Timeline(timeline.cues, tuple(notices))
 
 
-def _check_frames(cues: Sequence[PlacedCue]) -> None:
+def _check_frames(cues: Sequence[Cue]) -> None:
     for cue in cues:
         if cue.frame < 0:
             raise UsageError(f"{cue.where}: frame {cue.frame} is negative; count frames from 0")
@@ -102,20 +97,21 @@ def _check_frames(cues: Sequence[PlacedCue]) -> None:
             )
 
 
-def _check_prompt(cue: PlacedCue) -> list[str]:
+def check_prompt(prompt: str, where: str) -> list[str]:
+    """Refuse what is no text; what to tell about one that is."""
     try:
-        cue.prompt.encode()
+        prompt.encode()
     except UnicodeEncodeError as error:
         raise UsageError(
-            f"{cue.where}: the prompt is not valid UTF-8 at character {error.start}; "
+            f"{where}: the prompt is not valid UTF-8 at character {error.start}; "
             "type it again, or check the terminal's encoding"
         ) from None
-    if cue.prompt.strip():
+    if prompt.strip():
         return []
-    return [f"{cue.where}: the prompt is empty; the model makes up what to show"]
+    return [f"{where}: the prompt is empty; the model makes up what to show"]
 
 
-def _check_start(cue: PlacedCue, start: int, clock: Clock) -> list[str]:
+def _check_start(cue: Cue, start: int, clock: Clock) -> list[str]:
     if clock.total_frames is not None and start >= clock.total_frames:
         last = clock.total_frames - clock.frames_per_block
         raise UsageError(
@@ -128,43 +124,34 @@ def _check_start(cue: PlacedCue, start: int, clock: Clock) -> list[str]:
     return [f"{cue.where}: the prompt starts at frame {start}, the next free block start"]
 
 
-def length_in_frames(
-    seconds: float | None,
-    frames: int | None,
-    fps: float,
-    temporal_factor: int,
-    frames_per_block: int,
-) -> Length:
+def length_in_frames(seconds: float | None, frames: int | None, config: ModelConfig) -> Length:
     """The video's length from seconds or from latent frames, rounded up to whole blocks."""
     if (seconds is None) == (frames is None):
         raise UsageError("give the video's length once: in seconds, or in latent frames")
     if frames is not None:
-        return _length_of_frames(frames, temporal_factor, frames_per_block)
+        return _length_of_frames(frames, config)
     if not seconds or math.isnan(seconds) or seconds < 0:
         raise UsageError(f"a length of {seconds:g} seconds; give a number above 0, or inf")
-    if math.isinf(seconds):
-        return Length(None, None)
-    return _length_of_seconds(seconds, fps, temporal_factor, frames_per_block)
+    return ENDLESS if math.isinf(seconds) else _length_of_seconds(seconds, config)
 
 
-def _length_of_frames(frames: int, temporal_factor: int, frames_per_block: int) -> Length:
+def _length_of_frames(frames: int, config: ModelConfig) -> Length:
     if frames <= 0:
         raise UsageError(f"a length of {frames} latent frames; give a number above 0")
-    latent = _whole_blocks(frames, frames_per_block)
-    video = _video_frames(latent, temporal_factor)
+    latent = _whole_blocks(frames, config.rollout.frames_per_block)
+    video = config.video_frames(latent)
     if latent == frames:
         return Length(latent, video)
     notice = f"{frames} latent frames are no whole number of blocks; making {latent}"
     return Length(latent, video, (notice,))
 
 
-def _length_of_seconds(
-    seconds: float, fps: float, temporal_factor: int, frames_per_block: int
-) -> Length:
+def _length_of_seconds(seconds: float, config: ModelConfig) -> Length:
+    fps = config.fps
     wanted = math.ceil(_exact(seconds) * _exact(fps))
-    needed = 1 + math.ceil(Fraction(wanted - 1, temporal_factor))
-    latent = _whole_blocks(needed, frames_per_block)
-    video = _video_frames(latent, temporal_factor)
+    needed = 1 + math.ceil(Fraction(wanted - 1, config.temporal_factor))
+    latent = _whole_blocks(needed, config.rollout.frames_per_block)
+    video = config.video_frames(latent)
     if video == wanted:
         return Length(latent, video)
     notice = (
@@ -172,10 +159,6 @@ def _length_of_seconds(
         f"making {video} ({video / fps:g} s, {latent} latent frames)"
     )
     return Length(latent, video, (notice,))
-
-
-def _video_frames(latent_frames: int, temporal_factor: int) -> int:
-    return 1 + temporal_factor * (latent_frames - 1)
 
 
 def _whole_blocks(frames: int, frames_per_block: int) -> int:

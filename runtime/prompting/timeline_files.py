@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from longlive_trt.errors import UsageError
-from longlive_trt.runtime.prompting.timeline import Clock, PlacedCue, Timeline, checked_timeline
+from longlive_trt.runtime.prompting.timeline import Clock, Cue, Timeline, checked_timeline
 
 _JSON_LINES = (".jsonl", ".ndjson")
 _YAML = (".yaml", ".yml")
@@ -157,7 +157,7 @@ def _parse_json(path: Path, text: str) -> Any:
         raise UsageError(f"{path}: not valid JSON ({error})") from None
 
 
-def _cues_of_document(path: Path, document: Any, clock: Clock) -> list[PlacedCue]:
+def _cues_of_document(path: Path, document: Any, clock: Clock) -> list[Cue]:
     if _is_recipe(document):
         document = document["prompts"]
     if isinstance(document, list) and document:
@@ -174,14 +174,14 @@ def _cues_of_document(path: Path, document: Any, clock: Clock) -> list[PlacedCue
     )
 
 
-def _cue_of_pair(path: Path, key: Any, prompt: Any) -> PlacedCue:
+def _cue_of_pair(path: Path, key: Any, prompt: Any) -> Cue:
     # JSON's keys are always texts.
     is_digits = isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 10
     where = f"{path}, frame {key}"
-    return PlacedCue(_frame(int(key) if is_digits else key, where), _prompt(prompt, where), where)
+    return Cue(_frame(int(key) if is_digits else key, where), _prompt(prompt, where), where)
 
 
-def _cue_of_entry(where: str, entry: Any, clock: Clock) -> PlacedCue:
+def _cue_of_entry(where: str, entry: Any, clock: Clock) -> Cue:
     keys = set(entry) if isinstance(entry, dict) else set()
     if keys not in ({"frame", "prompt"}, {"seconds", "prompt"}):
         found = ", ".join(sorted(map(str, keys))) if keys else f"a {type(entry).__name__}"
@@ -190,8 +190,8 @@ def _cue_of_entry(where: str, entry: Any, clock: Clock) -> PlacedCue:
         )
     prompt = _prompt(entry["prompt"], where)
     if "frame" in entry:
-        return PlacedCue(_frame(entry["frame"], where), prompt, where)
-    return PlacedCue(clock.latent_frame_at(_seconds(entry["seconds"], where)), prompt, where)
+        return Cue(_frame(entry["frame"], where), prompt, where)
+    return Cue(clock.latent_frame_at(_seconds(entry["seconds"], where)), prompt, where)
 
 
 def _frame(value: Any, where: str) -> int:
@@ -250,9 +250,9 @@ def _listed_prompts(where: str, key: str, value: Any) -> list[str]:
     return [_prompt(prompt, f"{where}, prompt {i}") for i, prompt in enumerate(prompts, 1)]
 
 
-def _cues_of_prompts(prompts: list[str], frames: Sequence[int], path: str) -> list[PlacedCue]:
+def _cues_of_prompts(prompts: list[str], frames: Sequence[int], path: str) -> list[Cue]:
     return [
-        PlacedCue(frame, prompt, f"{path}, prompt {number} at frame {frame}")
+        Cue(frame, prompt, f"{path}, prompt {number} at frame {frame}")
         for number, (frame, prompt) in enumerate(zip(frames, prompts, strict=True), 1)
     ]
 

@@ -112,7 +112,7 @@ class Encoding:
 
     def _pixels(self, job: _Job) -> Pixels:
         begun = self._now()
-        pixels: Pixels = job.made.pixels()  # type: ignore[assignment]
+        pixels = job.made.frames
         if job.hidden is None:
             self._costs.observe("decode", self._now() - begun)
         return pixels

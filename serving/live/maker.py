@@ -45,7 +45,7 @@ class Maker:
         begun = self._now()
         if turn.cue is not None:
             video.prompt(turn.cue.prompt)
-        made = _waited_for(video.make())
+        made = _waited_for(video.step())
         self.made_in_s = self._now() - begun
         return made
 
@@ -56,7 +56,7 @@ class Maker:
             return None
         self._follow(edits)
         video = self._opened()
-        home = video.next_block
+        home = video.blocks_made
         if self._is_astray or home != self._plan.made:
             return None
         self._keep(home)
@@ -65,7 +65,7 @@ class Maker:
         if turn.block != home:
             video.rollback(self._checkpoints[turn.block])
         video.prompt(turn.prompt)
-        block = _waited_for(video.make())
+        block = _waited_for(video.step())
         after = video.checkpoint()
         video.rollback(self._checkpoints[home])
         return Speculation(turn.block, turn.prompt, turn.epoch, block, after)
@@ -79,11 +79,11 @@ class Maker:
         video = self._opened()
         target = block if block in self._checkpoints else home
         if target == home:
-            video.save(path)
+            video.save_state(path)
             return home
         self._keep(home)
         video.rollback(self._checkpoints[target])
-        video.save(path)
+        video.save_state(path)
         video.rollback(self._checkpoints[home])
         return target
 
@@ -103,7 +103,7 @@ class Maker:
         if self._video is None:
             self._video = self._model.open(self.seed, self._switch, self._state)
             if self._state is not None:
-                self._keep(self._video.next_block)
+                self._keep(self._video.blocks_made)
         return self._video
 
     def _keep(self, block: int) -> None:
@@ -112,7 +112,7 @@ class Maker:
 
     def _stand_before(self, block: int) -> None:
         video = self._opened()
-        if not self._is_astray and video.next_block == block:
+        if not self._is_astray and video.blocks_made == block:
             return
         if block == 0:
             video.close()
@@ -129,7 +129,7 @@ class Maker:
             self._checkpoints = {
                 before: kept for before, kept in self._checkpoints.items() if before <= block
             }
-            self._is_astray = self._is_astray or video.next_block > block
+            self._is_astray = self._is_astray or video.blocks_made > block
             if isinstance(edit, Adopt):
                 self._checkpoints[block + 1] = edit.speculation.checkpoint
                 self._is_astray = True

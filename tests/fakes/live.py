@@ -43,10 +43,7 @@ def color_of(prompt: str) -> tuple[int, ...]:
 class FakeBlock:
     index: int
     latents: Array
-    _pixels: Array
-
-    def pixels(self) -> Array:
-        return self._pixels
+    frames: Array
 
 
 @dataclass
@@ -107,23 +104,23 @@ class FakeVideo:
 
     def __init__(self, model: FakeModel, seed: int, state: Path | None) -> None:
         self._model = model
-        self.next_block, self._prompt, self._past = 0, "", str(seed)
+        self.blocks_made, self._prompt, self._past = 0, "", str(seed)
         if state is not None:
-            self.next_block, self._prompt, self._past = json.loads(state.read_text())
+            self.blocks_made, self._prompt, self._past = json.loads(state.read_text())
 
     def prompt(self, text: str) -> None:
         self._prompt = text
         self._past = _digest(self._past, "prompt", text)
 
-    def make(self) -> FakeBlock:
-        if self._model.failing_at == self.next_block:
+    def step(self) -> FakeBlock:
+        if self._model.failing_at == self.blocks_made:
             raise UsageError("the engine broke")
         if self._model.block_s:
             self._model.sleep(self._model.block_s)
-        index = self.next_block
+        index = self.blocks_made
         self._model.made.append((index, self._prompt))
         self._past = _digest(self._past, "block", str(index))
-        self.next_block += 1
+        self.blocks_made += 1
         latents = np.frombuffer(bytes.fromhex(self._past), np.uint8).astype(np.float32)
         return FakeBlock(index, latents, self._paint(index))
 
@@ -139,12 +136,12 @@ class FakeVideo:
         return pixels
 
     def checkpoint(self) -> tuple[int, str, str]:
-        return self.next_block, self._prompt, self._past
+        return self.blocks_made, self._prompt, self._past
 
     def rollback(self, checkpoint: tuple[int, str, str]) -> None:
-        self.next_block, self._prompt, self._past = checkpoint
+        self.blocks_made, self._prompt, self._past = checkpoint
 
-    def save(self, path: Path) -> None:
+    def save_state(self, path: Path) -> None:
         path.write_text(json.dumps(self.checkpoint()))
 
     def close(self) -> None:

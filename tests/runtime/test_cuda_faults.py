@@ -5,7 +5,7 @@ import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,14 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
+from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import EngineError, LostGpuError, PluginError, UsageError
 from longlive_trt.runtime.assembly import Engines
-from longlive_trt.runtime.generation import Outputs, Request, generate
+from longlive_trt.runtime.generation import Outputs, generate
 from longlive_trt.runtime.memory import cuda as cuda_memory
 from longlive_trt.runtime.noise import SeededNoise
+from longlive_trt.runtime.pipeline import Pipeline
+from longlive_trt.runtime.plan import Plan
 from longlive_trt.runtime.progress import QuietProgress
 from longlive_trt.runtime.prompting.timeline import Cue
 from longlive_trt.runtime.session import Session
@@ -194,10 +197,13 @@ class Recorder(QuietProgress):
 class Files:
     folder: Path
 
-    def request(self, bundle: Bundle, blocks: int = 6) -> Request:
+    def generate(
+        self, bundle: Bundle, progress: QuietProgress | None = None, device: DeviceChoice = "cuda"
+    ) -> bool:
         outputs = Outputs(f"{self.folder}/frames/", self.folder / "latents", self.folder / "state")
-        cues = (Cue(0, "a cat"), Cue(9, "a dog"))
-        return Request(bundle.config, outputs, blocks, starts=cues, device="cuda")
+        plan = Plan(bundle.config, 6, cues=(Cue(0, "a cat"), Cue(9, "a dog")))
+        with Pipeline(bundle, device) as pipeline:
+            return generate(pipeline, plan, outputs, progress or QuietProgress())
 
     def require_whole(self, expected: "Files", blocks: int) -> None:
         """The pictures and latents of so many blocks at least, as a run without fault has them."""
@@ -222,7 +228,7 @@ class Files:
 @pytest.fixture(scope="module")
 def faultless(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Files:
     files = Files(tmp_path_factory.mktemp("faultless"))
-    generate(bundle, replace(files.request(bundle), device="cpu"), Recorder())
+    files.generate(bundle, device="cpu")
     return files
 
 
@@ -241,7 +247,7 @@ def test_a_pass_that_fails(
 
     machine.on_run["step"] = fail
     with pytest.raises(EngineError, match="graph step failed on the GPU: a test"):
-        generate(machine.bundle, files.request(machine.bundle), Recorder())
+        files.generate(machine.bundle)
     assert next(runs) > run
     files.require_whole(faultless, blocks)
     assert len(files.pictures()) == (FIRST_FRAMES + FRAMES * (blocks - 1) if blocks else 0)
@@ -261,7 +267,7 @@ def test_another_graph_that_fails(
 
     machine.on_run[graph] = fail
     with pytest.raises(EngineError, match=f"graph {graph} failed on the GPU: a test"):
-        generate(machine.bundle, files.request(machine.bundle), Recorder())
+        files.generate(machine.bundle)
     files.require_whole(faultless, 0)
     machine.require_empty()
 
@@ -303,7 +309,7 @@ def test_a_lost_context(machine: Machine, faultless: Files, tmp_path: Path, case
     machine.at_call(call, number, machine.cuda.lose_context)
     progress = Recorder()
     with pytest.raises(LostGpuError, match=r"CUDA_ERROR_ILLEGAL_ADDRESS.*: the GPU gave up what"):
-        generate(machine.bundle, files.request(machine.bundle), progress)
+        files.generate(machine.bundle, progress)
     assert machine.cuda.queues.fault is not None
     assert not (tmp_path / "state").exists()
     assert number == 20 or any("state: not written; it was on" in n for n in progress.notices)
@@ -348,7 +354,7 @@ def test_ctrl_c_in_the_middle_of_a_block(
         raise KeyboardInterrupt
 
     machine.at_call(*INTERRUPTS[case], interrupt)
-    assert generate(machine.bundle, files.request(machine.bundle), progress)
+    assert files.generate(machine.bundle, progress)
     files.require_whole(faultless, 1)
     assert len(files.pictures()) < len(faultless.pictures())
     saved = (tmp_path / "state").is_file()

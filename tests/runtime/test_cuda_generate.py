@@ -13,8 +13,11 @@ from safetensors.numpy import load_file
 from longlive_trt.cli import main
 from longlive_trt.configs.replay import Replay, Switch
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
+from longlive_trt.engines.loader import DEVICES, DeviceChoice
 from longlive_trt.errors import EngineError
-from longlive_trt.runtime.generation import Outputs, Request, generate
+from longlive_trt.runtime.generation import Outputs, generate
+from longlive_trt.runtime.pipeline import Pipeline
+from longlive_trt.runtime.plan import Plan
 from longlive_trt.runtime.progress import QuietProgress
 from longlive_trt.runtime.prompting.switches import SwitchMode
 from longlive_trt.runtime.prompting.timeline import Cue
@@ -45,11 +48,14 @@ def install(fake_cuda: Callable[..., FakeCuda], monkeypatch: pytest.MonkeyPatch)
     return place
 
 
-def run(bundle: Bundle, folder: Path, **changes: Any) -> None:
+def run(
+    bundle: Bundle, folder: Path, device: DeviceChoice, *, low_memory: bool = False, **changes: Any
+) -> None:
     outputs = Outputs(f"{folder}/frames/", folder / "latents", folder / "state")
     cues = (Cue(0, "a cat"), Cue(9, "a dog"), Cue(15, "a cat"))
-    request = Request(bundle.config, outputs, BLOCKS, starts=cues)
-    assert not generate(bundle, replace(request, **changes), QuietProgress())
+    plan = replace(Plan(bundle.config, BLOCKS, cues=cues), **changes)
+    with Pipeline(bundle, device, low_memory=low_memory) as pipeline:
+        assert not generate(pipeline, plan, outputs, QuietProgress())
 
 
 def pictures(folder: Path) -> Array:
@@ -84,8 +90,8 @@ def test_a_run_writes_the_same_files(
     bundle: Bundle, install: Install, tmp_path: Path, case: str, schedule: Schedule
 ) -> None:
     cuda = install(schedule)
-    for device in ("cpu", "cuda"):
-        run(bundle, tmp_path / device, device=device, **CASES[case])
+    for device in DEVICES[1:]:
+        run(bundle, tmp_path / device, device, **CASES[case])
     require_same_files(tmp_path / "cuda", tmp_path / "cpu")
     cuda.finish_all()
     assert cuda.queues.fault is None
@@ -109,16 +115,10 @@ def test_a_replay_of_two_videos(
     bundle: Bundle, install: Install, tmp_path: Path, schedule: Schedule
 ) -> None:
     install(schedule)
-    for device in ("cpu", "cuda"):
-        path = tmp_path / device
-        request = Request(
-            bundle.config,
-            Outputs(latents=path),
-            BLOCKS,
-            replay=replay_of(bundle),
-            device=device,
-        )
-        generate(bundle, request, QuietProgress())
+    plan = Plan(bundle.config, BLOCKS, replay=replay_of(bundle), decode=False)
+    for device in DEVICES[1:]:
+        with Pipeline(bundle, device) as pipeline:
+            generate(pipeline, plan, Outputs(latents=tmp_path / device), QuietProgress())
     found, expected = (load_file(tmp_path / d)["latents"] for d in ("cuda", "cpu"))
     assert np.array_equal(found, expected)
 
@@ -152,5 +152,5 @@ def test_what_a_debugged_run_must_not_do(bundle: Bundle, install: Install, tmp_p
 
     cuda.before["cuMemGetInfo"] = take
     with pytest.raises(EngineError, match=r"^debug: 64 bytes of GPU memory were taken"):
-        run(bundle, tmp_path, device="cuda", blocks=20, starts=(Cue(0, "a cat"),), debug=True)
+        run(bundle, tmp_path, "cuda", blocks=20, cues=(Cue(0, "a cat"),), debug=True)
     assert len(pictures(tmp_path)) > FRAMES

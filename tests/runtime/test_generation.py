@@ -2,8 +2,6 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +13,11 @@ from safetensors.numpy import load_file
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.engines.loader import load_engine
 from longlive_trt.errors import EngineError, LostGpuError, OutputError, UsageError
-from longlive_trt.runtime import assembly, generation
-from longlive_trt.runtime.generation import Outputs, Request, check_request, generate
+from longlive_trt.runtime import assembly, generation, video
+from longlive_trt.runtime.generation import Outputs
 from longlive_trt.runtime.noise import SeededNoise
+from longlive_trt.runtime.pipeline import Pipeline
+from longlive_trt.runtime.plan import Plan, VideoOptions, plan_video
 from longlive_trt.runtime.progress import BlockDone, Finished, QuietProgress
 from longlive_trt.runtime.prompting.encoder import PromptContexts
 from longlive_trt.runtime.prompting.timeline import Cue
@@ -46,13 +46,17 @@ class Recorder(QuietProgress):
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_bundle: Path) -> Bundle:
-    return open_bundle(tiny_bundle)
+def bundle(video_bundle: Path) -> Bundle:
+    return open_bundle(video_bundle)
 
 
-def request(bundle: Bundle, folder: Path, blocks: int | None = 3, **outputs: Any) -> Request:
+def generate(
+    bundle: Bundle, folder: Path, progress: QuietProgress, blocks: int = 3, **outputs: Any
+) -> None:
     paths = {"latents": folder / "l", "state": folder / "s", **outputs}
-    return Request(bundle.config, Outputs(**paths), blocks, starts=CAT)
+    plan = Plan(bundle.config, blocks, cues=CAT, decode=paths.get("video") is not None)
+    with Pipeline(bundle, "cpu") as pipeline:
+        generation.generate(pipeline, plan, Outputs(**paths), progress)
 
 
 def frames_in(folder: Path) -> int:
@@ -63,7 +67,7 @@ def frames_in(folder: Path) -> int:
     ("first", "end", "frames"), [(0, 1, 9), (0, 3, 33), (1, 2, 12), (2, 5, 36), (0, 0, 0)]
 )
 def test_video_frames_of_blocks(bundle: Bundle, first: int, end: int, frames: int) -> None:
-    assert request(bundle, Path()).video_frames(first, end) == frames
+    assert Plan(bundle.config, None).video_frames(first, end) == frames
 
 
 @pytest.mark.parametrize(
@@ -81,8 +85,8 @@ def test_one_video_for_every_row(video: str | None, names: list[str | None]) -> 
 
 def test_decoding_changes_no_bit_of_the_latents(bundle: Bundle, tmp_path: Path) -> None:
     with_video, without = tmp_path / "with", tmp_path / "without"
-    generate(bundle, request(bundle, with_video, video=str(tmp_path / "v.mp4")), Recorder())
-    generate(bundle, request(bundle, without), Recorder())
+    generate(bundle, with_video, Recorder(), video=str(tmp_path / "v.mp4"))
+    generate(bundle, without, Recorder())
     found, expected = (load_file(folder / "l")["latents"] for folder in (with_video, without))
     assert np.array_equal(found, expected)
 
@@ -106,9 +110,9 @@ class DiskFull:
 def test_a_full_disk_keeps_the_other_outputs(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation, "open_writer", DiskFull)
+    monkeypatch.setattr(video, "open_writer", DiskFull)
     with pytest.raises(OutputError, match="disk is full"):
-        generate(bundle, request(bundle, tmp_path, 9, video=str(tmp_path / "v.mp4")), Recorder())
+        generate(bundle, tmp_path, Recorder(), 9, video=str(tmp_path / "v.mp4"))
     assert load_file(tmp_path / "l")["latents"].shape[1] >= 6
     assert (tmp_path / "s").is_file()
 
@@ -121,7 +125,7 @@ def test_an_output_that_fails_takes_no_other_with_it(
 
     monkeypatch.setattr(generation, "write_latents", fail)
     with pytest.raises(OutputError, match="l: cannot be written"):
-        generate(bundle, request(bundle, tmp_path, 1), Recorder())
+        generate(bundle, tmp_path, Recorder(), 1)
     assert (tmp_path / "s").is_file()
 
 
@@ -130,10 +134,10 @@ def test_a_second_interrupt_keeps_what_was_made(bundle: Bundle, tmp_path: Path) 
         raise KeyboardInterrupt
 
     progress = Recorder(interrupt)
-    video = f"{tmp_path / 'frames'}/"
+    pictures = f"{tmp_path / 'frames'}/"
     with pytest.raises(KeyboardInterrupt):
         # It is raised once more while the rest is handed out.
-        generate(bundle, request(bundle, tmp_path, 5, video=video), progress)
+        generate(bundle, tmp_path, progress, 5, video=pictures)
     assert frames_in(tmp_path / "frames") in (9, 21)
     assert (tmp_path / "s").is_file()
 
@@ -155,9 +159,9 @@ def test_a_failure_keeps_all_blocks_before_it(
 ) -> None:
     """The last of them too, whose pictures were still to be handed out."""
     at_block(2, error, monkeypatch)
-    progress, video = Recorder(), f"{tmp_path / 'frames'}/"
+    progress, pictures = Recorder(), f"{tmp_path / 'frames'}/"
     with pytest.raises(type(error), match="a test"):
-        generate(bundle, request(bundle, tmp_path, 5, video=video), progress)
+        generate(bundle, tmp_path, progress, 5, video=pictures)
     assert frames_in(tmp_path / "frames") == 21
     assert load_file(tmp_path / "l")["latents"].shape[1] == 6
     assert not (tmp_path / "s").exists()
@@ -192,9 +196,9 @@ def test_pictures_that_cannot_be_had(
     notice: str,
 ) -> None:
     lose_pictures(monkeypatch, error, error)
-    progress, video = Recorder(), f"{tmp_path / 'frames'}/"
+    progress, pictures = Recorder(), f"{tmp_path / 'frames'}/"
     with pytest.raises(type(error)):
-        generate(bundle, request(bundle, tmp_path, 5, video=video), progress)
+        generate(bundle, tmp_path, progress, 5, video=pictures)
     assert frames_in(tmp_path / "frames") == 9
     assert any(notice in text for text in progress.notices)
     assert (tmp_path / "s").exists() != isinstance(error, LostGpuError)
@@ -205,9 +209,9 @@ def test_a_state_may_be_ahead_of_its_video_and_says_so(
 ) -> None:
     """Ctrl-C twice, while pictures are waited for; latents are as far as the state."""
     lose_pictures(monkeypatch, KeyboardInterrupt(), KeyboardInterrupt())
-    progress, video = Recorder(), f"{tmp_path / 'frames'}/"
+    progress, pictures = Recorder(), f"{tmp_path / 'frames'}/"
     with pytest.raises(KeyboardInterrupt):
-        generate(bundle, request(bundle, tmp_path, 5, video=video), progress)
+        generate(bundle, tmp_path, progress, 5, video=pictures)
     assert frames_in(tmp_path / "frames") == 9
     saved = load_state(tmp_path / "s")
     assert load_file(tmp_path / "l")["latents"].shape[1] == saved.next_frame == 9
@@ -215,11 +219,13 @@ def test_a_state_may_be_ahead_of_its_video_and_says_so(
     assert [end.interrupted for end in progress.ends] == [True]
 
 
-def test_checks_come_before_files_and_engines(bundle: Bundle, tmp_path: Path) -> None:
-    too_long = replace(bundle.config.rollout, window_frames=2000)
-    asked = request(bundle, tmp_path, video=str(tmp_path / "v.mp4"))
-    with pytest.raises(UsageError, match="2000"):
-        check_request(bundle, replace(asked, config=replace(bundle.config, rollout=too_long)))
+def test_checks_come_before_engines(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assembly, "load_engine", lambda *_, **__: pytest.fail("an engine"))
+    options = VideoOptions(prompt="a cat", overrides=("rollout.window_frames=2000",))
+    with Pipeline(bundle, "cpu") as pipeline, pytest.raises(UsageError, match="2000"):
+        plan_video(pipeline.bundle, options)
     assert not list(tmp_path.iterdir())
 
 
@@ -230,7 +236,7 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_400_blocks_in_constant_memory(mini_bundle: Callable[[str], Path]) -> None:
     mini = open_bundle(mini_bundle("relative"))
     shape = (1, 3, *mini.config.latent_shape)
@@ -255,17 +261,14 @@ def test_400_blocks_in_constant_memory(mini_bundle: Callable[[str], Path]) -> No
     assert len(set(files)) == 1
 
 
-@pytest.mark.slow
-def test_a_long_video_in_constant_memory(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.exhaustive
+def test_a_long_video_in_constant_memory(bundle: Bundle, tmp_path: Path) -> None:
     """With decoding and an encoder; all pictures of the run are several times the allowance."""
-    monkeypatch.setattr(assembly, "load_engine", partial(load_engine, threads=1))
     sizes: list[int] = []
     progress = Recorder(lambda: sizes.append(resident_bytes()))
-    asked = replace(request(bundle, tmp_path, 24), outputs=Outputs(f"{tmp_path}/v.mp4"))
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-    generate(bundle, asked, progress)
+    outputs = {"latents": None, "state": None, "video": f"{tmp_path}/v.mp4"}
+    generate(bundle, tmp_path, progress, 24, **outputs)
     assert len(sizes) == 24
     assert max(sizes[10:]) < 1.01 * max(sizes[:10])
     assert len(os.listdir("/proc/self/fd")) <= before  # noqa: PTH208

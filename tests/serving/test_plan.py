@@ -206,7 +206,7 @@ class Film:
             cue = self.plan.schedule.starting_at(block)
             if cue is not None:
                 video.prompt(cue.prompt)
-            bits[block] = video.make().latents.tobytes()
+            bits[block] = video.step().latents.tobytes()
         return bits
 
 

@@ -3,22 +3,21 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from longlive_trt.commands._reporting import stage_reporter
-from longlive_trt.commands.making._quantized_build import QUANTIZED, plan_build
-from longlive_trt.engines.build import BuildResult, build
-from longlive_trt.engines.compiler import BuildOptions
+from longlive_trt.engines.build import BuildResult
 from longlive_trt.engines.registry import ENGINES
 from longlive_trt.engines.trt.report import REPORT_NAME
+from longlive_trt.making.building import Attention, Compatibility, build
+from longlive_trt.making.quantized import QUANTIZED
 from longlive_trt.precision import PRECISIONS
 
 _PATH = click.Path(path_type=Path)
-_GIB = 1 << 30
 _COLUMNS = (
     *("graph", "pro-\nfiles", "ker-\nnels", "fused\nattn", "matrix\nproducts", "soft-\nmax"),
     *("scratch\nMB", "weights\nMB", "time\ns", "host\npeak MB"),
@@ -53,7 +52,7 @@ _COLUMNS = (
 )
 @click.option(
     "--attention",
-    type=click.Choice(["standard", "plugin"]),
+    type=click.Choice(get_args(Attention)),
     help="The compiler's attention, or our kernel (default where it runs: tensorrt on sm90).",
 )
 @click.option(
@@ -66,7 +65,7 @@ _COLUMNS = (
 @click.option("--weights-gib", type=float, help="Stream weights, keeping this much on the GPU.")
 @click.option(
     "--hardware-compatibility",
-    type=click.Choice(["same-capability", "ampere-plus"]),
+    type=click.Choice(get_args(Compatibility)),
     help="Run on other GPU models too; costs speed.",
 )
 @click.option("--version-compatible", is_flag=True, help="Run on later versions of TensorRT too.")
@@ -83,51 +82,43 @@ def command(
     force: bool,
     gpu: str | None,
     batch: int,
-    attention: Literal["standard", "plugin"] | None,
+    attention: Attention | None,
     allow_decomposed_attention: bool,
     optimization_level: int | None,
     workspace_gib: float | None,
     weights_gib: float | None,
-    hardware_compatibility: Literal["same-capability", "ampere-plus"] | None,
+    hardware_compatibility: Compatibility | None,
     version_compatible: bool,
     refittable: bool,
     strip: bool,
     timing_cache: Path | None,
 ) -> None:
     """Compile ONNX graphs into a bundle of engines."""
-    options = BuildOptions(
-        gpu=gpu,
-        batch=batch,
-        attention=attention,
-        allow_decomposed_attention=allow_decomposed_attention,
-        optimization_level=optimization_level,
-        workspace_bytes=_bytes(workspace_gib),
-        weight_streaming_bytes=_bytes(weights_gib),
-        hardware_compatibility=hardware_compatibility,
-        version_compatible=version_compatible,
-        refittable=refittable,
-        strip=strip,
-        timing_cache=timing_cache,
-    )
-    line = " ".join(["longlive-trt", *sys.argv[1:]])
-    with stage_reporter() as report:
-        plan = plan_build(onnx, precision, compute, calibration, engine, gpu)
-        plan.refuse_early(engine, options)
+    with stage_reporter() as progress:
         result = build(
-            plan.quantize(report),
+            onnx,
             out,
-            plan.compute,
-            engine,
-            options=options,
-            command=line,
+            precision=precision,
+            compute=compute,
+            calibration=calibration,
+            engine=engine,
             force=force,
-            report=report,
+            gpu=gpu,
+            batch=batch,
+            attention=attention,
+            allow_decomposed_attention=allow_decomposed_attention,
+            optimization_level=optimization_level,
+            workspace_gib=workspace_gib,
+            weights_gib=weights_gib,
+            hardware_compatibility=hardware_compatibility,
+            version_compatible=version_compatible,
+            refittable=refittable,
+            strip=strip,
+            timing_cache=timing_cache,
+            command=" ".join(["longlive-trt", *sys.argv[1:]]),
+            progress=progress,
         )
     show_result(result, out)
-
-
-def _bytes(gib: float | None) -> int | None:
-    return None if gib is None else round(gib * _GIB)
 
 
 def show_result(result: BuildResult, out: Path) -> None:

@@ -1,40 +1,17 @@
 """``longlive-trt calibrate``."""
 
-import logging
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
-import numpy as np
 
-from longlive_trt.basics import Report
-from longlive_trt.calibration.calibration_file import FILE_NAME, Calibration
-from longlive_trt.calibration.calibrator import Request
-from longlive_trt.calibration.folders import (
-    REPORT_NAME,
-    SourceExport,
-    calibrate_export,
-    measure_sensitivity,
-    read_fitting_calibration,
-    require_extras,
-    write_quantized,
-)
-from longlive_trt.calibration.prompts import read_prompts, shipped_prompts
-from longlive_trt.calibration.recipes import FORMATS, FP8, VAE_EXCLUDED, Extras, recipe_named
+from longlive_trt.calibration.calibration_file import FILE_NAME
+from longlive_trt.calibration.folders import REPORT_NAME
+from longlive_trt.calibration.recipes import FORMATS, FP8, VAE_EXCLUDED
 from longlive_trt.calibration.sensitivity import SensitivityReport
-from longlive_trt.calibration.targets import EXCLUDED, INCLUDED, Selection
-from longlive_trt.calibration.texts import Tokenize
+from longlive_trt.calibration.targets import EXCLUDED, INCLUDED
 from longlive_trt.commands._reporting import stage_reporter
-from longlive_trt.configs import load_config
-from longlive_trt.errors import UsageError
-from longlive_trt.export.components import Sources
-from longlive_trt.export.exporter import ExportResult, export
-from longlive_trt.precision import PRECISIONS, precision_named
-from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer
-
-logger = logging.getLogger(__name__)
+from longlive_trt.making.calibrating import CalibrationResult, calibrate
+from longlive_trt.precision import PRECISIONS
 
 _PATH = click.Path(path_type=Path)
 
@@ -144,137 +121,52 @@ def command(
     What is quantized is an export (--onnx), or a checkpoint, which is exported on the way. An
     interrupted calibration goes on where it was when the same command is given again.
     """
-    require_device(device)
-    request = Request(
-        recipe=recipe_named(f"{precision}-smoothquant" if smoothquant else precision),
-        prompts=tuple(load_prompts(prompts))[:max_prompts],
-        selection=Selection(include or INCLUDED, exclude or EXCLUDED),
-        seed=seed,
-        blocks=blocks,
-        compute=compute,
-        device=device,
-    )
-    extras = Extras(
-        cache=FORMATS[cache] if cache else None,
-        attention=FORMATS[attention] if attention else None,
-        vae=FORMATS[vae_precision] if vae_precision else None,
-        vae_exclude=vae_exclude or VAE_EXCLUDED,
-    )
-    checkpoints = (config, transformer, lora, vae, text_encoder, tokenizer, random_weights)
-    if (onnx_folder is None) == all(given is None for given in checkpoints):
-        raise UsageError("give --onnx, or --config and checkpoints, and not both")
-    sources = None
-    if onnx_folder is None:
-        sources = Sources(
+    with stage_reporter() as progress:
+        result = calibrate(
+            onnx_folder,
+            out,
+            precision=precision,
+            config=config,
             transformer=transformer,
             lora=lora,
             vae=vae,
             text_encoder=text_encoder,
-            random_seed=random_weights,
-        )
-    with (
-        stage_reporter() as report,
-        _exported(onnx_folder, config, sources, tokenizer, overrides, out, report) as folder,
-    ):
-        source = SourceExport.open(folder)
-        require_extras(source, extras)
-        found = _calibration(source, request, extras, calibration, out, report)
-        sensitivity = None
-        if wants_report:
-            sensitivity = measure_sensitivity(
-                source, found, request, error_budget, open_tokenizer, report, extras
-            )
-        result = write_quantized(
-            source,
-            found,
-            out,
-            extras=extras,
-            sensitivity=sensitivity,
+            tokenizer=tokenizer,
+            random_weights=random_weights,
+            overrides=overrides,
+            smoothquant=smoothquant,
+            cache=cache,
+            attention=attention,
+            vae_precision=vae_precision,
+            vae_exclude=vae_exclude,
+            prompts=prompts,
+            max_prompts=max_prompts,
+            calibration=calibration,
+            blocks=blocks,
+            seed=seed,
+            compute=compute,
+            device=device,
+            include=include,
+            exclude=exclude,
+            report=wants_report,
+            error_budget=error_budget,
             check=not no_check,
-            report=report,
+            progress=progress,
         )
-    _show(result, found, out)
-    if sensitivity is not None:
-        _show_sensitivity(sensitivity, out)
+    _show(result, out)
+    if result.sensitivity is not None:
+        _show_sensitivity(result.sensitivity, out)
 
 
-def require_device(device: str) -> None:
-    import torch
-
-    if device == "cpu":
-        return
-    if device.partition(":")[0] != "cuda" or not torch.cuda.is_available():
-        raise UsageError(f"--device {device}: torch finds no such device here; use --device cpu")
-
-
-def default_device() -> tuple[str, str]:
-    """(device, compute type) for rollouts that nobody chose them for."""
-    import torch
-
-    return ("cuda", "bf16") if torch.cuda.is_available() else ("cpu", "fp32")
-
-
-def load_prompts(path: Path | None) -> list[str]:
-    return shipped_prompts() if path is None else read_prompts(path)
-
-
-def open_tokenizer(path: Path, text_len: int) -> Tokenize:
-    tokenizer = PromptTokenizer.load(path, text_len)
-
-    def tokenize(prompt: str) -> tuple[np.ndarray, np.ndarray]:
-        encoded = tokenizer.encode(prompt)
-        return encoded.ids, encoded.mask
-
-    return tokenize
-
-
-@contextmanager
-def _exported(
-    onnx_folder: Path | None,
-    config: str | None,
-    sources: Sources | None,
-    tokenizer: Path | None,
-    overrides: tuple[str, ...],
-    out: Path,
-    report: Report,
-) -> Iterator[Path]:
-    if onnx_folder is not None:
-        yield onnx_folder
-        return
-    if config is None:
-        raise UsageError("--config is missing: it says what the checkpoint is")
-    assert sources is not None
-    model = load_config(config, overrides=overrides)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.export-") as scratch:
-        folder = Path(scratch) / "export"
-        half = precision_named("fp16")
-        export(model, sources, folder, half, tokenizer=tokenizer, check=False, report=report)
-        yield folder
-
-
-def _calibration(
-    source: SourceExport,
-    request: Request,
-    extras: Extras,
-    given: Path | None,
-    out: Path,
-    report: Report,
-) -> Calibration:
-    if given is not None:
-        return read_fitting_calibration(given, source, request.recipe.format.name)
-    with_vae = extras.vae is not None
-    return calibrate_export(source, request, out, open_tokenizer, report, with_vae=with_vae)
-
-
-def _show(result: ExportResult, calibration: Calibration, out: Path) -> None:
-    origin = calibration.origin
+def _show(result: CalibrationResult, out: Path) -> None:
+    scales = result.calibration
+    origin = scales.origin
     click.echo(
-        f"quantized {out}: {calibration.recipe}, {len(calibration.layers)} layers, "
+        f"quantized {out}: {scales.recipe}, {len(scales.layers)} layers, "
         f"{origin.videos} rollouts of {origin.blocks} blocks, text states: {origin.text_states}; "
         f"scales in {out / FILE_NAME}"
     )
-    for check in result.checks:
+    for check in result.export.checks:
         outcome = check.note or f"differs from torch by {check.error:.1e} (relative L2)"
         click.echo(f"{check.graph}: {outcome}")
 

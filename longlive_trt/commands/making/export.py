@@ -7,10 +7,9 @@ from rich.console import Console
 from rich.table import Table
 
 from longlive_trt.commands._reporting import folded, stage_reporter
-from longlive_trt.configs import load_config
-from longlive_trt.export.components import Sources
-from longlive_trt.export.exporter import ExportResult, export
-from longlive_trt.precision import PRECISIONS, precision_named
+from longlive_trt.export.exporter import ExportResult
+from longlive_trt.making.exporting import export
+from longlive_trt.precision import PRECISIONS
 
 _PATH = click.Path(path_type=Path)
 
@@ -54,25 +53,22 @@ def command(
 
     A component whose checkpoint is not given is left out.
     """
-    model = load_config(config, overrides=overrides)
-    sources = Sources(
-        transformer=transformer,
-        lora=lora,
-        lora_alpha=lora_alpha,
-        use_ema=ema,
-        vae=vae,
-        text_encoder=text_encoder,
-        random_seed=random_weights,
-    )
-    with stage_reporter() as report:
+    with stage_reporter() as progress:
         result = export(
-            model,
-            sources,
+            config,
             out,
-            precision_named(precision),
+            transformer=transformer,
+            lora=lora,
+            lora_alpha=lora_alpha,
+            ema=ema,
+            vae=vae,
+            text_encoder=text_encoder,
             tokenizer=tokenizer,
+            random_weights=random_weights,
+            precision=precision,
             check=not no_check,
-            report=report,
+            overrides=overrides,
+            progress=progress,
         )
     _show(result, out)
 

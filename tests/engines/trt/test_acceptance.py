@@ -24,7 +24,7 @@ def run(*arguments: str | Path, tool: str | None = None) -> subprocess.Completed
     )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_rehearsal_compiles_and_reports(tiny_export: Path, tmp_path: Path) -> None:
     pytest.importorskip(
         "tensorrt_rtx_bindings",

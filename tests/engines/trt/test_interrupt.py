@@ -40,7 +40,7 @@ def wait_for(process: subprocess.Popen[str], line: str) -> None:
     pytest.fail(f"the build ended without {line!r}")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_kill_during_a_build_leaves_no_bundle_and_the_next_run_finishes(
     tiny_export: Path, tmp_path: Path
 ) -> None:

@@ -56,7 +56,7 @@ def rtx_bundle(make_once: MakeOnce, tiny_export: Path) -> Callable[[str, str], P
     return bundle
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("gpu", ["sm89", "sm120"])
 def test_every_graph_compiles_and_every_attention_is_one_kernel(
@@ -147,7 +147,7 @@ def only(exported: Path, graph: str, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_full_geometry_is_fused(make_once: MakeOnce, tmp_path: Path) -> None:
     """LongLive's own sizes, with 2 of its 30 layers: 4,680 queries, 18,720 keys."""
     config = configure({"name": "geometry", "transformer": {"layers": 2}}, origin="test")

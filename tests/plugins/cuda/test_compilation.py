@@ -109,7 +109,7 @@ def test_compiles_without_a_gpu(case, compiler, tmp_path):
     check_binary(source, binary, kind)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("case", RARELY_COMPILED, ids=describe)
 def test_the_rest_compiles_too(case, compiler, tmp_path):

@@ -157,11 +157,11 @@ def test_a_gpu_is_measured_by_its_events(relative: Bundle) -> None:
         loader.require_runnable(relative, "cuda")
     except (BundleError, EngineError) as error:
         pytest.skip(str(error))
-    with TimedEngines(relative, "cuda") as engines:
-        with engines.recorder.timing(TRANSFORMER):
-            engines.gpu.make_current()
-        engines.stream(TRANSFORMER).synchronize()
-        (idle_ms,) = engines.recorder.durations_ms().by_label[TRANSFORMER]
+    with TimedEngines(relative, "cuda") as timed:
+        with timed.recorder.timing(TRANSFORMER):
+            timed.engines.gpu.make_current()
+        timed.engines.stream(TRANSFORMER).synchronize()
+        (idle_ms,) = timed.recorder.durations_ms().by_label[TRANSFORMER]
         assert 0 <= idle_ms < 5
     (times,) = run(relative, device="cuda").lanes
     assert len(times.blocks) == 3 and len(times.intervals_ms) > 0
@@ -211,7 +211,8 @@ def test_a_run_that_fails_is_stopped_too() -> None:
 
 
 def test_engines_compute_the_same_when_they_are_timed(tiny_bundle: Path) -> None:
-    with TimedEngines(open_bundle(tiny_bundle), "cpu") as engines:
+    with TimedEngines(open_bundle(tiny_bundle), "cpu") as timed:
+        engines = timed.engines
         engine = engines.get("vae_first", "testing")
         spec = engine.outputs["pixels"]
         assert spec.name == "pixels" and "latents" in engine.inputs
@@ -221,8 +222,8 @@ def test_engines_compute_the_same_when_they_are_timed(tiny_bundle: Path) -> None
         latents = engine.inputs["latents"]
         frames = stream.decode(np.ones(latents.sized(batch=1), latents.dtype))
         assert frames.shape[1] == 1 and frames.any()
-        assert engines.recorder.position() == {"vae_first": 1}
-        assert len(engines.recorder.durations_ms().by_label["vae_first"]) == 1
+        assert timed.recorder.position() == {"vae_first": 1}
+        assert len(timed.recorder.durations_ms().by_label["vae_first"]) == 1
 
 
 # ---- which run belongs to what ---------------------------------------------------------------

@@ -14,7 +14,7 @@ from longlive_trt.engines.bundles.bundle import Bundle, EngineKind, Manifest, op
 from longlive_trt.errors import UsageError
 from longlive_trt.plugins.cuda.nvml import GpuReading
 from longlive_trt.runtime.bench import plot as bench_plot
-from longlive_trt.runtime.bench.flops import BlockFlops, first_vae_flops, pass_flops, vae_flops
+from longlive_trt.runtime.bench.flops import BlockFlops, pass_flops, vae_flops
 from longlive_trt.runtime.bench.lane import Announced, BlockTimes, LaneTimes, Loading, Settings
 from longlive_trt.runtime.bench.measurement import GpuIdentity, Measurements, Reading
 from longlive_trt.runtime.bench.plot import latency_png, require_pillow
@@ -43,7 +43,6 @@ def test_the_full_size_is_counted_as_specified() -> None:
     assert pass_flops(FULL, 12, 12) / TERA == pytest.approx(113.2, abs=0.05)
     # With a kept sink, nine of the twelve frames are recomputed.
     assert counted.recache.total == pass_flops(FULL, 9, 12)
-    assert first_vae_flops(FULL) / TERA == pytest.approx(4.35, abs=0.005)
     assert vae_flops(FULL, 1) / TERA == pytest.approx(13.55, abs=0.005)
 
 
@@ -79,13 +78,10 @@ def test_torch_counts_the_same(name: str) -> None:
         def attend(_layer: int, q: Any, k: Any, v: Any) -> Any:
             return full_attention(q, torch.cat([k, held], 1), torch.cat([v, held], 1))
 
-        with FlopCounterMode(display=False) as first:
-            vae.decode_first(latents[:, :1])
         with FlopCounterMode(display=False) as following:
             vae.decode_next(latents, caches)
         with FlopCounterMode(display=False) as one_pass:
             transformer(latents, torch.empty(1, size.freq_dim), attend, context)
-    assert first.get_total_flops() == first_vae_flops(config)
     assert following.get_total_flops() == vae_flops(config, 3)
     # The one row of the time embedding is left out.
     time = 2 * size.dim * (size.freq_dim + size.dim + 6 * size.dim)

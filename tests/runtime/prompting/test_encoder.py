@@ -1,6 +1,6 @@
 """Prompts into contexts: what is computed, what is kept, and what is told."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from longlive_trt.engines.bundles.bundle import open_bundle
+from longlive_trt.errors import EngineError
 from longlive_trt.runtime.assembly import Engines
-from longlive_trt.runtime.prompting.encoder import PromptContexts, PromptEncoder
+from longlive_trt.runtime.memory.base import HostMemory
+from longlive_trt.runtime.prompting.encoder import PromptContexts, PromptEncoder, PromptReader
 from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer
 
 
@@ -29,10 +31,16 @@ class CountingEngine:
         return self._engine.bind(*arguments)
 
 
-def encoder_of(engines: Engines, **options: Any) -> tuple[PromptEncoder, CountingEngine]:
-    text = CountingEngine(engines.get("text", "testing"))
+def encoder_of(
+    engines: Engines,
+    on_truncation: Callable[[str, str], None] = lambda _prompt, _kept: None,
+    **options: Any,
+) -> tuple[PromptEncoder, CountingEngine]:
+    text: Any = CountingEngine(engines.get("text", "testing"))
+    contexts = engines.contexts(1)
     tokenizer = PromptTokenizer.load(engines.bundle.tokenizer, 64)
-    return PromptEncoder(tokenizer, text, engines.contexts(1), **options), text  # type: ignore[arg-type]
+    reader = PromptReader(tokenizer, text, contexts.memory, on_truncation)
+    return PromptEncoder(lambda: reader, contexts, **options), text
 
 
 def same(one: Any, other: Any) -> bool:
@@ -75,7 +83,7 @@ def test_one_context_is_kept_whatever_the_budget(engines: Engines) -> None:
 
 def test_a_cut_prompt_is_told_once(engines: Engines) -> None:
     told: list[tuple[str, str]] = []
-    encoder, _ = encoder_of(engines, on_truncation=lambda *told_of: told.append(told_of))
+    encoder, _ = encoder_of(engines, lambda *told_of: told.append(told_of))
     long = "x" * 100
     for prompt in ("short", long, long):
         encoder.context_of(prompt)
@@ -96,3 +104,83 @@ def test_one_row_of_states_serves_the_whole_batch(engines: Engines) -> None:
     for name, array in pair.items():
         assert array.shape[0] == 2
         np.testing.assert_allclose(array, np.repeat(single[name], 2, 0), rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_is_loaded_before_the_first_prompt(engines: Engines) -> None:
+    opened: list[bool] = []
+
+    def open_reader() -> PromptReader:
+        opened.append(True)
+        tokenizer = PromptTokenizer.load(engines.bundle.tokenizer, 64)
+        return PromptReader(tokenizer, engines.get("text", "testing"), HostMemory())
+
+    encoder = PromptEncoder(open_reader, engines.contexts(1))
+    assert not opened
+    encoder.load()
+    for prompt in ("a", "b"):
+        encoder.context_of(prompt)
+    assert len(opened) == 1
+
+
+# ---- prompts that are announced --------------------------------------------------------------
+
+
+@pytest.fixture
+def beside(engines: Engines) -> Iterator[tuple[PromptEncoder, CountingEngine]]:
+    """With room for three contexts."""
+    size = engines.contexts(1).size_bytes
+    encoder, text = encoder_of(engines, budget_bytes=3 * size, beside=True)
+    yield encoder, text
+    encoder.close()
+
+
+def idle(encoder: PromptEncoder) -> None:
+    assert encoder._thread is not None
+    encoder._thread.submit(lambda: None).result()
+
+
+def test_an_announced_prompt_is_encoded_once(beside: tuple[PromptEncoder, CountingEngine]) -> None:
+    encoder, text = beside
+    encoder.prepare("a")
+    encoder.prepare("a")
+    idle(encoder)
+    assert text.bound == 1
+    first = encoder.context_of("a")
+    encoder.prepare("a")
+    assert encoder.context_of("a") is first
+    assert text.bound == 1
+
+
+def test_what_was_announced_and_never_asked_for_takes_a_place_as_any_other(
+    beside: tuple[PromptEncoder, CountingEngine],
+) -> None:
+    """However many prompts somebody tries, they take no more memory than the budget."""
+    encoder, text = beside
+    for number in range(20):
+        encoder.prepare(f"prompt {number}")
+        idle(encoder)
+    assert len(encoder._kept) + len(encoder._coming) <= 4
+    encoder.context_of("prompt 19")
+    assert text.bound == 20
+
+
+def test_a_prompt_that_failed_is_tried_again(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, _ = encoder_of(engines, beside=True)
+    with monkeypatch.context() as patch:
+
+        def fail(*_: object) -> Any:
+            raise EngineError("a test")
+
+        patch.setattr(PromptReader, "states_of", fail)
+        with pytest.raises(EngineError, match="a test"):
+            encoder.context_of("a")
+        encoder.prepare("b")
+        idle(encoder)
+    encoder.prepare("c")
+    with pytest.raises(EngineError, match="a test"):
+        encoder.context_of("b")
+    for prompt in ("a", "b"):
+        assert encoder.context_of(prompt)
+    encoder.close()

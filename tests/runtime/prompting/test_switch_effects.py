@@ -13,7 +13,13 @@ from longlive_trt.configs.replay import Replay, Switch
 from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.runtime.assembly import Engines
 from longlive_trt.runtime.noise import ReplayNoise, SeededNoise
-from longlive_trt.runtime.prompting.switches import ReplaySwitches, SwitchMode
+from longlive_trt.runtime.prompting.switches import SwitchMode
+from longlive_trt.runtime.prompting.track import (
+    PromptTrack,
+    RecordedPrompts,
+    replay_cues,
+    replay_states,
+)
 from longlive_trt.runtime.ring import Recache
 from longlive_trt.runtime.session import Session
 
@@ -159,16 +165,17 @@ def make_replay(config: ModelConfig, frames: int, starts: Sequence[int], batch: 
 
 
 def play(engines: Engines, replay: Replay, mode: str) -> list[Array]:
-    contexts, noise = engines.contexts(replay.batch), ReplayNoise(replay, BLOCK)
-    switches = ReplaySwitches(contexts, replay, BLOCK, SwitchMode.parse(mode))
+    noise = ReplayNoise(replay, BLOCK)
+    recorded = RecordedPrompts(engines.contexts(replay.batch), replay_states(replay))
+    track = PromptTrack(recorded, replay_cues(replay, BLOCK), SwitchMode.parse(mode))
     blocks = []
     with engines.session(
         engines.bundle.config, noise, batch=replay.batch, total_frames=replay.frames, decode=False
     ) as session:
         for start in range(0, replay.frames, BLOCK):
-            change = switches.due(start)
+            change = track.due(start)
             if change is not None:
-                session.switch_prompt(change.context, change.recache)
+                session.switch_prompt(*change)
             blocks.append(session.step().latents)
     return blocks
 

@@ -1,7 +1,6 @@
 """How prompts change: what blocks are conditioned on, what is refused, and what is recorded."""
 
 import json
-import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,20 +16,20 @@ from longlive_trt.cli import main
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.replay import Replay, Switch, load_replay
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
-from longlive_trt.errors import UsageError
+from longlive_trt.errors import EngineError, UsageError
 from longlive_trt.runtime.assembly import Engines
 from longlive_trt.runtime.prompting.blending import Blend
-from longlive_trt.runtime.prompting.encoder import PromptContexts, PromptEncoder
-from longlive_trt.runtime.prompting.switches import (
-    Change,
-    Mixer,
-    NoSwitches,
-    ReplaySwitches,
-    SwitchMode,
-    TimelineSwitches,
-)
+from longlive_trt.runtime.prompting.encoder import PromptContexts
+from longlive_trt.runtime.prompting.switches import SwitchMode
 from longlive_trt.runtime.prompting.timeline import Cue
-from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer
+from longlive_trt.runtime.prompting.track import (
+    Change,
+    PromptTrack,
+    RecordedPrompts,
+    Shown,
+    replay_cues,
+    replay_states,
+)
 from longlive_trt.runtime.state import load_state
 
 BLOCK = 3
@@ -111,12 +110,14 @@ class Contexts:
 
 
 class Encoder:
-    """Every letter has a number."""
+    """Every letter has a number; nothing else can be encoded."""
 
     def __init__(self) -> None:
         self.contexts, self.prepared = Contexts(), list[str]()
 
     def states_of(self, prompt: str) -> Array:
+        if len(prompt) != 1:
+            raise EngineError(f"{prompt}: a test")
         return np.full((1, 1, 1), ord(prompt) - ord("a"), np.float32)
 
     def context_of(self, prompt: str) -> Mapping[str, Array]:
@@ -125,27 +126,34 @@ class Encoder:
     def prepare(self, prompt: str) -> None:
         self.prepared.append(prompt)
 
+    def close(self) -> None:
+        pass
+
 
 def shown(change: Change | None) -> float | tuple[float, str] | None:
     """What a block is conditioned on; with the re-cache that goes with it, if any."""
     if change is None:
         return None
-    of = float(change.context["of"].item())
-    return of if change.recache == "none" else (of, change.recache)
+    context, recache = change
+    of = float(context["of"].item())
+    return of if recache == "none" else (of, recache)
 
 
-def timeline(mode: str, starts: Mapping[int, str], **resumed: Any) -> TimelineSwitches:
+def timeline(mode: str, starts: Mapping[int, str], **resumed: Any) -> PromptTrack:
     cues = [Cue(frame, prompt) for frame, prompt in starts.items()]
-    return TimelineSwitches(Encoder(), cues, SwitchMode.parse(mode), **resumed)  # type: ignore[arg-type]
+    source: Any = Encoder()
+    return PromptTrack(source, cues, SwitchMode.parse(mode), **resumed)
 
 
-def replayed(mode: str, starts: Mapping[int, str]) -> ReplaySwitches:
+def replayed(mode: str, starts: Mapping[int, str]) -> PromptTrack:
     numbers = {prompt: number for number, prompt in enumerate(starts.values())}
     prompts = {number: Encoder().states_of(prompt) for prompt, number in numbers.items()}
     schedule = tuple(Switch(frame, numbers[prompt]) for frame, prompt in starts.items())
     empty = np.zeros((1, 99, 1), np.float32)
+    contexts: Any = Contexts()
     replay = Replay(empty, empty, prompts, schedule)
-    return ReplaySwitches(Contexts(), replay, BLOCK, SwitchMode.parse(mode))  # type: ignore[arg-type]
+    recorded = RecordedPrompts(contexts, replay_states(replay))
+    return PromptTrack(recorded, replay_cues(replay, BLOCK), SwitchMode.parse(mode))
 
 
 SOURCES: list[Callable[..., Any]] = [timeline, replayed]
@@ -168,71 +176,119 @@ SOURCES: list[Callable[..., Any]] = [timeline, replayed]
     ],
 )
 def test_what_blocks_are_conditioned_on(
-    source: Callable[..., Any], mode: str, starts: dict[int, str], expected: list[Any]
+    source: Callable[..., PromptTrack], mode: str, starts: dict[int, str], expected: list[Any]
 ) -> None:
-    switches = source(mode, starts)
-    found = [shown(switches.due(BLOCK * block)) for block in range(len(expected))]
+    track = source(mode, starts)
+    found: list[Any] = [shown(track.due(BLOCK * block)) for block in range(len(expected))]
     # The first prompt finds no cache, whatever the mode says about one.
     assert found[1:] == expected[1:]
     assert (found[0] if isinstance(found[0], float) else found[0][0]) == 0
-    assert switches.blend is None
+    assert track.blend is None
 
 
 def test_the_prompt_is_the_one_that_a_video_turns_to() -> None:
-    switches = timeline("blend:4", {0: "a", 3: "e"})
-    assert shown(switches.due(0)) == 0
-    switches.due(3)
-    assert switches.prompt == "e"
-    blend = switches.blend
-    assert blend is not None and (blend.made, blend.blocks) == (1, 4)
+    track = timeline("blend:4", {0: "a", 3: "e"})
+    assert shown(track.due(0)) == 0
+    track.due(3)
+    assert track.prompt == "e"
+    assert track.blend is not None and (track.blend.made, track.blend.blocks) == (1, 4)
 
 
 @pytest.mark.parametrize("mode", ["exact", "blend:4"])
 def test_the_prompt_after_the_next_is_prepared(mode: str) -> None:
-    switches = timeline(mode, {0: "a", 3: "b", 9: "c"})
-    encoder: Any = switches._encoder
+    track = timeline(mode, {0: "a", 3: "b", 9: "c"})
+    encoder: Any = track.source
     for frame, prepared in ((0, ["b"]), (3, ["b", "c"]), (6, ["b", "c"]), (9, ["b", "c"])):
-        switches.due(frame)
+        track.due(frame)
         assert encoder.prepared == prepared
 
 
+def quarter_turned() -> Blend:
+    """A quarter of the way from a to e."""
+    return Blend.between(np.zeros((1, 1, 1)), np.full((1, 1, 1), 4.0), 4).advanced()
+
+
+def due(track: PromptTrack, *frames: int) -> list[Any]:
+    return [shown(track.due(frame)) for frame in frames]
+
+
 def test_a_resumed_blend_goes_on() -> None:
-    blend = Blend.between(np.zeros((1, 1, 1)), np.full((1, 1, 1), 4.0), 4).advanced()
-    mixer = Mixer(Contexts(), blend)  # type: ignore[arg-type]
-    kept = NoSwitches("e", mixer)
-    assert [shown(kept.due(frame)) for frame in (9, 12, 15, 18)] == [2, 3, 4, None]
-    assert kept.blend is None and NoSwitches("e").due(9) is None
-    turned = timeline("blend:2", {12: "g"}, prompt="e", blend=blend)
-    assert [shown(turned.due(frame)) for frame in (9, 12, 15, 18)] == [2, 4, 6, None]
+    kept = timeline("exact", {}, prompt="e", blend=quarter_turned())
+    assert due(kept, 9, 12, 15, 18) == [2, 3, 4, None]
+    assert kept.blend is None and timeline("exact", {}, prompt="e").due(9) is None
+    turned = timeline("blend:2", {12: "g"}, prompt="e", blend=quarter_turned())
+    assert due(turned, 9, 12, 15, 18) == [2, 4, 6, None]
 
 
 def test_a_resumed_video_blends_from_its_prompt() -> None:
-    switches = timeline("blend:2", {12: "g"}, prompt="e")
-    assert [shown(switches.due(frame)) for frame in (9, 12, 15, 18)] == [None, 5, 6, None]
+    assert due(timeline("blend:2", {12: "g"}, prompt="e"), 9, 12, 15, 18) == [None, 5, 6, None]
 
 
 def test_another_mode_ends_a_resumed_blend() -> None:
-    blend = Blend.between(np.zeros((1, 1, 1)), np.full((1, 1, 1), 4.0), 4).advanced()
-    switches = timeline("exact", {12: "g"}, prompt="e", blend=blend)
-    assert [shown(switches.due(frame)) for frame in (9, 12, 15)] == [2, (6, "exact"), None]
+    track = timeline("exact", {12: "g"}, prompt="e", blend=quarter_turned())
+    assert due(track, 9, 12, 15) == [2, (6, "exact"), None]
 
 
-def test_contexts_outlive_the_blocks_that_may_be_late() -> None:
-    """On a GPU a block may be asked for while the two before are still to be made."""
-    living: list[list[int]] = []
+# ---- prompts that are asked for on the way ---------------------------------------------------
 
-    class Watching(Contexts):
-        def of_states(self, states: Array) -> Mapping[str, Array]:
-            living.append([number for number, array in enumerate(made) if array() is not None])
-            context = super().of_states(states)
-            made.append(weakref.ref(context["of"]))
-            return context
 
-    made: list[weakref.ref[Array]] = []
-    mixer = Mixer(Watching())  # type: ignore[arg-type]
-    for number in range(5):
-        mixer.change_to(np.full((1, 1, 1), number), "none")
-    assert living == [[], [0], [0, 1], [1, 2], [2, 3]]
+def test_the_latest_prompt_that_was_asked_for_counts() -> None:
+    track = timeline("none", {0: "a"})
+    encoder: Any = track.source
+    assert due(track, 0, 3) == [0, None]
+    track.ask("c")
+    track.ask("e")
+    assert encoder.prepared == ["c", "e"]
+    assert due(track, 6, 9) == [4, None]
+    assert track.prompt == "e"
+
+
+def test_one_that_is_asked_for_may_have_a_mode_of_its_own() -> None:
+    track = timeline("partial", {0: "a"})
+    track.due(0)
+    track.ask("e", SwitchMode.parse("blend:2"))
+    assert due(track, 3, 6, 9) == [2, 4, None]
+    track.ask("c")
+    assert due(track, 12) == [(2, "partial")]
+
+
+def test_it_takes_the_place_of_the_cue_at_its_block_and_not_of_later_ones() -> None:
+    track = timeline("none", {0: "a", 3: "b", 9: "c"})
+    track.due(0)
+    track.ask("e")
+    assert due(track, 3, 6, 9) == [4, None, 2]
+
+
+def test_it_may_come_before_the_first_block_and_in_a_blend() -> None:
+    track = timeline("blend:2", {0: "a"})
+    track.ask("e")
+    assert due(track, 0) == [4]
+    track.ask("i")
+    assert due(track, 3) == [6]
+    track.ask("a")
+    assert due(track, 6, 9, 12) == [3, 0, None]
+
+
+def test_a_prompt_that_cannot_be_encoded_changes_nothing_else() -> None:
+    for blend in (None, quarter_turned()):
+        track = timeline("exact", {}, prompt="e", blend=blend)
+        track.ask("no letter")
+        with pytest.raises(EngineError, match="no letter"):
+            track.due(9)
+        assert track.shown == Shown("e", blend)
+        assert due(track, 9) == [2 if blend else None]
+
+
+def test_a_track_goes_back() -> None:
+    track = timeline("blend:4", {0: "a", 3: "e"})
+    assert due(track, 0, 3) == [0, 1]
+    track.ask("i")
+    there = track.shown
+    assert due(track, 6, 9) == [2.75, 4.5]
+    track.ask("z")
+    track.go_back(there)
+    assert (track.prompt, track.shown) == ("e", there)
+    assert due(track, 6, 9) == [2.75, 4.5]
 
 
 # ---- the command -----------------------------------------------------------------------------
@@ -267,54 +323,54 @@ def test_replays_take_the_mode(golden_bundle_fp32: Path, relative_error: Error) 
     assert 1e-4 < errors["partial"] < errors["none"] < errors["blend:3"]
 
 
-def test_a_record_says_how_prompts_changed(tiny_bundle: Path) -> None:
+def test_a_record_says_how_prompts_changed(video_bundle: Path) -> None:
     prompts = ("--prompt", "a", "--prompt-at", 3, "b", "--frames", 6)
-    generate(tiny_bundle, *prompts, "--out", "a.mp4")
-    generate(tiny_bundle, *prompts, "--out", "b.mp4", "--switch", "blend:4")
+    generate(video_bundle, *prompts, "--out", "a.mp4")
+    generate(video_bundle, *prompts, "--out", "b.mp4", "--switch", "blend:4")
     modes = [json.loads(Path(f"{name}.mp4.json").read_text())["switch"] for name in "ab"]
     assert modes == ["exact", "blend:4"]
 
 
 @pytest.mark.parametrize("cut", [6, 9, 12, 15])
 def test_a_resumed_blend_is_bit_for_bit_the_one_that_was_not_cut(
-    tiny_bundle: Path, cut: int
+    video_bundle: Path, cut: int
 ) -> None:
     prompts = ("--prompt", "a", "--prompt-at", 6, "b")
     whole = ("--switch", "blend:3", "--frames", 18, "--latents-out", "whole")
-    generate(tiny_bundle, *prompts, *whole)
+    generate(video_bundle, *prompts, *whole)
     given_now = prompts if cut > 6 else prompts[:2]
     part = ("--frames", cut, "--latents-out", "first", "--save-state", "state")
-    generate(tiny_bundle, *given_now, "--switch", "blend:3", *part)
+    generate(video_bundle, *given_now, "--switch", "blend:3", *part)
     assert (load_state(Path("state")).blend is not None) == (6 < cut < 15)
     # Where the blend has begun, its prompts need not be given again; its mode never.
     again = () if cut > 6 else prompts
     rest = ("--frames", 18 - cut, "--latents-out", "second")
-    generate(tiny_bundle, "--resume", "state", *again, *rest)
+    generate(video_bundle, "--resume", "state", *again, *rest)
     joined = np.concatenate([latents("first"), latents("second")], axis=1)
     assert np.array_equal(joined, latents("whole"))
 
 
-def test_a_prompt_in_the_middle_of_a_resumed_blend(tiny_bundle: Path) -> None:
+def test_a_prompt_in_the_middle_of_a_resumed_blend(video_bundle: Path) -> None:
     prompts = ("--prompt", "a", "--prompt-at", 3, "b", "--prompt-at", 9, "c")
     mode = ("--switch", "blend:3")
-    generate(tiny_bundle, *prompts, *mode, "--frames", 15, "--latents-out", "whole")
+    generate(video_bundle, *prompts, *mode, "--frames", 15, "--latents-out", "whole")
     part = ("--frames", 6, "--latents-out", "first", "--save-state", "state")
-    generate(tiny_bundle, *prompts[:5], *mode, *part)
-    generate(tiny_bundle, "--resume", "state", *prompts, "--frames", 9, "--latents-out", "second")
+    generate(video_bundle, *prompts[:5], *mode, *part)
+    generate(video_bundle, "--resume", "state", *prompts, "--frames", 9, "--latents-out", "second")
     joined = np.concatenate([latents("first"), latents("second")], axis=1)
     assert np.array_equal(joined, latents("whole"))
 
 
-def test_a_resumed_run_may_choose_another_mode(tiny_bundle: Path) -> None:
+def test_a_resumed_run_may_choose_another_mode(video_bundle: Path) -> None:
     part = ("--frames", 6, "--latents-out", "l", "--save-state", "state", "--switch", "none")
-    generate(tiny_bundle, "--prompt", "a", *part)
+    generate(video_bundle, "--prompt", "a", *part)
     assert load_state(Path("state")).switch == SwitchMode("none")
     resumed = ("--resume", "state", "--prompt", "b", "--frames", 3, "--latents-out")
-    generate(tiny_bundle, *resumed, "kept")
-    generate(tiny_bundle, *resumed, "exact", "--switch", "exact")
+    generate(video_bundle, *resumed, "kept")
+    generate(video_bundle, *resumed, "exact", "--switch", "exact")
     prompts = ("--prompt", "a", "--prompt-at", 6, "b", "--frames", 9, "--latents-out")
     for mode, found in (("none", "kept"), ("exact", "exact")):
-        generate(tiny_bundle, *prompts, "whole", "--switch", mode)
+        generate(video_bundle, *prompts, "whole", "--switch", mode)
         assert np.array_equal(latents(found), latents("whole")[:, 6:])
 
 
@@ -328,9 +384,8 @@ def tiny(tiny_bundle: Path) -> Bundle:
 
 def test_contexts_are_those_of_the_states(tiny: Bundle) -> None:
     with Engines(tiny) as engines:
-        tokenizer = PromptTokenizer.load(tiny.tokenizer, 64)
         contexts: PromptContexts = engines.contexts(1)
-        encoder = PromptEncoder(tokenizer, engines.get("text", "testing"), contexts)
+        encoder = engines.prompt_encoder(1, lambda _prompt, _kept: None)
         states = encoder.states_of("a cat")
         assert states.shape == (1, 64, 64)
         # Behind the prompt's end there is nothing.

@@ -1,23 +1,28 @@
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from longlive_trt.configs import ModelConfig, RolloutConfig, VaeConfig
 from longlive_trt.errors import UsageError
 from longlive_trt.runtime.prompting.timeline import (
     Clock,
     Cue,
     Timeline,
+    checked_timeline,
     length_in_frames,
-    timeline_from_prompts,
 )
 from longlive_trt.runtime.prompting.timeline_files import timeline_from_file
 
-CLOCK = Clock(fps=16, temporal_factor=4, frames_per_block=3, total_frames=240)
-ENDLESS = Clock(fps=16, temporal_factor=4, frames_per_block=3)
+CONFIG = ModelConfig()
+"""16 video frames a second, 4 to a latent frame, 3 latent frames to a block."""
+CLOCK = Clock(CONFIG, total_frames=240)
+ENDLESS = Clock(CONFIG)
 
 
 @pytest.fixture
@@ -28,6 +33,14 @@ def file(tmp_path):
         return path
 
     return write
+
+
+def timeline_from_prompts(
+    prompt: str, switches: Sequence[tuple[int, str]], clock: Clock
+) -> Timeline:
+    first = Cue(0, prompt, "--prompt")
+    later = [Cue(frame, text, f"--prompt-at {frame}") for frame, text in switches]
+    return checked_timeline([first, *later], clock)
 
 
 def frames(timeline: Timeline) -> list[int]:
@@ -119,7 +132,10 @@ class TestDocuments:
         assert frames(timeline_from_file(file("a.yaml", content), CLOCK)) == [0, frame]
 
     def test_seconds_are_counted_exactly(self):
-        assert Clock(fps=30, temporal_factor=1, frames_per_block=1).latent_frame_at(0.1) == 3
+        vae = VaeConfig(temporal_upsample=(False, False, False))
+        single = RolloutConfig(frames_per_block=1, sink_frames=1)
+        config = ModelConfig(fps=30, vae=vae, rollout=single)
+        assert Clock(config).latent_frame_at(0.1) == 3
 
     @pytest.mark.parametrize(
         ("name", "content", "message"),
@@ -232,7 +248,7 @@ class TestJsonLines:
             timeline_from_file(file("a.jsonl", self.SIX), ENDLESS)
 
     def test_more_prompts_than_blocks(self, file):
-        short = Clock(fps=16, temporal_factor=4, frames_per_block=3, total_frames=15)
+        short = Clock(CONFIG, total_frames=15)
         with pytest.raises(UsageError, match="6 prompts, but the video has only 5 blocks"):
             timeline_from_file(file("a.jsonl", self.SIX), short)
 
@@ -249,12 +265,12 @@ class TestLength:
         ],
     )
     def test_seconds_round_up_to_whole_blocks(self, seconds, latent, video, is_rounded):
-        length = length_in_frames(seconds, None, 16, 4, 3)
+        length = length_in_frames(seconds, None, CONFIG)
         assert (length.latent_frames, length.video_frames) == (latent, video)
         assert bool(length.notices) == is_rounded
 
     def test_the_rounding_is_said_in_numbers(self):
-        (notice,) = length_in_frames(30, None, 16, 4, 3).notices
+        (notice,) = length_in_frames(30, None, CONFIG).notices
         assert notice == (
             "30 s is 480 video frames, which is no whole number of blocks; "
             "making 489 (30.5625 s, 123 latent frames)"
@@ -262,33 +278,33 @@ class TestLength:
 
     @pytest.mark.parametrize(("frames", "latent"), [(1, 3), (120, 120), (121, 123)])
     def test_latent_frames_round_up_too(self, frames, latent):
-        length = length_in_frames(None, frames, 16, 4, 3)
+        length = length_in_frames(None, frames, CONFIG)
         assert length.latent_frames == latent
         assert length.video_frames == 1 + 4 * (latent - 1)
         assert bool(length.notices) == (frames != latent)
 
     def test_infinity_is_endless(self):
-        length = length_in_frames(math.inf, None, 16, 4, 3)
+        length = length_in_frames(math.inf, None, CONFIG)
         assert (length.latent_frames, length.video_frames, length.notices) == (None, None, ())
 
     @pytest.mark.parametrize("seconds", [0, -1, -math.inf, math.nan])
     def test_impossible_seconds(self, seconds):
         with pytest.raises(UsageError, match=r"seconds; give a number above 0, or inf"):
-            length_in_frames(seconds, None, 16, 4, 3)
+            length_in_frames(seconds, None, CONFIG)
 
     @pytest.mark.parametrize("frames", [0, -3])
     def test_impossible_frames(self, frames):
         with pytest.raises(UsageError, match=f"a length of {frames} latent frames"):
-            length_in_frames(None, frames, 16, 4, 3)
+            length_in_frames(None, frames, CONFIG)
 
     @pytest.mark.parametrize(("seconds", "frames"), [(None, None), (1.0, 3)])
     def test_exactly_one_length(self, seconds, frames):
         with pytest.raises(UsageError, match="length once"):
-            length_in_frames(seconds, frames, 16, 4, 3)
+            length_in_frames(seconds, frames, CONFIG)
 
     @given(st.floats(1e-3, 1e5), st.sampled_from([8, 16, 23.976, 24000 / 1001]))
     def test_the_video_is_never_shorter_and_less_than_a_block_longer(self, seconds, fps):
-        length = length_in_frames(seconds, None, fps, 4, 3)
+        length = length_in_frames(seconds, None, replace(CONFIG, fps=fps))
         assert length.latent_frames % 3 == 0
         assert length.video_frames >= seconds * fps - 1e-6
         assert length.video_frames - 12 < seconds * fps + 1e-6

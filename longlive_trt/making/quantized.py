@@ -1,4 +1,4 @@
-"""What ``build --precision fp8|int8`` does before the build: find or make a quantized export."""
+"""What a build in fp8 or int8 does beforehand: find or make a quantized export."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -6,8 +6,7 @@ from pathlib import Path
 
 from longlive_trt.basics import Report
 from longlive_trt.engines.compiler import BuildOptions
-from longlive_trt.engines.ort import cpu as onnxruntime
-from longlive_trt.engines.registry import compiler_named
+from longlive_trt.engines.registry import ENGINES, compiler_named
 from longlive_trt.errors import UsageError
 from longlive_trt.exports import ExportRecord, Quantization, read_export
 from longlive_trt.precision import precision_named
@@ -47,11 +46,7 @@ class BuildPlan:
             write_quantized,
         )
         from longlive_trt.calibration.recipes import recipe_named
-        from longlive_trt.commands.making.calibrate import (
-            default_device,
-            load_prompts,
-            open_tokenizer,
-        )
+        from longlive_trt.making.calibrating import default_device, load_prompts, open_tokenizer
 
         source, folder = SourceExport.open(self.onnx), quantized_folder(self.onnx, self.precision)
         if self.calibration is not None:
@@ -124,5 +119,5 @@ def plan_build(
             f"{onnx}: quantized already, with its own calibration; leave --calibration out, "
             f"or give the export that it was made from"
         )
-    default = "fp32" if engine == onnxruntime.KIND and gpu is None else "bf16"
+    default = "fp32" if engine == ENGINES[0] and gpu is None else "bf16"
     return BuildPlan(onnx, record, precision, compute or default, calibration)

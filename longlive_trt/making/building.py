@@ -1,0 +1,119 @@
+"""``longlive_trt.build``: what the command does, as a function."""
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from longlive_trt.basics import Report
+from longlive_trt.engines.build import BuildResult
+from longlive_trt.engines.build import build as build_bundle
+from longlive_trt.engines.compiler import BuildOptions
+from longlive_trt.engines.registry import ENGINES
+from longlive_trt.errors import UsageError
+from longlive_trt.making.choices import optional_path, require_choice, unheard
+from longlive_trt.making.quantized import QUANTIZED, plan_build
+from longlive_trt.precision import PRECISIONS
+
+Attention = Literal["standard", "plugin"]
+Compatibility = Literal["same-capability", "ampere-plus"]
+
+_GIB = 1 << 30
+_MOST_OPTIMIZATION = 5
+
+
+def build(
+    onnx: str | Path,
+    out: str | Path,
+    *,
+    precision: str = "fp32",
+    compute: str | None = None,
+    calibration: str | Path | None = None,
+    engine: str = ENGINES[0],
+    force: bool = False,
+    gpu: str | None = None,
+    batch: int = 1,
+    attention: Attention | None = None,
+    allow_decomposed_attention: bool = False,
+    optimization_level: int | None = None,
+    workspace_gib: float | None = None,
+    weights_gib: float | None = None,
+    hardware_compatibility: Compatibility | None = None,
+    version_compatible: bool = False,
+    refittable: bool = False,
+    strip: bool = False,
+    timing_cache: str | Path | None = None,
+    command: str = "longlive_trt.build",
+    progress: Report = unheard,
+) -> BuildResult:
+    """Compile the graphs of an export into a bundle of engines, the folder ``out``.
+
+    ``precision``: ``fp32``, ``fp16``, ``bf16``, ``fp8`` or ``int8``; the last two calibrate first,
+    unless ``onnx`` is quantized already. ``compute`` is the type of what they leave, and
+    ``calibration`` a file of scales for them.
+    ``engine``: ``onnxruntime``, ``tensorrt`` or ``tensorrt-rtx``; with ``gpu`` (``sm90``), its
+    engines are for that architecture.
+    ``force``: build even if nothing has changed.
+    ``batch``: videos made side by side.
+    ``attention``: the compiler's (``standard``) or this project's kernel (``plugin``).
+    The others are options of TensorRT; ``longlive-trt build --help`` describes them.
+    ``command`` is noted in the bundle.
+    ``progress`` is called with (what is being done, how much is done, of how much).
+    """
+    _require_choices(precision, compute, engine, attention, hardware_compatibility)
+    _require_numbers(batch, optimization_level)
+    options = BuildOptions(
+        gpu=gpu,
+        batch=batch,
+        attention=attention,
+        allow_decomposed_attention=allow_decomposed_attention,
+        optimization_level=optimization_level,
+        workspace_bytes=_bytes(workspace_gib),
+        weight_streaming_bytes=_bytes(weights_gib),
+        hardware_compatibility=hardware_compatibility,
+        version_compatible=version_compatible,
+        refittable=refittable,
+        strip=strip,
+        timing_cache=optional_path(timing_cache),
+    )
+    plan = plan_build(Path(onnx), precision, compute, optional_path(calibration), engine, gpu)
+    plan.refuse_early(engine, options)
+    return build_bundle(
+        plan.quantize(progress),
+        Path(out),
+        plan.compute,
+        engine,
+        options=options,
+        command=command,
+        force=force,
+        report=progress,
+    )
+
+
+def _bytes(gib: float | None) -> int | None:
+    return None if gib is None else round(gib * _GIB)
+
+
+def _require_choices(
+    precision: str,
+    compute: str | None,
+    engine: str,
+    attention: str | None,
+    hardware_compatibility: str | None,
+) -> None:
+    require_choice("precision", precision, (*PRECISIONS, *QUANTIZED))
+    require_choice("engine", engine, ENGINES)
+    for name, value, allowed in (
+        ("compute", compute, tuple(PRECISIONS)),
+        ("attention", attention, get_args(Attention)),
+        ("hardware_compatibility", hardware_compatibility, get_args(Compatibility)),
+    ):
+        if value is not None:
+            require_choice(name, value, allowed)
+
+
+def _require_numbers(batch: int, optimization_level: int | None) -> None:
+    if batch < 1:
+        raise UsageError(f"batch is {batch}; allowed: 1 or more")
+    if optimization_level is not None and not 0 <= optimization_level <= _MOST_OPTIMIZATION:
+        raise UsageError(
+            f"optimization_level is {optimization_level}; allowed: 0 to {_MOST_OPTIMIZATION}"
+        )

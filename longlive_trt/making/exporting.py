@@ -1,0 +1,71 @@
+"""``longlive_trt.export``: what the command does, as a function."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from longlive_trt.basics import Report
+from longlive_trt.configs import ModelConfig, load_config
+from longlive_trt.configs.dump import config_values
+from longlive_trt.configs.loader import configure
+from longlive_trt.export.components import Sources
+from longlive_trt.export.exporter import ExportResult
+from longlive_trt.export.exporter import export as write_export
+from longlive_trt.making.choices import optional_path, unheard
+from longlive_trt.precision import precision_named
+
+
+def export(
+    config: str | Path | ModelConfig,
+    out: str | Path,
+    *,
+    transformer: str | Path | None = None,
+    lora: str | Path | None = None,
+    lora_alpha: float | None = None,
+    ema: bool = False,
+    vae: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    random_weights: int | None = None,
+    precision: str = "fp32",
+    check: bool = True,
+    overrides: Sequence[str] = (),
+    progress: Report = unheard,
+) -> ExportResult:
+    """Turn a checkpoint into ONNX graphs, in the folder ``out``.
+
+    ``config``: a YAML file, a shipped model's name, or the configuration itself.
+    ``transformer``, ``vae``, ``text_encoder``: checkpoints; what has none is left out.
+    ``lora``, ``lora_alpha``: an adapter that is merged in float32, and another alpha for it.
+    ``ema``: take the checkpoint's EMA weights.
+    ``tokenizer``: the folder that holds tokenizer.json.
+    ``random_weights``: a seed; weights are made up instead.
+    ``precision``: of the weights on disk; ``build`` can still choose another.
+    ``check``: compare every graph with torch.
+    ``overrides``: ``latent.height=30`` and the like.
+    ``progress`` is called with (what is being done, how much is done, of how much).
+    """
+    model = _loaded(config, overrides)
+    sources = Sources(
+        transformer=optional_path(transformer),
+        lora=optional_path(lora),
+        lora_alpha=lora_alpha,
+        use_ema=ema,
+        vae=optional_path(vae),
+        text_encoder=optional_path(text_encoder),
+        random_seed=random_weights,
+    )
+    return write_export(
+        model,
+        sources,
+        Path(out),
+        precision_named(precision),
+        tokenizer=optional_path(tokenizer),
+        check=check,
+        report=progress,
+    )
+
+
+def _loaded(config: str | Path | ModelConfig, overrides: Sequence[str]) -> ModelConfig:
+    if not isinstance(config, ModelConfig):
+        return load_config(config, overrides=overrides)
+    return configure(config_values(config), origin=config.name, overrides=overrides)

@@ -1,0 +1,190 @@
+"""A bundle, opened for making videos: the public API's beginning."""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from weakref import WeakSet
+
+from longlive_trt.basics import Closing
+from longlive_trt.configs import ModelConfig
+from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
+from longlive_trt.engines.loader import DEVICES, DeviceChoice
+from longlive_trt.errors import UsageError
+from longlive_trt.runtime.assembly import Engines
+from longlive_trt.runtime.plan import Plan, VideoOptions, plan_video
+from longlive_trt.runtime.prompting.switches import SwitchMode
+from longlive_trt.runtime.prompting.timeline import Cue
+from longlive_trt.runtime.prompting.track import (
+    PromptTrack,
+    RecordedPrompts,
+    replay_cues,
+    replay_states,
+)
+from longlive_trt.runtime.state import restore
+from longlive_trt.runtime.video import Video
+
+logger = logging.getLogger(__name__)
+
+Notify = Callable[[str], None]
+
+
+def load(
+    bundle: str | Path, *, device: DeviceChoice = "auto", low_memory: bool = False
+) -> "Pipeline":
+    """Open a bundle; every byte of it is checked. Engines are loaded when a video needs them.
+
+    ``device``: ``cpu``, ``cuda``, or ``auto``, which is what the bundle was built for.
+    ``low_memory``: hold the text encoder only while it encodes, and decode frame by frame.
+    """
+    if device not in DEVICES:
+        raise UsageError(f"device is {device!r}; allowed: {', '.join(DEVICES)}")
+    return Pipeline(open_bundle(find_bundle(bundle)), device, low_memory=low_memory)
+
+
+def find_bundle(bundle: str | Path) -> Path:
+    """A bundle's folder. Names of bundles that can be fetched or made are to be known here."""
+    folder = Path(bundle)
+    if not folder.exists():
+        raise UsageError(
+            f"{bundle}: no such bundle: there is no such folder; give the folder of a bundle that "
+            "`longlive-trt build` made"
+        )
+    return folder
+
+
+class Pipeline(Closing):
+    """Makes any number of videos, one after the other or side by side."""
+
+    def __init__(
+        self, bundle: Bundle, device: DeviceChoice = "auto", *, low_memory: bool = False
+    ) -> None:
+        self.bundle = bundle
+        self._engines = Engines(bundle, device, low_memory=low_memory)
+        self._opening = threading.Lock()
+        self._videos: WeakSet[Video] = WeakSet()
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.bundle.config
+
+    def video(
+        self,
+        prompt: str | Mapping[int, str] | Sequence[Cue] | None = None,
+        *,
+        seconds: float | None = None,
+        frames: int | None = None,
+        seed: int | None = None,
+        switch: str | None = None,
+        decode: bool = True,
+        batch: int | None = None,
+        timeline: str | Path | None = None,
+        line: int | None = None,
+        switch_frames: Sequence[int] | None = None,
+        resume: str | Path | None = None,
+        replay: str | Path | None = None,
+        preset: str | None = None,
+        overrides: Sequence[str] = (),
+        debug: bool = False,
+        notify: Notify = logger.warning,
+    ) -> Video:
+        """Begin a video.
+
+        ``prompt``: a text, or texts by the latent frame from which each is wanted.
+        ``seconds`` or ``frames`` (latent frames): the length; without either it is endless.
+        ``seed``: of the noise; 0 if none is given.
+        ``switch``: how prompts change: ``exact``, ``partial``, ``none`` or ``blend:N``.
+        ``decode``: without it there are latents and no pictures.
+        ``batch``: so many videos of one prompt, side by side.
+        ``timeline``: a file of prompts, with ``line`` and ``switch_frames`` for JSON Lines.
+        ``resume``: a file that ``Video.save_state`` wrote; lengths count from there.
+        ``replay``: a file of noise and prompts, instead of all that.
+        ``preset`` and ``overrides`` (``rollout.window_frames=9``): other settings than the
+        bundle's own.
+        ``debug``: on a GPU, a block that waits, allocates or copies is an error.
+        ``notify`` is told what a person should know, such as that a prompt was cut.
+        """
+        options = VideoOptions(
+            prompt=prompt,
+            timeline=_path(timeline),
+            line=line,
+            switch_frames=None if switch_frames is None else tuple(switch_frames),
+            switch=None if switch is None else SwitchMode.parse(switch, "switch"),
+            seconds=seconds,
+            frames=frames,
+            seed=seed,
+            batch=batch,
+            decode=decode,
+            replay=_path(replay),
+            resume=_path(resume),
+            preset=preset,
+            overrides=tuple(overrides),
+            debug=debug,
+        )
+        plan = plan_video(self.bundle, options)
+        for notice in plan.notices:
+            notify(notice)
+        return self.open(plan, notify)
+
+    def open(self, plan: Plan, notify: Notify = logger.warning) -> Video:
+        """Load what the video needs, and begin it."""
+        engines = self._engines
+        engines.require_memory(
+            plan.config,
+            batch=plan.batch,
+            total_frames=plan.total_frames,
+            decode=plan.decodes,
+            text=bool(plan.cues),
+        )
+        with ExitStack() as undoing:
+            session = engines.session(
+                plan.config,
+                plan.noise,
+                batch=plan.batch,
+                total_frames=plan.total_frames,
+                decode=plan.decodes,
+                debug=plan.debug,
+            )
+            undoing.callback(session.close)
+            if plan.resumed is not None:
+                restore(session, plan.resumed)
+            video = Video(self.bundle, plan, session, self._track(plan, notify))
+            undoing.pop_all()
+        with self._opening:
+            self._videos.add(video)
+        return video
+
+    def close(self) -> None:
+        """Ends all videos."""
+        for video in list(self._videos):
+            video.close()
+        self._engines.close()
+
+    def _track(self, plan: Plan, notify: Notify) -> PromptTrack:
+        if plan.replay is not None:
+            contexts = self._engines.contexts(plan.batch)
+            recorded = RecordedPrompts(contexts, replay_states(plan.replay))
+            return PromptTrack(recorded, replay_cues(plan.replay, plan.block_frames), plan.switch)
+
+        def tell(prompt: str, kept: str) -> None:
+            notify(
+                f"the prompt that begins {prompt[:30]!r} is longer than "
+                f"{plan.config.transformer.text_len} tokens; it was cut after {kept[-30:]!r}"
+            )
+
+        encoder = self._engines.prompt_encoder(plan.batch, tell)
+        if plan.cues:
+            encoder.load()
+        saved = plan.resumed
+        return PromptTrack(
+            encoder,
+            plan.cues,
+            plan.switch,
+            prompt=saved.prompt if saved else "",
+            blend=saved.blend if saved else None,
+        )
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return None if given is None else Path(given)

@@ -1,0 +1,337 @@
+"""What a video shows and for how long: as it is asked for, and what that means for a bundle."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from longlive_trt.configs import ModelConfig
+from longlive_trt.configs.dump import config_values
+from longlive_trt.configs.loader import configure
+from longlive_trt.configs.replay import Replay, load_replay
+from longlive_trt.engines.bundles.bundle import Bundle
+from longlive_trt.errors import UsageError
+from longlive_trt.runtime.noise import NoiseSource, ReplayNoise, SeededNoise
+from longlive_trt.runtime.prompting.switches import EXACT, SwitchMode
+from longlive_trt.runtime.prompting.timeline import (
+    ENDLESS,
+    Clock,
+    Cue,
+    Length,
+    Timeline,
+    checked_timeline,
+    length_in_frames,
+)
+from longlive_trt.runtime.prompting.timeline_files import recipe_settings, timeline_from_file
+from longlive_trt.runtime.ring import RingLayout
+from longlive_trt.runtime.state import SavedState, load_state, require_savable
+
+_SEEDS = 2**64
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoOptions:
+    """Refuses, at once, what contradicts itself; ``spell`` is how a message writes a name."""
+
+    prompt: str | Mapping[int, str] | Sequence[Cue] | None = None
+    """A text, or texts by the latent frame from which each is wanted."""
+    timeline: Path | None = None
+    line: int | None = None
+    switch_frames: tuple[int, ...] | None = None
+    switch: SwitchMode | None = None
+    """Without one, a resumed video goes on with its own; any other with exact switches."""
+    seconds: float | None = None
+    frames: int | None = None
+    """Latent frames. Without either length the video is endless."""
+    seed: int | None = None
+    batch: int | None = None
+    decode: bool = True
+    replay: Path | None = None
+    resume: Path | None = None
+    preset: str | None = None
+    overrides: tuple[str, ...] = ()
+    debug: bool = False
+    spell: Callable[[str], str] = field(default=str, repr=False)
+
+    def __post_init__(self) -> None:
+        self._require_one_source()
+        self._require_own_length_and_seed()
+        if self.seed is not None and not 0 <= self.seed < _SEEDS:
+            raise UsageError(f"{self.spell('seed')} is {self.seed}; allowed: 0 to 2**64 - 1")
+        if self.batch is not None and self.batch < 1:
+            raise UsageError(f"{self.spell('batch')} is {self.batch}; allowed: 1 or more")
+
+    def _require_one_source(self) -> None:
+        sources = {
+            "prompt": self.prompt is not None,
+            "timeline": self.timeline is not None,
+            "replay": self.replay is not None,
+        }
+        given = [self.spell(name) for name, is_given in sources.items() if is_given]
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)}: give one of them")
+        if not given and self.resume is None:
+            prompt, timeline, replay = map(self.spell, sources)
+            raise UsageError(
+                f"nothing to show: give {prompt} TEXT, {timeline} FILE or {replay} FILE"
+            )
+        if self.timeline is None and (self.line is not None or self.switch_frames):
+            line, frames, timeline = map(self.spell, ("line", "switch_frames", "timeline"))
+            raise UsageError(f"{line} and {frames} belong to {timeline} FILE.jsonl")
+
+    def _require_own_length_and_seed(self) -> None:
+        seconds, frames, seed, batch, replay, resume = map(
+            self.spell, ("seconds", "frames", "seed", "batch", "replay", "resume")
+        )
+        if self.resume and self.seed is not None:
+            raise UsageError(f"{resume} goes on with the saved seed: leave out {seed}")
+        if self.replay and (self.seconds is not None or self.frames is not None or self.resume):
+            raise UsageError(
+                f"{replay} fixes the length: leave out {seconds}, {frames} and {resume}"
+            )
+        if (self.replay or self.resume) and self.batch is not None:
+            raise UsageError(f"{replay} and {resume} say how many videos: leave out {batch}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A video to make from a bundle: either from prompts and a seed, or as a replay file says."""
+
+    config: ModelConfig
+    blocks: int | None
+    """How many to make now; None is until somebody stops."""
+    cues: Sequence[Cue] = ()
+    """Prompts at the block starts where they take effect."""
+    switch: SwitchMode = EXACT
+    seed: int = 0
+    rows: int = 1
+    """Videos made side by side, of one prompt; a replay and a saved state have their own."""
+    decode: bool = True
+    replay: Replay | None = None
+    resumed: SavedState | None = None
+    debug: bool = False
+    notices: tuple[str, ...] = ()
+    """What whoever asked should be told."""
+
+    @property
+    def block_frames(self) -> int:
+        return self.config.rollout.frames_per_block
+
+    @property
+    def first_block(self) -> int:
+        return self.resumed.next_frame // self.block_frames if self.resumed else 0
+
+    @property
+    def end_block(self) -> int | None:
+        return None if self.blocks is None else self.first_block + self.blocks
+
+    @property
+    def total_frames(self) -> int | None:
+        """Latent frames of the whole video."""
+        return None if self.end_block is None else self.end_block * self.block_frames
+
+    @property
+    def batch(self) -> int:
+        if self.replay is not None:
+            return self.replay.batch
+        return self.resumed.batch if self.resumed else self.rows
+
+    @property
+    def decodes(self) -> bool:
+        """A state that can be resumed as a video holds the decoder's memory too."""
+        return self.decode or (self.resumed is not None and self.resumed.vae_frames is not None)
+
+    @property
+    def noise(self) -> NoiseSource:
+        if self.replay is not None:
+            return ReplayNoise(self.replay, self.block_frames)
+        shape = (self.batch, self.block_frames, *self.config.latent_shape)
+        return SeededNoise(self.seed, shape, len(self.config.rollout.steps))
+
+    def video_frames(self, first_block: int, end_block: int) -> int:
+        """How many pictures some blocks give."""
+        latents = (end_block - first_block) * self.block_frames
+        return self.config.video_frames(latents, after=first_block * self.block_frames)
+
+
+def plan_video(bundle: Bundle, options: VideoOptions) -> Plan:
+    """Everything that can be refused is refused here, before engines are loaded."""
+    options = _as_recipe_says(options, bundle)
+    resumed = load_state(options.resume) if options.resume else None
+    config = _runtime_config(resumed.config if resumed else bundle.config, options)
+    if options.replay is not None:
+        plan = _replay_plan(load_replay(options.replay, config), config, options)
+    else:
+        if resumed is not None:
+            _require_same_bundle(bundle, resumed, options.resume)
+        plan = _prompted_plan(config, resumed, options)
+    _require_graphs(bundle, plan)
+    if resumed is not None:
+        _require_resumable(plan, resumed, options.spell("resume"))
+    return plan
+
+
+def _as_recipe_says(options: VideoOptions, bundle: Bundle) -> VideoOptions:
+    """A recipe's own settings, where nothing else was asked for."""
+    recipe = recipe_settings(options.timeline) if options.timeline is not None else None
+    if recipe is None:
+        return options
+    if recipe.bundle_key != bundle.manifest.key:
+        raise UsageError(
+            f"{options.timeline}: made with another bundle (key {recipe.bundle_key[:12]}, this one "
+            f"is {bundle.manifest.key[:12]}); use that one, or give its prompts as a list"
+        )
+    has_length = options.seconds is not None or options.frames is not None
+    return replace(
+        options,
+        seed=recipe.seed if options.seed is None and options.resume is None else options.seed,
+        switch=options.switch or SwitchMode.parse(recipe.switch),
+        frames=options.frames if has_length else recipe.frames,
+    )
+
+
+def _require_graphs(bundle: Bundle, plan: Plan) -> None:
+    RingLayout.of(plan.config, plan.total_frames)
+    bundle.require("step", "generating")
+    bundle.require("prompt", "conditioning on a prompt")
+    if plan.cues:
+        require_text_encoder(bundle)
+    if plan.decode:
+        bundle.require("vae_first", "making a video")
+
+
+def require_text_encoder(bundle: Bundle) -> None:
+    bundle.require("text", "reading a prompt")
+    _ = bundle.tokenizer
+
+
+def _runtime_config(base: ModelConfig, options: VideoOptions) -> ModelConfig:
+    """The bundle's configuration, with what can change without new engines."""
+    wanted = configure(
+        config_values(base),
+        origin="the bundle",
+        preset=options.preset,
+        overrides=options.overrides,
+    )
+    fixed = replace(wanted, rollout=replace(wanted.rollout, rope=base.rollout.rope), fps=base.fps)
+    if replace(fixed, rollout=base.rollout) != base or wanted.rollout.rope != base.rollout.rope:
+        overrides, preset = map(options.spell, ("overrides", "preset"))
+        raise UsageError(
+            f"{overrides} and {preset} can change rollout.* (but not rollout.rope) and fps; "
+            "everything else is compiled into the bundle: export and build again"
+        )
+    return wanted
+
+
+def _require_same_bundle(bundle: Bundle, resumed: SavedState, path: Path | None) -> None:
+    if resumed.bundle_key != bundle.manifest.key:
+        raise UsageError(
+            f"{path}: saved with another bundle (key {resumed.bundle_key[:12]}, this one is "
+            f"{bundle.manifest.key[:12]}); resume with the bundle that made it"
+        )
+
+
+def _replay_plan(replay: Replay, config: ModelConfig, options: VideoOptions) -> Plan:
+    return Plan(
+        config,
+        replay.frames // config.rollout.frames_per_block,
+        switch=options.switch or EXACT,
+        decode=options.decode,
+        replay=replay,
+        debug=options.debug,
+    )
+
+
+def _prompted_plan(config: ModelConfig, resumed: SavedState | None, options: VideoOptions) -> Plan:
+    block_frames = config.rollout.frames_per_block
+    length = _length(options, config, resumed)
+    frames = length.latent_frames
+    done = resumed.next_frame if resumed else 0
+    clock = Clock(config, None if frames is None else done + frames)
+    timeline = _timeline(options, clock, resumed)
+    return Plan(
+        config,
+        None if frames is None else frames // block_frames,
+        cues=_cues(timeline, block_frames, resumed) if timeline else (),
+        switch=options.switch or (resumed.switch if resumed else EXACT),
+        seed=resumed.seed if resumed else options.seed or 0,
+        rows=options.batch or 1,
+        decode=options.decode,
+        resumed=resumed,
+        debug=options.debug,
+        notices=(*length.notices, *(timeline.notices if timeline else ())),
+    )
+
+
+def _length(options: VideoOptions, config: ModelConfig, resumed: SavedState | None) -> Length:
+    seconds, frames = options.seconds, options.frames
+    if seconds is None and frames is None:
+        return ENDLESS
+    if resumed and seconds is not None and 0 < seconds < math.inf and frames is None:
+        # Only a video's very first latent frame gives a single picture.
+        frames, seconds = math.ceil(seconds * config.fps / config.temporal_factor), None
+    return length_in_frames(seconds, frames, config)
+
+
+def _timeline(options: VideoOptions, clock: Clock, resumed: SavedState | None) -> Timeline | None:
+    if options.timeline is not None:
+        return timeline_from_file(
+            options.timeline, clock, line=options.line, switch_frames=options.switch_frames
+        )
+    if options.prompt is None:
+        return None
+    cues = _asked_cues(options.prompt, options.spell("prompt"))
+    if resumed is not None and (not cues or cues[0].frame > 0):
+        cues.insert(0, Cue(0, resumed.prompt, "the saved prompt"))
+    if not cues:
+        raise UsageError(f"nothing to show: {options.spell('prompt')} is empty; give a text")
+    return checked_timeline(cues, clock)
+
+
+def _asked_cues(prompt: str | Mapping[int, str] | Sequence[Cue], name: str) -> list[Cue]:
+    if isinstance(prompt, str):
+        return [Cue(0, prompt, name)]
+    if isinstance(prompt, Mapping):
+        cues = [Cue(frame, text, f"{name} at {frame}") for frame, text in prompt.items()]
+        if all(type(cue.frame) is int and isinstance(cue.prompt, str) for cue in cues):
+            return sorted(cues, key=lambda cue: cue.frame)
+    elif isinstance(prompt, Sequence):
+        listed = [cue for cue in prompt if isinstance(cue, Cue)]
+        if len(listed) == len(prompt):
+            return listed
+    raise UsageError(
+        f"{name} is {prompt!r}; give a text, or texts by the latent frame from which each is wanted"
+    )
+
+
+def _cues(timeline: Timeline, block_frames: int, resumed: SavedState | None) -> list[Cue]:
+    """The switches still to come. What a resumed video should show by now, it takes at once."""
+    starts = list(timeline.starts(block_frames))
+    if resumed is None:
+        return starts
+    now = resumed.next_frame
+    past = [cue for cue in starts if cue.frame < now]
+    coming = [cue for cue in starts if cue.frame >= now]
+    is_due = past and past[-1].prompt != resumed.prompt
+    if is_due and not (coming and coming[0].frame == now):
+        coming.insert(0, Cue(now, past[-1].prompt))
+    return coming
+
+
+def _require_resumable(plan: Plan, saved: SavedState, resume: str) -> None:
+    """A state fits caches of its own shape only, and holds what its run had to remember."""
+    rollout = plan.config.rollout
+    require_savable(plan.config)
+    for key in ("frames_per_block", "window_frames", "sink_frames"):
+        before, now = getattr(saved.config.rollout, key), getattr(rollout, key)
+        if before != now:
+            raise UsageError(
+                f"{resume}: rollout.{key} was {before} when the state was saved, and is {now} now; "
+                f"leave it as it was"
+            )
+    if plan.decode and saved.vae_frames is None:
+        raise UsageError(
+            f"{resume}: the state was saved by a run without pictures (without --out, or with "
+            "decode=False), so the decoder cannot go on; ask for latents alone (--latents-out "
+            "without --out, or decode=False), or make the first part again with pictures"
+        )
