@@ -24,6 +24,7 @@ let offer = null; // a recipe that a link brought
 let live = null; // the cue on screen
 let lastEnd = null;
 let awaited = false; // the first picture
+let viewers = 1;
 
 // ---- what is said -------------------------------------------------------------------------------
 
@@ -127,6 +128,7 @@ const handlers = {
     if (player.shown >= 0) nowShowing(player.shown);
   },
   stats(message) {
+    viewers = message.viewers;
     graph.add(message, connection.roundTrip);
     box.draftState = message.speculation;
     if (!isPaused && player.shown >= 0) {
@@ -246,7 +248,7 @@ function togglePause() {
 
 document.addEventListener("visibilitychange", () => {
   if (!current) return;
-  if (document.hidden && !isPaused) {
+  if (document.hidden && !isPaused && viewers < 2) {
     isHeldByTab = true;
     connection.send({ type: "session.pause" });
   } else if (!document.hidden && isHeldByTab) {
