@@ -96,7 +96,7 @@ connection.addEventListener("started", ({ detail: { message, wasBack } }) => {
   phase("live");
   setPaused(message.paused);
   status("Live", "live");
-  if (wasBack) notice(isSame ? "Back again; nothing was lost." : "Back again, in a new video from the saved state.", { tone: "good", forMs: 4000 });
+  if (wasBack) notice(isSame ? "Back again; nothing was lost." : "Back again: the video goes on from its saved state.", { tone: "good", forMs: 4000 });
   if (message.format === "jpeg")
     notice("This browser cannot decode the video's own form here, so single pictures are sent instead. Over https or localhost it can.", { forMs: 8000 });
   box.focus();
