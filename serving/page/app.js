@@ -5,6 +5,7 @@ import "./graph.js";
 import { Connection } from "./connection.js";
 import { checked, download, linkOf, pictureOf, recipeOf } from "./keep.js";
 import { hasWebCodecs } from "./player.js";
+import { notice, phase, say, status, veil } from "./signs.js";
 import "./timeline.js";
 import { clock, ENDS, ordinal, span } from "./words.js";
 
@@ -25,45 +26,6 @@ let live = null; // the cue on screen
 let lastEnd = null;
 let awaited = false; // the first picture
 let viewers = 1;
-
-// ---- what is said -------------------------------------------------------------------------------
-
-function say(text) {
-  $("said").textContent = "";
-  requestAnimationFrame(() => ($("said").textContent = text));
-}
-
-function status(text, tone, more = "") {
-  $("status").dataset.tone = tone;
-  $("status").querySelector("span").textContent = text;
-  $("status").querySelector("small").textContent = more;
-}
-
-let noticeTimer = 0;
-function notice(text, { tone = "quiet", action = null, onAction = null, forMs = 0 } = {}) {
-  const element = $("notice");
-  clearTimeout(noticeTimer);
-  element.hidden = !text;
-  if (!text) return;
-  element.dataset.tone = tone;
-  element.setAttribute("role", tone === "bad" ? "alert" : "status");
-  element.querySelector("span").textContent = text;
-  const button = element.querySelector("button");
-  button.hidden = !action;
-  button.textContent = action ?? "";
-  button.onclick = onAction;
-  if (forMs) noticeTimer = setTimeout(() => (element.hidden = true), forMs);
-}
-
-function veil(text, isBusy = false) {
-  $("veil").classList.toggle("is-on", Boolean(text));
-  $("veil").classList.toggle("is-busy", isBusy);
-  if (text) $("veil").firstElementChild.textContent = text;
-}
-
-function phase(name) {
-  document.body.dataset.phase = name;
-}
 
 // ---- the session --------------------------------------------------------------------------------
 
