@@ -4,7 +4,7 @@ Everything else in this area works on the two protocols, whatever stands behind 
 """
 
 import time
-from collections.abc import Callable
+from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
@@ -33,6 +33,7 @@ from longlive_trt.runtime.video import Video
 DEMO = "demo"
 _FIRST = "-"
 """Stands in for a first prompt: the one that is asked for comes before it."""
+_MOST_NOTICES = 200
 DEMO_SUGGESTIONS = (
     "A red car drives through the desert at sunset",
     "A sailboat on the sea at night under the moon",
@@ -111,6 +112,10 @@ class LiveModel(Protocol):
         """Encode a prompt beside whatever runs; gives the seconds that it took."""
         ...
 
+    def notice_of(self, prompt: str) -> str | None:
+        """What its writer should know about a prompt that was encoded."""
+        ...
+
     def check_switch(self, switch: str) -> str:
         """The mode in its own words; UsageError if there is none of that name."""
         ...
@@ -128,24 +133,20 @@ def bundle_folder(name: str) -> Path:
     return Path(name)
 
 
-def load_model(
-    name: str, device: DeviceChoice = "auto", *, on_notice: Callable[[str], None]
-) -> "BundleModel":
-    return BundleModel(open_bundle(bundle_folder(name)), device, on_notice)
+def load_model(name: str, device: DeviceChoice = "auto") -> "BundleModel":
+    return BundleModel(open_bundle(bundle_folder(name)), device)
 
 
 class BundleModel(Closing):
     """Engines that are loaded once, and one text encoder for all videos."""
 
-    def __init__(
-        self, bundle: Bundle, device: DeviceChoice, on_notice: Callable[[str], None]
-    ) -> None:
+    def __init__(self, bundle: Bundle, device: DeviceChoice) -> None:
         # Refused now, not when somebody has typed the first prompt.
         plan_video(bundle, VideoOptions(prompt=_FIRST))
         self.bundle = bundle
         self._engines = Engines(bundle, device)
-        self._on_notice = on_notice
-        encoder = self._engines.prompt_encoder(1, self._tell_truncation)
+        self._truncated: OrderedDict[str, str] = OrderedDict()
+        encoder = self._engines.prompt_encoder(1, self._note_truncation)
         encoder.load()
         self._prompts = _SharedPrompts(encoder)
         for graph in ("step", "vae_first", "vae_next"):
@@ -186,11 +187,20 @@ class BundleModel(Closing):
         self._prompts.end()
         self._engines.close()
 
-    def _tell_truncation(self, _prompt: str, _kept: str) -> None:
+    def notice_of(self, prompt: str) -> str | None:
+        kept = self._truncated.get(prompt)
+        if kept is None:
+            return None
         limit = self.bundle.config.transformer.text_len
-        self._on_notice(
-            f"A prompt was longer than the {limit} tokens this model reads, and was cut."
+        return (
+            f"That prompt is longer than the {limit} tokens this model reads; it was cut after "
+            f"“{kept[-40:]}”."
         )
+
+    def _note_truncation(self, prompt: str, kept: str) -> None:
+        self._truncated[prompt] = kept
+        while len(self._truncated) > _MOST_NOTICES:
+            self._truncated.popitem(last=False)
 
     def _describe(self) -> ModelFacts:
         config = self.bundle.config

@@ -37,6 +37,10 @@ class Observer(Protocol):
 
     def applied(self, cue: Cue, epoch: int) -> None: ...
 
+    def notice(self, text: str) -> None:
+        """Something that a person may want to know."""
+        ...
+
     def changed(self) -> None:
         """The timeline, or what is known of its cues."""
         ...
@@ -140,6 +144,8 @@ class LiveSession:
             now=now,
         )
         self._operations: deque[_Operation] = deque()
+        for cue in self.plan.schedule:
+            self._encode_beside(cue.prompt)
         self._is_closed = False
         self._told_end = False
         self._closing = threading.Lock()
@@ -361,12 +367,16 @@ class LiveSession:
             self._generator.wake()
 
     def _encode_beside(self, prompt: str) -> None:
-        def measured(done: "Future[float]") -> None:
-            if not done.cancelled() and done.exception() is None:
-                self.costs.observe("text", done.result())
-                self._meters.block("text", done.result())
+        def encoded(done: "Future[float]") -> None:
+            if done.cancelled() or done.exception() is not None:
+                return
+            self.costs.observe("text", done.result())
+            self._meters.block("text", done.result())
+            notice = self._model.notice_of(prompt)
+            if notice is not None:
+                self._observer.notice(notice)
 
-        self._model.prepare(prompt).add_done_callback(measured)
+        self._model.prepare(prompt).add_done_callback(encoded)
 
     def _submit(self, run: Callable[[], Any]) -> "Future[Any]":
         operation = _Operation(run)

@@ -5,6 +5,7 @@ import "./graph.js";
 import { Connection } from "./connection.js";
 import { checked, download, linkOf, pictureOf, recipeOf } from "./keep.js";
 import { hasWebCodecs } from "./player.js";
+import { notice, phase, say, status, veil } from "./signs.js";
 import "./timeline.js";
 import { clock, ENDS, ordinal, span } from "./words.js";
 
@@ -24,45 +25,7 @@ let offer = null; // a recipe that a link brought
 let live = null; // the cue on screen
 let lastEnd = null;
 let awaited = false; // the first picture
-
-// ---- what is said -------------------------------------------------------------------------------
-
-function say(text) {
-  $("said").textContent = "";
-  requestAnimationFrame(() => ($("said").textContent = text));
-}
-
-function status(text, tone, more = "") {
-  $("status").dataset.tone = tone;
-  $("status").querySelector("span").textContent = text;
-  $("status").querySelector("small").textContent = more;
-}
-
-let noticeTimer = 0;
-function notice(text, { tone = "quiet", action = null, onAction = null, forMs = 0 } = {}) {
-  const element = $("notice");
-  clearTimeout(noticeTimer);
-  element.hidden = !text;
-  if (!text) return;
-  element.dataset.tone = tone;
-  element.setAttribute("role", tone === "bad" ? "alert" : "status");
-  element.querySelector("span").textContent = text;
-  const button = element.querySelector("button");
-  button.hidden = !action;
-  button.textContent = action ?? "";
-  button.onclick = onAction;
-  if (forMs) noticeTimer = setTimeout(() => (element.hidden = true), forMs);
-}
-
-function veil(text, isBusy = false) {
-  $("veil").classList.toggle("is-on", Boolean(text));
-  $("veil").classList.toggle("is-busy", isBusy);
-  if (text) $("veil").firstElementChild.textContent = text;
-}
-
-function phase(name) {
-  document.body.dataset.phase = name;
-}
+let viewers = 1;
 
 // ---- the session --------------------------------------------------------------------------------
 
@@ -95,7 +58,7 @@ connection.addEventListener("started", ({ detail: { message, wasBack } }) => {
   phase("live");
   setPaused(message.paused);
   status("Live", "live");
-  if (wasBack) notice(isSame ? "Back again; nothing was lost." : "Back again, in a new video from the saved state.", { tone: "good", forMs: 4000 });
+  if (wasBack) notice(isSame ? "Back again; nothing was lost." : "Back again: the video goes on from its saved state.", { tone: "good", forMs: 4000 });
   if (message.format === "jpeg")
     notice("This browser cannot decode the video's own form here, so single pictures are sent instead. Over https or localhost it can.", { forMs: 8000 });
   box.focus();
@@ -127,6 +90,7 @@ const handlers = {
     if (player.shown >= 0) nowShowing(player.shown);
   },
   stats(message) {
+    viewers = message.viewers;
     graph.add(message, connection.roundTrip);
     box.draftState = message.speculation;
     if (!isPaused && player.shown >= 0) {
@@ -246,7 +210,7 @@ function togglePause() {
 
 document.addEventListener("visibilitychange", () => {
   if (!current) return;
-  if (document.hidden && !isPaused) {
+  if (document.hidden && !isPaused && viewers < 2) {
     isHeldByTab = true;
     connection.send({ type: "session.pause" });
   } else if (!document.hidden && isHeldByTab) {

@@ -11,6 +11,7 @@ export class Connection extends EventTarget {
   #timer = 0;
   #done = null;
   #pings = 0;
+  #isRestart = false; // the server said that it would go down
   roundTrip = null;
 
   /** `start` is the first message; `own` is the session to come back to, if there is one. */
@@ -82,11 +83,12 @@ export class Connection extends EventTarget {
   }
 
   #started(message) {
-    const wasBack = this.#own !== null && this.#tries > 0;
+    const wasBack = this.#tries > 0;
     this.#own = { session: message.session, token: message.token };
     // What comes back after this has its prompt already.
     this.#start = { ...this.#start, timeline: [] };
     this.#tries = 0;
+    this.#isRestart = false;
     this.#emit("started", { message, wasBack });
   }
 
@@ -116,7 +118,8 @@ export class Connection extends EventTarget {
     }
     const wait = WAITS[Math.min(this.#tries, WAITS.length - 1)] * (0.8 + 0.4 * Math.random());
     this.#tries += 1;
-    this.#emit("lost", { wait, tries: this.#tries, code: event.code, isRestart: event.code === 1012 });
+    this.#isRestart ||= event.code === 1012;
+    this.#emit("lost", { wait, tries: this.#tries, isRestart: this.#isRestart });
     this.#timer = setTimeout(() => this.#connect(), wait * 1000);
   }
 

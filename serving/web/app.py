@@ -66,7 +66,7 @@ def make_app(live: Live) -> Guard:
         lifespan=lifespan,
         responses=_FAULTS,
     )
-    app.state.live, app.state.jobs, app.state.rates = live, Jobs(live), {}
+    app.state.live, app.state.jobs = live, Jobs(live)
     app.include_router(sessions.router)
     app.include_router(videos.router)
     _add_operation(app)

@@ -20,6 +20,7 @@ from longlive_trt.serving.protocol import (
     Format,
     InteractionApplied,
     Message,
+    Notice,
     Picture,
     VideoChunkMetadata,
     VideoCut,
@@ -217,6 +218,9 @@ class Hub:
 
     def applied(self, cue: Cue, epoch: int) -> None:
         self._call(self._take_applied, cue, epoch)
+
+    def notice(self, text: str) -> None:
+        self._call(self.tell, Notice(message=text))
 
     def changed(self) -> None:
         self._call(self._on_change)

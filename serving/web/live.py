@@ -39,12 +39,12 @@ class Live:
         self.failure: str | None = None
         self._given_folder = settings.data is not None
         self.folder = settings.data or Path(tempfile.mkdtemp(prefix="longlive-serve-"))
-        self._recordings = self.folder / "recordings"
         self.states = States(
             self.folder / "states",
             most=settings.limits.states,
             most_bytes=settings.limits.states_bytes,
         )
+        self._recordings: Path | None = None
         self._ticking: asyncio.Task[None] | None = None
         self._model: LiveModel | None = None
         self._rooms: Rooms | None = None
@@ -62,8 +62,8 @@ class Live:
         return self._rooms
 
     async def start(self) -> None:
-        shutil.rmtree(self._recordings, ignore_errors=True)
-        self._recordings.mkdir(parents=True, mode=0o700)
+        # Another server may use the same folder for its states.
+        self._recordings = Path(tempfile.mkdtemp(prefix="recordings-", dir=self.folder))
         model = await asyncio.to_thread(self._load)
         block_s = await asyncio.to_thread(_measured_block_s, model)
         facts = model.facts
@@ -123,15 +123,10 @@ class Live:
             paced=paced,
             saved=saved,
         )
-        return lambda hub: LiveSession(
-            self.model,
-            self._generator,
-            wish,
-            hub,
-            self.metrics,
-            self.settings,
-            self._recordings,
-        )
+        recordings = self._recordings
+        assert recordings is not None
+        shared = (self.metrics, self.settings, recordings)
+        return lambda hub: LiveSession(self.model, self._generator, wish, hub, *shared)
 
     async def drain(self) -> list[str]:
         """The ids of the states that were saved."""
@@ -145,7 +140,8 @@ class Live:
             self._rooms.close()
             await asyncio.to_thread(self._generator.close)
             await asyncio.to_thread(self.model.close)
-        shutil.rmtree(self._recordings, ignore_errors=True)
+        if self._recordings is not None:
+            shutil.rmtree(self._recordings, ignore_errors=True)
         if not self._given_folder:
             shutil.rmtree(self.folder, ignore_errors=True)
 

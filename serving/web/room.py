@@ -31,6 +31,7 @@ from longlive_trt.serving.protocol import (
 )
 from longlive_trt.serving.settings import Settings
 from longlive_trt.serving.web.hub import FragmentViewer, Hub, Viewer, applied
+from longlive_trt.serving.web.rates import Rate
 from longlive_trt.serving.web.security import same_token
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,8 @@ class Room:
         self.over = asyncio.Event()
         self._paused_by_person = False
         self._asked: dict[int, float] = {}
+        self.prompts = Rate(house.settings.limits.prompts_per_second)
+        """Those that come by HTTP."""
         self.is_job = False
         """Made for itself, whether or not anybody watches."""
         self.on_end: Callable[[], None] = lambda: None

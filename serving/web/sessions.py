@@ -19,7 +19,6 @@ from longlive_trt.serving.web.bodies import (
     StateSaved,
 )
 from longlive_trt.serving.web.live import Live
-from longlive_trt.serving.web.rates import Rate
 from longlive_trt.serving.web.room import Room
 from longlive_trt.serving.web.security import bearer, headers_of, require_access
 
@@ -100,10 +99,10 @@ async def stop(room: Own) -> SessionFacts:
 
 
 @router.post("/{id}/interactions", status_code=202)
-async def interact(room: Own, request: Request, body: NewInteraction) -> InteractionTaken:
+async def interact(room: Own, body: NewInteraction) -> InteractionTaken:
     """A new prompt, from the first block that nobody has seen on."""
     _require_running(room)
-    if not _rate_of(request, room).take():
+    if not room.prompts.take():
         raise ProblemError("rate_limited", "Too many prompts; wait a moment.", retry_after_s=1)
     queued = room.interact(body.prompt, body.frame, body.event_id)
     return InteractionTaken(
@@ -183,13 +182,6 @@ def _shown_end(room: Room) -> int:
 def _require_running(room: Room) -> None:
     if room.ended is not None:
         raise ProblemError("session_ended", room.ended.message, state=room.ended.state)
-
-
-def _rate_of(request: Request, room: Room) -> Rate:
-    rates: dict[str, Rate] = request.app.state.rates
-    if room.id not in rates:
-        rates[room.id] = Rate(live_of(request).settings.limits.prompts_per_second)
-    return rates[room.id]
 
 
 def in_chunks(pieces: Iterator[bytes], size: int = 1 << 18) -> Iterator[bytes]:

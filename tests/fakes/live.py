@@ -90,6 +90,9 @@ class FakeModel:
         done.set_result(self.text_s)
         return done
 
+    def notice_of(self, prompt: str) -> str | None:
+        return "That prompt was cut." if len(prompt.split()) > self.facts.text_tokens else None
+
     def check_switch(self, switch: str) -> str:
         if switch not in ("exact", "partial", "none"):
             raise UsageError(f"--switch {switch!r}: no way to change the prompt")

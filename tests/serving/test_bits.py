@@ -52,6 +52,7 @@ class Witness:
         self.error = error
 
     def applied(self, _cue: Cue, _epoch: int) -> None: ...
+    def notice(self, _text: str) -> None: ...
     def changed(self) -> None: ...
     def finished(self) -> None: ...
     def block(self, _stage: str, _seconds: float) -> None: ...
@@ -70,7 +71,7 @@ class Witness:
 
 @pytest.fixture(scope="module")
 def model(video_bundle: Path) -> Iterator[BundleModel]:
-    with load_model(str(video_bundle), "cpu", on_notice=lambda _: None) as model:
+    with load_model(str(video_bundle), "cpu") as model:
         yield model
 
 

@@ -327,3 +327,58 @@ def test_a_phone_has_it_all_in_sight(live: Running, open_page: Any, height: int)
         assert box["x"] >= 0 and box["x"] + box["width"] <= 390, selector
         assert box["y"] >= 0 and box["y"] + box["height"] <= height, selector
     assert page.page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_a_cue_to_come_is_dragged(live: Running, open_page: Any) -> None:
+    page = open_page(live)
+    page.begin()
+    page.until_shown(10)
+    page.page.click("#when")
+    page.page.click("[data-in='10']")
+    page.page.keyboard.type("a white train")
+    page.page.keyboard.press("Enter")
+    cue = page.page.locator(".cue", has_text="a white train")
+    cue.wait_for()
+    room = next(iter(live.rooms._rooms.values()))
+    before = room.session.cues()[-1].block
+    box = cue.bounding_box()
+    page.page.mouse.move(box["x"] + 10, box["y"] + 10)
+    page.page.mouse.down()
+    page.page.mouse.move(box["x"] + 80, box["y"] + 12, steps=5)
+    page.page.mouse.move(box["x"] + 140, box["y"] + 12, steps=5)
+    page.page.mouse.up()
+    end = time.monotonic() + 5
+    while room.session.cues()[-1].block <= before + 2:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    # A drag is no click: nothing has opened.
+    assert not page.page.is_visible("#edit-dialog")
+    cue.click(position={"x": 20, "y": 20})
+    page.page.fill("#edit-text", "a purple balloon")
+    page.page.click("#edit-dialog [value=yes]")
+    while room.session.cues()[-1].prompt != "a purple balloon":
+        assert time.monotonic() < end + 5
+        time.sleep(0.05)
+    assert page.faults == []
+
+
+def test_the_server_comes_back_and_the_video_goes_on(
+    start_server: StartServer, open_page: Any
+) -> None:
+    live = start_server()
+    page = open_page(live)
+    page.begin()
+    page.until_shown(20)
+    live.server.should_exit = True
+    page.until("document.getElementById('notice').innerText.includes('starting anew')")
+    end = time.monotonic() + 10
+    while not live.model.is_closed:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    live.listening.close()
+    other = start_server(port=live.port)
+    page.until("document.getElementById('notice').innerText.includes('saved state')", 30)
+    page.until_shown(40)
+    room = next(iter(other.rooms._rooms.values()))
+    assert room.session.resumed_at > 8
+    assert page.text(".cue b") == "a red car"

@@ -393,6 +393,13 @@ def test_a_prompt_that_is_too_long(live: Running) -> None:
     assert "4000" in socket.wait("error")["message"]
 
 
+def test_a_prompt_that_the_model_cuts_is_told(live: Running) -> None:
+    socket = live.start()
+    socket.wait("video.start")
+    socket.send("session.interaction", prompt="very " * 40 + "long")
+    assert socket.wait("session.notice")["message"] == "That prompt was cut."
+
+
 def test_too_many_messages_and_prompts(live: Running) -> None:
     socket = live.start()
     socket.wait("video.start")

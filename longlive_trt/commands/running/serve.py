@@ -89,7 +89,7 @@ def command(
     logs.set_up(prompts=log_prompts)
 
     def load() -> BundleModel:
-        return load_model(bundle, device, on_notice=lambda text: None)
+        return load_model(bundle, device)
 
     def say(address: str) -> None:
         click.echo(f"Open {address} in a browser. Ctrl-C ends it.")
