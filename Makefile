@@ -7,17 +7,22 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready$(if $(TORCH),-$(TORCH))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test env lint format format-check types wheel clean
+.PHONY: help demo test test-all test-exhaustive ranges env lint format format-check types wheel clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [VENV=.venv] [TORCH=cpu|cuda] [PYTHON=python3]"
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1:\2/p' Makefile | awk -F: '{printf "%-15s%s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1:\2/p' Makefile | awk -F: '{printf "%-18s%s\n", $$1, $$2}'
 
 demo: $(READY)  ## export, build and generate on the CPU; leaves a video in out/demo
 	$(BIN)/longlive-trt demo --out $(OUT)
 
 test: $(READY)  ## run the tests (PYTEST_ARGS="-k name" narrows them)
-	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not exhaustive" $(PYTEST_ARGS)
+
+test-all: test test-exhaustive  ## run every test, the long ones too
+
+test-exhaustive: $(READY)  ## run the long tests alone
+	$(BIN)/python -m pytest -n $(WORKERS) -m exhaustive $(PYTEST_ARGS)
 
 env: $(READY)  ## make the environment, if need be
 
@@ -39,6 +44,9 @@ types: $(READY)  ## check the types
 
 wheel: $(READY)  ## build the wheel and try it in an empty folder
 	bash scripts/check_wheel.sh $(BIN)/python
+
+ranges: $(READY)  ## try the lowest and the newest versions that pyproject.toml allows
+	bash scripts/check_ranges.sh $(BIN)/python
 
 clean:  ## remove what was built; keeps the environment and the videos
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

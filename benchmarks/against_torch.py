@@ -1,7 +1,7 @@
 """Bundles and torch in one process and in turns, so that their ratios are of the same minutes.
 
-    python benchmarks/against_torch.py --bundle BF16 --bundle FP8 --out ratios.json
-    python benchmarks/against_torch.py --bundle TINY --rounds 2 --no-compile      # on a CPU
+    python -m benchmarks.against_torch --bundle BF16 --bundle FP8 --out ratios.json
+    python -m benchmarks.against_torch --bundle TINY --rounds 2 --no-compile      # on a CPU
 
 In every round each contestant makes three things, one after the other: a block of the transformer
 (denoising passes and the clean pass), a block of the VAE, and a whole block (both in a row). Who
@@ -16,7 +16,6 @@ uploads it, as `generate` does. Ratios are torch's time by the bundle's: 1.5 is 
 
 import argparse
 import platform
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,12 +24,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
 import onnxruntime
 import torch
-from baseline_torch import (
+
+from benchmarks.baseline_torch import (
     WARM_UP_BLOCKS,
     Draw,
     TransformerRollout,
@@ -38,7 +36,15 @@ from baseline_torch import (
     attention_of,
     time_limit,
 )
-
+from benchmarks.harness import (
+    command,
+    parser,
+    percentiles,
+    random_states,
+    rounded,
+    seeded_noise,
+    write_report,
+)
 from longlive_trt.basics import Closing
 from longlive_trt.configs import ModelConfig
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
@@ -49,10 +55,8 @@ from longlive_trt.plugins.cuda.nvml import GpuReading, Sampler, open_gpu
 from longlive_trt.runtime.assembly import Engines
 from longlive_trt.runtime.bench.lane import Settings, longest_session
 from longlive_trt.runtime.bench.measurement import check_measurable
-from longlive_trt.runtime.bench.record import to_json
 from longlive_trt.runtime.memory.base import Buffer, HostMemory, Memory
 from longlive_trt.runtime.memory.cuda import CudaMemory
-from longlive_trt.runtime.noise import SeededNoise
 from longlive_trt.runtime.session import Session
 
 PARTS = ("transformer", "vae", "block")
@@ -114,14 +118,11 @@ class OurVideo(Closing):
 
     def _session(self, *, decode: bool) -> Session:
         config, blocks = self._config, longest_session(self._config)
-        shape = (1, config.rollout.frames_per_block, *config.latent_shape)
-        noise = SeededNoise(self._seed, shape, len(config.rollout.steps))
+        noise = seeded_noise(config, self._seed)
         total = None if blocks is None else blocks * config.rollout.frames_per_block
         session = self._engines.session(config, noise, total_frames=total, decode=decode)
         self._stack.enter_context(session)
-        states = np.random.default_rng(self._seed).standard_normal(
-            (1, config.transformer.text_len, config.transformer.text_dim), np.float32
-        )
+        states = random_states(config, np.random.default_rng(self._seed))
         session.switch_prompt(self._engines.contexts(1).of_states(states))
         return session
 
@@ -155,15 +156,16 @@ class TorchVideo:
         self._transformer.run_block()
         self.vae()
 
-    def _to_host(self, made: torch.Tensor) -> torch.Tensor:
+    def _to_host(self, result: torch.Tensor) -> torch.Tensor:
         """Through pinned memory and out of it, as a session's results come."""
-        if made.device.type == "cpu":
-            return made
-        if made.shape not in self._pinned:
-            self._pinned[made.shape] = torch.empty(made.shape, dtype=made.dtype, pin_memory=True)
-        arrived = self._pinned[made.shape].copy_(made, non_blocking=True)
+        shape = result.shape
+        if result.device.type == "cpu":
+            return result
+        if shape not in self._pinned:
+            self._pinned[shape] = torch.empty(shape, dtype=result.dtype, pin_memory=True)
+        on_host = self._pinned[shape].copy_(result, non_blocking=True)
         _finish()
-        return arrived.clone()
+        return on_host.clone()
 
 
 def _finish() -> None:
@@ -212,11 +214,11 @@ def _of_torch(name: str, video: TorchVideo) -> Contestant:
 def _vae(config: ModelConfig, draw: Draw) -> VaeDecoder:
     vae_config = config.vae
     assert vae_config is not None
-    made: VaeDecoder = draw.fill(lambda: VaeDecoder(vae_config), draw.device)
-    return made
+    vae: VaeDecoder = draw.fill(lambda: VaeDecoder(vae_config), draw.device)
+    return vae
 
 
-def opened(options: argparse.Namespace) -> list[Bundle]:
+def open_bundles(options: argparse.Namespace) -> list[Bundle]:
     bundles = [open_bundle(folder) for folder in options.bundle]
     # Every session makes one long video.
     blocks = options.warm_up + options.rounds
@@ -278,22 +280,22 @@ def line(contestant: Contestant) -> str:
 
 
 def statistics(series_ms: Sequence[float], frames: int) -> dict[str, Any]:
-    named = {f"p{p}": float(np.percentile(series_ms, p)) for p in (10, 50, 90, 99)}
+    levels = percentiles(series_ms, (10, 50, 90, 99))
     return {
-        **{name: round(value, 3) for name, value in named.items()},
+        **levels,
         "max": round(max(series_ms), 3),
-        "spread": round((named["p90"] - named["p10"]) / named["p50"], 4),
-        "video_frames_per_s": round(frames / named["p50"] * 1e3, 3),
-        "series_ms": [round(ms, 3) for ms in series_ms],
+        "spread": round((levels["p90"] - levels["p10"]) / levels["p50"], 4),
+        "video_frames_per_s": round(frames / levels["p50"] * 1e3, 3),
+        "series_ms": rounded(series_ms),
     }
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, Any]:
     """Of the medians; and what the rounds say one by one, whose distance is the doubt."""
-    by_round = np.divide(slow, fast)
+    by_round = [one / other for one, other in zip(slow, fast, strict=True)]
     return {
         "of_medians": round(float(np.median(slow) / np.median(fast)), 4),
-        "by_round": {f"p{p}": round(float(np.percentile(by_round, p)), 4) for p in (10, 50, 90)},
+        "by_round": percentiles(by_round, (10, 50, 90), digits=4),
     }
 
 
@@ -312,10 +314,10 @@ def ratios(taking_part: Sequence[Contestant]) -> dict[str, dict[str, Any]]:
 
 
 def course(readings: Sequence[GpuReading | None]) -> dict[str, Any] | None:
-    told = [asdict(reading) for reading in readings if reading is not None]
-    if not told:
+    rows = [asdict(reading) for reading in readings if reading is not None]
+    if not rows:
         return None
-    series = {name: [row[name] for row in told if row[name] is not None] for name in told[0]}
+    series = {name: [row[name] for row in rows if row[name] is not None] for name in rows[0]}
     return {
         name: {"min": min(values), "p50": float(np.median(values)), "max": max(values)}
         for name, values in series.items()
@@ -327,7 +329,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     started = time.perf_counter()
     with ExitStack() as stack, torch.no_grad():
         stack.enter_context(attention_of(torch_device(options.device)))
-        bundles = opened(options)
+        bundles = open_bundles(options)
         taking_part = list(contestants(bundles, options, stack))
         monitor = open_gpu() if torch_device(options.device).type == "cuda" else None
         if monitor is not None:
@@ -337,7 +339,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     config = bundles[0].config
     frames = config.rollout.frames_per_block * config.temporal_factor
     return {
-        "command": shlex.join(["python", "benchmarks/against_torch.py", *sys.argv[1:]]),
+        "command": command(),
         "machine": machine_name(options.device),
         "versions": {
             "torch": torch.__version__,
@@ -363,22 +365,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--bundle", type=Path, action="append", required=True, metavar="FOLDER")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--warm-up", type=int, default=OUR_WARM_UP_BLOCKS, metavar="BLOCKS")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no-compile", action="store_true", help="leave compiled torch out")
-    parser.add_argument("--compile-limit-s", type=int, default=90, help="longer is given up")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args(arguments)
-    names = [folder.name for folder in options.bundle]
+    options = parser(__doc__)
+    options.add_argument("--bundle", type=Path, action="append", required=True, metavar="FOLDER")
+    options.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    options.add_argument("--rounds", type=int, default=30)
+    options.add_argument("--warm-up", type=int, default=OUR_WARM_UP_BLOCKS, metavar="BLOCKS")
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--no-compile", action="store_true", help="leave compiled torch out")
+    options.add_argument("--compile-limit-s", type=int, default=90, help="longer is given up")
+    chosen = options.parse_args(arguments)
+    names = [folder.name for folder in chosen.bundle]
     if len(set(names)) < len(names):
-        parser.error(f"bundles of one name: {', '.join(names)}: nothing tells them apart")
-    return options
+        options.error(f"bundles of one name: {', '.join(names)}: nothing tells them apart")
+    return chosen
 
 
 def main() -> None:
@@ -386,11 +385,9 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     report = measure(options)
     for pair, parts in report["ratios"].items():
-        told = (f"{part} {parts[part]['of_medians']:.2f}" for part in PARTS)
-        print(f"{pair}: {', '.join(told)}")
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(to_json(report), encoding="utf-8")
+        medians = (f"{part} {parts[part]['of_medians']:.2f}" for part in PARTS)
+        print(f"{pair}: {', '.join(medians)}")
+    write_report(report, options.out)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How fast our own torch models make a block: what compiled engines are compared with.
 
-    python benchmarks/baseline_torch.py [--out docs/results/baseline_torch_h200.json]
-    python benchmarks/baseline_torch.py --config tiny --device cpu --blocks 2
+    python -m benchmarks.baseline_torch [--out docs/results/baseline_torch_h200.json]
+    python -m benchmarks.baseline_torch --config tiny --device cpu --blocks 2
 
 The modules are those that `export` traces, in bfloat16 with random weights, driven as a rollout in
 its steady state: a full window, four denoising passes and the clean pass, then the VAE over the
@@ -13,8 +13,6 @@ without waiting for each other; times are those of CUDA events. ``against_torch.
 take turns with it.
 """
 
-import argparse
-import json
 import math
 import platform
 import signal
@@ -23,17 +21,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.harness import command, parser, percentiles, rounded, write_report
 from longlive_trt.configs import ModelConfig, load_config
 from longlive_trt.configs.schedule import Pass, Schedule
 from longlive_trt.export.models.transformer import (
@@ -54,7 +50,7 @@ Rotate = Callable[[Tensor, Tensor], Tensor]
 
 def rotate_complex(x: Tensor, table: Tensor) -> Tensor:
     """The fewest kernels when each operation is one."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    pairs: Tensor = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * table).flatten(-2).to(x.dtype)
 
 
@@ -82,7 +78,8 @@ def run_layer(
         keys[:, own], values[:, own] = rotate(k, table), v
         return full_attention(rotate(q, table), keys, values)
 
-    return block(x, time_values, attend, lambda q: full_attention(q, *context))
+    result: Tensor = block(x, time_values, attend, lambda q: full_attention(q, *context))
+    return result
 
 
 class TransformerRollout:
@@ -127,6 +124,7 @@ class TransformerRollout:
         block_time = model.time_projection(time_values).unflatten(-1, (6, -1))
         x, table = model.patchify(latents), self._tables[self._rotate]
         for block, memory, context in zip(model.blocks, self._memory, self._context, strict=True):
+            assert isinstance(block, Block)
             x = self._layer(block, x, block_time, *memory, context, table, self._rotate)
         return model.unpatchify(model.head(x, time_values), latents)
 
@@ -152,7 +150,8 @@ class VaeRollout:
     def use_channels_last(self, vae: VaeDecoder) -> None:
         for module in vae.modules():
             if isinstance(module, nn.Conv3d):
-                module.to(memory_format=torch.channels_last_3d)
+                weight = module.weight.data
+                module.weight.data = weight.contiguous(memory_format=torch.channels_last_3d)
         self._caches = [
             cache.contiguous(memory_format=torch.channels_last_3d) for cache in self._caches
         ]
@@ -288,12 +287,12 @@ def time_limit(seconds: int) -> Iterator[None]:
 def summary(series_ms: list[float] | str, frames: int) -> dict[str, Any]:
     if isinstance(series_ms, str):
         return {"failed": series_ms}
-    levels = {f"p{p}": round(float(np.percentile(series_ms, p)), 3) for p in (50, 90, 99)}
+    levels = percentiles(series_ms)
     return {
         **levels,
         "max": round(max(series_ms), 3),
         "video_frames_per_s": round(frames / levels["p50"] * 1e3, 3),
-        "series_ms": [round(ms, 3) for ms in series_ms],
+        "series_ms": rounded(series_ms),
     }
 
 
@@ -314,11 +313,9 @@ def run(config: ModelConfig, bench: Bench, seed: int, *, compile_too: bool) -> d
     vae = VaeRollout(config, vae_model, seed)
     results: dict[str, list[float] | str] = {}
     # Both parts of a block in turn, as a video needs them.
-    results["transformer eager"], results["vae eager"] = bench.measure(
-        transformer.run_block, vae.run_block
-    )
-    both = zip(results["transformer eager"], results["vae eager"], strict=True)
-    results["block eager"] = [sum(pair) for pair in both]
+    transformer_ms, vae_ms = bench.measure(transformer.run_block, vae.run_block)
+    results["transformer eager"], results["vae eager"] = transformer_ms, vae_ms
+    results["block eager"] = [sum(pair) for pair in zip(transformer_ms, vae_ms, strict=True)]
     vae.use_channels_last(vae_model)
     (results["vae eager, channels last"],) = bench.measure(vae.run_block)
     if compile_too:
@@ -333,27 +330,26 @@ def run(config: ModelConfig, bench: Bench, seed: int, *, compile_too: bool) -> d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--config", default="longlive-1.3b")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--blocks", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--compile-limit-s", type=int, default=40, help="of each part")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    device, config = torch.device(options.device), load_config(options.config)
+    options = parser(__doc__)
+    options.add_argument("--config", default="longlive-1.3b")
+    options.add_argument("--device", default="cuda")
+    options.add_argument("--blocks", type=int, default=20)
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--no-compile", action="store_true")
+    options.add_argument("--compile-limit-s", type=int, default=40, help="of each part")
+    chosen = options.parse_args()
+    device, config = torch.device(chosen.device), load_config(chosen.config)
     torch.backends.cudnn.benchmark = True
-    bench = Bench(device, options.blocks, options.compile_limit_s)
+    bench = Bench(device, chosen.blocks, chosen.compile_limit_s)
     with torch.no_grad(), attention_of(device):
-        results = run(config, bench, options.seed, compile_too=not options.no_compile)
+        results = run(config, bench, chosen.seed, compile_too=not chosen.no_compile)
     report = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": command(),
         "machine": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
         "torch": torch.__version__,
         "model": config.name,
         "precision": "bf16",
-        "blocks": options.blocks,
+        "blocks": chosen.blocks,
         "warm_up_blocks": WARM_UP_BLOCKS,
         "passes_per_block": len(config.rollout.steps) + 1,
         "video_frames_per_block": config.rollout.frames_per_block * config.temporal_factor,
@@ -362,9 +358,7 @@ def main() -> None:
     for name, result in results.items():
         rate = {key: value for key, value in result.items() if key != "series_ms"}
         print(f"{name:28s} {rate}")
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_report(report, chosen.out)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
 """What each precision costs in quality: rollouts in torch against float32.
 
-    python benchmarks/quality.py            # writes docs/results/quality_*.json, docs/quality.md
+    python -m benchmarks.quality       # writes docs/results/quality_golden_a.json, docs/quality.md
 
 Everything is measured on the small golden model (random weights): how far a rollout of 20 blocks
 with one prompt switch is from the same rollout in float32, in latents and in decoded frames.
 """
 
-import argparse
-import json
 import platform
 import time
 from collections.abc import Iterator
@@ -18,9 +16,10 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from longlive_trt.calibration.cache import NarrowCacheRollout, cache_bytes
+from benchmarks.harness import RESULTS, ROOT, command, parser, replace_table, write_report
+from longlive_trt.calibration.cache import QuantizedCacheRollout, cache_bytes
 from longlive_trt.calibration.calibration_file import Calibration
-from longlive_trt.calibration.calibrator import Request, calibrate, load_model
+from longlive_trt.calibration.calibrator import CalibrationRequest, calibrate, load_model
 from longlive_trt.calibration.prompts import shipped_prompts
 from longlive_trt.calibration.quantized import load_quantized
 from longlive_trt.calibration.recipes import FORMATS, RECIPES, VAE_EXCLUDED, Extras
@@ -41,7 +40,7 @@ from longlive_trt.export.models.rollout import ReferenceRollout
 from longlive_trt.export.models.transformer import Transformer
 from longlive_trt.export.models.vae import VaeDecoder, to_pixels
 
-ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "quality.md"
 DATA = ROOT / "tests" / "data"
 BLOCKS, SWITCH_BLOCK = 20, 10
 CONFIG = ModelConfig(
@@ -110,10 +109,10 @@ VAE_VARIANTS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prompts", type=int, default=16, help="of the shipped ones")
-    parser.add_argument("--no-table", action="store_true", help="leave docs/quality.md as it is")
-    arguments = parser.parse_args()
+    options = parser(__doc__, out=False)
+    options.add_argument("--prompts", type=int, default=16, help="of the shipped ones")
+    options.add_argument("--no-table", action="store_true", help="leave docs/quality.md as it is")
+    arguments = options.parse_args()
     started = time.monotonic()
     weights = open_transformer(
         DATA / "transformer" / "transformer.safetensors",
@@ -134,6 +133,7 @@ def main() -> None:
     assert ranges is not None
     vae_rows = [_vae_row(v, stored_vae, ranges, baseline, frames) for v in VAE_VARIANTS]
     result = {
+        "command": command(),
         "model": "golden model A (random weights)",
         "blocks": BLOCKS,
         "switch_block": SWITCH_BLOCK,
@@ -149,8 +149,7 @@ def main() -> None:
         "machine": f"{platform.machine()}, CPU",
         "duration_s": round(time.monotonic() - started, 1),
     }
-    path = ROOT / "docs" / "results" / "quality_golden_a.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_report(result, RESULTS / "quality_golden_a.json")
     if not arguments.no_table:
         _write_table(result)
 
@@ -166,7 +165,7 @@ def _calibrations(
             (recipe, exclude): calibrate(
                 CONFIG,
                 weights,
-                Request(RECIPES[recipe], tuple(prompts), Selection(exclude=exclude)),
+                CalibrationRequest(RECIPES[recipe], tuple(prompts), Selection(exclude=exclude)),
                 SyntheticTexts(CONFIG),
                 progress,
                 lambda what, done, total: print(f"{what}: {done} of {total}"),
@@ -186,7 +185,7 @@ def _rollout(weights: Weights, variant: Variant, calibration: Calibration | None
     rollout = ReferenceRollout(model, CONFIG, 1, total)
     if variant.cache is not None and calibration is not None:
         format_ = FORMATS[variant.cache]
-        rollout = NarrowCacheRollout(model, CONFIG, 1, total, calibration, format_)
+        rollout = QuantizedCacheRollout(model, CONFIG, 1, total, calibration, format_)
     # Prompts that the calibration has not seen.
     states = SyntheticTexts(CONFIG).of(shipped_prompts()[-2:])
     for block, (noise, *renoise) in enumerate(_noises()):
@@ -271,10 +270,11 @@ def _write_table(result: dict[str, object]) -> None:
             f"| {row['name']} | {row['latents_relative_l2']:.1e} | {first:.1e} | {last:.1e} "
             f"| {row['frames_psnr_db']:.1f} dB |"
         )
-    _replace_table("golden-a", lines)
+    replace_table(PAGE, "golden-a", lines)
     vae_rows = result["vae_rows"]
     assert isinstance(vae_rows, list)
-    _replace_table(
+    replace_table(
+        PAGE,
         "vae",
         [
             "| decoded with | convolutions quantized | frames, PSNR |",
@@ -286,15 +286,6 @@ def _write_table(result: dict[str, object]) -> None:
             ),
         ],
     )
-
-
-def _replace_table(name: str, lines: list[str]) -> None:
-    path = ROOT / "docs" / "quality.md"
-    start, end = f"<!-- table: {name} -->", "<!-- end -->"
-    before, rest = path.read_text(encoding="utf-8").split(start)
-    _, after = rest.split(end, 1)
-    table = "\n".join(lines)
-    path.write_text(f"{before}{start}\n{table}\n{end}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

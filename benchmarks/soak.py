@@ -1,6 +1,6 @@
 """Many blocks of one video in debug mode: flat memory, steady times, and nothing that must not be.
 
-    python benchmarks/soak.py BUNDLE --blocks 1000 --out docs/results/soak_h200.json
+    python -m benchmarks.soak BUNDLE --blocks 1000 --out docs/results/soak_h200.json
 
 Every block after the first eight runs in debug mode: an allocation, a free, a wait of the host or a
 copy on the device beside the commit ends the run. Pictures are taken one block behind, as
@@ -8,31 +8,37 @@ copy on the device beside the commit ends the run. Pictures are taken one block 
 Needs a bundle for a GPU. With absolute positions a video ends after 341 blocks; another follows.
 """
 
-import argparse
 import json
 import platform
-import shlex
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+from benchmarks.harness import (
+    command,
+    parser,
+    percentiles,
+    random_states,
+    rounded,
+    seeded_noise,
+    write_report,
+)
+from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.schema import ROPE_TABLE_FRAMES
 from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.runtime.assembly import Engines
-from longlive_trt.runtime.noise import BlockNoise, SeededNoise
+from longlive_trt.runtime.noise import BlockNoise
 from longlive_trt.runtime.session import Block, Session
 
 WARM_UP = 10
 
 
 class RepeatedNoise:
-    def __init__(self, shape: tuple[int, ...], passes: int) -> None:
-        self._drawn = [SeededNoise(0, shape, passes).block(index) for index in range(4)]
+    def __init__(self, config: ModelConfig) -> None:
+        noise = seeded_noise(config)
+        self._drawn = [noise.block(index) for index in range(4)]
 
     def block(self, index: int) -> BlockNoise:
         return self._drawn[index % len(self._drawn)]
@@ -41,16 +47,14 @@ class RepeatedNoise:
 def measure(folder: Path, blocks: int, decode: bool) -> dict[str, object]:
     bundle = open_bundle(folder)
     config = bundle.config
-    shape = (1, config.rollout.frames_per_block, *config.latent_shape)
-    noise = RepeatedNoise(shape, len(config.rollout.steps))
+    noise = RepeatedNoise(config)
     longest = ROPE_TABLE_FRAMES // config.rollout.frames_per_block
     intervals_ms: list[float] = []
     used_bytes: list[int] = []
     with Engines(bundle) as engines:
         gpu = engines.gpu
-        text = config.transformer
-        states = np.random.default_rng(0).standard_normal((1, text.text_len, text.text_dim))
-        context = engines.contexts(1).of_states(states.astype(np.float32))
+        states = random_states(config, np.random.default_rng(0))
+        context = engines.contexts(1).of_states(states)
         while len(intervals_ms) < blocks:
             wanted = min(longest - WARM_UP, blocks - len(intervals_ms))
             frames = (wanted + WARM_UP) * config.rollout.frames_per_block
@@ -67,7 +71,7 @@ def measure(folder: Path, blocks: int, decode: bool) -> dict[str, object]:
         counts = dict(gpu.ledger.counts)
         name = gpu.facts.name
     return {
-        "command": shlex.join(["python", "benchmarks/soak.py", *sys.argv[1:]]),
+        "command": command(),
         "gpu": name,
         "python": platform.python_version(),
         "bundle_key": bundle.manifest.key,
@@ -76,13 +80,13 @@ def measure(folder: Path, blocks: int, decode: bool) -> dict[str, object]:
         "blocks": len(intervals_ms),
         "forbidden_events": 0,
         "events_in_all": counts,
-        "interval_ms": summary(intervals_ms),
+        "interval_ms": percentiles(intervals_ms, digits=2) | {"max": round(max(intervals_ms), 2)},
         "gpu_memory_bytes": {
             "after_warm_up": used_bytes[0],
             "at_the_end": used_bytes[-1],
             "values_seen": dict(Counter(used_bytes).most_common(8)),
         },
-        "series_ms": [round(value, 2) for value in intervals_ms],
+        "series_ms": rounded(intervals_ms, digits=2),
     }
 
 
@@ -107,22 +111,14 @@ def take(session: Session, block: Block) -> None:
         _ = block.latents
 
 
-def summary(values: list[float]) -> dict[str, float]:
-    quantiles = np.percentile(values, [50, 90, 99])
-    named = dict(zip(("p50", "p90", "p99"), quantiles, strict=True)) | {"max": max(values)}
-    return {name: round(float(value), 2) for name, value in named.items()}
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--blocks", type=int, default=1000)
-    parser.add_argument("--no-decode", action="store_true")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    result = measure(arguments.bundle, arguments.blocks, not arguments.no_decode)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    options = parser(__doc__)
+    options.add_argument("bundle", type=Path)
+    options.add_argument("--blocks", type=int, default=1000)
+    options.add_argument("--no-decode", action="store_true")
+    chosen = options.parse_args()
+    result = measure(chosen.bundle, chosen.blocks, not chosen.no_decode)
+    write_report(result, chosen.out)
     print(json.dumps({**result, "series_ms": "..."}, indent=1))
 
 

@@ -1,13 +1,12 @@
 """What each way to change the prompt changes in the video, and what it computes.
 
-    python benchmarks/switch_modes.py            # measures, and writes both files:
-    python benchmarks/switch_modes.py --table    # docs/switching.md alone,
-                                                 # from docs/results/switch_modes.json as it is
+    python -m benchmarks.switch_modes            # measures, and writes both files
+    python -m benchmarks.switch_modes --table    # docs/switching.md alone
+
 Effects are measured on small models with random weights, costs are counted at full geometry.
-Milliseconds come from a GPU: benchmarks/switch_times.py.
+Milliseconds come from a GPU: ``benchmarks/switch_times.py``.
 """
 
-import argparse
 import json
 import platform
 import time
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.harness import RESULTS, ROOT, command, parser, replace_table, write_report
 from longlive_trt.basics import Array
 from longlive_trt.configs import LatentConfig, ModelConfig, TransformerConfig
 from longlive_trt.configs.replay import Replay
@@ -42,9 +42,8 @@ from longlive_trt.runtime.ring import Ring, RingLayout
 from longlive_trt.runtime.session import Checkpoint, Session
 from longlive_trt.runtime.verify import generated_replay, relative_error
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "docs" / "results" / "switch_modes.json"
-TIMES = ROOT / "docs" / "results" / "switch_times_h200.json"
+RESULT = RESULTS / "switch_modes.json"
+TIMES = RESULTS / "switch_times_h200.json"
 PAGE = ROOT / "docs" / "switching.md"
 
 BLOCKS, SWITCH_BLOCK = 16, 8
@@ -53,10 +52,13 @@ SHOWN_BLOCKS = (1, 2, 4, 8)
 MODES = ("exact", "partial", "none", "blend:2", "blend:4", "blend:8")
 NO_SWITCH = "no switch at all"
 NOT_MEASURED = "not measured yet"
-TEXT = {"text_len": 16, "text_dim": 64}
 MODELS = {
-    "2 layers": TransformerConfig(dim=256, heads=2, layers=2, ffn_dim=512, **TEXT),
-    "12 layers": TransformerConfig(dim=128, heads=2, layers=12, ffn_dim=256, **TEXT),
+    "2 layers": TransformerConfig(
+        dim=256, heads=2, layers=2, ffn_dim=512, text_len=16, text_dim=64
+    ),
+    "12 layers": TransformerConfig(
+        dim=128, heads=2, layers=12, ffn_dim=256, text_len=16, text_dim=64
+    ),
 }
 
 Effects = dict[str, list[float]]
@@ -64,21 +66,22 @@ Effects = dict[str, list[float]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights", type=int, default=3, help="random models of each kind")
-    parser.add_argument("--videos", type=int, default=3, help="noises and prompts for each model")
-    parser.add_argument("--table", action="store_true", help="measure nothing")
-    arguments = parser.parse_args()
-    if not arguments.table:
+    options = parser(__doc__, out=False)
+    options.add_argument("--weights", type=int, default=3, help="random models of each kind")
+    options.add_argument("--videos", type=int, default=3, help="noises and prompts for each model")
+    options.add_argument("--table", action="store_true", help="measure nothing")
+    chosen = options.parse_args()
+    if not chosen.table:
         started = time.monotonic()
-        result = measure(arguments.weights, arguments.videos)
+        result = measure(chosen.weights, chosen.videos)
         result["duration_s"] = round(time.monotonic() - started, 1)
-        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_report(result, RESULT)
     write_tables(json.loads(RESULT.read_text(encoding="utf-8")))
 
 
 def measure(weights: int, videos: int) -> dict[str, Any]:
     return {
+        "command": command(),
         "blocks": BLOCKS,
         "switch_block": SWITCH_BLOCK,
         "shown_blocks": SHOWN_BLOCKS,
@@ -102,7 +105,7 @@ def effects_of(name: str, weights: int, videos: int) -> dict[str, dict[str, list
     )
     each = []
     for seed in range(weights):
-        with TemporaryDirectory() as folder, Engines(made_bundle(config, seed, folder)) as engines:
+        with TemporaryDirectory() as folder, Engines(make_bundle(config, seed, folder)) as engines:
             each += [effects_in(engines, 100 * seed + video) for video in range(videos)]
         print(f"{name}: {seed + 1} of {weights}")
     return {mode: summary([effects[mode] for effects in each]) for mode in each[0]}
@@ -116,7 +119,7 @@ def summary(rows: list[list[float]]) -> dict[str, list[float]]:
     }
 
 
-def made_bundle(config: ModelConfig, seed: int, folder: str) -> Bundle:
+def make_bundle(config: ModelConfig, seed: int, folder: str) -> Bundle:
     exported, bundle = Path(folder) / "export", Path(folder) / "bundle"
     export(config, Sources(random_seed=seed), exported, precision_named("fp32"))
     build(exported, bundle, "fp32")
@@ -209,11 +212,9 @@ def context_flops(config: ModelConfig) -> int:
 
 
 def write_tables(result: dict[str, Any]) -> None:
-    text = PAGE.read_text(encoding="utf-8")
     for name, effects in result["effects"].items():
-        text = with_table(text, f"effects, {name}", effect_rows(effects))
-    text = with_table(text, "costs", cost_rows(result["costs"], result["block_tflop"]))
-    PAGE.write_text(text, encoding="utf-8")
+        replace_table(PAGE, f"effects, {name}", effect_rows(effects))
+    replace_table(PAGE, "costs", cost_rows(result["costs"], result["block_tflop"]))
 
 
 def effect_rows(effects: dict[str, dict[str, list[float]]]) -> list[str]:
@@ -257,14 +258,6 @@ def contexts_ms(mode: str, row: dict[str, Any]) -> str:
     blocks = SwitchMode.parse(mode).blend_blocks
     each = in_ms(row, "contexts")
     return each if blocks is None else f"{blocks} x {each}"
-
-
-def with_table(text: str, name: str, rows: list[str]) -> str:
-    start, end = f"<!-- table: {name} -->", "<!-- end -->"
-    before, rest = text.split(start)
-    _, after = rest.split(end, 1)
-    table = "\n".join(rows)
-    return f"{before}{start}\n{table}\n{end}{after}"
 
 
 if __name__ == "__main__":

@@ -1,16 +1,13 @@
 """What each way to change the prompt takes, block by block; docs/switching.md shows it for a GPU.
 
-    python benchmarks/switch_times.py BUNDLE --out docs/results/switch_times_h200.json
-    python benchmarks/switch_modes.py --table        # takes that file into the page
+    python -m benchmarks.switch_times BUNDLE --out docs/results/switch_times_h200.json
+    python -m benchmarks.switch_modes --table        # takes that file into the page
 
 A block under the old prompt comes before every switch, so that what a switch adds is told from
 blocks of the same moment. Blocks come one after the other: nothing hides behind another block.
 """
 
-import argparse
 import platform
-import shlex
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -20,13 +17,16 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+from benchmarks.harness import (
+    command,
+    parser,
+    rounded,
+    seeded_noise,
+    write_report,
+)
 from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.runtime.bench.lane import blocks_to_fill, longest_session
-from longlive_trt.runtime.bench.record import to_json
 from longlive_trt.runtime.bench.timing import TRANSFORMER, Position, TimedEngines
-from longlive_trt.runtime.noise import SeededNoise
 from longlive_trt.runtime.prompting.switches import SwitchMode
 from longlive_trt.runtime.prompting.track import PromptTrack, RecordedPrompts
 from longlive_trt.runtime.session import Session
@@ -89,8 +89,7 @@ def measure(timed: TimedEngines, repeats: dict[str, int]) -> dict[str, Any]:
     engines = timed.engines
     config, blocks = engines.bundle.config, longest_session(engines.bundle.config)
     frames = None if blocks is None else blocks * config.rollout.frames_per_block
-    shape = (1, config.rollout.frames_per_block, *config.latent_shape)
-    noise = SeededNoise(0, shape, len(config.rollout.steps))
+    noise = seeded_noise(config)
     plain: dict[str, list[Stretch]] = defaultdict(list)
     changed: dict[str, list[Stretch]] = defaultdict(list)
     with engines.session(config, noise, total_frames=frames, decode=False) as session:
@@ -138,30 +137,23 @@ def added(changed: Sequence[float], plain: Sequence[float]) -> float:
     return round(float(np.median(changed) - np.median(plain)), 3)
 
 
-def rounded(values: Sequence[float]) -> list[float]:
-    return [round(value, 3) for value in values]
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--once", action="store_true", help="each switch once, to see it work")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    bundle = open_bundle(options.bundle)
+    options = parser(__doc__)
+    options.add_argument("bundle", type=Path)
+    options.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    options.add_argument("--once", action="store_true", help="each switch once, to see it work")
+    chosen = options.parse_args()
+    bundle = open_bundle(chosen.bundle)
     started = time.perf_counter()
-    with TimedEngines(bundle, options.device) as timed:
-        modes = measure(timed, dict.fromkeys(REPEATS, 1) if options.once else REPEATS)
+    with TimedEngines(bundle, chosen.device) as timed:
+        modes = measure(timed, dict.fromkeys(REPEATS, 1) if chosen.once else REPEATS)
         engines = timed.engines
         where = engines.gpu.facts.name if engines.on_gpu else platform.machine()
     for mode, row in modes.items():
-        told = (f"{key[6:-3]} {row[key]:+.2f}" for key in row if key.startswith("added"))
-        print(f"{mode:8s} adds to each of {row['blocks']} blocks, in ms: {', '.join(told)}")
+        parts = (f"{key[6:-3]} {row[key]:+.2f}" for key in row if key.startswith("added"))
+        print(f"{mode:8s} adds to each of {row['blocks']} blocks, in ms: {', '.join(parts)}")
     report = {
-        "command": shlex.join(["python", "benchmarks/switch_times.py", *sys.argv[1:]]),
+        "command": command(),
         "machine": where,
         "model": bundle.config.name,
         "precision": bundle.manifest.precision,
@@ -169,9 +161,7 @@ def main() -> None:
         "duration_s": round(time.perf_counter() - started, 1),
         "modes": modes,
     }
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(to_json(report), encoding="utf-8")
+    write_report(report, chosen.out)
 
 
 if __name__ == "__main__":

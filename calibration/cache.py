@@ -1,4 +1,4 @@
-"""The key/value cache in eight bits: one scale for each head."""
+"""The quantized key/value cache: one scale for each head."""
 
 from collections.abc import Mapping
 
@@ -17,8 +17,8 @@ def cache_scales(calibration: Calibration, block: int, format_: Format) -> dict[
     return {part: scale_of(calibration.head_amax(block, part), format_) for part in ("k", "v")}
 
 
-class NarrowCacheRollout(ReferenceRollout):
-    """What a rollout makes of a cache in eight bits: a pass sees its own keys unrounded."""
+class QuantizedCacheRollout(ReferenceRollout):
+    """What a rollout makes of a quantized cache: a pass sees its own keys unrounded."""
 
     def __init__(
         self,

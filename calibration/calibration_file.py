@@ -16,6 +16,7 @@ from longlive_trt.calibration.modelopt import LayerRanges
 from longlive_trt.calibration.recipes import recipe_named
 from longlive_trt.calibration.vae.ranges import VaeRanges
 from longlive_trt.configs import ModelConfig, TransformerConfig
+from longlive_trt.contract import SMOOTHING_SCALE
 from longlive_trt.errors import UsageError
 from longlive_trt.files import publish_file
 
@@ -115,12 +116,12 @@ def load_calibration(path: Path) -> Calibration:
         raise UsageError(f"{path}: not a calibration file, or cut short; calibrate again") from None
     try:
         facts = json.loads(metadata[_METADATA])
-        found = facts["format"]
+        file_format = facts["format"]
     except (KeyError, ValueError, TypeError):
         raise UsageError(f"{path}: not a calibration file; calibrate again") from None
-    if found != FORMAT:
+    if file_format != FORMAT:
         raise UsageError(
-            f"{path}: of another version (format {found}, expected {FORMAT}); calibrate again"
+            f"{path}: of another version (format {file_format}, expected {FORMAT}); calibrate again"
         )
     try:
         return _calibration(facts, tensors)
@@ -160,7 +161,7 @@ def _ranges(name: str, tensors: Mapping[str, Tensor]) -> LayerRanges:
     return LayerRanges(
         tensors[f"input_amax.{name}"],
         tensors[f"weight_amax.{name}"],
-        tensors.get(f"pre_quant_scale.{name}"),
+        tensors.get(f"{SMOOTHING_SCALE}.{name}"),
     )
 
 
@@ -169,7 +170,7 @@ def require_fit(
 ) -> None:
     """Refuse a calibration of another model, checkpoint or precision."""
     origin = calibration.origin
-    made_for = recipe_named(calibration.recipe).format.name
+    calibrated = recipe_named(calibration.recipe).format.name
     if origin.transformer != value_hash(config.transformer):
         raise UsageError(
             f"{path}: made for a transformer of another shape than {config.name}; "
@@ -180,10 +181,10 @@ def require_fit(
             f"{path}: made for another checkpoint (digest {origin.checkpoint[:12]}, this one has "
             f"{checkpoint[:12]}); calibrate this checkpoint"
         )
-    if made_for != precision:
+    if calibrated != precision:
         raise UsageError(
-            f"{path}: made for {made_for} ({calibration.recipe}), and {precision} was asked for; "
-            f"ask for {made_for}, or calibrate for {precision}"
+            f"{path}: made for {calibrated} ({calibration.recipe}), and {precision} was asked for; "
+            f"ask for {calibrated}, or calibrate for {precision}"
         )
     _require_whole(calibration, path, config.transformer)
 

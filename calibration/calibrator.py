@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from longlive_trt.basics import Report
 from longlive_trt.calibration.calibration_file import Calibration, Origin, value_hash
 from longlive_trt.calibration.modelopt import RangeWatcher
 from longlive_trt.calibration.prompts import prompts_sha256
@@ -25,18 +26,16 @@ from longlive_trt.configs import ModelConfig
 from longlive_trt.errors import UsageError
 from longlive_trt.export.checkpoints.opening import Weights
 from longlive_trt.export.models.transformer import Transformer
-from longlive_trt.export.weights_file import TORCH_TYPES
+from longlive_trt.export.torch_types import TORCH_TYPES
 from longlive_trt.files import publish_file
 
 logger = logging.getLogger(__name__)
-
-Report = Callable[[str, int, int], None]
 
 _PROGRESS_FORMAT = 2
 
 
 @dataclass(frozen=True)
-class Request:
+class CalibrationRequest:
     recipe: Recipe
     prompts: tuple[str, ...]
     selection: Selection = field(default_factory=Selection)
@@ -54,7 +53,7 @@ class Request:
 
 
 @dataclass
-class Progress:
+class CalibrationProgress:
     """What the finished videos showed; kept in a file until the calibration is complete."""
 
     channels: dict[str, Tensor]
@@ -80,7 +79,7 @@ class Progress:
 def calibrate(
     config: ModelConfig,
     weights: Weights,
-    request: Request,
+    request: CalibrationRequest,
     texts: TextStates,
     progress_file: Path,
     report: Report = lambda _what, _done, _total: None,
@@ -100,10 +99,10 @@ def calibrate(
         report("calibrating", video.number, len(videos))
         run = partial(run_video, model, config, video, states, request.seed, watcher.observe_heads)
         what = _described(video, request.prompts)
-        made: list[Tensor] = []
-        seen = watcher.watch(partial(_keep_frames, run, made), what)
+        frames: list[Tensor] = []
+        seen = watcher.watch(partial(_keep_frames, run, frames), what)
         if vae_watcher is not None:
-            seen |= vae_watcher.watch(torch.cat(made, dim=1), what)
+            seen |= vae_watcher.watch(torch.cat(frames, dim=1), what)
         progress.add(seen)
         _save_progress(progress_file, origin, progress)
     report("computing scales", len(videos), len(videos))
@@ -119,11 +118,13 @@ def calibrate(
     )
 
 
-def _keep_frames(run: Callable[[], list[Tensor]], made: list[Tensor]) -> None:
-    made += run()
+def _keep_frames(run: Callable[[], list[Tensor]], frames: list[Tensor]) -> None:
+    frames += run()
 
 
-def _vae_watcher(config: ModelConfig, vae: Weights | None, request: Request) -> VaeWatcher | None:
+def _vae_watcher(
+    config: ModelConfig, vae: Weights | None, request: CalibrationRequest
+) -> VaeWatcher | None:
     if vae is None:
         return None
     assert config.vae is not None
@@ -148,7 +149,7 @@ def _described(video: Video, prompts: Sequence[str]) -> str:
 def _origin(
     config: ModelConfig,
     weights: Weights,
-    request: Request,
+    request: CalibrationRequest,
     videos: Sequence[Video],
     texts: TextStates,
     vae: Weights | None,
@@ -167,26 +168,26 @@ def _origin(
     )
 
 
-def _resume(path: Path, origin: Origin) -> Progress:
+def _resume(path: Path, origin: Origin) -> CalibrationProgress:
     if not path.is_file():
-        return Progress({}, [])
+        return CalibrationProgress({}, [])
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             channels = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         known = {"format": _PROGRESS_FORMAT, "origin": asdict(origin)}
         if json.loads(metadata["known"]) == known:
-            progress = Progress(channels, json.loads(metadata["by_video"]))
+            progress = CalibrationProgress(channels, json.loads(metadata["by_video"]))
             logger.warning("%s: going on after %d videos", path, len(progress.by_video))
             return progress
     except (SafetensorError, OSError, KeyError, ValueError):
         logger.warning("%s: not readable; starting over", path)
-        return Progress({}, [])
+        return CalibrationProgress({}, [])
     logger.warning("%s: of another calibration; starting over", path)
-    return Progress({}, [])
+    return CalibrationProgress({}, [])
 
 
-def _save_progress(path: Path, origin: Origin, progress: Progress) -> None:
+def _save_progress(path: Path, origin: Origin, progress: CalibrationProgress) -> None:
     metadata = {
         "known": json.dumps({"format": _PROGRESS_FORMAT, "origin": asdict(origin)}),
         "by_video": json.dumps(progress.by_video),

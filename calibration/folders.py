@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from longlive_trt.basics import Report
 from longlive_trt.calibration.calibration_file import (
     FILE_NAME,
     Calibration,
@@ -12,7 +13,7 @@ from longlive_trt.calibration.calibration_file import (
     require_fit,
     save_calibration,
 )
-from longlive_trt.calibration.calibrator import Report, Request, calibrate
+from longlive_trt.calibration.calibrator import CalibrationRequest, calibrate
 from longlive_trt.calibration.plot import sensitivity_png
 from longlive_trt.calibration.quantized import quantized_component
 from longlive_trt.calibration.recipes import Extras, recipe_named
@@ -24,6 +25,7 @@ from longlive_trt.calibration.vae.decoder import (
     select_convolutions,
 )
 from longlive_trt.configs import ModelConfig
+from longlive_trt.contract import TEXT, TEXT_ENCODER, TRANSFORMER, VAE
 from longlive_trt.errors import UsageError
 from longlive_trt.export.checkpoints.weights import Weights
 from longlive_trt.export.components import (
@@ -76,7 +78,7 @@ class SourceExport:
                 f"{folder}: quantized already ({record.quantization.recipe}); "
                 f"give the export that it was made from"
             )
-        if "transformer" not in record.checkpoints:
+        if TRANSFORMER not in record.checkpoints:
             raise UsageError(
                 f"{folder}: has no transformer, which is what is quantized; "
                 f"export with --transformer"
@@ -90,22 +92,21 @@ class SourceExport:
 
     def transformer(self) -> Weights:
         shapes = expected_shapes(lambda: Transformer(self.config.transformer))
-        return ExportedWeights(self.folder, self.record, "transformer", shapes)
+        return ExportedWeights(self.folder, self.record, TRANSFORMER, shapes)
 
     def vae(self) -> Weights:
         vae = self.config.vae
-        if vae is None or "vae" not in self.record.checkpoints:
+        if vae is None or VAE not in self.record.checkpoints:
             raise UsageError(
                 f"{self.folder}: has no VAE to quantize; export with --vae, or leave "
                 f"--vae-precision out"
             )
-        return ExportedWeights(
-            self.folder, self.record, "vae", expected_shapes(lambda: VaeDecoder(vae))
-        )
+        shapes = expected_shapes(lambda: VaeDecoder(vae))
+        return ExportedWeights(self.folder, self.record, VAE, shapes)
 
-    def text_states(self, open_tokenizer: OpenTokenizer, request: Request) -> TextStates:
+    def text_states(self, open_tokenizer: OpenTokenizer, request: CalibrationRequest) -> TextStates:
         text_encoder, path = self.config.text_encoder, self.folder / TOKENIZER_NAME
-        if text_encoder is None or "text" not in self.record.graphs or not path.is_file():
+        if text_encoder is None or TEXT not in self.record.graphs or not path.is_file():
             logger.warning(
                 "%s: no text encoder and tokenizer inside, so the prompts' text states are "
                 "synthetic: scales may not fit real prompts",
@@ -113,7 +114,7 @@ class SourceExport:
             )
             return SyntheticTexts(self.config)
         shapes = expected_shapes(lambda: TextEncoder(text_encoder))
-        weights = ExportedWeights(self.folder, self.record, "text_encoder", shapes)
+        weights = ExportedWeights(self.folder, self.record, TEXT_ENCODER, shapes)
         tokenize = open_tokenizer(path, self.config.transformer.text_len)
         return EncodedTexts(self.config, weights, tokenize, request.compute, request.device)
 
@@ -125,7 +126,7 @@ def progress_file(out: Path) -> Path:
 
 def calibrate_export(
     source: SourceExport,
-    request: Request,
+    request: CalibrationRequest,
     out: Path,
     open_tokenizer: OpenTokenizer,
     report: Report = lambda _what, _done, _total: None,
@@ -147,7 +148,7 @@ def calibrate_export(
 def measure_sensitivity(
     source: SourceExport,
     calibration: Calibration,
-    request: Request,
+    request: CalibrationRequest,
     error_budget: float,
     open_tokenizer: OpenTokenizer,
     report: Report = lambda _what, _done, _total: None,
@@ -167,7 +168,7 @@ def measure_sensitivity(
 
 def read_fitting_calibration(path: Path, source: SourceExport, precision: str) -> Calibration:
     calibration = load_calibration(path)
-    checkpoint = source.record.checkpoints["transformer"]
+    checkpoint = source.record.checkpoints[TRANSFORMER]
     require_fit(calibration, path, source.config, checkpoint, precision)
     return calibration
 
@@ -232,10 +233,10 @@ def _quantized_parts(
 ) -> list[Component]:
     config = source.config
     specs = (step_spec(config), prompt_spec(config))
-    transformer = Component("transformer", source.transformer(), specs)
+    transformer = Component(TRANSFORMER, source.transformer(), specs)
     parts = [quantized_component(transformer, calibration, extras)]
     if extras.vae is not None:
-        vae = Component("vae", source.vae(), vae_specs(config))
+        vae = Component(VAE, source.vae(), vae_specs(config))
         if calibration.vae is None:
             raise UsageError(
                 "the calibration has no ranges of the VAE; calibrate again with --vae-precision"

@@ -43,26 +43,26 @@ def quantized(x: Tensor, scale: Tensor, format_: Format, axis: int | None = None
     if not torch.compiler.is_exporting():
         return quantize(x, _along(scale, axis, x.ndim), format_)
     attributes: dict[str, int] = {} if axis is None else {"axis": axis}
-    narrow: Tensor = torch.onnx.ops.symbolic(
+    values: Tensor = torch.onnx.ops.symbolic(
         "QuantizeLinear",
         (x, scale),
-        {**attributes, "output_dtype": ONNX_TYPES[format_.dtype]},
+        {**attributes, "output_dtype": format_.element.onnx},
         dtype=format_.dtype,
         shape=x.shape,
         version=OPSET,
     )
-    return narrow
+    return values
 
 
-def dequantized(narrow: Tensor, scale: Tensor, axis: int | None = None) -> Tensor:
+def dequantized(values: Tensor, scale: Tensor, axis: int | None = None) -> Tensor:
     if not torch.compiler.is_exporting():
-        return dequantize(narrow, _along(scale, axis, narrow.ndim))
+        return dequantize(values, _along(scale, axis, values.ndim))
     restored: Tensor = torch.onnx.ops.symbolic(
         "DequantizeLinear",
-        (narrow, scale),
+        (values, scale),
         {} if axis is None else {"axis": axis},
         dtype=scale.dtype,
-        shape=narrow.shape,
+        shape=values.shape,
         version=OPSET,
     )
     return restored
@@ -74,8 +74,8 @@ def _along(scale: Tensor, axis: int | None, dimensions: int) -> Tensor:
     return scale.reshape([-1 if index == axis else 1 for index in range(dimensions)])
 
 
-class NarrowCache(CacheFormat):
-    """Keys and values in eight bits, with one scale for each head of each layer."""
+class QuantizedCache(CacheFormat):
+    """Keys and values, with one scale for each head of each layer."""
 
     _HEAD_AXIS = 2
 
@@ -93,8 +93,8 @@ class NarrowCache(CacheFormat):
         return dequantized(x, self.scales[f"{part}{layer}"], self._HEAD_AXIS)
 
 
-class NarrowAttention(AttentionFormat):
-    """Queries, keys, values and the softmax's output in eight bits, with one scale for each tensor.
+class QuantizedAttention(AttentionFormat):
+    """Queries, keys, values and the softmax's output, with one scale for each tensor.
 
     Compilers have fused kernels for this form; with scales for each head they have none.
     """
@@ -118,10 +118,6 @@ class NarrowAttention(AttentionFormat):
         weights = logits.softmax(dim=-1, dtype=torch.float32).to(v.dtype)
         attended: Tensor = rounded(weights, self.softmax, self.format) @ v
         return attended.transpose(1, 2)
-
-
-# Numbers of onnx.TensorProto.DataType.
-ONNX_TYPES = {torch.float8_e4m3fn: 17, torch.int8: 3}
 
 
 def empty_constant(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:

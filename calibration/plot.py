@@ -18,11 +18,11 @@ def sensitivity_png(report: SensitivityReport) -> bytes:
     draw = ImageDraw.Draw(picture)
     errors = [layer.latents_error for layer in report.layers]
     marked = [layer.layer in report.suggested_exclude for layer in report.layers]
-    top = _Panel(draw, _MARGIN, errors)
+    top = _ErrorPanel(draw, _MARGIN, errors)
     top.frame(f"{report.recipe}: error of the latents with one layer quantized (layers in order)")
     top.bars(errors, marked)
     growth = [item.flow_error for item in report.growth]
-    bottom = _Panel(draw, _PANEL_HEIGHT + 3 * _MARGIN, growth)
+    bottom = _ErrorPanel(draw, _PANEL_HEIGHT + 3 * _MARGIN, growth)
     bottom.frame(f"{report.recipe}: error of the flow with all layers quantized (passes in order)")
     bottom.line(growth)
     file = io.BytesIO()
@@ -30,7 +30,7 @@ def sensitivity_png(report: SensitivityReport) -> bytes:
     return file.getvalue()
 
 
-class _Panel:
+class _ErrorPanel:
     """A logarithmic diagram of relative errors."""
 
     def __init__(self, draw: object, top: int, values: Sequence[float]) -> None:

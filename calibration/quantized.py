@@ -8,16 +8,27 @@ from torch import Tensor, nn
 
 from longlive_trt.calibration.cache import cache_scales
 from longlive_trt.calibration.calibration_file import Calibration, require_query_ranges
-from longlive_trt.calibration.layers import NarrowAttention, NarrowCache, QuantizedLinear
+from longlive_trt.calibration.layers import QuantizedAttention, QuantizedCache, QuantizedLinear
 from longlive_trt.calibration.modelopt import HEAD_PARTS, LayerRanges
 from longlive_trt.calibration.quantization import quantize, scale_of, weight_scale_of
 from longlive_trt.calibration.recipes import Extras, Format, recipe_named
 from longlive_trt.configs import ModelConfig
+from longlive_trt.contract import (
+    INPUT_SCALE,
+    K_CACHE,
+    SMOOTHING_SCALE,
+    SOFTMAX_SCALE,
+    V_CACHE,
+    WEIGHT_SCALE,
+    attention_scale,
+    cache_scale,
+    stem_of,
+)
 from longlive_trt.export.checkpoints.weights import Weights
 from longlive_trt.export.components import Component
 from longlive_trt.export.models.transformer import Transformer
+from longlive_trt.export.torch_types import TORCH_TYPES
 from longlive_trt.export.tracing import GraphInput, in_compute_type
-from longlive_trt.export.weights_file import TORCH_TYPES
 
 # A value that lies between two numbers of the format may go either way: two programs that all but
 # agree elsewhere differ by the format's whole step there.
@@ -47,12 +58,12 @@ def quantized_component(
 
 
 def _cache_input(
-    given: GraphInput | Sequence[GraphInput], cache: Format | None
+    inputs: GraphInput | Sequence[GraphInput], cache: Format | None
 ) -> GraphInput | Sequence[GraphInput]:
-    if cache is None or isinstance(given, GraphInput):
-        return given
-    kept = ("k_cache", "v_cache")
-    return [replace(i, dtype=cache.dtype) if i.name.startswith(kept) else i for i in given]
+    if cache is None or isinstance(inputs, GraphInput):
+        return inputs
+    kept = (K_CACHE, V_CACHE)
+    return [replace(i, dtype=cache.dtype) if stem_of(i.name) in kept else i for i in inputs]
 
 
 def layer_swapper(
@@ -72,9 +83,9 @@ def layer_swapper(
         assert isinstance(model, Transformer)
         shape = model.config
         if extras.cache is not None:
-            model.cache_format = NarrowCache(shape.layers, shape.heads, extras.cache)
+            model.cache_format = QuantizedCache(shape.layers, shape.heads, extras.cache)
         if extras.attention is not None:
-            model.attention_format = NarrowAttention(shape.layers, extras.attention)
+            model.attention_format = QuantizedAttention(shape.layers, extras.attention)
 
     return swap
 
@@ -109,7 +120,7 @@ class QuantizedWeights(Weights):
             **_attention_scales(calibration, extras),
         }
         self._format = recipe_named(calibration.recipe).format
-        self._names = [name for given in base.names for name in self._with_scales(given)]
+        self._names = [name for plain in base.names for name in self._with_scales(plain)]
         self._names += self._scales
 
     @property
@@ -126,9 +137,9 @@ class QuantizedWeights(Weights):
         features_out, features_in = self._base.shape(f"{layer}.weight")
         return {
             "weight": (features_in, features_out),
-            "weight_scale": (features_out,),
-            "input_scale": (),
-            "pre_quant_scale": (features_in,),
+            WEIGHT_SCALE: (features_out,),
+            INPUT_SCALE: (),
+            SMOOTHING_SCALE: (features_in,),
         }[kind]
 
     def dtype(self, name: str) -> torch.dtype:
@@ -148,10 +159,10 @@ class QuantizedWeights(Weights):
             return self._base.load(name)
         if kind == "weight":
             return quantized_weight(self._base.load(name), ranges, self._format)
-        if kind == "pre_quant_scale":
+        if kind == SMOOTHING_SCALE:
             assert ranges.pre_quant_scale is not None
             return ranges.pre_quant_scale
-        if kind == "weight_scale":
+        if kind == WEIGHT_SCALE:
             return weight_scale_of(ranges.weight_amax, self._format)
         return scale_of(ranges.input_amax, self._format)
 
@@ -164,9 +175,9 @@ class QuantizedWeights(Weights):
         ranges = self._calibration.layers.get(layer)
         if ranges is None or kind != "weight":
             return [name]
-        extra = ["weight_scale", "input_scale"]
+        extra = [WEIGHT_SCALE, INPUT_SCALE]
         if ranges.pre_quant_scale is not None:
-            extra.append("pre_quant_scale")
+            extra.append(SMOOTHING_SCALE)
         return [name, *(f"{layer}.{kind}" for kind in extra)]
 
 
@@ -174,7 +185,7 @@ def _cache_scales(calibration: Calibration, extras: Extras) -> dict[str, Tensor]
     if extras.cache is None:
         return {}
     return {
-        f"cache_format.scales.{part}{block}": scale
+        cache_scale(part, block): scale
         for block in range(calibration.blocks)
         for part, scale in cache_scales(calibration, block, extras.cache).items()
     }
@@ -185,14 +196,14 @@ def _attention_scales(calibration: Calibration, extras: Extras) -> dict[str, Ten
         return {}
     require_query_ranges(calibration)
     scales = {
-        f"attention_format.by_layer.{part}{block}": scale_of(
+        attention_scale(part, block): scale_of(
             calibration.head_amax(block, part).amax(), extras.attention
         )
         for part in HEAD_PARTS
         for block in range(calibration.blocks)
     }
     # No weight of a softmax is more than one.
-    return {**scales, "attention_format.softmax": scale_of(torch.ones(()), extras.attention)}
+    return {**scales, SOFTMAX_SCALE: scale_of(torch.ones(()), extras.attention)}
 
 
 def quantized_weight(weight: Tensor, ranges: LayerRanges, format_: Format) -> Tensor:

@@ -5,19 +5,28 @@ from typing import Any
 
 import torch
 
+from longlive_trt import dtypes
+from longlive_trt.dtypes import ElementType
 from longlive_trt.errors import UsageError
+from longlive_trt.export.torch_types import torch_type
 
 
 @dataclass(frozen=True)
 class Format:
+    """What values are quantized to."""
+
     name: str
-    dtype: torch.dtype
+    element: ElementType
     largest: float
     modelopt_bits: int | tuple[int, int]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch_type(self.element)
 
-FP8 = Format("fp8", torch.float8_e4m3fn, 448.0, (4, 3))
-INT8 = Format("int8", torch.int8, 127.0, 8)
+
+FP8 = Format("fp8", dtypes.FLOAT8, 448.0, (4, 3))
+INT8 = Format("int8", dtypes.INT8, 127.0, 8)
 # What is left are the convolutions of residual blocks: nine tenths of the work. Those on the way
 # that all signal goes cost three times as much quality each (docs/quality.md).
 VAE_EXCLUDED = (

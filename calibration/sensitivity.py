@@ -2,15 +2,16 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from longlive_trt.basics import Report
 from longlive_trt.calibration.calibration_file import Calibration
-from longlive_trt.calibration.calibrator import Request, load_model
+from longlive_trt.calibration.calibrator import CalibrationRequest, load_model
 from longlive_trt.calibration.layers import QuantizedLinear
 from longlive_trt.calibration.quantized import QuantizedWeights, load_quantized
 from longlive_trt.calibration.recipes import Extras, recipe_named
@@ -19,8 +20,6 @@ from longlive_trt.calibration.videos import Video, run_video
 from longlive_trt.configs import ModelConfig
 from longlive_trt.export.checkpoints.weights import Weights
 from longlive_trt.export.models.transformer import Transformer
-
-Report = Callable[[str, int, int], None]
 
 _NOTHING = Extras()
 _LAYER_BLOCKS = 2
@@ -72,7 +71,7 @@ def measure(
     config: ModelConfig,
     weights: Weights,
     calibration: Calibration,
-    request: Request,
+    request: CalibrationRequest,
     texts: TextStates,
     error_budget: float,
     growth_blocks: int = _GROWTH_BLOCKS,
@@ -90,16 +89,19 @@ def measure(
     report("measuring the error's growth", 0, 1)
     flows, latents = _run(model, config, video, states, request.seed)
     del model
-    narrow = load_quantized(config, weights, calibration, request.compute, request.device, extras)
-    narrow_flows, narrow_latents = _run(narrow, config, video, states, request.seed)
+    quantized = load_quantized(
+        config, weights, calibration, request.compute, request.device, extras
+    )
+    quantized_flows, quantized_latents = _run(quantized, config, video, states, request.seed)
     growth = tuple(
-        PassError(*where, relative_l2(narrow_flows[where], flow)) for where, flow in flows.items()
+        PassError(*where, relative_l2(quantized_flows[where], flow))
+        for where, flow in flows.items()
     )
     return SensitivityReport(
         recipe=calibration.recipe,
         layers=layers,
         growth=growth,
-        latents_error=relative_l2(narrow_latents, latents),
+        latents_error=relative_l2(quantized_latents, latents),
         drift=_drift(growth, growth_blocks),
         error_budget=error_budget,
         suggested_exclude=suggest_exclude(layers, error_budget),
@@ -119,8 +121,8 @@ def suggest_exclude(layers: Sequence[LayerSensitivity], budget: float) -> tuple[
     return tuple(sorted(excluded))
 
 
-def relative_l2(found: Tensor, expected: Tensor) -> float:
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
+def relative_l2(values: Tensor, expected: Tensor) -> float:
+    return float((values.double() - expected.double()).norm() / expected.double().norm())
 
 
 def _measure_layers(
@@ -139,10 +141,10 @@ def _measure_layers(
     for done, name in enumerate(calibration.layers):
         report("measuring single layers", done, len(calibration.layers))
         with _one_quantized(model, name, stored, calibration) as energies:
-            _, found = _run(model, config, short, states, seed)
+            _, latents = _run(model, config, short, states, seed)
         signal, noise = energies
         sqnr = 10 * math.log10(signal / noise) if noise else math.inf
-        yield LayerSensitivity(name, sqnr, relative_l2(found, expected))
+        yield LayerSensitivity(name, sqnr, relative_l2(latents, expected))
 
 
 @contextmanager
@@ -177,8 +179,8 @@ def _quantized_layer(
     weight = original.weight
     for key, parameter in layer.named_parameters():
         value = stored.load(f"{name}.{key}")
-        narrow = value.dtype == layer.format.dtype
-        parameter.data = value.to(weight.device, value.dtype if narrow else weight.dtype)
+        is_quantized = value.dtype == layer.format.dtype
+        parameter.data = value.to(weight.device, value.dtype if is_quantized else weight.dtype)
     return layer
 
 

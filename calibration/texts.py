@@ -11,7 +11,7 @@ from torch import Tensor
 from longlive_trt.configs import ModelConfig
 from longlive_trt.export.checkpoints.opening import Weights
 from longlive_trt.export.models.text_encoder import TextEncoder
-from longlive_trt.export.weights_file import TORCH_TYPES
+from longlive_trt.export.torch_types import TORCH_TYPES
 
 
 class TextStates(Protocol):

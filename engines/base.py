@@ -1,13 +1,16 @@
 """What every compiled graph offers, whoever compiled it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 import numpy as np
 
 from longlive_trt.basics import Closing, Given
+from longlive_trt.contract import evaluate_size
+from longlive_trt.dtypes import name_of, recorded_type
 from longlive_trt.errors import EngineError
+from longlive_trt.exports import TensorInfo
 
 
 @dataclass(frozen=True)
@@ -18,17 +21,16 @@ class TensorSpec:
     """A name stands for a size that is chosen when the tensor is bound."""
 
     def sized(self, **sizes: int) -> tuple[int, ...]:
-        """The shape with every named size filled in; ``24*cache_frames`` is a product."""
-        return tuple(
-            size if isinstance(size, int) else _evaluate(size, sizes) for size in self.shape
-        )
+        """The shape with every named size filled in."""
+        return tuple(evaluate_size(size, sizes) for size in self.shape)
 
 
-def _evaluate(expression: str, sizes: Mapping[str, int]) -> int:
-    product = 1
-    for factor in expression.split("*"):
-        product *= int(factor) if factor.strip().isdigit() else sizes[factor.strip()]
-    return product
+def specs_of(tensors: Iterable[TensorInfo]) -> dict[str, TensorSpec]:
+    """Tensors of a manifest by name."""
+    return {
+        tensor.name: TensorSpec(tensor.name, recorded_type(tensor.dtype).numpy, tensor.shape)
+        for tensor in tensors
+    }
 
 
 class Binding(Protocol):
@@ -75,27 +77,28 @@ class TensorTable(Closing):
     def outputs(self) -> Mapping[str, TensorSpec]:
         return self._outputs
 
-    def _require_inputs(self, given: Mapping[str, Any]) -> None:
-        missing = self._inputs.keys() - given.keys()
+    def _require_inputs(self, tensors: Mapping[str, Any]) -> None:
+        missing = self._inputs.keys() - tensors.keys()
         if missing:
             raise EngineError(
                 f"graph {self.name}: inputs are missing: {', '.join(sorted(missing))}"
             )
 
 
-def require_fit(graph: str, name: str, spec: TensorSpec | None, given: Given) -> None:
+def require_fit(graph: str, name: str, spec: TensorSpec | None, tensor: Given) -> None:
     if spec is None:
         raise EngineError(f"graph {graph} has no tensor {name}")
-    fits = len(given.shape) == len(spec.shape) and all(
+    fits = len(tensor.shape) == len(spec.shape) and all(
         have == want or isinstance(want, str)
-        for have, want in zip(given.shape, spec.shape, strict=True)
+        for have, want in zip(tensor.shape, spec.shape, strict=True)
     )
     if not fits:
         raise EngineError(
-            f"graph {graph}: {name} is {list(given.shape)}, expected {list(spec.shape)}"
+            f"graph {graph}: {name} is {list(tensor.shape)}, expected {list(spec.shape)}"
         )
-    # Device tensors call float8_e4m3fn by its short name.
-    if given.dtype not in (spec.dtype.name, spec.dtype.name.removesuffix("fn")):
-        raise EngineError(f"graph {graph}: {name} is {given.dtype}, expected {spec.dtype}")
-    if not given.is_contiguous:
+    if tensor.dtype != name_of(spec.dtype):
+        raise EngineError(
+            f"graph {graph}: {name} is {tensor.dtype}, expected {name_of(spec.dtype)}"
+        )
+    if not tensor.is_contiguous:
         raise EngineError(f"graph {graph}: {name} is not contiguous in memory")

@@ -19,9 +19,8 @@ from longlive_trt.engines.bundles.bundle import (
     read_manifest,
     require_replaceable,
 )
-from longlive_trt.engines.compiler import BuildOptions, Compiler, GraphSource
-from longlive_trt.engines.ort import cpu as onnxruntime
-from longlive_trt.engines.registry import compiler_named
+from longlive_trt.engines.compiler import BuildOptions, EngineCompiler, GraphSource
+from longlive_trt.engines.registry import DEFAULT, compiler_named
 from longlive_trt.errors import BundleError
 from longlive_trt.exports import TOKENIZER_NAME, ExportRecord, check_export, read_export
 from longlive_trt.files import publish_directory, sha256_file
@@ -43,7 +42,7 @@ def build(
     export_folder: Path,
     out: Path,
     precision_name: str,
-    engine: str = onnxruntime.KIND,
+    engine: str = DEFAULT.name,
     *,
     options: BuildOptions = _NO_OPTIONS,
     command: str = "",
@@ -90,7 +89,7 @@ def build(
     return BuildResult(manifest, was_current=False)
 
 
-def _key(record: ExportRecord, compiler: Compiler, precision: Precision) -> str:
+def _key(record: ExportRecord, compiler: EngineCompiler, precision: Precision) -> str:
     choices = [asdict(compiler.kind), dict(compiler.options), dict(compiler.plugins)]
     decisive = [FORMAT, config_sha256(record.config), record.files, precision.name, *choices]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

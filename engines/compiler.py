@@ -62,7 +62,7 @@ def retyped_info(source: GraphSource, precision: Precision) -> GraphInfo:
     return graph_info(model)
 
 
-class Compiler(Protocol):
+class EngineCompiler(Protocol):
     @property
     def kind(self) -> EngineKind: ...
 

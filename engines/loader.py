@@ -2,18 +2,49 @@
 
 from typing import Literal
 
+from longlive_trt.architectures import FIRST_WITH_FP8
+from longlive_trt.contract import CPU
 from longlive_trt.engines.base import Engine
-from longlive_trt.engines.bundles.bundle import Bundle, Manifest
-from longlive_trt.engines.ort import cpu as onnxruntime
-from longlive_trt.engines.trt.engine import PLAN_SUFFIX, Scratch, TensorRtEngine
-from longlive_trt.engines.trt.flavors import FLAVORS
+from longlive_trt.engines.bundles.bundle import Bundle
+from longlive_trt.engines.compatibility import (
+    BuiltEngines,
+    GpuModel,
+    Obstacle,
+    build_obstacle,
+    hardware_obstacle,
+    library_obstacle,
+)
+from longlive_trt.engines.registry import DEFAULT, KINDS, Kind
 from longlive_trt.errors import BundleError, PluginError
-from longlive_trt.plugins.cuda.driver import DeviceFacts, device_facts
+from longlive_trt.plugins.cuda.driver import device_facts
 from longlive_trt.plugins.cuda.streams import Stream
-from longlive_trt.plugins.onnxruntime_bridge import LIBRARY_NAME
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 DEVICES: tuple[DeviceChoice, ...] = ("auto", "cpu", "cuda")
+
+_REASONS = {
+    Obstacle.UNKNOWN_KIND: (
+        "engines of kind {kind}, which this version cannot run; build with --engine {default}"
+    ),
+    Obstacle.STRIPPED: (
+        "its engines were built without their weights (--strip); run `longlive-trt refit {folder} "
+        "--onnx FOLDER --out BUNDLE` on this machine"
+    ),
+    Obstacle.OLDER_LIBRARY: (
+        "built with {kind} {needed}, and {version} is installed; run `{install}`, or build the "
+        "bundle again here"
+    ),
+    Obstacle.OTHER_LIBRARY: "engines of {kind} {needed}, and {version} is installed; {rebuild}",
+    Obstacle.NOT_ON_CPU: (
+        "{kind} has no {precision} arithmetic on a CPU; run it with --device cuda, or build with "
+        "--precision fp32 or fp16"
+    ),
+    Obstacle.OTHER_GPU: "engines for {made_for}, and this machine has {gpu}; {rebuild}",
+    Obstacle.NO_FP8: (
+        "engines in fp8, which begins with {first_with_fp8}, and this machine has {gpu}; build "
+        "with --precision bf16"
+    ),
+}
 
 
 def runs_on_gpu(bundle: Bundle, device: DeviceChoice) -> bool:
@@ -22,147 +53,78 @@ def runs_on_gpu(bundle: Bundle, device: DeviceChoice) -> bool:
     if device == "cpu" and target != CPU:
         raise BundleError(
             f"{bundle.folder}: engines for {target} do not run on a CPU; leave --device out, or "
-            f"build a bundle for CPUs (`longlive-trt build --engine {onnxruntime.KIND}` without "
+            f"build a bundle for CPUs (`longlive-trt build --engine {DEFAULT.name}` without "
             f"--gpu)"
         )
     return target != CPU or device == "cuda"
 
 
-CPU = "cpu"
-
-
 def require_runnable(bundle: Bundle, device: DeviceChoice = "auto") -> None:
     """Refuse a bundle whose engines cannot run here, before any of them is loaded."""
-    engine = bundle.manifest.engine
-    on_gpu = runs_on_gpu(bundle, device)
-    if engine.kind == onnxruntime.KIND:
-        onnxruntime.require_compatible(engine.version)
-        if on_gpu:
-            _require_gpu_provider(bundle)
-    elif engine.kind in FLAVORS:
-        _require_plans_runnable(bundle)
-    else:
-        raise BundleError(
-            f"{bundle.folder}: engines of kind {engine.kind}, which this version cannot run; "
-            f"build with --engine {onnxruntime.KIND}"
-        )
+    on_gpu, engines = runs_on_gpu(bundle, device), BuiltEngines.of(bundle.manifest)
+    _refuse(bundle, build_obstacle(engines))
+    kind = KINDS[engines.kind]
+    version = kind.library_version()
+    _refuse(bundle, library_obstacle(engines, version), version=version)
+    gpu = _gpu_here(bundle, engines) if on_gpu else None
+    _refuse(bundle, hardware_obstacle(engines, gpu), gpu=gpu)
+    if on_gpu:
+        kind.load_gpu_libraries()
 
 
 def load_engine(
-    bundle: Bundle,
-    graph: str,
-    *,
-    threads: int | None = None,
-    stream: Stream | None = None,
-    scratch: Scratch | None = None,
+    bundle: Bundle, graph: str, *, threads: int | None = None, stream: Stream | None = None
 ) -> Engine:
     """One graph's engine: with a stream, on its GPU."""
-    manifest = bundle.manifest
-    if manifest.engine.kind in FLAVORS:
-        assert stream is not None  # these run on GPUs only
-        return TensorRtEngine(
-            bundle.folder / f"{graph}{PLAN_SUFFIX}",
-            manifest.graphs[graph],
-            FLAVORS[manifest.engine.kind],
-            manifest.options,
-            stream,
-            scratch=scratch,
-        )
-    path = bundle.folder / f"{graph}{onnxruntime.SUFFIX}"
-    if stream is None:
-        return onnxruntime.OnnxRuntimeEngine(path, threads=threads)
-    from longlive_trt.engines.ort.gpu import OnnxRuntimeCudaEngine
-
-    library = bundle.folder / LIBRARY_NAME
-    with_kernels = graph in manifest.options.get("kernel_graphs", ())
-    return OnnxRuntimeCudaEngine(path, stream, library=library if with_kernels else None)
+    kind = KINDS[bundle.manifest.engine.kind]
+    return kind.load(bundle, graph, stream=stream, threads=threads)
 
 
-def _require_gpu_provider(bundle: Bundle) -> None:
-    here = _gpu_here(bundle)
-    target = bundle.manifest.engine.target
-    if target not in (CPU, _architecture(here)):
-        raise BundleError(
-            f"{bundle.folder}: engines for {target}, and this machine has {here.name} "
-            f"({_architecture(here)}); build with --gpu {_architecture(here)}"
-        )
-    from longlive_trt.engines.ort.gpu import load_libraries
-
-    load_libraries()
-
-
-def _require_plans_runnable(bundle: Bundle) -> None:
-    manifest = bundle.manifest
-    if manifest.options.get("strip"):
-        raise BundleError(
-            f"{bundle.folder}: its engines were built without their weights (--strip); run "
-            f"`longlive-trt refit {bundle.folder} --onnx FOLDER --out BUNDLE` on this machine"
-        )
-    found = str(FLAVORS[manifest.engine.kind].load().__version__)
-    if not _runs_with(manifest, found):
-        raise BundleError(
-            f"{bundle.folder}: engines of {manifest.engine.kind} {manifest.engine.version}, and "
-            f"{found} is installed; {_remedy(manifest)}"
-        )
-    _require_gpu(bundle)
-
-
-def _runs_with(manifest: Manifest, found: str) -> bool:
-    built = manifest.engine.version
-    if not manifest.options.get("version_compatible"):
-        return found == built
-    return _numbers(found)[:1] == _numbers(built)[:1] and _numbers(found) >= _numbers(built)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
-
-
-def _require_gpu(bundle: Bundle) -> None:
-    manifest = bundle.manifest
-    wanted = manifest.options.get("gpu_name") or manifest.engine.target
-    here = _gpu_here(bundle)
-    if not _is_for(manifest, here):
-        raise BundleError(
-            f"{bundle.folder}: engines for {wanted}, and this machine has {here.name} "
-            f"({_architecture(here)}); {_remedy(manifest)}"
-        )
-
-
-def _gpu_here(bundle: Bundle) -> DeviceFacts:
-    manifest = bundle.manifest
+def _gpu_here(bundle: Bundle, engines: BuiltEngines) -> GpuModel:
     try:
-        return device_facts()
+        facts = device_facts()
     except PluginError as error:
-        target = manifest.options.get("gpu_name") or manifest.engine.target
-        wanted = "a GPU was asked for" if target == CPU else f"engines for {target}"
-        remedy = (
-            "use --device cpu"
-            if target == CPU
-            else f"run `longlive-trt pull --auto`, or build with --engine {onnxruntime.KIND} and "
-            "without --gpu for a CPU"
-        )
+        wanted, remedy = "a GPU was asked for", "use --device cpu"
+        if engines.needs_gpu:
+            wanted = f"engines for {engines.made_for}"
+            remedy = (
+                f"run `longlive-trt pull --auto`, or build with --engine {DEFAULT.name} and "
+                "without --gpu for a CPU"
+            )
         raise BundleError(
             f"{bundle.folder}: {wanted}, and this machine has no GPU that can be used "
             f"({error}); {remedy}"
         ) from None
+    return GpuModel(facts.name, facts.architecture)
 
 
-def _is_for(manifest: Manifest, here: DeviceFacts) -> bool:
-    """TensorRT's engines are for one GPU model, unless they were built for more."""
-    compatibility = manifest.options.get("hardware_compatibility")
-    if compatibility == "ampere-plus":
-        return here.capability >= (8, 0)
-    same = _architecture(here) == manifest.engine.target
-    return same and (bool(compatibility) or manifest.options.get("gpu_name") in (None, here.name))
+def _refuse(
+    bundle: Bundle, obstacle: Obstacle | None, *, version: str = "", gpu: GpuModel | None = None
+) -> None:
+    if obstacle is None:
+        return
+    engines = BuiltEngines.of(bundle.manifest)
+    kind = KINDS.get(engines.kind)
+    reason = _REASONS[obstacle].format(
+        kind=engines.kind,
+        needed=engines.version,
+        version=version,
+        precision=engines.precision,
+        made_for=engines.made_for,
+        gpu=gpu,
+        folder=bundle.folder,
+        default=DEFAULT.name,
+        first_with_fp8=FIRST_WITH_FP8,
+        install=kind.install_command(engines.version) if kind else "",
+        rebuild=_rebuild(kind, engines, gpu) if kind else "",
+    )
+    raise BundleError(f"{bundle.folder}: {reason}")
 
 
-def _architecture(here: DeviceFacts) -> str:
-    return "sm{}{}".format(*here.capability)
-
-
-def _remedy(manifest: Manifest) -> str:
+def _rebuild(kind: Kind, engines: BuiltEngines, gpu: GpuModel | None) -> str:
+    if not kind.needs_gpu and gpu is not None:
+        return f"build with --gpu {gpu.architecture}"
     return (
-        f"run `longlive-trt build --engine {manifest.engine.kind} --precision "
-        f"{manifest.precision}` on this machine, or `longlive-trt pull --auto`"
+        f"run `longlive-trt build --engine {kind.name} --precision {engines.precision}` on this "
+        "machine, or `longlive-trt pull --auto`"
     )

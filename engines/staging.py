@@ -28,14 +28,14 @@ class HostStaged(Closing):
         return self._engine.outputs
 
     def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> "_StagedBinding":
-        given = {name: self._placed(array, name) for name, array in inputs.items()}
-        wanted = {name: self._placed(array, name) for name, array in outputs.items()}
-        binding = self._engine.bind(given, wanted)
+        placed_inputs = {name: self._placed(array, name) for name, array in inputs.items()}
+        placed_outputs = {name: self._placed(array, name) for name, array in outputs.items()}
+        binding = self._engine.bind(placed_inputs, placed_outputs)
         return _StagedBinding(
             binding,
             self._stream,
-            [(inputs[name], tensor) for name, tensor in given.items()],
-            [(outputs[name], tensor) for name, tensor in wanted.items()],
+            [(inputs[name], tensor) for name, tensor in placed_inputs.items()],
+            [(outputs[name], tensor) for name, tensor in placed_outputs.items()],
         )
 
     def _placed(self, array: Array, what: str) -> DeviceTensor:

@@ -6,12 +6,12 @@ A graph calls them by name, so that a compiler with something better can put tha
 import onnx.parser
 import onnx_ir as ir
 
+from longlive_trt.contract import ATTENTION_OP, LOCAL_DOMAIN, QUANTIZED_ATTENTION_OP
+from longlive_trt.dtypes import FLOAT8, FLOAT32
+
 OPSET = 24
-LOCAL_DOMAIN = "longlive"
-ATTENTION_OP = "SinkWindowAttention"
-QUANTIZED_ATTENTION_OP = "QuantizedSinkWindowAttention"
-_FP8 = int(ir.DataType.FLOAT8E4M3FN)
-_WIDE = int(ir.DataType.FLOAT)
+_FP8 = FLOAT8.onnx
+_WIDE = FLOAT32.onnx
 
 
 def add_attention_functions(model: ir.Model) -> None:

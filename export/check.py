@@ -14,21 +14,23 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from longlive_trt import contract
 from longlive_trt.configs import ModelConfig
+from longlive_trt.contract import numbered
+from longlive_trt.dtypes import BY_ONNXRUNTIME, FLOAT8
 from longlive_trt.errors import ExportError
 from longlive_trt.export.checkpoints.opening import Weights
 from longlive_trt.export.models.text_encoder import TextEncoder
 from longlive_trt.export.models.transformer import Transformer, rope_table, rotate, sinusoid
 from longlive_trt.export.models.vae import VaeDecoder
+from longlive_trt.export.torch_types import QUANTIZED_TYPES, TORCH_TYPES, torch_type
 from longlive_trt.export.tracing import (
-    QUANTIZED_TYPES,
     GraphInput,
     GraphSpec,
     concrete_shape,
     flat_inputs,
     in_compute_type,
 )
-from longlive_trt.export.weights_file import TORCH_TYPES
 from longlive_trt.precision import PRECISIONS, Precision, retype
 
 logger = logging.getLogger(__name__)
@@ -37,7 +39,12 @@ TOLERANCES = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 1e-5}
 """Relative L2. bfloat16 graphs run in float32 arithmetic with the rounded weights: no CPU engine
 has bfloat16 arithmetic, and what is checked is the graph."""
 
-_SIZES = {"batch": 1, "frames": 1, "cache_frames": 3, "latent_frames": 1}
+_SIZES = {
+    contract.BATCH: 1,
+    contract.STEP_FRAMES: 1,
+    contract.CACHE_FRAMES: 3,
+    contract.LATENT_FRAMES: 1,
+}
 """Few frames, so that the check of a full-size model stays short."""
 
 Arrays = Mapping[str, np.ndarray]
@@ -124,67 +131,74 @@ def _random_inputs(spec: GraphSpec, config: ModelConfig) -> Tensors:
     for item in flat_inputs(spec.inputs):
         values = torch.randn(concrete_shape(item, _SIZES), generator=generator)
         # Quantized numbers use most of their range.
-        inputs[item.name] = (values * 30).to(item.dtype) if _is_narrow(item) else values
+        inputs[item.name] = (values * 30).to(item.dtype) if _is_quantized(item) else values
     return inputs | _meaningful_inputs(spec, config)
 
 
-def _is_narrow(item: GraphInput) -> bool:
+def _is_quantized(item: GraphInput) -> bool:
     return item.dtype in QUANTIZED_TYPES
 
 
 def _meaningful_inputs(spec: GraphSpec, config: ModelConfig) -> Tensors:
-    if spec.name == "step":
+    if spec.name == contract.STEP:
         return {
-            "timestep": torch.tensor([833.3333]),
-            "sigma": torch.tensor([0.8333]),
-            "sigma_next": torch.tensor([0.625]),
-            "frame_index": torch.arange(_SIZES["frames"]) + 7,
-            "cache_index": torch.arange(_SIZES["cache_frames"]) + 2,
-            "sink_frames": torch.tensor([1]),
-            "window_frames": torch.tensor([1]),
+            contract.TIMESTEP: torch.tensor([833.3333]),
+            contract.SIGMA: torch.tensor([0.8333]),
+            contract.SIGMA_NEXT: torch.tensor([0.625]),
+            contract.FRAME_INDEX: torch.arange(_SIZES[contract.STEP_FRAMES]) + 7,
+            contract.CACHE_INDEX: torch.arange(_SIZES[contract.CACHE_FRAMES]) + 2,
+            contract.SINK_FRAMES: torch.tensor([1]),
+            contract.WINDOW_FRAMES: torch.tensor([1]),
         }
-    if spec.name == "text":
+    if spec.name == contract.TEXT:
         assert config.text_encoder is not None
         tokens = config.transformer.text_len
         ids = torch.arange(tokens)[None] % config.text_encoder.vocab
-        return {"ids": ids, "mask": (torch.arange(tokens) < (tokens + 1) // 2).long()[None]}
+        mask = (torch.arange(tokens) < (tokens + 1) // 2).long()[None]
+        return {contract.IDS: ids, contract.MASK: mask}
     return {}
 
 
 def _reference_step(reference: _Reference, inputs: Tensors) -> Tensors:
-    config, x = reference.config, inputs["latents"]
+    config, x = reference.config, inputs[contract.LATENTS]
     model = reference.load(Transformer(config.transformer))
     assert isinstance(model, Transformer)
     kept = model.cache_format
     relative = config.rollout.rope == "relative"
     layers, new = range(config.transformer.layers), []
-    valid = int(inputs["sink_frames"] + inputs["window_frames"]) * config.tokens_per_frame
+    valid_frames = int(inputs[contract.SINK_FRAMES] + inputs[contract.WINDOW_FRAMES])
+    valid = valid_frames * config.tokens_per_frame
 
     def angles(name: str) -> Tensor:
         return rope_table(inputs[name], config.token_grid, config.transformer.head_dim)
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         cached_k, cached_v = (
-            kept.unpack(layer, part, inputs[f"{part}_cache.{layer}"]) for part in "kv"
+            kept.unpack(layer, part, inputs[numbered(name, layer)])
+            for part, name in contract.CACHE_OF.items()
         )
-        turned = rotate(k, angles("frame_index"))
+        turned = rotate(k, angles(contract.FRAME_INDEX))
         key = k if relative else turned
         new.append((kept.pack(layer, "k", key), kept.pack(layer, "v", v)))
         if relative:
-            cached_k = rotate(cached_k, angles("cache_index"))
+            cached_k = rotate(cached_k, angles(contract.CACHE_INDEX))
         keys = torch.cat([turned, cached_k[:, :valid]], dim=1)
         values = torch.cat([v, cached_v[:, :valid]], dim=1)
-        query = rotate(q, angles("frame_index"))
+        query = rotate(q, angles(contract.FRAME_INDEX))
         return model.attention_format.attend(layer, query, keys, values)
 
-    features = sinusoid(float(inputs["timestep"]), config.transformer.freq_dim).float()
-    context = [(inputs[f"context_k.{i}"], inputs[f"context_v.{i}"]) for i in layers]
+    features = sinusoid(float(inputs[contract.TIMESTEP]), config.transformer.freq_dim).float()
+    context = [
+        (inputs[numbered(contract.CONTEXT_K, i)], inputs[numbered(contract.CONTEXT_V, i)])
+        for i in layers
+    ]
     flow = model(x, features, attend, context)
-    x0 = x - inputs["sigma"] * flow
-    following = (1 - inputs["sigma_next"]) * x0 + inputs["sigma_next"] * inputs["noise"]
-    outputs = {"latents_next": following}
+    x0 = x - inputs[contract.SIGMA] * flow
+    sigma_next = inputs[contract.SIGMA_NEXT]
+    following = (1 - sigma_next) * x0 + sigma_next * inputs[contract.NOISE]
+    outputs = {contract.LATENTS_NEXT: following}
     for layer, (key, value) in enumerate(new):
-        outputs |= {f"k_new.{layer}": key, f"v_new.{layer}": value}
+        outputs |= {numbered(contract.K_NEW, layer): key, numbered(contract.V_NEW, layer): value}
     return outputs
 
 
@@ -192,8 +206,9 @@ def _reference_prompt(reference: _Reference, inputs: Tensors) -> Tensors:
     model = reference.load(Transformer(reference.config.transformer))
     assert isinstance(model, Transformer)
     outputs: Tensors = {}
-    for layer, (key, value) in enumerate(model.prompt(inputs["text_states"])):
-        outputs |= {f"context_k.{layer}": key, f"context_v.{layer}": value}
+    for layer, (key, value) in enumerate(model.prompt(inputs[contract.TEXT_STATES])):
+        outputs[numbered(contract.CONTEXT_K, layer)] = key
+        outputs[numbered(contract.CONTEXT_V, layer)] = value
     return outputs
 
 
@@ -201,25 +216,25 @@ def _reference_vae(reference: _Reference, inputs: Tensors) -> Tensors:
     assert reference.config.vae is not None
     vae = reference.load(VaeDecoder(reference.config.vae))
     assert isinstance(vae, VaeDecoder)
-    caches = [inputs[f"cache.{i}"] for i in range(len(inputs) - 1)]
-    latents = inputs["latents"]
+    caches = [inputs[numbered(contract.HISTORY, i)] for i in range(len(inputs) - 1)]
+    latents = inputs[contract.LATENTS]
     frames, renewed = vae.decode_next(latents, caches) if caches else vae.decode_first(latents)
-    outputs = {f"cache_next.{i}": cache for i, cache in enumerate(renewed)}
-    return outputs | {"frames": frames.clamp(-1, 1)}
+    outputs = {numbered(contract.HISTORY_NEXT, i): cache for i, cache in enumerate(renewed)}
+    return outputs | {contract.FRAMES: frames.clamp(-1, 1)}
 
 
 def _reference_text(reference: _Reference, inputs: Tensors) -> Tensors:
     assert reference.config.text_encoder is not None
     model = reference.load(TextEncoder(reference.config.text_encoder))
-    return {"text_states": model(inputs["ids"], inputs["mask"])}
+    return {contract.TEXT_STATES: model(inputs[contract.IDS], inputs[contract.MASK])}
 
 
 _REFERENCES: Mapping[str, Callable[[_Reference, Tensors], Tensors]] = {
-    "step": _reference_step,
-    "prompt": _reference_prompt,
-    "vae_first": _reference_vae,
-    "vae_next": _reference_vae,
-    "text": _reference_text,
+    contract.STEP: _reference_step,
+    contract.PROMPT: _reference_prompt,
+    contract.VAE_FIRST: _reference_vae,
+    contract.VAE_NEXT: _reference_vae,
+    contract.TEXT: _reference_text,
 }
 
 
@@ -255,28 +270,19 @@ def _run_graph(spec: GraphSpec, folder: Path, precision: Precision, inputs: Tens
     return {name: _returned(value) for name, value in outputs.items()}
 
 
-_NUMPY_TYPES = {
-    "tensor(float16)": np.float16,
-    "tensor(float)": np.float32,
-    "tensor(int64)": np.int64,
-    "tensor(int8)": np.int8,
-}
-_FP8_TYPE = "tensor(float8e4m3fn)"
-
-
 def _given(tensor: Tensor, onnx_type: str) -> ort.OrtValue:
-    if onnx_type == _FP8_TYPE:
-        # numpy has no such numbers: their codes are handed over.
+    if onnx_type == FLOAT8.onnxruntime:
+        # torch gives numpy no such numbers: their codes are handed over.
         codes = tensor.view(torch.uint8).numpy()
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(codes, ir.DataType.FLOAT8E4M3FN)
-    array = tensor.numpy().astype(_NUMPY_TYPES[onnx_type], copy=False)
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(codes, FLOAT8.onnx)
+    array = tensor.numpy().astype(BY_ONNXRUNTIME[onnx_type].numpy, copy=False)
     return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
 
 
 def _returned(value: ort.OrtValue) -> Tensor:
     tensor = torch.from_numpy(value.numpy())
-    is_fp8 = value.data_type() == _FP8_TYPE
-    return _as_numbers(tensor.view(torch.float8_e4m3fn) if is_fp8 else tensor)
+    is_fp8 = value.data_type() == FLOAT8.onnxruntime
+    return _as_numbers(tensor.view(torch_type(FLOAT8)) if is_fp8 else tensor)
 
 
 def _as_numbers(tensor: Tensor) -> Tensor:

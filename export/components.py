@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from longlive_trt import contract
 from longlive_trt.configs import ModelConfig
 from longlive_trt.errors import UsageError
 from longlive_trt.export.checkpoints.opening import (
@@ -89,7 +90,7 @@ def _transformer(config: ModelConfig, sources: Sources) -> Iterator[Component]:
         sources, sources.transformer, open_with_adapter, lambda: Transformer(config.transformer)
     )
     if weights is not None:
-        yield Component("transformer", weights, (step_spec(config), prompt_spec(config)))
+        yield Component(contract.TRANSFORMER, weights, (step_spec(config), prompt_spec(config)))
 
 
 def _vae(config: ModelConfig, sources: Sources) -> Iterator[Component]:
@@ -99,7 +100,7 @@ def _vae(config: ModelConfig, sources: Sources) -> Iterator[Component]:
         return
     weights = _weights(sources, sources.vae, open_vae, lambda: VaeDecoder(vae))
     if weights is not None:
-        yield Component("vae", weights, vae_specs(config))
+        yield Component(contract.VAE, weights, vae_specs(config))
 
 
 def _text_encoder(config: ModelConfig, sources: Sources) -> Iterator[Component]:
@@ -110,7 +111,7 @@ def _text_encoder(config: ModelConfig, sources: Sources) -> Iterator[Component]:
     path = sources.text_encoder
     weights = _weights(sources, path, open_text_encoder, lambda: TextEncoder(encoder))
     if weights is not None:
-        yield Component("text_encoder", weights, (text_spec(config),))
+        yield Component(contract.TEXT_ENCODER, weights, (text_spec(config),))
 
 
 def _weights(
@@ -135,56 +136,58 @@ def _require_no_path(section: str, path: Path | None) -> None:
 
 def step_spec(config: ModelConfig) -> GraphSpec:
     transformer, layers = config.transformer, range(config.transformer.layers)
-    kept = ("batch", (config.tokens_per_frame, "cache_frames"))
-    fresh = ("batch", transformer.text_len)
+    kept = (contract.BATCH, (config.tokens_per_frame, contract.CACHE_FRAMES))
+    fresh = (contract.BATCH, transformer.text_len)
     per_head = (transformer.heads, transformer.head_dim)
-    latents: tuple[Size, ...] = ("batch", "frames", *config.latent_shape)
+    latents: tuple[Size, ...] = (contract.BATCH, contract.STEP_FRAMES, *config.latent_shape)
 
     def per_layer(name: str, shape: tuple[Size, ...]) -> list[GraphInput]:
-        return [GraphInput(f"{name}.{layer}", (*shape, *per_head)) for layer in layers]
+        return [GraphInput(contract.numbered(name, layer), (*shape, *per_head)) for layer in layers]
 
     return GraphSpec(
-        name="step",
-        component="transformer",
+        name=contract.STEP,
+        component=contract.TRANSFORMER,
         module=lambda: StepGraph(config),
         inputs=[
-            GraphInput("latents", latents),
-            GraphInput("noise", latents),
-            GraphInput("timestep", (1,), torch.float32),
-            GraphInput("sigma", (1,), torch.float32),
-            GraphInput("sigma_next", (1,), torch.float32),
-            GraphInput("frame_index", ("frames",), torch.int64),
-            GraphInput("cache_index", ("cache_frames",), torch.int64),
-            GraphInput("sink_frames", (1,), torch.int64),
-            GraphInput("window_frames", (1,), torch.int64),
-            per_layer("k_cache", kept),
-            per_layer("v_cache", kept),
-            per_layer("context_k", fresh),
-            per_layer("context_v", fresh),
+            GraphInput(contract.LATENTS, latents),
+            GraphInput(contract.NOISE, latents),
+            *(GraphInput(name, (1,), torch.float32) for name in contract.LEVEL_INPUTS),
+            GraphInput(contract.FRAME_INDEX, (contract.STEP_FRAMES,), torch.int64),
+            GraphInput(contract.CACHE_INDEX, (contract.CACHE_FRAMES,), torch.int64),
+            GraphInput(contract.SINK_FRAMES, (1,), torch.int64),
+            GraphInput(contract.WINDOW_FRAMES, (1,), torch.int64),
+            per_layer(contract.K_CACHE, kept),
+            per_layer(contract.V_CACHE, kept),
+            per_layer(contract.CONTEXT_K, fresh),
+            per_layer(contract.CONTEXT_V, fresh),
         ],
         outputs=[
-            "latents_next",
-            *(f"k_new.{layer}" for layer in layers),
-            *(f"v_new.{layer}" for layer in layers),
+            contract.LATENTS_NEXT,
+            *(contract.numbered(contract.K_NEW, layer) for layer in layers),
+            *(contract.numbered(contract.V_NEW, layer) for layer in layers),
         ],
         # Sizes that no fixed dimension has and no other equals, so that none is mistaken.
-        examples={"batch": 2, "frames": 3, "cache_frames": 5},
+        examples={contract.BATCH: 2, contract.STEP_FRAMES: 3, contract.CACHE_FRAMES: 5},
         tables=graph_tables(config),
-        weight_prefix="transformer.",
+        weight_prefix=contract.weight_prefix(contract.TRANSFORMER),
     )
 
 
 def prompt_spec(config: ModelConfig) -> GraphSpec:
     transformer, layers = config.transformer, range(config.transformer.layers)
-    states = ("batch", transformer.text_len, transformer.text_dim)
+    states = (contract.BATCH, transformer.text_len, transformer.text_dim)
     return GraphSpec(
-        name="prompt",
-        component="transformer",
+        name=contract.PROMPT,
+        component=contract.TRANSFORMER,
         module=lambda: PromptGraph(config),
-        inputs=[GraphInput("text_states", states)],
-        outputs=[f"context_{part}.{layer}" for part in "kv" for layer in layers],
-        examples={"batch": 2},
-        weight_prefix="transformer.",
+        inputs=[GraphInput(contract.TEXT_STATES, states)],
+        outputs=[
+            contract.numbered(name, layer)
+            for name in (contract.CONTEXT_K, contract.CONTEXT_V)
+            for layer in layers
+        ],
+        examples={contract.BATCH: 2},
+        weight_prefix=contract.weight_prefix(contract.TRANSFORMER),
     )
 
 
@@ -193,26 +196,33 @@ def vae_specs(config: ModelConfig) -> tuple[GraphSpec, GraphSpec]:
     assert vae is not None
     with FakeTensorMode():
         shapes = VaeDecoder(vae).cache_shapes(config.latent.height, config.latent.width)
-    caches = [GraphInput(f"cache.{index}", ("batch", *shape)) for index, shape in enumerate(shapes)]
-    outputs = ["frames", "pixels", *(f"cache_next.{index}" for index in range(len(shapes)))]
+    histories = [
+        GraphInput(contract.numbered(contract.HISTORY, index), (contract.BATCH, *shape))
+        for index, shape in enumerate(shapes)
+    ]
+    renewed = [contract.numbered(contract.HISTORY_NEXT, index) for index in range(len(shapes))]
+    outputs = [contract.FRAMES, contract.PIXELS, *renewed]
     frame = config.latent_shape
     first = GraphSpec(
-        name="vae_first",
-        component="vae",
+        name=contract.VAE_FIRST,
+        component=contract.VAE,
         module=lambda: VaeFirstGraph(vae),
-        inputs=[GraphInput("latents", ("batch", 1, *frame))],
+        inputs=[GraphInput(contract.LATENTS, (contract.BATCH, 1, *frame))],
         outputs=outputs,
-        examples={"batch": 2},
-        weight_prefix="vae.",
+        examples={contract.BATCH: 2},
+        weight_prefix=contract.weight_prefix(contract.VAE),
     )
     following = GraphSpec(
-        name="vae_next",
-        component="vae",
+        name=contract.VAE_NEXT,
+        component=contract.VAE,
         module=lambda: VaeNextGraph(vae),
-        inputs=[GraphInput("latents", ("batch", "latent_frames", *frame)), caches],
+        inputs=[
+            GraphInput(contract.LATENTS, (contract.BATCH, contract.LATENT_FRAMES, *frame)),
+            histories,
+        ],
         outputs=outputs,
-        examples={"batch": 2, "latent_frames": 3},
-        weight_prefix="vae.",
+        examples={contract.BATCH: 2, contract.LATENT_FRAMES: 3},
+        weight_prefix=contract.weight_prefix(contract.VAE),
     )
     return first, following
 
@@ -221,14 +231,14 @@ def text_spec(config: ModelConfig) -> GraphSpec:
     text_encoder, text_len = config.text_encoder, config.transformer.text_len
     assert text_encoder is not None
     return GraphSpec(
-        name="text",
-        component="text_encoder",
+        name=contract.TEXT,
+        component=contract.TEXT_ENCODER,
         module=lambda: TextGraph(text_encoder),
         inputs=[
-            GraphInput("ids", ("batch", text_len), torch.int64),
-            GraphInput("mask", ("batch", text_len), torch.int64),
+            GraphInput(contract.IDS, (contract.BATCH, text_len), torch.int64),
+            GraphInput(contract.MASK, (contract.BATCH, text_len), torch.int64),
         ],
-        outputs=["text_states"],
-        examples={"batch": 2},
-        weight_prefix="text_encoder.",
+        outputs=[contract.TEXT_STATES],
+        examples={contract.BATCH: 2},
+        weight_prefix=contract.weight_prefix(contract.TEXT_ENCODER),
     )

@@ -1,16 +1,15 @@
 """The weights of an export folder, as the models take them: the way back from its graphs."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import onnx_ir as ir
 import torch
 
+from longlive_trt.contract import COMPONENT_OF, weight_prefix
 from longlive_trt.errors import UsageError
 from longlive_trt.export.checkpoints.weights import Weights
-from longlive_trt.export.tracing import TRANSPOSED_KEY
-from longlive_trt.exports import GRAPH_COMPONENTS, ExportRecord
+from longlive_trt.exports import ExportRecord, transposed_weights
 
 
 class ExportedWeights(Weights):
@@ -21,7 +20,7 @@ class ExportedWeights(Weights):
         self._tensors: dict[str, ir.TensorProtocol] = {}
         self._transposed: set[str] = set()
         for graph in record.graphs:
-            if GRAPH_COMPONENTS[graph] == component:
+            if COMPONENT_OF[graph] == component:
                 self._add_graph(folder / f"{graph}.onnx", component)
         missing = expected.keys() - self._tensors.keys()
         if missing:
@@ -29,13 +28,11 @@ class ExportedWeights(Weights):
         self._tensors = {name: self._tensors[name] for name in expected}
 
     def _add_graph(self, path: Path, component: str) -> None:
-        model = ir.load(path)
-        if TRANSPOSED_KEY not in model.metadata_props:
-            raise UsageError(f"{path}: of an older version; export again with this version")
-        self._transposed |= set(json.loads(model.metadata_props[TRANSPOSED_KEY]))
+        model, prefix = ir.load(path), weight_prefix(component)
+        self._transposed |= transposed_weights(model, path)
         for name, value in model.graph.initializers.items():
-            if name.startswith(f"{component}.") and value.const_value is not None:
-                self._tensors[name.removeprefix(f"{component}.")] = value.const_value
+            if name.startswith(prefix) and value.const_value is not None:
+                self._tensors[name.removeprefix(prefix)] = value.const_value
 
     @property
     def names(self) -> tuple[str, ...]:

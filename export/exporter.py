@@ -13,6 +13,7 @@ from onnx import shape_inference
 
 from longlive_trt.basics import Report
 from longlive_trt.configs import ModelConfig
+from longlive_trt.contract import COMPONENT_OF, weights_file
 from longlive_trt.errors import ExportError, UsageError
 from longlive_trt.export.check import CheckResult, check_graph
 from longlive_trt.export.components import Component, Sources, components
@@ -20,7 +21,6 @@ from longlive_trt.export.demo_tokenizer import write_demo_tokenizer
 from longlive_trt.export.tracing import TracedGraph, trace
 from longlive_trt.export.weights_file import write_weights
 from longlive_trt.exports import (
-    GRAPH_COMPONENTS,
     RECORD_NAME,
     TOKENIZER_NAME,
     ExportRecord,
@@ -52,13 +52,13 @@ class KeptGraphs:
 
     def copy_into(self, folder: Path) -> None:
         names = {f"{name}.onnx" for name in self._graph_names}
-        names |= {f"{name}.weights" for name in self.components} | {TOKENIZER_NAME}
+        names |= {weights_file(name) for name in self.components} | {TOKENIZER_NAME}
         for name in names & self.record.files.keys():
             shutil.copyfile(self.folder / name, folder / name)
 
     @property
     def _graph_names(self) -> set[str]:
-        return {n for n in self.record.graphs if GRAPH_COMPONENTS[n] in self.components}
+        return {n for n in self.record.graphs if COMPONENT_OF[n] in self.components}
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _export_component(
         retype(graph.model, precision)
         graphs.append(graph)
     write_weights(
-        folder / f"{part.name}.weights",
+        folder / weights_file(part.name),
         part.weights,
         graphs,
         precision,

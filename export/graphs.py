@@ -12,8 +12,15 @@ from torch import Tensor, nn
 from longlive_trt.configs import ModelConfig, TextEncoderConfig, VaeConfig
 from longlive_trt.configs.schedule import TRAINING_STEPS
 from longlive_trt.configs.schema import ROPE_TABLE_FRAMES
-from longlive_trt.export.attention_functions import (
+from longlive_trt.contract import (
     ATTENTION_OP,
+    FRAME_COS,
+    FRAME_SIN,
+    GRID_COS,
+    GRID_SIN,
+    LEVEL_COS,
+    LEVEL_RATES,
+    LEVEL_SIN,
     LOCAL_DOMAIN,
     QUANTIZED_ATTENTION_OP,
 )
@@ -30,7 +37,10 @@ from longlive_trt.export.models.vae import VaeDecoder, to_pixels
 
 
 def graph_tables(config: ModelConfig) -> dict[str, Tensor]:
-    """Every constant table of the step graph, by buffer name."""
+    """Every constant table of the step graph, by buffer name.
+
+    What depends on the place in a frame has an axis of frames, so that the graph keeps the name.
+    """
     rows, columns = config.token_grid
     by_time, by_row, by_column = split_rope_channels(config.transformer.head_dim)
     frames = rope_angles(torch.arange(ROPE_TABLE_FRAMES), by_time)
@@ -41,13 +51,13 @@ def graph_tables(config: ModelConfig) -> dict[str, Tensor]:
     half = config.transformer.freq_dim // 2
     rates = rope_angles(torch.ones(1), config.transformer.freq_dim)[0]
     tables = {
-        "frame_cos": frames.cos(),
-        "frame_sin": frames.sin(),
-        "grid_cos": grid.cos(),
-        "grid_sin": grid.sin(),
-        "level_cos": torch.stack(levels)[:, :half],
-        "level_sin": torch.stack(levels)[:, half:],
-        "level_rates": rates,
+        FRAME_COS: frames.cos(),
+        FRAME_SIN: frames.sin(),
+        GRID_COS: grid.cos()[None],
+        GRID_SIN: grid.sin()[None],
+        LEVEL_COS: torch.stack(levels)[:, :half],
+        LEVEL_SIN: torch.stack(levels)[:, half:],
+        LEVEL_RATES: rates,
     }
     return {name: table.float().contiguous() for name, table in tables.items()}
 
@@ -84,7 +94,7 @@ class StepGraph(nn.Module):
         turn_cached = self._rope(cache_index, latents.shape[0]) if relative else None
         cached_tokens = (sink_frames + window_frames) * self.config.tokens_per_frame
 
-        kept, narrow = self.transformer.cache_format, self.transformer.attention_format
+        kept, attention = self.transformer.cache_format, self.transformer.attention_format
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             turned, cached = _rotate(k, turn), kept.unpack(layer, "k", k_cache[layer])
@@ -95,7 +105,7 @@ class StepGraph(nn.Module):
                 cached = _rotate(cached, turn_cached)
             cached_v = kept.unpack(layer, "v", v_cache[layer])
             seen = (_rotate(q, turn), turned, v, cached, cached_v, cached_tokens)
-            return _sink_window_attention(seen, narrow.scales(layer))
+            return _sink_window_attention(seen, attention.scales(layer))
 
         flow = self.transformer(
             latents,
@@ -112,10 +122,10 @@ class StepGraph(nn.Module):
     def _time_features(self, timestep: Tensor) -> Tensor:
         """The sinusoid without float64: a table for whole steps, turned by the fraction."""
         whole = timestep.floor()
-        angle = (timestep - whole) * self.get_buffer("level_rates")
+        angle = (timestep - whole) * self.get_buffer(LEVEL_RATES)
         index = whole.to(torch.int64)
-        cos = self.get_buffer("level_cos").index_select(0, index)
-        sin = self.get_buffer("level_sin").index_select(0, index)
+        cos = self.get_buffer(LEVEL_COS).index_select(0, index)
+        sin = self.get_buffer(LEVEL_SIN).index_select(0, index)
         return torch.cat(
             [cos * angle.cos() - sin * angle.sin(), sin * angle.cos() + cos * angle.sin()], dim=-1
         )
@@ -123,20 +133,20 @@ class StepGraph(nn.Module):
     def _rope(self, frame_index: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines [B, F*P, head_dim / 2] of the given temporal positions."""
 
-        def table(which: str) -> Tensor:
-            frames = self.get_buffer(f"frame_{which}").index_select(0, frame_index)
-            grid = self.get_buffer(f"grid_{which}")
-            count, tokens = frames.shape[0], grid.shape[0]
+        def table(by_frame: str, by_place: str) -> Tensor:
+            frames = self.get_buffer(by_frame).index_select(0, frame_index)
+            grid = self.get_buffer(by_place)
+            count, tokens = frames.shape[0], grid.shape[1]
             joined = torch.cat(
                 [
                     frames[:, None].expand(count, tokens, -1),
-                    grid[None].expand(count, tokens, -1),
+                    grid.expand(count, tokens, -1),
                 ],
                 dim=-1,
             )
             return joined.flatten(0, 1)[None].expand(batch, -1, -1)
 
-        return table("cos"), table("sin")
+        return table(FRAME_COS, GRID_COS), table(FRAME_SIN, GRID_SIN)
 
 
 class PromptGraph(nn.Module):

@@ -19,15 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from longlive_trt.contract import TRANSPOSED_KEY
 from longlive_trt.errors import ExportError
 from longlive_trt.export.attention_functions import OPSET, add_attention_functions
+from longlive_trt.export.torch_types import QUANTIZED_TYPES
 from longlive_trt.precision import PRECISIONS, mark_compute_type
 
 TRACED = PRECISIONS["fp16"]
 """Half precision, so that every cast of the mixed-precision arithmetic is in the graph."""
-
-QUANTIZED_TYPES = (torch.float8_e4m3fn, torch.int8)
-TRANSPOSED_KEY = "longlive.transposed"
 
 _EXACT_BITS = 5
 
@@ -168,9 +167,9 @@ def _name_sizes(model: ir.Model, spec: GraphSpec) -> None:
     """Give the tracer's symbols the names of the specification."""
     names = {}
     for value, item in zip(model.graph.inputs, flat_inputs(spec.inputs), strict=True):
-        for found, size in zip(value.shape or (), item.shape, strict=True):
-            if isinstance(size, str) and isinstance(found, ir.SymbolicDim):
-                names[str(found.value)] = size
+        for traced, size in zip(value.shape or (), item.shape, strict=True):
+            if isinstance(size, str) and isinstance(traced, ir.SymbolicDim):
+                names[str(traced.value)] = size
     symbols = re.compile(r"\b(" + "|".join(names) + r")\b") if names else re.compile(r"(?!)")
     for node in model.graph:
         for value in node.outputs:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from longlive_trt.errors import ExportError
 from longlive_trt.export.checkpoints.opening import Weights
+from longlive_trt.export.torch_types import TORCH_TYPES
 from longlive_trt.export.tracing import TracedGraph, in_compute_type
 from longlive_trt.precision import Precision
 
@@ -16,8 +17,6 @@ from longlive_trt.precision import Precision
 # worth the gaps.
 _ALIGNMENT_BYTES = 65_536
 _SMALL_ALIGNMENT_BYTES = 256
-
-TORCH_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 OnTensor = Callable[[int, int], None]
 """(tensors written, tensors in all)"""

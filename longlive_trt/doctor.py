@@ -12,7 +12,8 @@ from typing import Literal
 import psutil
 
 from longlive_trt import __version__
-from longlive_trt.extras import install_command
+from longlive_trt.architectures import Architecture
+from longlive_trt.extras import engine_command, engine_extra, install_command
 from longlive_trt.probes import (
     CUDA_DRIVER,
     H264_ENCODERS,
@@ -20,14 +21,13 @@ from longlive_trt.probes import (
     ProbeError,
     child_answer,
     command_output,
+    has_nvidia_gpu,
     installed_version,
 )
 
 GIB = 1024**3
 GPU_QUERY_LIMIT_S = 10.0
-PCI_DEVICES = Path("/sys/bus/pci/devices")
 MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
-NVIDIA_PCI_VENDOR = "0x10de"
 INSTALL_DRIVER = "sudo ubuntu-drivers install  # or your distribution's NVIDIA driver package"
 
 Status = Literal["ok", "missing", "problem"]
@@ -110,14 +110,13 @@ def memory_limit(total_bytes: int) -> int:
 
 
 def _export() -> Iterable[Finding]:
-    yield _package("torch", "torch", "export")
-    yield _package("onnxscript", "onnxscript", "export")
+    yield _package("torch", "torch", install_command("export"))
+    yield _package("onnxscript", "onnxscript", install_command("export"))
 
 
-def _package(piece: str, distribution: str, extra: str | None, *also: str) -> Finding:
+def _package(piece: str, distribution: str, remedy: str, *also: str) -> Finding:
     """One piece that counts as present only when all its distributions are."""
     versions = {name: installed_version(name) for name in (distribution, *also)}
-    remedy = install_command(extra) if extra else f"pip install {distribution}"
     absent = [name for name, version in versions.items() if version is None]
     if not absent:
         return Finding(piece, "ok", str(versions[distribution]))
@@ -126,26 +125,24 @@ def _package(piece: str, distribution: str, extra: str | None, *also: str) -> Fi
 
 
 def _onnx() -> Iterable[Finding]:
-    yield _package("onnx", "onnx", None)
+    yield _package("onnx", "onnx", "pip install onnx")
 
 
 def _onnxruntime() -> Iterable[Finding]:
     cpu, gpu = installed_version("onnxruntime"), installed_version("onnxruntime-gpu")
     if not (cpu or gpu):
-        yield Finding("onnxruntime", "missing", "not installed", "pip install onnxruntime")
+        yield Finding("onnxruntime", "missing", "not installed", install_command(engine_extra()))
         return
     try:
         providers = child_answer(ONNXRUNTIME_PROVIDERS)
     except ProbeError as error:
-        remedy = f"pip install --force-reinstall {'onnxruntime-gpu' if gpu else 'onnxruntime'}"
+        remedy = engine_command("gpu" if gpu else "cpu")
         yield Finding("onnxruntime", "problem", f"{gpu or cpu}: {error}", remedy)
         return
     names = ", ".join(name.removesuffix("ExecutionProvider") for name in providers)
     detail = f"{gpu or cpu}, providers: {names}"
     if gpu and "CUDAExecutionProvider" not in providers:
-        # Both distributions write the same files, and the one installed last wins.
-        remedy = "pip uninstall -y onnxruntime && pip install --force-reinstall onnxruntime-gpu"
-        yield Finding("onnxruntime", "problem", f"{detail}; no CUDA", remedy)
+        yield Finding("onnxruntime", "problem", f"{detail}; no CUDA", engine_command("gpu"))
     else:
         yield Finding("onnxruntime", "ok", detail)
 
@@ -154,7 +151,7 @@ def _gpu() -> Iterable[Finding]:
     driver = ask_driver()
     if driver.gpus:
         yield from _describe_gpus(driver)
-    elif _has_nvidia_device():
+    elif has_nvidia_gpu():
         yield Finding("GPU", "problem", "an NVIDIA GPU is there, but gives no answer", None)
         yield Finding("NVIDIA driver", "missing", driver.complaint, INSTALL_DRIVER)
     else:
@@ -198,23 +195,22 @@ def _gpus_of_smi(smi: str) -> list[Gpu]:
 
 def _parse_smi(line: str) -> Gpu:
     try:
-        name, memory_mib, capability, driver = (field.strip() for field in line.rsplit(",", 3))
+        name, memory_mib, text, driver = (field.strip() for field in line.rsplit(",", 3))
+        capability = Architecture.of_capability(text).capability
         return Gpu(name, int(memory_mib) * 1024**2, capability, driver)
     except ValueError as error:
         raise ProbeError(f"nvidia-smi said {line!r}, which is not a GPU") from error
 
 
-def _has_nvidia_device() -> bool:
-    vendors = PCI_DEVICES.glob("*/vendor")
-    return any(vendor.read_text().strip() == NVIDIA_PCI_VENDOR for vendor in vendors)
-
-
 def _gpu_packages() -> Iterable[Finding]:
-    yield _package("cuda-python", "cuda-bindings", "gpu", "cuda-core")
+    has_cpu_engine = installed_version("onnxruntime") is not None
+    add_gpu = engine_command("gpu") if has_cpu_engine else install_command("gpu")
+    yield _package("cuda-python", "cuda-bindings", add_gpu, "cuda-core")
     yield _tensorrt()
-    rtx = ("tensorrt-rtx-cu13-libs", "tensorrt-rtx", "tensorrt-rtx-cu13-bindings")
+    rtx = ("tensorrt-rtx-cu13-libs", install_command("tensorrt-rtx"), "tensorrt-rtx-cu13-bindings")
     yield _package("TensorRT-RTX", *rtx)
-    yield _package("ModelOpt", "nvidia-modelopt", "quantize", "requests", "huggingface-hub")
+    modelopt = ("nvidia-modelopt", install_command("quantize"), "requests", "huggingface-hub")
+    yield _package("ModelOpt", *modelopt)
 
 
 def _tensorrt() -> Finding:
@@ -222,7 +218,7 @@ def _tensorrt() -> Finding:
     if from_system and installed_version("tensorrt-cu13-libs") is None:
         return Finding("TensorRT", "ok", f"{from_system}, from the system's packages")
     parts = ("tensorrt-cu13-bindings", "tensorrt-cu13")
-    return _package("TensorRT", "tensorrt-cu13-libs", "tensorrt", *parts)
+    return _package("TensorRT", "tensorrt-cu13-libs", install_command("tensorrt"), *parts)
 
 
 def _nvcc() -> Iterable[Finding]:

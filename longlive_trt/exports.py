@@ -11,20 +11,13 @@ import onnx_ir as ir
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.dump import config_values
 from longlive_trt.configs.loader import configure
+from longlive_trt.contract import TRANSPOSED_KEY
 from longlive_trt.errors import ExportError, UsageError
 from longlive_trt.files import sha256_file
 
 RECORD_NAME = "export.json"
 TOKENIZER_NAME = "tokenizer.json"
 FORMAT = 1
-
-GRAPH_COMPONENTS = {
-    "step": "transformer",
-    "prompt": "transformer",
-    "vae_first": "vae",
-    "vae_next": "vae",
-    "text": "text_encoder",
-}
 
 
 @dataclass(frozen=True)
@@ -111,12 +104,19 @@ def check_export(folder: Path, record: ExportRecord) -> None:
         path = folder / name
         if not path.is_file():
             raise UsageError(f"{path}: missing; export again")
-        found = sha256_file(path)
-        if found != expected:
+        actual = sha256_file(path)
+        if actual != expected:
             raise UsageError(
-                f"{path}: altered since the export (sha256 {found}, expected {expected}); "
+                f"{path}: altered since the export (sha256 {actual}, expected {expected}); "
                 f"export again"
             )
+
+
+def transposed_weights(model: ir.Model, path: Path) -> set[str]:
+    """Weights that the graph of this file stores [in, out], by their names in the checkpoint."""
+    if TRANSPOSED_KEY not in model.metadata_props:
+        raise UsageError(f"{path}: of an older version; export again with this version")
+    return set(json.loads(model.metadata_props[TRANSPOSED_KEY]))
 
 
 def graph_info(model: ir.Model) -> GraphInfo:

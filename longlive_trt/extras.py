@@ -1,10 +1,19 @@
 """Which optional dependency brings which module, and the command that adds it."""
 
+import json
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
+from longlive_trt.probes import has_nvidia_gpu, installed_version
+
+DISTRIBUTION = "longlive-trt"
+ENGINE_MODULE = "onnxruntime"
+ENGINE_PACKAGES = ("onnxruntime-gpu", "onnxruntime")
 EXTRA_OF_MODULE = {
-    "onnx_ir": "export",
     "onnxscript": "export",
     "torch": "export",
     "PIL": "quantize",
@@ -22,18 +31,16 @@ EXTRA_OF_MODULE = {
     "tensorrt_rtx_bindings": "tensorrt-rtx",
 }
 
-
-def install_command(extra: str) -> str:
-    return f"pip install 'longlive-trt[{extra}]'"
+_ROOT = Path(__file__).resolve().parents[1]
 
 
 def missing_module_message(module: str) -> str | None:
     """What to do about a module that cannot be imported; None if no extra brings it."""
     top_level = module.partition(".")[0]
-    extra = EXTRA_OF_MODULE.get(top_level)
+    extra = engine_extra() if top_level == ENGINE_MODULE else EXTRA_OF_MODULE.get(top_level)
     if extra is None:
         return None
-    return f"this command needs {top_level}, which is not installed: {install_command(extra)}"
+    return f"this needs {top_level}, which is not installed: {install_command(extra)}"
 
 
 @contextmanager
@@ -46,3 +53,53 @@ def with_install_hint() -> Iterator[None]:
         if hint is not None:
             error.add_note(hint)
         raise
+
+
+def engine_extra() -> str:
+    """The extra with the engine for this machine."""
+    return "gpu" if has_nvidia_gpu() else "cpu"
+
+
+def engine_command(extra: str) -> str:
+    """Makes ``extra``'s engine the only one: ``cpu`` and ``gpu`` write the same files."""
+    return f"pip uninstall -y onnxruntime onnxruntime-gpu && {install_command(extra)}"
+
+
+def engine_upgrade(version: str) -> str:
+    """What brings the engine in this version at least."""
+    installed = (package for package in ENGINE_PACKAGES if installed_version(package))
+    package = next(installed, None)
+    return f"pip install '{package}>={version}'" if package else install_command(engine_extra())
+
+
+def install_command(extra: str) -> str:
+    """For pip, from where this package came from: an index, a checkout, a file or a repository."""
+    if (_ROOT / "pyproject.toml").is_file():
+        return f"pip install -e {shlex.quote(f'{_ROOT}[{extra}]')}"
+    return f"pip install {shlex.quote(_requirement(extra, _direct_origin()))}"
+
+
+def _direct_origin() -> dict[str, Any]:
+    """What pip notes of an installation that is not from an index (PEP 610)."""
+    from importlib import metadata
+
+    try:
+        text = metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        text = None
+    origin: dict[str, Any] = json.loads(text) if text else {}
+    return origin
+
+
+def _requirement(extra: str, origin: dict[str, Any]) -> str:
+    url = urlsplit(origin.get("url", ""))
+    path = unquote(url.path)
+    if url.scheme == "file" and Path(path).exists():
+        return f"{path}[{extra}]"
+    if url.scheme in ("", "file"):
+        return f"{DISTRIBUTION}[{extra}]"
+    repository = origin.get("vcs_info")
+    address = url.geturl()
+    if repository:
+        address = f"{repository['vcs']}+{address}@{repository['commit_id']}"
+    return f"{DISTRIBUTION}[{extra}] @ {address}"

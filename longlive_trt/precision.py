@@ -9,29 +9,34 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from longlive_trt.contract import COMPUTE_TYPE_KEY, COMPUTE_VALUES_KEY
+from longlive_trt.dtypes import BFLOAT16, FLOAT16, FLOAT32, ElementType
 from longlive_trt.errors import ExportError, UsageError
-
-_TYPE_KEY = "longlive.compute_type"
-_VALUES_KEY = "longlive.compute_values"
 
 
 @dataclass(frozen=True)
 class Precision:
     name: str
-    numpy: np.dtype[np.generic]
-    onnx: ir.DataType
+    element: ElementType
+
+    @property
+    def numpy(self) -> np.dtype[np.generic]:
+        return self.element.numpy
+
+    @property
+    def onnx(self) -> ir.DataType:
+        return ir.DataType(self.element.onnx)
 
 
 PRECISIONS = {
     precision.name: precision
     for precision in (
-        Precision("fp32", np.dtype(np.float32), ir.DataType.FLOAT),
-        Precision("fp16", np.dtype(np.float16), ir.DataType.FLOAT16),
-        Precision("bf16", np.dtype(ml_dtypes.bfloat16), ir.DataType.BFLOAT16),
+        Precision("fp32", FLOAT32),
+        Precision("fp16", FLOAT16),
+        Precision("bf16", BFLOAT16),
     )
 }
 
@@ -50,12 +55,12 @@ def mark_compute_type(model: ir.Model, traced: ir.DataType) -> None:
         if value.dtype == traced
         and (value.producer() is None or value.is_graph_output() or _type_setter(value))
     ]
-    model.metadata_props[_TYPE_KEY] = traced.name
-    model.metadata_props[_VALUES_KEY] = json.dumps(names)
+    model.metadata_props[COMPUTE_TYPE_KEY] = traced.name
+    model.metadata_props[COMPUTE_VALUES_KEY] = json.dumps(names)
 
 
 def compute_precision(model: ir.Model) -> Precision:
-    name = model.metadata_props.get(_TYPE_KEY)
+    name = model.metadata_props.get(COMPUTE_TYPE_KEY)
     for precision in PRECISIONS.values():
         if precision.onnx.name == name:
             return precision
@@ -66,7 +71,7 @@ def compute_precision(model: ir.Model) -> Precision:
 
 def retype(model: ir.Model, precision: Precision) -> None:
     """Give the graph another compute type; weights are converted when they are next read."""
-    chosen = set(json.loads(model.metadata_props[_VALUES_KEY]))
+    chosen = set(json.loads(model.metadata_props[COMPUTE_VALUES_KEY]))
     current = compute_precision(model).onnx
     for value in _values(model):
         if value.name in chosen:
@@ -74,7 +79,7 @@ def retype(model: ir.Model, precision: Precision) -> None:
         elif value.dtype == current and value.producer() and not value.is_graph_output():
             # Derived: shape inference finds it again.
             value.type = value.shape = None
-    model.metadata_props[_TYPE_KEY] = precision.onnx.name
+    model.metadata_props[COMPUTE_TYPE_KEY] = precision.onnx.name
 
 
 def _retype_value(value: ir.Value, precision: Precision) -> None:

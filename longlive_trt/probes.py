@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 TIME_LIMIT_S = 20.0
+PCI_DEVICES = Path("/sys/bus/pci/devices")
+NVIDIA_PCI_VENDOR = "0x10de"
 
 
 class ProbeError(Exception):
@@ -27,6 +29,12 @@ def installed_version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+def has_nvidia_gpu() -> bool:
+    """Whether the hardware is there; its driver may not be."""
+    vendors = PCI_DEVICES.glob("*/vendor")
+    return any(vendor.read_text().strip() == NVIDIA_PCI_VENDOR for vendor in vendors)
 
 
 def command_output(command: Sequence[str], time_limit_s: float = TIME_LIMIT_S) -> str:

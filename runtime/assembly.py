@@ -6,16 +6,17 @@ from functools import partial
 
 from longlive_trt.basics import Closing
 from longlive_trt.configs import ModelConfig
-from longlive_trt.engines.base import Engine
+from longlive_trt.contract import PROMPT, STEP, TEXT, VAE_GRAPHS
+from longlive_trt.engines.base import Engine, specs_of
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.engines.loader import DeviceChoice, load_engine, require_runnable, runs_on_gpu
+from longlive_trt.engines.registry import KINDS
 from longlive_trt.engines.transient import TransientEngine
-from longlive_trt.engines.trt.flavors import FLAVORS
 from longlive_trt.plugins.cuda.streams import Gpu, Stream
 from longlive_trt.runtime.decoding.cuda import CudaDecoder
 from longlive_trt.runtime.decoding.host import Decoder, ThreadedDecoder, VaeStream
 from longlive_trt.runtime.memory.base import HostMemory, Memory
-from longlive_trt.runtime.memory.budget import require_memory, session_budget, specs_of
+from longlive_trt.runtime.memory.budget import require_memory, session_budget
 from longlive_trt.runtime.memory.cuda import CudaMemory
 from longlive_trt.runtime.noise import NoiseSource
 from longlive_trt.runtime.prompting.encoder import PromptContexts, PromptEncoder, PromptReader
@@ -62,7 +63,7 @@ class Engines(Closing):
         with self._opening:
             if graph not in self._loaded:
                 self.bundle.require(graph, purpose)
-                transient = self._low_memory and graph == "text"
+                transient = self._low_memory and graph == TEXT
                 engine = self._transient(graph) if transient else self._load(graph)
                 self._loaded[graph] = self._wrap(engine, graph)
             return self._loaded[graph]
@@ -97,7 +98,7 @@ class Engines(Closing):
         )
 
     def contexts(self, batch: int) -> PromptContexts:
-        engine = self.get("prompt", "conditioning on a prompt")
+        engine = self.get(PROMPT, "conditioning on a prompt")
         return PromptContexts(engine, batch, self._memory("prompts"))
 
     def prompt_encoder(
@@ -107,7 +108,7 @@ class Engines(Closing):
         contexts = self.contexts(batch)
 
         def open_reader() -> PromptReader:
-            text = self.get("text", "reading a prompt")
+            text = self.get(TEXT, "reading a prompt")
             text_len = self.bundle.config.transformer.text_len
             tokenizer = PromptTokenizer.load(self.bundle.tokenizer, text_len)
             return PromptReader(tokenizer, text, contexts.memory, on_truncation)
@@ -119,15 +120,13 @@ class Engines(Closing):
         return encoder
 
     def decoder(self, batch: int) -> Decoder:
-        first, following = (
-            self.get(graph, "decoding to pictures") for graph in ("vae_first", "vae_next")
-        )
+        first, following = (self.get(graph, "decoding to pictures") for graph in VAE_GRAPHS)
         if not self.on_gpu:
             return ThreadedDecoder(VaeStream(first, following, batch))
         streams = (self.stream("transformer"), self.stream("decoding"), self.stream("leaving"))
         frames = self.bundle.config.rollout.frames_per_block
-        # TensorRT's engines are compiled for one latent frame at a time.
-        single = self._low_memory or self.bundle.manifest.engine.kind in FLAVORS
+        kind = KINDS[self.bundle.manifest.engine.kind]
+        single = self._low_memory or not kind.decodes_blocks
         return CudaDecoder(first, following, batch, frames, streams, frame_by_frame=single)
 
     def session(
@@ -140,7 +139,7 @@ class Engines(Closing):
         decode: bool = True,
         debug: bool = False,
     ) -> Session:
-        step = self.get("step", "generating")
+        step = self.get(STEP, "generating")
         decoder = self.decoder(batch) if decode else None
         memory = self._memory("transformer")
         try:

@@ -9,6 +9,7 @@ from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.dump import config_values
 from longlive_trt.configs.loader import configure
 from longlive_trt.configs.replay import Replay, load_replay
+from longlive_trt.contract import PROMPT, STEP, TEXT, VAE_FIRST
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.errors import UsageError
 from longlive_trt.runtime.noise import NoiseSource, ReplayNoise, SeededNoise
@@ -192,16 +193,16 @@ def _as_recipe_says(options: VideoOptions, bundle: Bundle) -> VideoOptions:
 
 def _require_graphs(bundle: Bundle, plan: Plan) -> None:
     RingLayout.of(plan.config, plan.total_frames)
-    bundle.require("step", "generating")
-    bundle.require("prompt", "conditioning on a prompt")
+    bundle.require(STEP, "generating")
+    bundle.require(PROMPT, "conditioning on a prompt")
     if plan.cues:
         require_text_encoder(bundle)
     if plan.decode:
-        bundle.require("vae_first", "making a video")
+        bundle.require(VAE_FIRST, "making a video")
 
 
 def require_text_encoder(bundle: Bundle) -> None:
-    bundle.require("text", "reading a prompt")
+    bundle.require(TEXT, "reading a prompt")
     _ = bundle.tokenizer
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -16,6 +15,8 @@ from longlive_trt.basics import Array
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.dump import config_values
 from longlive_trt.configs.loader import configure
+from longlive_trt.contract import K_CACHE, numbered
+from longlive_trt.dtypes import FLOAT8
 from longlive_trt.errors import OutputError, UsageError
 from longlive_trt.files import publish_file
 from longlive_trt.runtime.memory.base import Memory, Tensor
@@ -26,7 +27,7 @@ from longlive_trt.runtime.session import Session
 
 FORMAT = 2
 # The file's library writes such numbers for numpy, and cannot read them.
-_FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
+_FP8 = FLOAT8.numpy
 _AS_BYTES = "fp8_as_bytes"
 
 
@@ -47,7 +48,7 @@ class SavedState:
 
     @property
     def batch(self) -> int:
-        return int(self.tensors["k_cache.0"].shape[0])
+        return int(self.tensors[numbered(K_CACHE, 0)].shape[0])
 
 
 def require_savable(config: ModelConfig) -> None:

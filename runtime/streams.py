@@ -4,14 +4,15 @@ import threading
 from functools import cached_property
 
 from longlive_trt.basics import Closing
+from longlive_trt.contract import PROMPT, STEP, TEXT, VAE_FIRST, VAE_NEXT
 from longlive_trt.plugins.cuda.streams import Gpu, Stream
 
 STREAM_OF = {
-    "step": "transformer",
-    "vae_first": "decoding",
-    "vae_next": "decoding",
-    "prompt": "prompts",
-    "text": "prompts",
+    STEP: "transformer",
+    VAE_FIRST: "decoding",
+    VAE_NEXT: "decoding",
+    PROMPT: "prompts",
+    TEXT: "prompts",
 }
 """Where each graph's engine runs."""
 

@@ -14,6 +14,26 @@ import numpy as np
 from longlive_trt.basics import Array
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.schedule import Pass, Schedule
+from longlive_trt.contract import (
+    BATCH,
+    CACHE_INDEX,
+    CONTEXT_K,
+    CONTEXT_V,
+    FRAME_INDEX,
+    K_CACHE,
+    K_NEW,
+    LATENTS,
+    LATENTS_NEXT,
+    LEVEL_INPUTS,
+    NOISE,
+    SINK_FRAMES,
+    STEP_FRAMES,
+    V_CACHE,
+    V_NEW,
+    WINDOW_FRAMES,
+    next_of,
+    stem_of,
+)
 from longlive_trt.engines.base import Binding, Engine
 from longlive_trt.plugins.cuda.marks import mark
 from longlive_trt.runtime.memory.base import (
@@ -31,7 +51,6 @@ from longlive_trt.runtime.ring import Copy, PassPlan, RingLayout
 Context = Mapping[str, Tensor]
 """``context_k.{l}`` and ``context_v.{l}`` of one prompt."""
 
-_LEVEL_INPUTS = ("timestep", "sigma", "sigma_next")
 _AHEAD = 2
 _CLEAN = Pass(timestep=0.0, sigma=0.0, sigma_next=0.0)
 
@@ -58,9 +77,9 @@ class TransformerPasses:
         self._levels = [*schedule.passes, schedule.clean, _CLEAN]
         self._passes = len(schedule.passes)
         self._tensors = self._memory.reserve(self._buffers(), "keys, values and latents")
-        self.cache = self._part("k_cache", "v_cache")
-        self._new = self._part("k_new", "v_new")
-        self.prompt = self._part("context_k", "context_v")
+        self.cache = self._part(K_CACHE, V_CACHE)
+        self._new = self._part(K_NEW, V_NEW)
+        self.prompt = self._part(CONTEXT_K, CONTEXT_V)
         self._write_levels()
         self._position = _Position(self._memory, layout.block, layout.slots)
         self._results = [self._tensors[f"result.{which}"] for which in range(2)]
@@ -117,8 +136,8 @@ class TransformerPasses:
         return self._recaching[frames]
 
     def _bind_recache(self, frames: int) -> "_Recaching":
-        specs = {"latents": self._engine.inputs["latents"]}
-        specs |= {spec.name: spec for spec in named(self._engine.outputs, "k_new", "v_new")}
+        specs = {LATENTS: self._engine.inputs[LATENTS]}
+        specs |= {spec.name: spec for spec in named(self._engine.outputs, K_NEW, V_NEW)}
         if self._scratch is None:
             largest = buffers(specs.values(), batch=self._batch, frames=self._layout.window)
             self._scratch = self._memory.reserve(largest, "recomputing the cache")
@@ -128,19 +147,19 @@ class TransformerPasses:
             )
             for name, spec in specs.items()
         }
-        latents = views.pop("latents")
+        latents = views.pop(LATENTS)
         position = _Position(self._memory, frames, self._layout.slots)
         binding = self._bind(len(self._levels) - 1, position, latents, latents, views)
         return _Recaching(position, latents, views, binding)
 
     def _buffers(self) -> dict[str, Buffer]:
         inputs, outputs = self._engine.inputs, self._engine.outputs
-        sizes = {"batch": self._batch, "frames": self._layout.block}
-        kept = named(inputs, "k_cache", "v_cache", "context_k", "context_v")
-        latents = Buffer.of(inputs["latents"], **sizes)
+        sizes = {BATCH: self._batch, STEP_FRAMES: self._layout.block}
+        kept = named(inputs, K_CACHE, V_CACHE, CONTEXT_K, CONTEXT_V)
+        latents = Buffer.of(inputs[LATENTS], **sizes)
         return {
             **buffers(kept, cache_frames=self._layout.slots, **sizes),
-            **buffers(named(outputs, "k_new", "v_new"), **sizes),
+            **buffers(named(outputs, K_NEW, V_NEW), **sizes),
             **{f"latents.{number}": latents for number in range(2)},
             **{f"result.{number}": latents for number in range(2)},
             **{
@@ -150,21 +169,17 @@ class TransformerPasses:
             },
             **{
                 f"{name}.{number}": Buffer((1,), np.dtype(np.float32))
-                for name in _LEVEL_INPUTS
+                for name in LEVEL_INPUTS
                 for number in range(len(self._levels))
             },
         }
 
     def _part(self, *prefixes: str) -> dict[str, Tensor]:
-        return {
-            name: tensor
-            for name, tensor in self._tensors.items()
-            if name.rpartition(".")[0] in prefixes
-        }
+        return {name: tensor for name, tensor in self._tensors.items() if stem_of(name) in prefixes}
 
     def _write_levels(self) -> None:
         for number, level in enumerate(self._levels):
-            for name in _LEVEL_INPUTS:
+            for name in LEVEL_INPUTS:
                 value = np.array([getattr(level, name)], np.float32)
                 self._memory.write(self._tensors[f"{name}.{number}"], value)
 
@@ -178,11 +193,11 @@ class TransformerPasses:
         bound, latents = [], initial
         for number, noise in enumerate(added):
             following = self._tensors[f"latents.{number % 2}"]
-            outputs = {"latents_next": following}
+            outputs = {LATENTS_NEXT: following}
             bound.append(self._bind(number, self._position, latents, noise, outputs))
             latents = following
         # The last one's noise has no weight: the latents stand in.
-        outputs = {"latents_next": self._results[which]}
+        outputs = {LATENTS_NEXT: self._results[which]}
         bound.append(self._bind(self._passes - 1, self._position, latents, latents, outputs))
         return bound
 
@@ -195,9 +210,9 @@ class TransformerPasses:
         outputs: Mapping[str, Tensor],
     ) -> Binding:
         inputs = {
-            "latents": latents,
-            "noise": noise,
-            **{name: self._tensors[f"{name}.{level}"] for name in _LEVEL_INPUTS},
+            LATENTS: latents,
+            NOISE: noise,
+            **{name: self._tensors[f"{name}.{level}"] for name in LEVEL_INPUTS},
             **position.tensors,
             **self.cache,
             **self.prompt,
@@ -210,7 +225,7 @@ class TransformerPasses:
             Span(copy.slot * tokens, copy.source_frame * tokens, copy.frames * tokens)
             for copy in copies
         ]
-        pairs = [(cached, new[name.replace("cache", "new")]) for name, cached in self.cache.items()]
+        pairs = [(cached, new[next_of(name)]) for name, cached in self.cache.items()]
         self._memory.commit(pairs, spans)
 
 
@@ -218,7 +233,7 @@ class _Position:
     """The small integer inputs that say where a pass stands; refilled in place."""
 
     def __init__(self, memory: Memory, frames: int, slots: int) -> None:
-        sizes = {"frame_index": frames, "cache_index": slots, "sink_frames": 1, "window_frames": 1}
+        sizes = {FRAME_INDEX: frames, CACHE_INDEX: slots, SINK_FRAMES: 1, WINDOW_FRAMES: 1}
         buffers = {name: Buffer((size,), np.dtype(np.int64)) for name, size in sizes.items()}
         self._memory = memory
         self.tensors = memory.reserve(buffers, "positions")

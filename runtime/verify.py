@@ -16,6 +16,14 @@ from longlive_trt.basics import Array, Closing
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.dump import config_values
 from longlive_trt.configs.replay import Replay, Switch, prompts_by_block
+from longlive_trt.contract import (
+    CPU,
+    FRAMES,
+    PROMPT,
+    STEP,
+    TEXT,
+    VAE_GRAPHS,
+)
 from longlive_trt.engines.base import Binding, Engine, TensorSpec
 from longlive_trt.engines.bundles.bundle import (
     MANIFEST_NAME,
@@ -26,6 +34,7 @@ from longlive_trt.engines.bundles.bundle import (
     open_bundle,
 )
 from longlive_trt.engines.loader import DeviceChoice
+from longlive_trt.engines.registry import DEFAULT
 from longlive_trt.engines.staging import HostStaged
 from longlive_trt.errors import UsageError
 from longlive_trt.exports import RECORD_NAME, check_export, read_export
@@ -93,13 +102,12 @@ def open_reference(path: Path) -> Bundle:
         return open_bundle(path)
     record = read_export(path)
     check_export(path, record)
-    from longlive_trt.engines.ort import cpu as onnxruntime
 
     quantized = record.quantization
     manifest = Manifest(
         key="",
         config=record.config,
-        engine=EngineKind(onnxruntime.KIND, onnxruntime.version(), "cpu"),
+        engine=EngineKind(DEFAULT.name, DEFAULT.library_version(), CPU),
         precision=quantized.precision if quantized else record.precision,
         graphs=record.graphs,
         checkpoints=record.checkpoints,
@@ -137,8 +145,8 @@ def compare(
 
 def require_comparable(reference: Bundle, candidate: Bundle) -> None:
     for bundle in (reference, candidate):
-        bundle.require("step", "replaying a rollout")
-        bundle.require("prompt", "replaying a rollout")
+        bundle.require(STEP, "replaying a rollout")
+        bundle.require(PROMPT, "replaying a rollout")
     expected, found = _compiled_in(reference.config), _compiled_in(candidate.config)
     shared = expected.keys() & found.keys()
     differing = sorted(key for key in shared if expected[key] != found[key])
@@ -203,7 +211,7 @@ class PairedEngines:
 
     @property
     def can_decode(self) -> bool:
-        return self.has("vae_first") and self.has("vae_next")
+        return all(map(self.has, VAE_GRAPHS))
 
     def get(self, graph: str, purpose: str) -> Engine:
         expected, found = (e.get(graph, purpose) for e in (self._reference, self._candidate))
@@ -292,7 +300,7 @@ def roll_out(
     switches = prompts_by_block(replay.schedule, block_frames)
     latents, frames = [], []
     with Session(
-        engines.get("step", "replaying a rollout"),
+        engines.get(STEP, "replaying a rollout"),
         config,
         ReplayNoise(replay, block_frames),
         batch=replay.batch,
@@ -310,18 +318,18 @@ def roll_out(
 
 
 def _frame_stream(engines: EngineSource, batch: int) -> VaeStream:
-    first, following = (engines.get(name, "decoding") for name in ("vae_first", "vae_next"))
+    first, following = (engines.get(name, "decoding") for name in VAE_GRAPHS)
     # Bytes would hide small errors, and make a large one of a value that is rounded otherwise.
-    return VaeStream(first, following, batch, "frames")
+    return VaeStream(first, following, batch, FRAMES)
 
 
 def _text_states(engines: PairedEngines) -> list[FloatArray]:
     """The prompts through the text encoder, where both have one."""
-    if not engines.has("text"):
+    if not engines.has(TEXT):
         return []
     text_len = engines.bundle.config.transformer.text_len
     tokenizer = PromptTokenizer.load(engines.bundle.tokenizer, text_len)
-    reader = PromptReader(tokenizer, engines.get("text", "reading a prompt"), HostMemory())
+    reader = PromptReader(tokenizer, engines.get(TEXT, "reading a prompt"), HostMemory())
     return [reader.states_of(prompt).astype(np.float32) for prompt in PROMPTS]
 
 

@@ -15,18 +15,31 @@ echo "wheel: building (the source archive first, then the wheel from it)"
 wheel=$(echo "$scratch"/dist/*.whl)
 "$python" "$root/scripts/wheel_contents.py" "$wheel" "$root"
 
-echo "wheel: installing $(basename "$wheel") with its base dependencies only"
+export PATH="$scratch/venv/bin:$PATH" PIP_DISABLE_PIP_VERSION_CHECK=1
+unset PYTHONPATH
 mkdir "$scratch/empty"
 cd "$scratch/empty"
 "$python" -m venv "$scratch/venv"
-"$scratch/venv/bin/python" -m pip --disable-pip-version-check install -q \
-    -c "$root/constraints.txt" "$wheel"
+install() { python -m pip install -q -c "$root/constraints.txt" "$1"; }
 
-echo "wheel: running it in an empty folder"
-export PATH="$scratch/venv/bin:$PATH"
-unset PYTHONPATH
+echo "wheel: installing $(basename "$wheel") without an engine, in an empty folder"
+install "$wheel"
 longlive-trt --version
 longlive-trt --help >/dev/null
+longlive-trt doctor >/dev/null
+message=$(longlive-trt generate --bundle none --prompt none --out none.mp4 2>&1) && {
+    echo "generate ran without an engine" >&2
+    exit 1
+}
+echo "$message"
+pattern="^error: this needs onnxruntime, which is not installed: pip install '$wheel\[(cpu|gpu)\]'$"
+[[ $message =~ $pattern ]] || {
+    echo "the message should be one line with the command that installs an engine" >&2
+    exit 1
+}
+
+echo "wheel: adding the engine for CPUs"
+install "$wheel[cpu]"
 longlive-trt doctor
 python - <<'PYTHON'
 from pathlib import Path

@@ -79,6 +79,25 @@ install_torch() {
     esac
 }
 
+is_installed() {
+    ls -d "$venv"/lib/python*/site-packages/"$1"-*.dist-info >/dev/null 2>&1
+}
+
+# The engine for GPUs comes with torch for GPUs, and stays until a CPU build is asked for.
+choose_engine() {
+    case $torch_build in
+    cuda) engine=gpu ;;
+    cpu) engine=cpu ;;
+    *) engine=$(is_installed onnxruntime_gpu && echo gpu || echo cpu) ;;
+    esac
+}
+
+# The two packages write the same files: neither may be there when the other is installed.
+make_room_for_engine() {
+    other=$([ "$engine" = gpu ] && echo onnxruntime || echo onnxruntime_gpu)
+    ! is_installed "$other" || pip uninstall -q -y onnxruntime onnxruntime-gpu
+}
+
 case $torch_build in
 '' | cpu | cuda) ;;
 *) fail "TORCH=$torch_build is neither cpu nor cuda" ;;
@@ -92,7 +111,10 @@ fi
 rm -f "$venv"/.ready*
 pip install -q -c constraints.txt setuptools
 has_torch || install_torch || fail "torch $torch_version cannot be installed; see above"
-say "installing longlive-trt[export,quantize,tensorrt-rtx,dev]"
-pip install --no-build-isolation -c constraints.txt -e '.[export,quantize,tensorrt-rtx,dev]'
+choose_engine
+make_room_for_engine
+extras=$engine,export,quantize,tensorrt-rtx,dev
+say "installing longlive-trt[$extras]"
+pip install --no-build-isolation -c constraints.txt -e ".[$extras]"
 touch "$venv/.ready" "$venv/.ready${torch_build:+-$torch_build}"
 say "$venv is ready"

@@ -22,6 +22,7 @@ from longlive_trt.runtime.assembly import Engines
 from longlive_trt.runtime.memory.budget import session_budget
 from longlive_trt.runtime.output.base import Pixels
 from longlive_trt.runtime.output.mp4 import exact_fps
+from longlive_trt.runtime.pipeline import find_bundle
 from longlive_trt.runtime.plan import VideoOptions, plan_video
 from longlive_trt.runtime.prompting.encoder import PromptEncoder
 from longlive_trt.runtime.prompting.switches import SwitchMode
@@ -125,12 +126,15 @@ class LiveModel(Protocol):
 
 def bundle_folder(name: str) -> Path:
     """Where the bundle lies that ``--bundle`` names."""
-    if name == DEMO and not Path(name).is_dir():
-        raise UsageError(
-            "the demo model is not part of this installation yet; give --bundle FOLDER, such as "
-            "the out/demo/bundle that `longlive-trt demo` makes"
-        )
-    return Path(name)
+    try:
+        return find_bundle(name)
+    except UsageError:
+        if name != DEMO:
+            raise
+    raise UsageError(
+        "the demo model is not part of this installation yet; give --bundle FOLDER, such as the "
+        "out/demo/bundle that `longlive-trt demo` makes"
+    )
 
 
 def load_model(name: str, device: DeviceChoice = "auto") -> "BundleModel":

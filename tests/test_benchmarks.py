@@ -1,4 +1,4 @@
-"""Benchmark scripts that measure bundles, run in small on a CPU."""
+"""Benchmarks: all of them start, and those that need no GPU are run in small."""
 
 import json
 import shutil
@@ -15,33 +15,63 @@ from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.runtime.assembly import Engines
 from longlive_trt.runtime.noise import SeededNoise
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "benchmarks").rglob("*.py")
+    if path.name not in ("harness.py", "timing.py")
+)
+# One process: each would import torch anew.
+SHOW_HELP = """
+import runpy, sys
+for module in sys.argv[1:]:
+    sys.argv = [module, "--help"]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        assert end.code == 0, module
+"""
 
 
-def run(script: str, *arguments: object) -> str:
-    command = [sys.executable, str(BENCHMARKS / script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def run(module: str, *arguments: object) -> str:
+    command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
+    return output_of(command)
+
+
+def output_of(command: list[str]) -> str:
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def test_every_benchmark_says_how_it_is_run() -> None:
+    for module in ("torch", "modelopt"):
+        pytest.importorskip(module)
+    shown = output_of([sys.executable, "-c", SHOW_HELP, *MODULES])
+    for module in MODULES:
+        assert f"usage: python -m {module} " in shown
+        assert shown.count(f"    python -m {module}") or module.endswith("races")
 
 
 def test_a_bundle_and_torch_take_turns(tiny_bundle: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     out = tmp_path / "results" / "ratios.json"
     options = ("--rounds", 2, "--warm-up", 1, "--no-compile", "--device", "cpu", "--out", out)
-    told = run("against_torch.py", "--bundle", tiny_bundle, *options)
+    printed = run("against_torch", "--bundle", tiny_bundle, *options)
     report: dict[str, Any] = json.loads(out.read_text())
     ours, theirs = (report["contestants"][name] for name in (tiny_bundle.name, "torch eager"))
+    assert report["command"].startswith("python -m benchmarks.against_torch --bundle")
     assert len(report["contestants"]) == 2 and ours["precision"] == "fp32"
     (pair,) = report["ratios"]
-    assert pair == f"torch eager by {tiny_bundle.name}" and pair in told
+    assert pair == f"torch eager by {tiny_bundle.name}" and pair in printed
     for part, ratio in report["ratios"][pair].items():
         assert len(ours["ms"][part]["series_ms"]) == 2
         expected = theirs["ms"][part]["p50"] / ours["ms"][part]["p50"]
         assert ratio["of_medians"] == pytest.approx(expected, rel=1e-3)
         assert ratio["by_round"]["p10"] <= ratio["by_round"]["p50"] <= ratio["by_round"]["p90"]
     for one in (ours, theirs):
-        assert one["ms"]["block"]["p50"] > one["ms"]["transformer"]["p50"]
+        # Whatever else the machine does can only add to the shortest.
+        assert min(one["ms"]["block"]["series_ms"]) > min(one["ms"]["transformer"]["series_ms"])
 
 
 def test_a_bundle_of_random_weights_from_graphs_alone(tiny_export: Path, tmp_path: Path) -> None:
@@ -50,7 +80,7 @@ def test_a_bundle_of_random_weights_from_graphs_alone(tiny_export: Path, tmp_pat
     for path in tiny_export.iterdir():
         if path.suffix != ".weights":
             shutil.copyfile(path, graphs / path.name)
-    run("full_size_bundle.py", graphs, "--out", folder, "--precision", "fp32")
+    run("full_size.bundle", graphs, "--out", folder, "--precision", "fp32")
     assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
     bundle = open_bundle(folder)
     config = bundle.config
@@ -70,12 +100,12 @@ def test_a_bundle_of_random_weights_from_graphs_alone(tiny_export: Path, tmp_pat
 
 def test_every_way_to_switch_is_timed(mini_bundle: Callable[[str], Path], tmp_path: Path) -> None:
     out = tmp_path / "times.json"
-    told = run("switch_times.py", mini_bundle("relative"), "--once", "--out", out)
+    printed = run("switch_times", mini_bundle("relative"), "--once", "--out", out)
     modes: dict[str, Any] = json.loads(out.read_text())["modes"]
     blocks = {"exact": 1, "partial": 1, "none": 1, "blend:2": 2, "blend:4": 4, "blend:8": 8}
     assert {mode: row["blocks"] for mode, row in modes.items()} == blocks
     for mode, row in modes.items():
-        assert mode in told
+        assert mode in printed
         # One prompt for each block of a blend, one for any other switch.
         assert len(row["contexts_ms"]) == blocks[mode] and min(row["contexts_ms"]) > 0
         added = np.median(row["transformer_ms"]) - np.median(row["plain_transformer_ms"])
@@ -85,4 +115,4 @@ def test_every_way_to_switch_is_timed(mini_bundle: Callable[[str], Path], tmp_pa
 def test_bundles_of_one_name_cannot_be_told_apart() -> None:
     pytest.importorskip("torch")
     with pytest.raises(AssertionError, match="bundles of one name: b, b"):
-        run("against_torch.py", "--bundle", "one/b", "--bundle", "other/b")
+        run("against_torch", "--bundle", "one/b", "--bundle", "other/b")

@@ -11,6 +11,7 @@ import pytest
 
 from longlive_trt import __version__, commands
 from longlive_trt.cli import COMMANDS, Entry, main
+from longlive_trt.extras import install_command
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -125,7 +126,7 @@ def test_a_missing_extra_is_named(
     assert main(["fails"]) == 1
     message = capsys.readouterr().err
     assert message.count("\n") == 1
-    assert f"pip install 'longlive-trt[{extra}]'" in message
+    assert install_command(extra) in message
 
 
 def test_a_missing_module_of_ours_is_a_defect(add_command: AddCommand) -> None:

@@ -62,7 +62,8 @@ def environment(tmp_path: Path) -> Environment:
     return Environment(tmp_path)
 
 
-FIRST, LAST = "python setuptools", "python .[export,quantize,tensorrt-rtx,dev]"
+FIRST, LAST = "python setuptools", "python .[cpu,export,quantize,tensorrt-rtx,dev]"
+LAST_ON_GPU = LAST.replace("cpu", "gpu")
 CPU = f"python {TORCH}+cpu"
 
 
@@ -84,13 +85,32 @@ def test_a_cpu_build_is_preferred(failing: str, asked: list[str], environment: E
 
 def test_cuda_on_request(environment: Environment) -> None:
     assert environment.run("cuda").returncode == 0
-    assert environment.requests() == [FIRST, "python torch", f"python {TORCH}", LAST]
+    assert environment.requests() == [FIRST, "python torch", f"python {TORCH}", LAST_ON_GPU]
     assert environment.stamps() == {".ready", ".ready-cuda"}
 
 
 def test_a_torch_that_fits_stays(environment: Environment) -> None:
     assert environment.run(NO_TORCH="0").returncode == 0
     assert environment.requests() == [FIRST, LAST]
+
+
+@pytest.mark.parametrize(
+    ("build", "installed", "expected"),
+    [
+        ("", "onnxruntime", [LAST]),
+        ("", "onnxruntime_gpu", [LAST_ON_GPU]),
+        ("cpu", "onnxruntime_gpu", ["python onnxruntime-gpu", LAST]),
+        ("cuda", "onnxruntime", ["python onnxruntime-gpu", LAST_ON_GPU]),
+        ("cuda", "onnxruntime_gpu", [LAST_ON_GPU]),
+    ],
+)
+def test_an_environment_has_one_engine(
+    build: str, installed: str, expected: list[str], environment: Environment
+) -> None:
+    packages = environment.venv / "lib" / "python3.12" / "site-packages"
+    (packages / f"{installed}-1.31.1.dist-info").mkdir(parents=True)
+    assert environment.run(*filter(None, [build]), NO_TORCH="0").returncode == 0
+    assert environment.requests() == [FIRST, *expected]
 
 
 def test_a_failure_leaves_no_stamp(environment: Environment) -> None:

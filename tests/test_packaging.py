@@ -42,7 +42,16 @@ def test_versions_agree() -> None:
 
 
 def test_every_extra_that_errors_name_exists() -> None:
-    assert set(EXTRA_OF_MODULE.values()) <= PYPROJECT["project"]["optional-dependencies"].keys()
+    extras = PYPROJECT["project"]["optional-dependencies"].keys()
+    assert {*EXTRA_OF_MODULE.values(), "cpu", "gpu", "ship"} <= extras
+
+
+@pytest.mark.parametrize("extra", ["", *PYPROJECT["project"]["optional-dependencies"]])
+def test_only_two_extras_bring_an_engine(extra: str) -> None:
+    project = PYPROJECT["project"]
+    lines = project["optional-dependencies"][extra] if extra else project["dependencies"]
+    engines = {name for line in lines if (name := Requirement(line).name).startswith("onnxruntime")}
+    assert engines == {"cpu": {"onnxruntime"}, "gpu": {"onnxruntime-gpu"}}.get(extra, set())
 
 
 def pins() -> dict[str, str]:

@@ -12,15 +12,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from longlive_trt.calibration.modelopt import LayerRanges, quiet
 from longlive_trt.calibration.quantization import quantize, scale_of, weight_scale_of
 from longlive_trt.calibration.recipes import VAE_EXCLUDED, Format
-from longlive_trt.calibration.vae.layers import is_convolution, narrow_conv, scales_by_channel
+from longlive_trt.calibration.vae.layers import is_convolution, quantized_conv, scales_by_channel
 from longlive_trt.calibration.vae.ranges import VaeRanges
 from longlive_trt.configs import VaeConfig
+from longlive_trt.contract import INPUT_SCALE, WEIGHT_SCALE
 from longlive_trt.errors import CheckpointError, UsageError
 from longlive_trt.export.checkpoints.weights import Weights
 from longlive_trt.export.components import Component
 from longlive_trt.export.models.vae import VaeDecoder
+from longlive_trt.export.torch_types import TORCH_TYPES
 from longlive_trt.export.tracing import in_compute_type
-from longlive_trt.export.weights_file import TORCH_TYPES
 
 _WATCHED_FRAMES = 6
 """Latent frames of each rollout that are decoded: the first ones, and some after them."""
@@ -147,7 +148,7 @@ def load_quantized_vae(
     with torch.device("meta"):
         vae = VaeDecoder(config)
         _conv_swapper(chosen, format_)(vae)
-    return _loaded(vae, NarrowVaeWeights(weights, ranges, chosen, format_), compute, device)
+    return _loaded(vae, QuantizedVaeWeights(weights, ranges, chosen, format_), compute, device)
 
 
 def _loaded(vae: VaeDecoder, weights: Weights, compute: str, device: str) -> VaeDecoder:
@@ -169,7 +170,7 @@ def quantized_vae_component(
     graphs = tuple(
         replace(graph, adapt=swap, rounding_tolerance=_TOLERANCE) for graph in component.graphs
     )
-    weights = NarrowVaeWeights(component.weights, ranges, chosen, format_)
+    weights = QuantizedVaeWeights(component.weights, ranges, chosen, format_)
     return replace(component, weights=weights, graphs=graphs)
 
 
@@ -177,13 +178,13 @@ def _conv_swapper(chosen: Sequence[str], format_: Format) -> Callable[[nn.Module
     def swap(model: nn.Module) -> None:
         for name in chosen:
             parent, _, leaf = name.rpartition(".")
-            narrow = narrow_conv(model.get_submodule(name), format_)
-            setattr(model.get_submodule(parent), leaf, narrow)
+            conv = quantized_conv(model.get_submodule(name), format_)
+            setattr(model.get_submodule(parent), leaf, conv)
 
     return swap
 
 
-class NarrowVaeWeights(Weights):
+class QuantizedVaeWeights(Weights):
     """A VAE's weights, in which chosen convolutions have scales beside their values."""
 
     def __init__(
@@ -191,7 +192,7 @@ class NarrowVaeWeights(Weights):
     ) -> None:
         self._base, self._ranges, self._format = base, ranges, format_
         self._chosen = frozenset(chosen)
-        scales = [f"{name}.{kind}" for name in chosen for kind in ("weight_scale", "input_scale")]
+        scales = [f"{name}.{kind}" for name in chosen for kind in (WEIGHT_SCALE, INPUT_SCALE)]
         self._names = (*base.names, *scales)
 
     @property
@@ -219,7 +220,7 @@ class NarrowVaeWeights(Weights):
         if kind != "weight":
             return self._scale(layer, kind)
         values = self._base.load(name).reshape(self.shape(name))
-        scale = self._scale(layer, "weight_scale")
+        scale = self._scale(layer, WEIGHT_SCALE)
         return quantize(values, scale.reshape(-1, 1, 1, 1, 1), self._format)
 
     def digest(self) -> str:
@@ -232,7 +233,7 @@ class NarrowVaeWeights(Weights):
 
     def _scale(self, layer: str, kind: str) -> Tensor:
         ranges = self._ranges.layers[layer]
-        if kind == "input_scale":
+        if kind == INPUT_SCALE:
             return scale_of(ranges.input_amax, self._format)
         by_channel = scales_by_channel(self._format)
         amax = ranges.weight_amax if by_channel else ranges.weight_amax.amax()

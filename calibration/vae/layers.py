@@ -17,7 +17,7 @@ def scales_by_channel(format_: Format) -> bool:
     return format_ is INT8
 
 
-class _NarrowConv(nn.Module):
+class _QuantizedConv(nn.Module):
     """Weights [out, in, time, height, width] of ``conv``, and how to apply them."""
 
     def __init__(self, conv: nn.Conv3d | nn.Conv2d, format_: Format) -> None:
@@ -41,19 +41,19 @@ class _NarrowConv(nn.Module):
         return F.conv3d(rounded, weight, self.bias, padding=self._padding)
 
 
-class QuantizedFrameConv(_NarrowConv):
+class QuantizedFrameConv(_QuantizedConv):
     """Of one frame: spatial, or of single pixels."""
 
     def forward(self, frames: Tensor) -> Tensor:
         return self._convolved(frames)
 
 
-class QuantizedCausalConv(_NarrowConv, KeepsHistory):
+class QuantizedCausalConv(_QuantizedConv, KeepsHistory):
     def forward(self, frames: Tensor, histories: Histories) -> Tensor:
         return self._convolved(histories.prepend(frames))
 
 
-def narrow_conv(conv: nn.Module, format_: Format) -> nn.Module:
+def quantized_conv(conv: nn.Module, format_: Format) -> nn.Module:
     assert isinstance(conv, (nn.Conv3d, nn.Conv2d))
     kind = QuantizedCausalConv if isinstance(conv, CausalConv) else QuantizedFrameConv
     return kind(conv, format_)

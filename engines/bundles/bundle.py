@@ -11,8 +11,9 @@ from typing import Any
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.dump import config_values
 from longlive_trt.configs.loader import configure
+from longlive_trt.contract import COMPONENT_OF
 from longlive_trt.errors import BundleError, ConfigError, UsageError
-from longlive_trt.exports import GRAPH_COMPONENTS, TOKENIZER_NAME, GraphInfo, graph_info_from_values
+from longlive_trt.exports import TOKENIZER_NAME, GraphInfo, graph_info_from_values
 from longlive_trt.files import sha256_file
 
 MANIFEST_NAME = "manifest.json"
@@ -96,7 +97,7 @@ class Bundle:
     def require(self, graph: str, purpose: str) -> None:
         if self.has(graph):
             return
-        component = GRAPH_COMPONENTS[graph]
+        component = COMPONENT_OF[graph]
         raise UsageError(
             f"{self.folder}: {purpose} needs the {component.replace('_', ' ')}, which was never "
             f"exported; run `longlive-trt export` with {_ADDED_BY[component]} and build again"

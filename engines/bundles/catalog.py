@@ -8,7 +8,6 @@ at the entry files too, and the next push repairs the index.
 """
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,8 +17,8 @@ from longlive_trt.configs import ModelConfig
 from longlive_trt.engines.bundles.archive import SUFFIX
 from longlive_trt.engines.bundles.bundle import Manifest
 from longlive_trt.engines.bundles.stores import Store
+from longlive_trt.engines.memory import least_bytes
 from longlive_trt.errors import BundleError, OutputError
-from longlive_trt.exports import GraphInfo
 
 INDEX_NAME = "index.json"
 FORMAT = 1
@@ -27,11 +26,10 @@ FORMAT = 1
 _ENTRIES = "catalog"
 _LIMIT_BYTES = 16 << 20
 _ROUNDS = 5
-_ITEM_BYTES = {"float": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4}
 
 
 @dataclass(frozen=True)
-class Entry:
+class CatalogEntry:
     path: str
     """A folder, or an archive, below the catalog."""
     sha256: str
@@ -47,7 +45,7 @@ class Entry:
     graphs: tuple[str, ...]
     bytes: int
     memory_bytes: int
-    """An estimate from below: the files, and every graph's inputs and outputs."""
+    """What is certain: the engines, and every graph's inputs and outputs."""
     options: Mapping[str, object] = field(default_factory=dict)
     """What the compiler was asked for."""
 
@@ -62,12 +60,12 @@ class Entry:
         )
 
 
-def entry_of(manifest: Manifest, sha256: str, *, is_archive: bool, size: int) -> Entry:
+def entry_of(manifest: Manifest, sha256: str, *, is_archive: bool, size: int) -> CatalogEntry:
     engine, config = manifest.engine, manifest.config
     words = (config.name, engine.kind, engine.target, manifest.precision, sha256[:12])
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(words)).lstrip(".")
     height, width = (side * _pixels_per_latent(config) for side in config.latent_shape[1:])
-    return Entry(
+    return CatalogEntry(
         path=name + (SUFFIX if is_archive else ""),
         sha256=sha256,
         key=manifest.key,
@@ -80,12 +78,12 @@ def entry_of(manifest: Manifest, sha256: str, *, is_archive: bool, size: int) ->
         height=height,
         graphs=tuple(manifest.graphs),
         bytes=size,
-        memory_bytes=_memory_bytes(manifest),
+        memory_bytes=least_bytes(manifest),
         options=manifest.options,
     )
 
 
-def read_catalog(store: Store) -> list[Entry] | None:
+def read_catalog(store: Store) -> list[CatalogEntry] | None:
     """All entries; None where there is no catalog."""
     listed = set(_entry_files(store))
     data = store.read(INDEX_NAME, _LIMIT_BYTES)
@@ -96,7 +94,7 @@ def read_catalog(store: Store) -> list[Entry] | None:
     return entries + _read_entries(store, listed - known)
 
 
-def add_entry(store: Store, entry: Entry) -> None:
+def add_entry(store: Store, entry: CatalogEntry) -> None:
     store.write(f"{_ENTRIES}/{_file_of(entry)}", json.dumps(asdict(entry), indent=1).encode())
     for _ in range(_ROUNDS):
         names = set(_entry_files(store)) | {_file_of(entry)}
@@ -113,13 +111,13 @@ def add_entry(store: Store, entry: Entry) -> None:
     )
 
 
-def _write_index(store: Store, entries: Iterable[Entry]) -> None:
+def _write_index(store: Store, entries: Iterable[CatalogEntry]) -> None:
     bundles = [asdict(entry) for entry in sorted(entries, key=lambda entry: entry.path)]
     text = json.dumps({"format": FORMAT, "bundles": bundles}, indent=1) + "\n"
     store.write(INDEX_NAME, text.encode())
 
 
-def _parse_index(store: Store, data: bytes) -> list[Entry]:
+def _parse_index(store: Store, data: bytes) -> list[CatalogEntry]:
     where = f"{store.url}/{INDEX_NAME}"
     values = _parse_json(where, data)
     if values.get("format") != FORMAT or not isinstance(values.get("bundles"), list):
@@ -129,11 +127,11 @@ def _parse_index(store: Store, data: bytes) -> list[Entry]:
     return [_parse_entry(where, item) for item in values["bundles"]]
 
 
-def _read_entries(store: Store, names: Iterable[str]) -> list[Entry]:
-    found = ((name, store.read(f"{_ENTRIES}/{name}", _LIMIT_BYTES)) for name in sorted(names))
+def _read_entries(store: Store, names: Iterable[str]) -> list[CatalogEntry]:
+    files = ((name, store.read(f"{_ENTRIES}/{name}", _LIMIT_BYTES)) for name in sorted(names))
     return [
         _parse_entry(f"{store.url}/{_ENTRIES}/{name}", _parse_json(name, data))
-        for name, data in found
+        for name, data in files
         if data is not None
     ]
 
@@ -148,9 +146,9 @@ def _parse_json(where: str, data: bytes) -> Mapping[str, Any]:
     return values
 
 
-def _parse_entry(where: str, values: Any) -> Entry:
+def _parse_entry(where: str, values: Any) -> CatalogEntry:
     try:
-        entry = Entry(**{**values, "graphs": tuple(values["graphs"])})
+        entry = CatalogEntry(**{**values, "graphs": tuple(values["graphs"])})
     except (TypeError, KeyError):
         raise BundleError(f"{where}: an entry has other fields than expected") from None
     if not _is_sound(entry):
@@ -158,7 +156,7 @@ def _parse_entry(where: str, values: Any) -> Entry:
     return entry
 
 
-def _is_sound(entry: Entry) -> bool:
+def _is_sound(entry: CatalogEntry) -> bool:
     texts = (entry.key, entry.config, entry.kind, entry.version, entry.target, entry.precision)
     numbers = (entry.width, entry.height, entry.bytes, entry.memory_bytes)
     return (
@@ -175,31 +173,9 @@ def _entry_files(store: Store) -> list[str]:
     return [name for name in names if name.endswith(".json") and not name.startswith(".")]
 
 
-def _file_of(entry: Entry) -> str:
+def _file_of(entry: CatalogEntry) -> str:
     return f"{entry.path}.json"
 
 
 def _pixels_per_latent(config: ModelConfig) -> int:
     return config.vae.spatial_factor if config.vae is not None else 8
-
-
-def _memory_bytes(manifest: Manifest) -> int:
-    files = sum(entry.bytes for entry in manifest.files.values())
-    return files + sum(_tensor_bytes(graph, manifest.config) for graph in manifest.graphs.values())
-
-
-def _tensor_bytes(graph: GraphInfo, config: ModelConfig) -> int:
-    rollout = config.rollout
-    window = 21 if rollout.is_global else rollout.window_frames
-    sizes = {"batch": 1, "frames": rollout.frames_per_block, "cache_frames": window}
-    return sum(
-        math.prod(_size(side, sizes) for side in tensor.shape) * _ITEM_BYTES.get(tensor.dtype, 1)
-        for tensor in (*graph.inputs, *graph.outputs)
-    )
-
-
-def _size(side: int | str, sizes: Mapping[str, int]) -> int:
-    factors = str(side).split("*")
-    return math.prod(
-        int(factor) if factor.isdigit() else sizes.get(factor.strip(), 1) for factor in factors
-    )

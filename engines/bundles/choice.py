@@ -1,24 +1,46 @@
 """Which bundle of a catalog suits a machine, and why the others do not."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from longlive_trt.engines.bundles.catalog import Entry
+from longlive_trt.architectures import FIRST_WITH_FP8, Architecture
+from longlive_trt.engines.bundles.catalog import CatalogEntry
+from longlive_trt.engines.compatibility import (
+    BuiltEngines,
+    GpuModel,
+    Obstacle,
+    build_obstacle,
+    hardware_obstacle,
+    library_obstacle,
+    memory_obstacle,
+    numbers,
+)
+from longlive_trt.engines.registry import DEFAULT, KINDS
 from longlive_trt.errors import BundleError
-
-ONNXRUNTIME = "onnxruntime"
-_COMPILED = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
-"""Engines that need a GPU, and the extra that installs what runs them; the fastest first."""
 
 # What each saves: FP8 halves the weights and doubles the rate where the hardware has it.
 _ON_GPU = ("fp8", "bf16", "fp16", "int8", "fp32")
 # Processors compute in fp32, and convert from anything shorter.
-_ON_CPU = ("fp32", "int8", "fp16")
-_FP8_FROM = (8, 9)
-_AMPERE = (8, 0)
-_RESERVED = 0.9
-"""The share of the memory that a bundle may fill; the rest is for activations and others."""
+_ON_CPU = ("fp32", "int8", "fp16", "fp8")
+
+_REASONS = {
+    Obstacle.UNKNOWN_KIND: (
+        "engines of kind {kind} are unknown to this version; update longlive-trt"
+    ),
+    Obstacle.NOT_INSTALLED: "{kind} is not installed: {install}",
+    Obstacle.OLDER_LIBRARY: "{kind} is {version}: {install}",
+    Obstacle.OTHER_LIBRARY: (
+        "it was built with {kind} {needed} and runs with no other; {version} is installed"
+    ),
+    Obstacle.STRIPPED: (
+        "it was built without its weights (--strip): pull it, and `longlive-trt refit` it"
+    ),
+    Obstacle.NOT_ON_CPU: "{kind} has no {precision} arithmetic on a CPU",
+    Obstacle.NO_GPU: "it needs a GPU ({target}), and there is none here",
+    Obstacle.OTHER_GPU: "it was built for {made_for}, and the GPU is {gpu}",
+    Obstacle.NO_FP8: "FP8 needs {first_with_fp8} or newer, and the GPU is {architecture}",
+    Obstacle.TOO_LITTLE_MEMORY: "it needs more than {needed_gb:.1f} GB, of {memory_gb:.1f} GB here",
+}
 
 
 @dataclass(frozen=True)
@@ -28,8 +50,8 @@ class MachineGpu:
     memory_bytes: int
 
     @property
-    def architecture(self) -> str:
-        return "sm" + self.capability.replace(".", "")
+    def model(self) -> GpuModel:
+        return GpuModel(self.name, Architecture.of_capability(self.capability))
 
 
 @dataclass(frozen=True)
@@ -41,17 +63,17 @@ class Machine:
 
     def __str__(self) -> str:
         gpu = (
-            f"{self.gpu.name} ({self.gpu.architecture}, {self.gpu.memory_bytes / 1e9:.0f} GB)"
+            f"{self.gpu.name} ({self.gpu.model.architecture}, {self.gpu.memory_bytes / 1e9:.0f} GB)"
             if self.gpu
             else "no NVIDIA GPU"
         )
-        installed = [f"{kind} {found}" for kind, found in self.versions.items() if found]
+        installed = [f"{kind} {version}" for kind, version in self.versions.items() if version]
         memory = f"{self.memory_bytes / 1e9:.0f} GB of memory"
         return ", ".join([gpu, memory, *(installed or ["no engine library"])])
 
 
 @dataclass(frozen=True)
-class Wish:
+class Preference:
     config: str | None = None
     precisions: tuple[str, ...] = ()
     """The first that fits is taken; empty leaves it to the machine."""
@@ -59,7 +81,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Verdict:
-    entry: Entry
+    entry: CatalogEntry
     obstacle: str | None
     """Why it cannot run here; None if it can."""
     reason: str
@@ -67,114 +89,75 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Choice:
-    best: Entry
+    best: CatalogEntry
     verdicts: tuple[Verdict, ...]
     """The chosen one first, then those that would do, then the others."""
 
 
-def choose(entries: Sequence[Entry], machine: Machine, wish: Wish, where: str) -> Choice:
-    judged = [(_obstacle(entry, machine, wish), entry) for entry in entries]
+def choose(
+    entries: Sequence[CatalogEntry], machine: Machine, preference: Preference, where: str
+) -> Choice:
+    judged = [(_obstacle(entry, machine, preference), entry) for entry in entries]
     fitting = [entry for obstacle, entry in judged if obstacle is None]
     if not fitting:
         raise BundleError(_nothing_fits(judged, machine, where))
-    fitting.sort(key=lambda entry: _rank(entry, wish))
+    fitting.sort(key=lambda entry: _rank(entry, preference))
     fit = [Verdict(entry, None, _merit(entry)) for entry in fitting]
     unfit = [Verdict(entry, why, "") for why, entry in judged if why is not None]
     return Choice(fitting[0], (*fit, *unfit))
 
 
-def _obstacle(entry: Entry, machine: Machine, wish: Wish) -> str | None:
-    if wish.config is not None and entry.config != wish.config:
-        return f"it is {entry.config}, and {wish.config} was asked for"
-    if wish.precisions and entry.precision not in wish.precisions:
-        return f"it is {entry.precision}, and {' or '.join(wish.precisions)} was asked for"
-    return (
-        _wrong_hardware(entry, machine)
-        or _wrong_library(entry, machine)
-        or _too_little_memory(entry, machine)
+def _obstacle(entry: CatalogEntry, machine: Machine, preference: Preference) -> str | None:
+    if preference.config is not None and entry.config != preference.config:
+        return f"it is {entry.config}, and {preference.config} was asked for"
+    if preference.precisions and entry.precision not in preference.precisions:
+        return f"it is {entry.precision}, and {' or '.join(preference.precisions)} was asked for"
+    engines = _engines(entry)
+    gpu = machine.gpu if engines.needs_gpu else None
+    memory_bytes = gpu.memory_bytes if gpu else machine.memory_bytes
+    obstacle = (
+        hardware_obstacle(engines, gpu.model if gpu else None)
+        or build_obstacle(engines)
+        or library_obstacle(engines, machine.versions.get(entry.kind))
+        or memory_obstacle(entry.memory_bytes, memory_bytes)
+    )
+    return None if obstacle is None else _reason(obstacle, entry, machine, memory_bytes)
+
+
+def _reason(obstacle: Obstacle, entry: CatalogEntry, machine: Machine, memory_bytes: int) -> str:
+    engines, kind = _engines(entry), KINDS.get(entry.kind)
+    gpu = machine.gpu.model if machine.gpu else None
+    return _REASONS[obstacle].format(
+        kind=entry.kind,
+        needed=entry.version,
+        version=machine.versions.get(entry.kind),
+        target=entry.target,
+        precision=entry.precision,
+        made_for=engines.made_for,
+        gpu=gpu,
+        architecture=gpu.architecture if gpu else "",
+        first_with_fp8=FIRST_WITH_FP8,
+        install=kind.install_command(entry.version) if kind else "",
+        needed_gb=entry.memory_bytes / 1e9,
+        memory_gb=memory_bytes / 1e9,
     )
 
 
-def _wrong_hardware(entry: Entry, machine: Machine) -> str | None:
-    if not _needs_gpu(entry):
-        if entry.precision in _ON_CPU:
-            return None
-        return f"{ONNXRUNTIME} has no {entry.precision} arithmetic on a CPU"
-    if machine.gpu is None:
-        return f"it needs a GPU ({entry.target}), and there is none here"
-    if not _targets(entry, machine.gpu):
-        made_for = entry.options.get("gpu_name") or entry.target
-        return (
-            f"it was built for {made_for}, and the GPU is {machine.gpu.name} "
-            f"({machine.gpu.architecture})"
-        )
-    if entry.precision == "fp8" and _numbers(machine.gpu.capability) < _FP8_FROM:
-        return f"FP8 needs sm89 or newer, and the GPU is {machine.gpu.architecture}"
-    return None
+def _engines(entry: CatalogEntry) -> BuiltEngines:
+    return BuiltEngines(entry.kind, entry.version, entry.target, entry.precision, entry.options)
 
 
-def _wrong_library(entry: Entry, machine: Machine) -> str | None:
-    if entry.kind not in (ONNXRUNTIME, *_COMPILED):
-        return f"engines of kind {entry.kind} are unknown to this version; update longlive-trt"
-    found = machine.versions.get(entry.kind)
-    if found is None:
-        return f"{entry.kind} is not installed: {_install(entry)}"
-    if entry.kind == ONNXRUNTIME:
-        older = _numbers(found) < _numbers(entry.version)
-        return f"onnxruntime is {found}: {_install(entry)}" if older else None
-    if entry.options.get("strip"):
-        return "it was built without its weights (--strip): pull it, and `longlive-trt refit` it"
-    if not _runs_with(found, entry):
-        return (
-            f"it was built with {entry.kind} {entry.version} and runs with no other; {found} is "
-            f"installed"
-        )
-    return None
+def _needs_gpu(entry: CatalogEntry) -> bool:
+    return _engines(entry).needs_gpu
 
 
-def _runs_with(found: str, entry: Entry) -> bool:
-    own, built = _numbers(found), _numbers(entry.version)
-    if entry.options.get("version_compatible"):
-        return own[:1] == built[:1] and own >= built
-    # Package and library may write the same version with and without its build number.
-    return all(one == other for one, other in zip(own, built, strict=False))
-
-
-def _too_little_memory(entry: Entry, machine: Machine) -> str | None:
-    gpu = machine.gpu if _needs_gpu(entry) else None
-    memory = gpu.memory_bytes if gpu else machine.memory_bytes
-    if entry.memory_bytes <= memory * _RESERVED:
-        return None
-    return f"it needs more than {entry.memory_bytes / 1e9:.1f} GB, of {memory / 1e9:.1f} GB here"
-
-
-def _install(entry: Entry) -> str:
-    if entry.kind == ONNXRUNTIME:
-        return f"pip install 'onnxruntime>={entry.version}'"
-    return f"pip install 'longlive-trt[{_COMPILED[entry.kind]}]'"
-
-
-def _needs_gpu(entry: Entry) -> bool:
-    return entry.target != "cpu"
-
-
-def _targets(entry: Entry, gpu: MachineGpu) -> bool:
-    """Engines are for one GPU model, unless they were built for more."""
-    compatibility = entry.options.get("hardware_compatibility")
-    if compatibility == "ampere-plus":
-        return _numbers(gpu.capability) >= _AMPERE
-    any_model = compatibility or entry.options.get("gpu_name") in (None, "", gpu.name)
-    return gpu.architecture == entry.target and bool(any_model)
-
-
-def _rank(entry: Entry, wish: Wish) -> tuple[object, ...]:
-    kinds = [*_COMPILED, ONNXRUNTIME]
-    order = wish.precisions or (_ON_GPU if _needs_gpu(entry) else _ON_CPU)
-    newest = tuple(-number for number in _numbers(entry.version))
+def _rank(entry: CatalogEntry, preference: Preference) -> tuple[object, ...]:
+    order = preference.precisions or (_ON_GPU if _needs_gpu(entry) else _ON_CPU)
+    newest = tuple(-number for number in numbers(entry.version))
     precision = order.index(entry.precision) if entry.precision in order else len(order)
     return (
         not _needs_gpu(entry),
-        kinds.index(entry.kind),
+        KINDS[entry.kind].speed_rank,
         precision,
         -entry.width * entry.height,
         -len(entry.graphs),
@@ -183,22 +166,21 @@ def _rank(entry: Entry, wish: Wish) -> tuple[object, ...]:
     )
 
 
-def _merit(entry: Entry) -> str:
+def _merit(entry: CatalogEntry) -> str:
     where = f"runs on the GPU ({entry.target})" if _needs_gpu(entry) else "runs on the CPU"
     return f"{where}, {entry.precision}, from {entry.memory_bytes / 1e9:.1f} GB of memory"
 
 
-def _nothing_fits(judged: Sequence[tuple[str | None, Entry]], machine: Machine, where: str) -> str:
+def _nothing_fits(
+    judged: Sequence[tuple[str | None, CatalogEntry]], machine: Machine, where: str
+) -> str:
     if not judged:
         return f"{where}: the catalog is empty; push a bundle first"
     reasons = "\n".join(f"  {entry.path}: {obstacle}" for obstacle, entry in judged)
-    engine = "tensorrt" if machine.gpu else ONNXRUNTIME
+    fastest = min(KINDS.values(), key=lambda kind: kind.speed_rank)
+    engine = fastest if machine.gpu else DEFAULT
     return (
         f"{where}: none of {len(judged)} bundles runs on this machine ({machine})\n{reasons}\n"
         f"install what is missing, or build one here: "
-        f"longlive-trt build --onnx DIR --engine {engine} --out BUNDLE"
+        f"longlive-trt build --onnx DIR --engine {engine.name} --out BUNDLE"
     )
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0]))

@@ -15,11 +15,11 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import fsspec  # type: ignore[import-untyped]
 
 from longlive_trt.errors import BundleError, OutputError, UsageError
+from longlive_trt.extras import install_command
 
 logger = logging.getLogger(__name__)
 
 RETRY_DELAYS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-INSTALL = "pip install 'longlive-trt[ship]'"
 
 _CHUNK_BYTES = 4 << 20
 _STALLED_AFTER_S = 60
@@ -230,7 +230,8 @@ def _connect(url: str, protocol: str) -> tuple[Any, str]:
         return system, str(root).rstrip("/")
     except ImportError as error:
         raise UsageError(
-            f"{url}: {protocol}:// needs a package that is not installed ({error}): {INSTALL}"
+            f"{url}: {protocol}:// needs a package that is not installed ({error}): "
+            f"{install_command('ship')}"
         ) from None
     except ValueError as error:
         raise UsageError(f"{url}: not an address that can be used ({error})") from None

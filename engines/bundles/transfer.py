@@ -34,7 +34,7 @@ from longlive_trt.engines.bundles.bundle import (
 )
 from longlive_trt.engines.bundles.catalog import (
     INDEX_NAME,
-    Entry,
+    CatalogEntry,
     add_entry,
     entry_of,
     read_catalog,
@@ -45,7 +45,7 @@ from longlive_trt.files import replace_directory, sha256_file
 
 logger = logging.getLogger(__name__)
 
-Choose = Callable[[list[Entry]], Entry]
+Choose = Callable[[list[CatalogEntry]], CatalogEntry]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Pulled:
 
 def push(
     source: Path, url: str, report: Report = lambda _what, _done, _total: None
-) -> tuple[Entry, str]:
+) -> tuple[CatalogEntry, str]:
     """Upload a bundle or an archive and list it in the catalog; its entry and address."""
     store = Store(url)
     store.require_writable()
@@ -69,7 +69,7 @@ def push(
     return entry, f"{store.url}/{entry.path}"
 
 
-def _push_archive(archive: Path, store: Store, report: Report) -> Entry:
+def _push_archive(archive: Path, store: Store, report: Report) -> CatalogEntry:
     manifest, sha256 = read_archive_manifest(archive), check_seal(archive)
     size = archive.stat().st_size
     entry = entry_of(manifest, sha256, is_archive=True, size=size)
@@ -78,7 +78,7 @@ def _push_archive(archive: Path, store: Store, report: Report) -> Entry:
     return entry
 
 
-def _push_folder(folder: Path, store: Store, report: Report) -> Entry:
+def _push_folder(folder: Path, store: Store, report: Report) -> CatalogEntry:
     manifest = read_manifest(folder)
     check_files(folder, manifest)
     size = sum(item.bytes for item in manifest.files.values())
@@ -128,7 +128,7 @@ def pull(
     return _pull_folder(inside, data, out, report)
 
 
-def _entry_from_catalog(store: Store, choose: Choose | None) -> Entry:
+def _entry_from_catalog(store: Store, choose: Choose | None) -> CatalogEntry:
     entries = read_catalog(store)
     if entries is None:
         if choose is not None:
@@ -171,7 +171,7 @@ def _pull_folder(store: Store, data: bytes, out: Path, report: Report) -> Pulled
 
 
 def _pull_archive(
-    store: Store, name: str, out: Path, entry: Entry | None, report: Report
+    store: Store, name: str, out: Path, entry: CatalogEntry | None, report: Report
 ) -> Pulled:
     size = entry.bytes if entry else store.size(name)
     if size is None:

@@ -3,44 +3,18 @@
 import re
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
+from longlive_trt.dtypes import recorded_type
 from longlive_trt.engines.bundles.bundle import Bundle
-from longlive_trt.engines.trt.profiles import profiles as profiles_of
+from longlive_trt.engines.registry import KINDS, Kind, TritonBackend
 from longlive_trt.errors import UsageError
 from longlive_trt.exports import GraphInfo, TensorInfo
 from longlive_trt.files import publish_directory
 
 _VERSION = "1"
-_TYPES = {
-    "bool": "TYPE_BOOL",
-    "uint8": "TYPE_UINT8",
-    "int8": "TYPE_INT8",
-    "int32": "TYPE_INT32",
-    "int64": "TYPE_INT64",
-    "float16": "TYPE_FP16",
-    "bfloat16": "TYPE_BF16",
-    "float": "TYPE_FP32",
-}
-
-
-@dataclass(frozen=True)
-class Backend:
-    """What Triton runs a graph with."""
-
-    name: str
-    platform: str
-    suffixes: tuple[str, ...]
-    model_file: str
-
-
-_BACKENDS = {
-    "onnxruntime": Backend("onnxruntime", "onnxruntime_onnx", (".onnx",), "model.onnx"),
-    "tensorrt": Backend("tensorrt", "tensorrt_plan", (".engine", ".plan"), "model.plan"),
-}
 
 
 def export_triton(bundle: Bundle, out: Path) -> dict[str, str]:
@@ -55,19 +29,24 @@ def export_triton(bundle: Bundle, out: Path) -> dict[str, str]:
     return models
 
 
-def _backend_of(bundle: Bundle) -> Backend:
-    kind = bundle.manifest.engine.kind
-    if kind not in _BACKENDS:
+def _backend_of(bundle: Bundle) -> TritonBackend:
+    kind = KINDS.get(bundle.manifest.engine.kind)
+    if kind is None or kind.triton is None:
+        served = [name for name, known in KINDS.items() if known.triton is not None]
         raise UsageError(
-            f"{bundle.folder}: Triton has no backend for {kind} engines; build with --engine "
-            f"{' or '.join(_BACKENDS)}"
+            f"{bundle.folder}: Triton has no backend for {bundle.manifest.engine.kind} engines; "
+            f"build with --engine {' or '.join(served)}"
         )
     if bundle.manifest.options.get("strip"):
         raise UsageError(
             f"{bundle.folder}: its engines were built without their weights (--strip), and Triton "
             f"cannot add them; run `longlive-trt refit` first"
         )
-    return _BACKENDS[kind]
+    return kind.triton
+
+
+def _kind(bundle: Bundle) -> Kind:
+    return KINDS[bundle.manifest.engine.kind]
 
 
 def _require_replaceable(out: Path) -> None:
@@ -78,28 +57,26 @@ def _require_replaceable(out: Path) -> None:
         raise UsageError(f"{out}: not empty and not a model repository; give --out another folder")
 
 
-def _write_model(bundle: Bundle, graph: str, backend: Backend, folder: Path) -> None:
-    source = _engine_file(bundle, graph, backend)
+def _write_model(bundle: Bundle, graph: str, backend: TritonBackend, folder: Path) -> None:
+    source = _engine_file(bundle, graph)
     version = folder / _VERSION
     version.mkdir(parents=True)
     shutil.copyfile(source, version / backend.model_file)
-    profiles = 0
-    if backend.name == "tensorrt":
-        profiles = _profile_count(bundle, graph)
-    else:
+    profiles = _kind(bundle).profile_count(bundle, graph)
+    if not profiles:
         for name in sorted(_weight_files(onnx.load(source, load_external_data=False))):
             shutil.copyfile(_listed(bundle, name), version / name)
     config = model_config(folder.name, backend, bundle.manifest.graphs[graph], profiles)
     (folder / "config.pbtxt").write_text(config, encoding="utf-8")
 
 
-def _engine_file(bundle: Bundle, graph: str, backend: Backend) -> Path:
-    for suffix in backend.suffixes:
-        if f"{graph}{suffix}" in bundle.manifest.files:
-            return bundle.folder / f"{graph}{suffix}"
-    raise UsageError(
-        f"{bundle.folder}: no engine of graph {graph} among its files; build the bundle again"
-    )
+def _engine_file(bundle: Bundle, graph: str) -> Path:
+    name = f"{graph}{_kind(bundle).suffix}"
+    if name not in bundle.manifest.files:
+        raise UsageError(
+            f"{bundle.folder}: no engine of graph {graph} among its files; build the bundle again"
+        )
+    return bundle.folder / name
 
 
 def _listed(bundle: Bundle, name: str) -> Path:
@@ -120,13 +97,7 @@ def _weight_files(model: onnx.ModelProto) -> set[str]:
     }
 
 
-def _profile_count(bundle: Bundle, graph: str) -> int:
-    manifest = bundle.manifest
-    batch = int(manifest.options.get("batch", 1))
-    return len(profiles_of(graph, manifest.graphs[graph], manifest.config, batch))
-
-
-def model_config(name: str, backend: Backend, info: GraphInfo, profiles: int) -> str:
+def model_config(name: str, backend: TritonBackend, info: GraphInfo, profiles: int) -> str:
     """``config.pbtxt``. The batch is a dimension like others: a session's cache belongs to it."""
     group = "count: 1 kind: KIND_CPU"
     if profiles:
@@ -154,9 +125,10 @@ def _tensors(field: str, tensors: Iterable[TensorInfo]) -> list[str]:
 
 
 def _type(tensor: TensorInfo) -> str:
-    if tensor.dtype not in _TYPES:
+    name = recorded_type(tensor.dtype).triton
+    if name is None:
         raise UsageError(f"tensor {tensor.name}: Triton has no type for {tensor.dtype}")
-    return _TYPES[tensor.dtype]
+    return name
 
 
 def _dims(tensor: TensorInfo) -> str:

@@ -7,19 +7,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from longlive_trt.plugins.kernels.base import DOMAIN, OPERATORS, SPEC, spec_of
+from longlive_trt.contract import KERNEL_DOMAIN, KERNEL_OPERATORS, KERNEL_SPEC, weights_file
+from longlive_trt.dtypes import BY_NAME
+from longlive_trt.plugins.kernels.base import spec_of
 from longlive_trt.precision import Precision
 
 OPSET = 22
-_KERNEL_TYPES = {
-    "float16": ir.DataType.FLOAT16,
-    "bfloat16": ir.DataType.BFLOAT16,
-    "float32": ir.DataType.FLOAT,
-    "uint8": ir.DataType.UINT8,
-    "float8_e4m3": ir.DataType.FLOAT8E4M3FN,
-    "int8": ir.DataType.INT8,
-}
-_COMPUTE_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 Size = int | str
 
@@ -29,10 +22,9 @@ class GraphBuilder:
 
     def __init__(self, name: str, precision: Precision) -> None:
         self.precision = precision
-        self.compute_name = _COMPUTE_NAMES[precision.name]
-        self._graph = ir.Graph(
-            [], [], nodes=[], name=name, opset_imports={"": OPSET, DOMAIN: 1, "com.microsoft": 1}
-        )
+        self.compute_name = precision.element.name
+        opsets = {"": OPSET, KERNEL_DOMAIN: 1, "com.microsoft": 1}
+        self._graph = ir.Graph([], [], nodes=[], name=name, opset_imports=opsets)
         self._count = 0
 
     def input(self, name: str, shape: Sequence[Size], dtype: ir.DataType | None = None) -> ir.Value:
@@ -91,13 +83,13 @@ class GraphBuilder:
         """
         dtype = dtype or self.compute_name
         node = ir.node(
-            OPERATORS[dtype],
+            KERNEL_OPERATORS[dtype],
             inputs,
-            attributes={SPEC: spec_of(name, parameters)},
-            domain=DOMAIN,
+            attributes={KERNEL_SPEC: spec_of(name, parameters)},
+            domain=KERNEL_DOMAIN,
             num_outputs=outputs,
         )
-        types = [_KERNEL_TYPES[name] for name in dtype.split(", ")]
+        types = [ir.DataType(BY_NAME[name].onnx) for name in dtype.split(", ")]
         for index, value in enumerate(node.outputs):
             value.dtype = types[index % len(types)]
         return self._add(node)
@@ -108,7 +100,7 @@ class GraphBuilder:
     def save(self, folder: Path) -> None:
         """``NAME.onnx`` with its weights beside it."""
         name = str(self._graph.name)
-        ir.save(self.model(), folder / f"{name}.onnx", external_data=f"{name}.weights")
+        ir.save(self.model(), folder / f"{name}.onnx", external_data=weights_file(name))
 
     def _add(self, node: ir.Node) -> Any:
         for value in node.outputs:
@@ -121,7 +113,7 @@ class GraphBuilder:
         return f"{what}_{self._count}"
 
 
-class Weights:
+class GraphWeights:
     """The initializers of an exported graph by checkpoint name, in the wanted type and layout."""
 
     def __init__(self, model: ir.Model, prefix: str, precision: Precision) -> None:
@@ -132,16 +124,20 @@ class Weights:
         return self.prefix + name in self._initializers
 
     def array(self, name: str) -> np.ndarray[Any, np.dtype[Any]]:
-        """As stored: matrices of linear maps are [in, out]."""
+        """As stored."""
         value = self._initializers[self.prefix + name]
         assert value.const_value is not None
         return value.const_value.numpy()
 
-    def table(self, name: str) -> np.ndarray[Any, np.dtype[Any]]:
-        """A constant table of the graph itself."""
-        value = self._initializers[name]
-        assert value.const_value is not None
-        return value.const_value.numpy()
+    def shape(self, name: str) -> tuple[int, ...]:
+        shape = self._initializers[self.prefix + name].shape
+        assert shape is not None
+        return shape.numpy()
+
+    def table(self, name: str) -> np.ndarray[Any, np.dtype[Any]] | None:
+        """A constant table of the graph itself, if it has one of this name."""
+        value = self._initializers.get(name)
+        return None if value is None or value.const_value is None else value.const_value.numpy()
 
     def lazy(self, name: str, shape: Sequence[int], make: Any) -> ir.TensorProtocol:
         """A tensor in the compute type whose values ``make()`` gives when they are written."""

@@ -9,27 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from longlive_trt import contract
 from longlive_trt.configs import ModelConfig
-from longlive_trt.engines.graphs.builder import GraphBuilder, Size, Weights
-from longlive_trt.engines.graphs.linear import Linears
+from longlive_trt.contract import numbered
+from longlive_trt.dtypes import FLOAT8
+from longlive_trt.engines.graphs.builder import GraphBuilder
 from longlive_trt.engines.graphs.self_attention import SelfAttention
+from longlive_trt.engines.graphs.writer import GraphWriter
 from longlive_trt.errors import UsageError
-from longlive_trt.plugins.attention.variants import HEAD_DIMS, NARROW_HEAD_DIM
-from longlive_trt.plugins.kernels.rows import FLOAT8
+from longlive_trt.plugins.attention.variants import HEAD_DIMS
 from longlive_trt.precision import Precision
 
-PREFIX = "transformer."
-_KEPT_TYPES = (ir.DataType.INT64, ir.DataType.FLOAT8E4M3FN, ir.DataType.INT8)
-_FLOAT32_INPUTS = ("timestep", "sigma", "sigma_next")
-_ROPE_BASE = 10_000.0
 _MODULATIONS, _HEAD_MODULATIONS = 6, 2
 # Rows of a layer's modulations, in the checkpoint's order.
 _SHIFT, _SCALE, _GATE, _FFN_SHIFT, _FFN_SCALE, _FFN_GATE = range(_MODULATIONS)
-
-Table = npt.NDArray[np.float32]
 
 
 def build_step_graphs(
@@ -40,17 +35,17 @@ def build_step_graphs(
     *,
     hopper: bool = True,
 ) -> None:
-    """``step.onnx`` and ``prompt.onnx`` with their weights, from an export's folder.
+    """The graphs of a pass and of a prompt with their weights, from an export's folder.
 
     Other GPUs have a portable attention, which writes the compute type only.
     """
-    _require_supported(config, export_folder)
-    for write, name in ((StepWriter, "step"), (PromptWriter, "prompt")):
-        exported = ir.load(export_folder / f"{name}.onnx")
-        write(config, exported, precision, hopper=hopper).write().save(out)
+    _require_supported(config)
+    for write, name in ((StepWriter, contract.STEP), (PromptWriter, contract.PROMPT)):
+        source = export_folder / f"{name}.onnx"
+        write(config, source, precision, hopper=hopper).write().save(out)
 
 
-def _require_supported(config: ModelConfig, export_folder: Path) -> None:
+def _require_supported(config: ModelConfig) -> None:
     head_dim = config.transformer.head_dim
     if head_dim not in HEAD_DIMS:
         allowed = " or ".join(map(str, HEAD_DIMS))
@@ -60,55 +55,15 @@ def _require_supported(config: ModelConfig, export_folder: Path) -> None:
         )
 
 
-class GraphWriter:
-    """What both graphs need: their tensors, and linear maps by checkpoint names."""
-
-    def __init__(
-        self, config: ModelConfig, exported: ir.Model, precision: Precision, *, hopper: bool
-    ) -> None:
-        name = str(exported.graph.name)
-        self.hopper = hopper
-        self.config, self.sizes, self.exported = config, config.transformer, exported
-        self.graph = GraphBuilder(name, precision)
-        self.weights = Weights(exported, PREFIX, precision)
-        self.linear = Linears(self.graph, exported, self.weights)
-        self.inputs = {str(value.name): self._input(value) for value in exported.graph.inputs}
-
-    def _input(self, value: ir.Value) -> ir.Value:
-        name = str(value.name)
-        plain = name in _FLOAT32_INPUTS or value.dtype in _KEPT_TYPES
-        return self.graph.input(name, _sizes(value), value.dtype if plain else None)
-
-    def finish(self, outputs: dict[str, ir.Value]) -> GraphBuilder:
-        for value in self.exported.graph.outputs:
-            name = str(value.name)
-            dtype = value.dtype if value.dtype in _KEPT_TYPES else None
-            self.graph.output(name, outputs[name], _sizes(value), dtype)
-        return self.graph
-
-    def per_layer(self, name: str) -> list[ir.Value]:
-        return [self.inputs[f"{name}.{layer}"] for layer in range(self.sizes.layers)]
-
-    def rms_norm(self, x: ir.Value, name: str) -> ir.Value:
-        value: ir.Value = self.graph.kernel(
-            "rms_norm", x, self.linear.vector(name), heads=self.sizes.heads, epsilon=self.sizes.eps
-        )
-        return value
-
-    def reshape(self, x: ir.Value, *shape: int) -> ir.Value:
-        """0 keeps a size, -1 finds it."""
-        value: ir.Value = self.graph.op("Reshape", x, self.graph.constant(shape, np.int64))
-        return value
-
-
 class StepWriter(GraphWriter):
     def write(self) -> GraphBuilder:
         time, block_time = self._time()
         table = self._modulations(time, block_time)
         flow, keys, values = self._layers(self._patchify(), table)
-        outputs = {"latents_next": self._latents_next(self._unpatchify(flow))}
+        outputs = {contract.LATENTS_NEXT: self._latents_next(self._unpatchify(flow))}
         for layer in range(self.sizes.layers):
-            outputs |= {f"k_new.{layer}": keys[layer], f"v_new.{layer}": values[layer]}
+            outputs[numbered(contract.K_NEW, layer)] = keys[layer]
+            outputs[numbered(contract.V_NEW, layer)] = values[layer]
         return self.finish(outputs)
 
     def _layers(
@@ -146,8 +101,8 @@ class StepWriter(GraphWriter):
         return self.linear(normed, "head.head"), keys, values
 
     def _first_norm(self, x: ir.Value, table: ir.Value) -> ir.Value:
-        into = self._narrow_rows(self._next_maps(0))
-        value: ir.Value = self.graph.kernel("norm_modulate", x, table, **self._next_norm(0), **into)
+        into = self.quantized_rows(self._next_maps(0))
+        value: ir.Value = self.graph.kernel("layer_norm", x, table, **self._next_norm(0), **into)
         return value
 
     def _next_maps(self, layer: int) -> list[str]:
@@ -156,23 +111,13 @@ class StepWriter(GraphWriter):
             return ["head.head"]
         return [f"blocks.{layer}.self_attn.{part}" for part in "qkv"]
 
-    def _narrow_rows(self, maps: Sequence[str]) -> dict[str, Any]:
-        """What a kernel is told whose one result only these maps read."""
-        scale = self.linear.input_scale(*maps)
-        return {} if scale is None else {"dtype": FLOAT8, "output_scale": scale}
-
     def _cross_attention(self, layer: int, normed: ir.Value) -> ir.Value:
         name = f"blocks.{layer}.cross_attn"
         q = self.rms_norm(self.linear(normed, f"{name}.q"), f"{name}.norm_q.weight")
-        context = (self.inputs[f"context_{part}.{layer}"] for part in "kv")
-        into = self.narrow_attention(f"{name}.o")
+        context = (self.inputs[numbered(stem, layer)] for stem in contract.CONTEXT_OF.values())
+        into = self.quantized_attention(f"{name}.o")
         attended = self.graph.kernel("cross_attention", q, *context, **into)
         return self.linear(attended, f"{name}.o")
-
-    def narrow_attention(self, into: str) -> dict[str, Any]:
-        """Heads of 64 leave in the compute type: the kernel writes whole 128-byte rows."""
-        writes_narrow = self.hopper and self.sizes.head_dim == NARROW_HEAD_DIM
-        return self._narrow_rows([into]) if writes_narrow else {}
 
     def _feed_forward(self, layer: int, normed: ir.Value) -> ir.Value:
         name = f"blocks.{layer}.ffn"
@@ -186,9 +131,9 @@ class StepWriter(GraphWriter):
         self, *inputs: ir.Value, into: Sequence[str], **parameters: Any
     ) -> tuple[ir.Value, ir.Value]:
         """The sum, and its norm for the maps that read it."""
-        parameters = {"epsilon": self.sizes.eps, **parameters, **self._narrow_rows(into)}
+        parameters = {"epsilon": self.sizes.eps, **parameters, **self.quantized_rows(into)}
         if "dtype" in parameters:
-            parameters["dtype"] = f"{self.graph.compute_name}, {FLOAT8}"
+            parameters["dtype"] = f"{self.graph.compute_name}, {FLOAT8.name}"
         total, normed = self.graph.kernel("residual_norm", *inputs, outputs=2, **parameters)
         return total, normed
 
@@ -214,11 +159,14 @@ class StepWriter(GraphWriter):
 
     def _time_features(self) -> ir.Value:
         """The sinusoid's table of whole timesteps, turned by the fraction."""
-        op, timestep = self.graph.op, self.inputs["timestep"]
+        op, timestep = self.graph.op, self.inputs[contract.TIMESTEP]
         whole = op("Floor", timestep)
-        angle = op("Mul", op("Sub", timestep, whole), self._table("level_rates"))
+        angle = op("Mul", op("Sub", timestep, whole), self._level_table(contract.LEVEL_RATES))
         index = op("Cast", whole, to=ir.DataType.INT64.value)
-        cosine, sine = (op("Gather", self._table(f"level_{f}"), index) for f in ("cos", "sin"))
+        cosine, sine = (
+            op("Gather", self._level_table(name), index)
+            for name in (contract.LEVEL_COS, contract.LEVEL_SIN)
+        )
         turn_cosine, turn_sine = op("Cos", angle), op("Sin", angle)
         features = op(
             "Concat",
@@ -259,7 +207,7 @@ class StepWriter(GraphWriter):
         (rows, columns), (_, height, width) = self.config.token_grid, self.sizes.patch
         channels = self.sizes.channels
         split = self.reshape(
-            self.inputs["latents"], *(0, 0, channels), *(rows, height), *(columns, width)
+            self.inputs[contract.LATENTS], *(0, 0, channels), *(rows, height), *(columns, width)
         )
         patches = self.graph.op("Transpose", split, perm=[0, 1, 3, 5, 2, 4, 6])
         values = self.reshape(patches, 0, -1, channels * height * width)
@@ -275,11 +223,11 @@ class StepWriter(GraphWriter):
     def _latents_next(self, flow: ir.Value) -> ir.Value:
         """x0 = x_t - sigma flow, rounded; then (1 - sigma_next) x0 + sigma_next noise."""
         op, single = self.graph.op, self._single
-        sigma_next = self.inputs["sigma_next"]
-        step = op("Mul", self.inputs["sigma"], single(flow))
-        x0 = self._compute(op("Sub", single(self.inputs["latents"]), step))
+        sigma_next = self.inputs[contract.SIGMA_NEXT]
+        step = op("Mul", self.inputs[contract.SIGMA], single(flow))
+        x0 = self._compute(op("Sub", single(self.inputs[contract.LATENTS]), step))
         rest = op("Sub", self.graph.constant([1], np.float32), sigma_next)
-        noise = op("Mul", sigma_next, single(self.inputs["noise"]))
+        noise = op("Mul", sigma_next, single(self.inputs[contract.NOISE]))
         return self._compute(op("Add", op("Mul", rest, single(x0)), noise))
 
     def _single(self, x: ir.Value) -> ir.Value:
@@ -290,52 +238,20 @@ class StepWriter(GraphWriter):
         value: ir.Value = self.graph.op("Cast", x, to=self.graph.precision.onnx.value)
         return value
 
-    def _table(self, name: str) -> ir.Value:
-        return self._named(name, self.weights.table(name))
-
-    def rope(self, positions: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Cosines and sines [F * P, head_dim / 2] of frames at these positions."""
-        op, half = self.graph.op, self.sizes.head_dim // 2
-        tables = []
-        for name, by_place in zip(("cos", "sin"), self._grid_tables(), strict=True):
-            by_frame = self.weights.table(f"frame_{name}")
-            by_frame = np.pad(by_frame, ((0, 0), (0, half - by_frame.shape[1])))
-            by_place = np.pad(by_place, ((0, 0), (half - by_place.shape[1], 0)))
-            frames = op("Gather", self._named(f"frame_{name}", by_frame[:, None]), positions)
-            # Each is zero where the other is not.
-            both = op("Add", frames, self._named(f"grid_{name}", by_place[None]))
-            tables.append(self.reshape(both, -1, half))
-        return tables[0], tables[1]
-
-    def _named(self, name: str, table: Table) -> ir.Value:
-        return self.graph.weight(name, ir.tensor(np.ascontiguousarray(table), name=name))
-
-    def _grid_tables(self) -> tuple[Table, Table]:
-        """Of a token's row and column; the exported graph has them under no name."""
-        rows, columns = self.config.token_grid
-        channels = 2 * (self.sizes.head_dim // 6)
-        rates = _ROPE_BASE ** -(np.arange(0, channels, 2) / channels)
-        row, column = (axis.reshape(-1, 1) for axis in np.mgrid[:rows, :columns])
-        angles = np.concatenate([row * rates, column * rates], axis=1)
-        return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    def _level_table(self, name: str) -> ir.Value:
+        return self.constant_table(name, self.table(name))
 
 
 class PromptWriter(GraphWriter):
     def write(self) -> GraphBuilder:
-        states = self.inputs["text_states"]
+        states = self.inputs[contract.TEXT_STATES]
         hidden = self.linear(states, "text_embedding.0", activation="gelu")
         embedded = self.linear(hidden, "text_embedding.2")
         outputs = {}
         for layer in range(self.sizes.layers):
             name = f"blocks.{layer}.cross_attn"
-            key = self.linear(embedded, f"{name}.k")
-            outputs[f"context_k.{layer}"] = self.rms_norm(key, f"{name}.norm_k.weight")
-            outputs[f"context_v.{layer}"] = self.linear(
-                embedded, f"{name}.v", heads=self.sizes.heads
-            )
+            key = self.rms_norm(self.linear(embedded, f"{name}.k"), f"{name}.norm_k.weight")
+            value = self.linear(embedded, f"{name}.v", heads=self.sizes.heads)
+            outputs[numbered(contract.CONTEXT_K, layer)] = key
+            outputs[numbered(contract.CONTEXT_V, layer)] = value
         return self.finish(outputs)
-
-
-def _sizes(value: ir.Value) -> list[Size]:
-    assert value.shape is not None
-    return [size if isinstance(size, int) else str(size.value) for size in value.shape]

@@ -19,14 +19,24 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from longlive_trt import contract
 from longlive_trt.configs import ModelConfig, VaeConfig
-from longlive_trt.engines.graphs.builder import GraphBuilder, Size, Weights
+from longlive_trt.contract import (
+    VAE,
+    VAE_FIRST,
+    VAE_NEXT,
+    multiple_of,
+    numbered,
+    weight_prefix,
+    weights_file,
+)
+from longlive_trt.dtypes import FLOAT32, UINT8, ElementType
+from longlive_trt.engines.graphs.builder import GraphBuilder, GraphWeights, Size
 from longlive_trt.errors import UsageError
 from longlive_trt.plugins.kernels.vae import HISTORY_FRAMES, MAX_HEAD_CHANNELS
 from longlive_trt.precision import Precision
 
-WEIGHTS_NAME = "vae.weights"
-_PREFIX = "vae."
+WEIGHTS_NAME = weights_file(VAE)
 _INLINE_BYTES = 1024
 _CHANNEL_MULTIPLE = 8
 _COLORS = 3
@@ -43,22 +53,23 @@ def build_vae_graphs(
     batch: int = 1,
     latents: Precision | None = None,
 ) -> None:
-    """Write ``vae_next.onnx`` and ``vae_first.onnx``, and the weights that they share.
+    """Write both graphs of the decoder, and the weights that they share.
 
     The latents come in a precision of their own: the transformer's.
     """
     vae = _require_supported(config, precision)
-    weights = Weights(ir.load(export_folder / "vae_next.onnx"), _PREFIX, precision)
+    exported = ir.load(export_folder / f"{VAE_NEXT}.onnx")
+    weights = GraphWeights(exported, weight_prefix(VAE), precision)
     graphs = {}
-    for name, first in (("vae_next", False), ("vae_first", True)):
+    for name, first in ((VAE_NEXT, False), (VAE_FIRST, True)):
         builder = GraphBuilder(name, precision)
-        decoder = _Decoder(builder, weights, config, vae, batch=batch, first=first)
+        decoder = _DecoderWriter(builder, weights, config, vae, batch=batch, first=first)
         decoder.build(latents or precision)
         graphs[name] = builder.model()
     ir.external_data.unload_from_model(
-        graphs["vae_next"], out, WEIGHTS_NAME, size_threshold_bytes=_INLINE_BYTES
+        graphs[VAE_NEXT], out, WEIGHTS_NAME, size_threshold_bytes=_INLINE_BYTES
     )
-    _share_weights(graphs["vae_next"], graphs["vae_first"])
+    _share_weights(graphs[VAE_NEXT], graphs[VAE_FIRST])
     for name, model in graphs.items():
         ir.save(model, out / f"{name}.onnx")
 
@@ -111,13 +122,13 @@ class _Pending:
         return 1 if self.y is None else 2
 
 
-class _Decoder:
+class _DecoderWriter:
     """Adds the nodes of one graph in running order, in which the caches are counted too."""
 
     def __init__(
         self,
         builder: GraphBuilder,
-        weights: Weights,
+        weights: GraphWeights,
         config: ModelConfig,
         vae: VaeConfig,
         *,
@@ -146,17 +157,17 @@ class _Decoder:
 
     def _latents(self, precision: Precision) -> _Pending:
         add, vae = self._builder.op, self._vae
-        frames = 1 if self._first else "latent_frames"
+        frames: Size = 1 if self._first else contract.LATENT_FRAMES
         size = (self._height, self._width)
         shape = (self._batch, frames, vae.channels, *size)
-        latents = self._builder.input("latents", shape, precision.onnx)
+        latents = self._builder.input(contract.LATENTS, shape, precision.onnx)
         std, mean = (
             self._builder.constant(np.reshape(values, (-1, 1, 1)), np.float32)
             for values in (vae.std, vae.mean)
         )
         wide = add("Add", add("Mul", add("Cast", latents, to=ir.DataType.FLOAT), std), mean)
-        narrow = add("Cast", wide, to=self._builder.precision.onnx)
-        last = add("Transpose", narrow, perm=(0, 1, 3, 4, 2))
+        half = add("Cast", wide, to=self._builder.precision.onnx)
+        last = add("Transpose", half, perm=(0, 1, 3, 4, 2))
         rows = self._builder.constant((-1, *size, vae.channels), np.int64)
         mixed = self._linear(add("Reshape", last, rows), "conv2", vae.channels, vae.channels)
         return _Pending(mixed, vae.channels, ("conv2.bias",))
@@ -212,10 +223,10 @@ class _Decoder:
             stacked, _ = self._stack(before, None, silu=False)
             paired = self._linear(stacked, f"{name}.time_conv", 3 * channels, 2 * channels)
             before = _Pending(paired, 2 * channels, (f"{name}.time_conv.bias",))
-        given = [before.x, *self._addends(before)]
+        inputs = [before.x, *self._addends(before)]
         summed = self._builder.kernel(
             "vae_sum",
-            *given,
+            *inputs,
             residual=before.y is not None,
             bias=bool(before.biases),
             interleave=before.channels != channels,
@@ -240,23 +251,21 @@ class _Decoder:
         return _Pending(hidden, _COLORS, (f"{name}.bias",))
 
     def _finish(self, colors: _Pending) -> None:
-        frames: Size = 1 if self._first else f"{self._vae.temporal_factor}*latent_frames"
+        factor = self._vae.temporal_factor
+        frames: Size = 1 if self._first else multiple_of(contract.LATENT_FRAMES, factor)
         size = (self._height, self._width)
-        self._present(
-            "frames", colors, (self._batch, frames, _COLORS, *size), ir.DataType.FLOAT, "float32"
-        )
-        self._present(
-            "pixels", colors, (self._batch, frames, *size, _COLORS), ir.DataType.UINT8, "uint8"
-        )
+        shapes = (self._batch, frames, _COLORS, *size), (self._batch, frames, *size, _COLORS)
+        self._present("vae_frames", contract.FRAMES, colors, shapes[0], FLOAT32)
+        self._present("vae_pixels", contract.PIXELS, colors, shapes[1], UINT8)
         for index, (history, shape) in enumerate(self._renewed):
-            self._builder.output(f"cache_next.{index}", history, shape)
+            self._builder.output(numbered(contract.HISTORY_NEXT, index), history, shape)
 
     def _present(
-        self, name: str, colors: _Pending, shape: Sequence[Size], dtype: ir.DataType, kind: str
+        self, kernel: str, name: str, colors: _Pending, shape: Sequence[Size], element: ElementType
     ) -> None:
-        given = [colors.x, *self._addends(colors)]
-        value = self._builder.kernel(f"vae_{name}", *given, dtype=kind, batch=self._batch)
-        self._builder.output(name, value, shape, dtype)
+        inputs = [colors.x, *self._addends(colors)]
+        value = self._builder.kernel(kernel, *inputs, dtype=element.name, batch=self._batch)
+        self._builder.output(name, value, shape, ir.DataType(element.onnx))
 
     def _causal_conv(
         self, before: _Pending, name: str, channels: int, norm: str | None = None
@@ -275,20 +284,20 @@ class _Decoder:
         keep: bool = False,
     ) -> tuple[ir.Value, ir.Value]:
         """What a convolution reads; and the sum itself if it is to be kept, else x alone."""
-        given = [before.x, *self._addends(before)]
+        inputs = [before.x, *self._addends(before)]
         if norm is not None:
             gamma = f"{norm}.gamma"
-            given.append(
+            inputs.append(
                 self._weight(gamma, (before.channels,), lambda: self._weights.array(gamma))
             )
         remembers = form != "alone"
         history = remembers and not self._first
         if history:
             shape = self._history_shape(before.channels)
-            given.append(self._builder.input(f"cache.{len(self._renewed)}", shape))
-        made = self._builder.kernel(
+            inputs.append(self._builder.input(self._next_history(), shape))
+        outputs = self._builder.kernel(
             "vae_stack",
-            *given,
+            *inputs,
             outputs=1 + remembers + keep,
             batch=self._batch,
             form=form,
@@ -300,10 +309,13 @@ class _Decoder:
             total=keep,
             spread=before.is_spread,
         )
-        values = list(made) if isinstance(made, tuple) else [made]
+        values = list(outputs) if isinstance(outputs, tuple) else [outputs]
         if remembers:
             self._renew(values[1], before.channels)
         return values[0], values[-1] if keep else before.x
+
+    def _next_history(self) -> str:
+        return numbered(contract.HISTORY, len(self._renewed))
 
     def _addends(self, pending: _Pending) -> list[ir.Value]:
         """What a kernel adds to x: y and the sum of the biases, as far as there are any."""

@@ -4,49 +4,22 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-import ml_dtypes
-import numpy as np
-import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
 from longlive_trt.basics import Array, Given
+from longlive_trt.contract import ONNX_SUFFIX, weights_file
+from longlive_trt.dtypes import BY_NUMPY, BY_ONNXRUNTIME, FLOAT8, name_of
 from longlive_trt.engines.base import TensorSpec, TensorTable, require_fit
-from longlive_trt.errors import BundleError, EngineError, UsageError
+from longlive_trt.errors import EngineError, UsageError
+from longlive_trt.extras import engine_command
 from longlive_trt.precision import Precision, compute_precision, retype
 
 logger = logging.getLogger(__name__)
 
-KIND = "onnxruntime"
-SUFFIX = ".onnx"
-
-TYPES: dict[str, tuple[np.dtype[np.generic], int]] = {
-    name: (np.dtype(numpy_type), onnx_type)
-    for name, numpy_type, onnx_type in (
-        ("tensor(float)", np.float32, onnx.TensorProto.FLOAT),
-        ("tensor(float16)", np.float16, onnx.TensorProto.FLOAT16),
-        ("tensor(bfloat16)", ml_dtypes.bfloat16, onnx.TensorProto.BFLOAT16),
-        ("tensor(int64)", np.int64, onnx.TensorProto.INT64),
-        ("tensor(int32)", np.int32, onnx.TensorProto.INT32),
-        ("tensor(float8e4m3fn)", ml_dtypes.float8_e4m3fn, onnx.TensorProto.FLOAT8E4M3FN),
-        ("tensor(int8)", np.int8, onnx.TensorProto.INT8),
-        ("tensor(uint8)", np.uint8, onnx.TensorProto.UINT8),
-        ("tensor(bool)", np.bool_, onnx.TensorProto.BOOL),
-    )
-}
-
 
 def version() -> str:
     return str(ort.__version__)
-
-
-def require_compatible(built_with: str) -> None:
-    """Optimized models may hold operators that an older runtime does not know."""
-    if _numbers(version()) < _numbers(built_with):
-        raise BundleError(
-            f"the bundle was built with onnxruntime {built_with}, and {version()} is installed; "
-            f"run `pip install 'onnxruntime>={built_with}'`, or build the bundle again here"
-        )
 
 
 def require_arithmetic(precision: Precision) -> None:
@@ -54,7 +27,7 @@ def require_arithmetic(precision: Precision) -> None:
     if precision.name == "bf16" and "CUDAExecutionProvider" not in ort.get_available_providers():
         raise UsageError(
             "onnxruntime has no bfloat16 arithmetic on a CPU; build with --precision fp32 or fp16, "
-            "or install onnxruntime-gpu where there is a GPU"
+            f"or, where there is a GPU, run `{engine_command('gpu')}`"
         )
 
 
@@ -71,9 +44,9 @@ def build_graph(source: Path, folder: Path, precision: Precision) -> None:
     options.graph_optimization_level = (
         levels.ORT_ENABLE_BASIC if basic else levels.ORT_ENABLE_EXTENDED
     )
-    options.optimized_model_filepath = str(folder / f"{name}{SUFFIX}")
+    options.optimized_model_filepath = str(folder / f"{name}{ONNX_SUFFIX}")
     for key, value in (
-        ("optimized_model_external_initializers_file_name", f"{name}.weights"),
+        ("optimized_model_external_initializers_file_name", weights_file(name)),
         ("optimized_model_external_initializers_min_size_in_bytes", "1024"),
         # Packed copies would cost memory and are not saved.
         ("disable_prepacking", "1"),
@@ -86,12 +59,12 @@ def build_graph(source: Path, folder: Path, precision: Precision) -> None:
 
 def _holds_fp8(model: ir.Model) -> bool:
     """In weights, or made of activations by the graph or its functions."""
-    fp8 = ir.DataType.FLOAT8E4M3FN
+    fp8 = ir.DataType(FLOAT8.onnx)
     nodes = [*model.graph, *(node for body in model.functions.values() for node in body)]
-    made = (node.attributes.get("output_dtype") for node in nodes)
+    types = (node.attributes.get("output_dtype") for node in nodes)
     weights = model.graph.initializers.values()
     return any(value.dtype == fp8 for value in weights) or any(
-        attribute is not None and attribute.as_int() == fp8 for attribute in made
+        attribute is not None and attribute.as_int() == fp8 for attribute in types
     )
 
 
@@ -100,7 +73,7 @@ def _retyped(model: ir.Model, source: Path, folder: Path, precision: Precision) 
         return None
     retype(model, precision)
     path = folder / f".{source.stem}.retyped.onnx"
-    ir.save(model, path, external_data=f"{path.name}.weights")
+    ir.save(model, path, external_data=weights_file(path.name))
     return path
 
 
@@ -122,8 +95,8 @@ class OnnxRuntimeEngine(TensorTable):
         self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]
     ) -> "OnnxRuntimeBinding":
         self._require_inputs(inputs)
-        for given, known in ((inputs, self._inputs), (outputs, self._outputs)):
-            for name, array in given.items():
+        for tensors, known in ((inputs, self._inputs), (outputs, self._outputs)):
+            for name, array in tensors.items():
                 require_fit(self.name, name, known.get(name), _given(array))
         return OnnxRuntimeBinding(self._session, self.name, inputs, outputs)
 
@@ -176,17 +149,12 @@ def brief(error: Exception) -> str:
 
 
 def spec_of(value: ort.NodeArg) -> TensorSpec:
-    return TensorSpec(value.name, TYPES[value.type][0], tuple(value.shape))
+    return TensorSpec(value.name, BY_ONNXRUNTIME[value.type].numpy, tuple(value.shape))
 
 
 def _address(array: Array) -> tuple[object, tuple[int, ...], int]:
-    onnx_type = next(code for dtype, code in TYPES.values() if dtype == array.dtype)
-    return onnx_type, array.shape, array.ctypes.data
+    return BY_NUMPY[array.dtype].onnx, array.shape, array.ctypes.data
 
 
 def _given(array: Array) -> Given:
-    return Given(array.shape, array.dtype.name, array.flags.c_contiguous)
-
-
-def _numbers(version_text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version_text.split("+")[0].split(".") if part.isdigit())
+    return Given(array.shape, name_of(array.dtype), array.flags.c_contiguous)

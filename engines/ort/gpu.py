@@ -1,12 +1,12 @@
 """ONNX Runtime on a GPU: tensors stay on the device, runs are queued on a stream of ours.
 
-Graphs that were written for the GPU (``cuda_step.py``, ``cuda_vae.py``) are captured at their
-second run and replayed from then on.
+Graphs that were written for the GPU (``engines/graphs``) are captured at their second run and
+replayed from then on.
 """
 
 import logging
+import weakref
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
@@ -14,13 +14,14 @@ from typing import Any
 
 import onnxruntime as ort
 
+from longlive_trt.dtypes import BY_NUMPY
 from longlive_trt.engines.base import TensorSpec, TensorTable, require_fit
-from longlive_trt.engines.ort.cpu import TYPES, brief, spec_of
+from longlive_trt.engines.ort.cpu import brief, spec_of
 from longlive_trt.errors import EngineError
-from longlive_trt.plugins import onnxruntime_bridge
+from longlive_trt.extras import engine_command, install_command
 from longlive_trt.plugins.cuda.streams import Repeated, Stream, given_on_device
 from longlive_trt.plugins.cuda.tensors import DeviceTensor
-from longlive_trt.plugins.onnxruntime_bridge import Placement
+from longlive_trt.plugins.onnxruntime_bridge import SessionNodes
 from longlive_trt.signals import interrupts_deferred
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,13 @@ class OnnxRuntimeCudaEngine(TensorTable):
         load_libraries()
         self.name, self.stream = path.stem, stream
         self._captures = captures and library is not None
-        self._session = _open_session(path, stream, library)
+        self._bindings: weakref.WeakSet[OnnxRuntimeCudaBinding] = weakref.WeakSet()
+        self._nodes = None if library is None else SessionNodes(stream, library, PROVIDER)
+        try:
+            self._session = _open_session(path, stream, self._nodes)
+        except BaseException:
+            self._close_nodes()
+            raise
         self._inputs = {spec.name: spec for spec in map(spec_of, self._session.get_inputs())}
         self._outputs = {spec.name: spec for spec in map(spec_of, self._session.get_outputs())}
         self._options = ort.RunOptions()
@@ -65,7 +72,9 @@ class OnnxRuntimeCudaEngine(TensorTable):
         for name, tensor in outputs.items():
             spec = self._outputs.get(name)
             binding.bind_output(name, *_address(self.name, name, spec, tensor))
-        return OnnxRuntimeCudaBinding(self, binding, (dict(inputs), dict(outputs)))
+        bound = OnnxRuntimeCudaBinding(self, binding, (dict(inputs), dict(outputs)))
+        self._bindings.add(bound)
+        return bound
 
     @property
     def captures(self) -> bool:
@@ -76,11 +85,19 @@ class OnnxRuntimeCudaEngine(TensorTable):
             with interrupts_deferred():
                 self._session.run_with_iobinding(binding, self._options)
         except Exception as error:  # onnxruntime's errors have no common base
-            told = f"graph {self.name} failed on the GPU: {brief(error)}"
-            raise self.stream.gpu.failure(told) from error
+            message = f"graph {self.name} failed on the GPU: {brief(error)}"
+            raise self.stream.gpu.failure(message) from error
 
     def close(self) -> None:
+        """Bindings end with it: what they hold would keep the session, and its memory."""
+        for binding in list(self._bindings):
+            binding.close()
         del self._session
+        self._close_nodes()
+
+    def _close_nodes(self) -> None:
+        if self._nodes is not None:
+            self._nodes.close()
 
 
 class OnnxRuntimeCudaBinding:
@@ -97,6 +114,7 @@ class OnnxRuntimeCudaBinding:
 
     def close(self) -> None:
         self._repeated.close()
+        self._tensors = None
 
 
 @cache
@@ -105,7 +123,7 @@ def load_libraries() -> None:
     if PROVIDER not in ort.get_available_providers():
         raise EngineError(
             f"the installed onnxruntime {ort.__version__} has no GPU support; run "
-            "`pip uninstall onnxruntime` and `pip install 'longlive-trt[gpu]'`"
+            f"`{engine_command('gpu')}`"
         )
     # Failures come as exceptions, and are told once.
     ort.set_default_logger_severity(4)
@@ -116,39 +134,37 @@ def load_libraries() -> None:
         except Exception as error:  # the package's errors have no common base
             raise EngineError(
                 f"CUDA's library {library} was not found ({brief(error)}); run "
-                "`pip install 'longlive-trt[gpu]'`, or install the CUDA toolkit and cuDNN 9"
+                f"`{install_command('gpu')}`, or install the CUDA toolkit and cuDNN 9"
             ) from None
 
 
-def _open_session(path: Path, stream: Stream, library: Path | None) -> ort.InferenceSession:
+def _open_session(path: Path, stream: Stream, nodes: SessionNodes | None) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     # A pattern would be allocated anew at the second run, which is the one that is captured.
     options.enable_mem_pattern = False
     gpu = stream.gpu
-    placed: AbstractContextManager[None] = nullcontext()
-    if library is not None:
-        onnxruntime_bridge.register(options, device=True, library=library)
-        placed = onnxruntime_bridge.placed(Placement(stream.handle, gpu.ordinal))
+    if nodes is not None:
+        nodes.register(options)
     provider = {
         "device_id": str(gpu.ordinal),
         "user_compute_stream": str(stream.handle),
         "do_copy_in_default_stream": "0",
-        "prefer_nhwc": "1" if library is not None else "0",
+        "prefer_nhwc": "0" if nodes is None else "1",
         "cudnn_conv_algo_search": "EXHAUSTIVE",
         "cudnn_conv_use_max_workspace": "1",
         "arena_extend_strategy": "kSameAsRequested",
         # Without it, convolutions in half precision do without the matrix units too.
-        "use_tf32": "1" if library is not None else "0",
+        "use_tf32": "0" if nodes is None else "1",
     }
     try:
-        with placed, interrupts_deferred():
+        with interrupts_deferred():
             return ort.InferenceSession(
                 path, options, providers=[(PROVIDER, provider), "CPUExecutionProvider"]
             )
     except Exception as error:  # onnxruntime's errors have no common base
-        told = f"{path}: onnxruntime cannot load the graph on the GPU: {brief(error)}"
-        raise gpu.failure(told) from None
+        message = f"{path}: onnxruntime cannot load the graph on the GPU: {brief(error)}"
+        raise gpu.failure(message) from None
 
 
 def _address(
@@ -156,5 +172,5 @@ def _address(
 ) -> tuple[str, int, object, tuple[int, ...], int]:
     require_fit(graph, name, spec, given_on_device(tensor))
     assert spec is not None
-    element = next(code for dtype, code in TYPES.values() if dtype == spec.dtype)
+    element = BY_NUMPY[spec.dtype].onnx
     return "cuda", tensor.device, element, tensor.shape, tensor.pointer

@@ -4,28 +4,31 @@ Nothing here needs a GPU. What is not written by hand (the text encoder) runs as
 """
 
 import hashlib
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import onnx_ir as ir
 
+from longlive_trt.architectures import HOPPER, WITH_KERNELS, Architecture
 from longlive_trt.basics import Report
+from longlive_trt.contract import ONNXRUNTIME, PROMPT, STEP, TEXT, VAE_FIRST, VAE_NEXT, weights_file
 from longlive_trt.engines.bundles.bundle import EngineKind
 from longlive_trt.engines.compiler import BuildOptions, GraphSource
+from longlive_trt.engines.graphs.kernels import kernels_of
 from longlive_trt.engines.graphs.step import build_step_graphs
 from longlive_trt.engines.graphs.vae import build_vae_graphs
-from longlive_trt.engines.ort import cpu as onnxruntime
+from longlive_trt.engines.ort import cpu
 from longlive_trt.errors import UsageError
 from longlive_trt.exports import ExportRecord, GraphInfo, Quantization, graph_info
+from longlive_trt.plugins import onnxruntime_bridge
 from longlive_trt.plugins.attention.variants import NARROW_HEAD_DIM
-from longlive_trt.plugins.cuda.compilation import ARCHITECTURES, SOURCE_DIR
+from longlive_trt.plugins.cuda.compilation import SOURCE_DIR
+from longlive_trt.plugins.kernels.registry import sources_of
 from longlive_trt.plugins.onnxruntime_bridge import LIBRARY_NAME, compiled_library
 from longlive_trt.precision import PRECISIONS, Precision, retype
 
-KERNEL_GRAPHS = ("step", "prompt", "vae_first", "vae_next")
-_FIRST_WITH_FP8, _HOPPER = 89, 90
+KERNEL_GRAPHS = (STEP, PROMPT, VAE_FIRST, VAE_NEXT)
 _VAE_PRECISION = PRECISIONS["fp16"]
 _TEXT_PRECISION = PRECISIONS["bf16"]
 """What the encoder was trained in; half precision may overflow in it."""
@@ -33,18 +36,15 @@ _TEXT_PRECISION = PRECISIONS["bf16"]
 
 class OnnxRuntimeGpuCompiler:
     def __init__(self, options: BuildOptions, precision: Precision) -> None:
-        options.refuse_others(onnxruntime.KIND, ("gpu", "batch"))
-        self._gpu, self._batch = _target(options.gpu or ""), options.batch
+        options.refuse_others(ONNXRUNTIME, ("gpu", "batch"))
+        self._gpu, self._batch = _architecture(options.gpu or ""), options.batch
         self._precision = precision
         self._attention = precision.name
-
-    @property
-    def _architecture(self) -> int:
-        return int(self._gpu.removeprefix("sm"))
+        self._kernels: set[str] = set()
 
     @property
     def kind(self) -> EngineKind:
-        return EngineKind(onnxruntime.KIND, onnxruntime.version(), self._gpu)
+        return EngineKind(ONNXRUNTIME, cpu.version(), str(self._gpu))
 
     @property
     def options(self) -> Mapping[str, object]:
@@ -58,12 +58,13 @@ class OnnxRuntimeGpuCompiler:
     @property
     def plugins(self) -> Mapping[str, str]:
         """The kernels are compiled where they run; their sources decide what is computed."""
+        names = [*sources_of(self._kernels, self._gpu), onnxruntime_bridge.SOURCE]
         return {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(SOURCE_DIR.iterdir())
+            name: hashlib.sha256((SOURCE_DIR / name).read_bytes()).hexdigest() for name in names
         }
 
     def check(self, record: ExportRecord) -> None:
+        self._kernels = kernels_of(record)
         if self._precision.name == "fp32":
             raise UsageError(
                 "--gpu needs --precision fp16 or bf16: our kernels compute in half precision; for "
@@ -75,13 +76,13 @@ class OnnxRuntimeGpuCompiler:
         compiled_library()
 
     def _check_quantization(self, quantization: Quantization) -> None:
-        """Products, self-attention and cache in eight bits are kernels of ours; nothing else is."""
+        """Quantized products, self-attention and cache are kernels of ours; nothing else is."""
         if quantization.precision != "fp8":
             raise UsageError(
                 f"--precision {quantization.precision} --gpu: on a GPU ONNX Runtime's graphs "
                 "multiply in fp8 or 16 bits; build with --precision fp8, or with --engine tensorrt"
             )
-        if self._architecture < _FIRST_WITH_FP8:
+        if not self._gpu.has_fp8:
             raise UsageError(
                 f"--precision fp8 --gpu {self._gpu}: its tensor cores have no fp8; build with "
                 "--precision bf16"
@@ -95,21 +96,22 @@ class OnnxRuntimeGpuCompiler:
     def _check_attention(self, quantization: Quantization, head_dim: int) -> None:
         kind = quantization.attention
         self._attention = kind or self._precision.name
-        if kind is None or (self._architecture == _HOPPER and head_dim == NARROW_HEAD_DIM):
+        has_kernel = self._gpu.has_hopper_attention and head_dim == NARROW_HEAD_DIM
+        if kind is None or has_kernel:
             return
         raise UsageError(
             f"--gpu {self._gpu}: self-attention of the graphs is in {kind}, for which our kernel "
-            f"takes sm{_HOPPER} and heads of {NARROW_HEAD_DIM} only (these have {head_dim}); "
+            f"takes {HOPPER} and heads of {NARROW_HEAD_DIM} only (these have {head_dim}); "
             "calibrate without --attention"
         )
 
     def compile(self, source: GraphSource, folder: Path, report: Report) -> None:
         config, exported = source.config, source.path.parent
         # Both writers write two graphs, which share what they are written from.
-        if source.name == "step":
-            hopper = self._architecture == _HOPPER
+        if source.name == STEP:
+            hopper = self._gpu.has_hopper_attention
             build_step_graphs(config, exported, self._precision, folder, hopper=hopper)
-        elif source.name == "vae_next":
+        elif source.name == VAE_NEXT:
             build_vae_graphs(
                 config,
                 exported,
@@ -118,7 +120,7 @@ class OnnxRuntimeGpuCompiler:
                 batch=self._batch,
                 latents=self._precision,
             )
-        elif source.name == "text":
+        elif source.name == TEXT:
             self._retype(source, folder)
 
     def info(self, source: GraphSource, folder: Path) -> GraphInfo:
@@ -130,13 +132,12 @@ class OnnxRuntimeGpuCompiler:
     def _retype(self, source: GraphSource, folder: Path) -> None:
         model = ir.load(source.path)
         retype(model, _TEXT_PRECISION)
-        ir.save(model, folder / source.path.name, external_data=f"{source.name}.weights")
+        ir.save(model, folder / source.path.name, external_data=weights_file(source.name))
 
 
-def _target(gpu: str) -> str:
-    known = {re.sub(r"\D", "", name): name for name in ARCHITECTURES}
-    digits = re.sub(r"\D", "", gpu)
-    if not gpu.startswith("sm") or digits not in known:
-        allowed = ", ".join(f"sm{digits}" for digits in known)
-        raise UsageError(f"--gpu {gpu}: allowed with --engine onnxruntime: {allowed}")
-    return f"sm{digits}"
+def _architecture(gpu: str) -> Architecture:
+    architecture = Architecture.named(gpu)
+    if architecture is None or architecture not in WITH_KERNELS:
+        allowed = ", ".join(map(str, WITH_KERNELS))
+        raise UsageError(f"--gpu {gpu}: allowed with --engine {ONNXRUNTIME}: {allowed}")
+    return architecture

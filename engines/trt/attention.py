@@ -11,13 +11,15 @@ import numpy as np
 import onnx_ir as ir
 from onnx.parser import parse_function
 
-QUANTIZED_ATTENTION = "QuantizedSinkWindowAttention"
+from longlive_trt.contract import LOCAL_DOMAIN, QUANTIZED_ATTENTION_OP
+from longlive_trt.dtypes import FLOAT8
+
 _SOFTMAX_SCALE_INPUT = 9
 
 # Scales are of whole tensors: with one for each head there is no fused kernel.
 _FUSED = f"""
-<domain: "longlive", opset_import: ["": 24]>
-{QUANTIZED_ATTENTION} <scale> (
+<domain: "{LOCAL_DOMAIN}", opset_import: ["": 24]>
+{QUANTIZED_ATTENTION_OP} <scale> (
     q, k_new, v_new, k_cache, v_cache, cached_tokens, q_scale, k_scale, v_scale, softmax_scale
 ) => (attended)
 {{
@@ -26,9 +28,9 @@ _FUSED = f"""
     q_heads = Transpose <perm = [0, 2, 1, 3]> (q)
     k_heads = Transpose <perm = [0, 2, 1, 3]> (k)
     v_heads = Transpose <perm = [0, 2, 1, 3]> (v)
-    q_narrow = QuantizeLinear <output_dtype = {ir.DataType.FLOAT8E4M3FN:d}> (q_heads, q_scale)
-    k_narrow = QuantizeLinear <output_dtype = {ir.DataType.FLOAT8E4M3FN:d}> (k_heads, k_scale)
-    v_narrow = QuantizeLinear <output_dtype = {ir.DataType.FLOAT8E4M3FN:d}> (v_heads, v_scale)
+    q_narrow = QuantizeLinear <output_dtype = {FLOAT8.onnx}> (q_heads, q_scale)
+    k_narrow = QuantizeLinear <output_dtype = {FLOAT8.onnx}> (k_heads, k_scale)
+    v_narrow = QuantizeLinear <output_dtype = {FLOAT8.onnx}> (v_heads, v_scale)
     q_rounded = DequantizeLinear (q_narrow, q_scale)
     k_rounded = DequantizeLinear (k_narrow, k_scale)
     v_rounded = DequantizeLinear (v_narrow, v_scale)
@@ -46,7 +48,7 @@ _FUSED = f"""
 
 def use_fused_attention(model: ir.Model) -> np.ndarray | None:
     """Put the fused form where the graph spells it out; the softmax's scale, if there is one."""
-    nodes = [node for node in model.graph if node.op_type == QUANTIZED_ATTENTION]
+    nodes = [node for node in model.graph if node.op_type == QUANTIZED_ATTENTION_OP]
     if not nodes:
         return None
     fused = ir.serde.deserialize_function(parse_function(_FUSED))

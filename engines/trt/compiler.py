@@ -8,13 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from longlive_trt.architectures import FIRST_WITH_FP8
 from longlive_trt.basics import Report
 from longlive_trt.configs import ModelConfig
+from longlive_trt.contract import PLAN_SUFFIX, STEP
 from longlive_trt.engines.bundles.bundle import EngineKind
 from longlive_trt.engines.compiler import BuildOptions, GraphSource, retyped_info
 from longlive_trt.engines.trt import timing_cache
 from longlive_trt.engines.trt.attention import quantize_softmax
-from longlive_trt.engines.trt.engine import PLAN_SUFFIX
 from longlive_trt.engines.trt.failures import explain_failure, require_attention, require_memory
 from longlive_trt.engines.trt.flavors import Flavor, Inspection
 from longlive_trt.engines.trt.graph import PreparedGraph, attentions_of, connect_lengths, prepare
@@ -32,7 +33,6 @@ from longlive_trt.errors import EngineError, UsageError
 from longlive_trt.exports import ExportRecord, GraphInfo, Quantization
 from longlive_trt.precision import Precision
 
-_FIRST_WITH_FP8 = (8, 9)
 _STEPS_SHOWN = 1000
 
 
@@ -70,7 +70,7 @@ class TensorRtCompiler:
             profiles(graph, info, record.config, self._asked.batch)
         if record.quantization is not None:
             self._check_quantization(record.quantization)
-        has_attention = "step" in record.graphs
+        has_attention = STEP in record.graphs
         if has_attention and self._precision.name == "fp32" and not self._may_decompose:
             raise UsageError(
                 f"{self._flavor.kind} has no fused attention kernel in fp32; build with "
@@ -93,10 +93,10 @@ class TensorRtCompiler:
         return self._asked.allow_decomposed_attention
 
     def _require_fp8(self) -> None:
-        if self._target.capability < _FIRST_WITH_FP8:
+        if not self._target.architecture.has_fp8:
             raise UsageError(
                 f"fp8 on {self._target}: these GPUs have no fp8 arithmetic, which begins with "
-                f"sm89; build with --precision fp16 or int8"
+                f"{FIRST_WITH_FP8}; build with --precision fp16 or int8"
             )
 
     def compile(self, source: GraphSource, folder: Path, report: Report) -> None:
@@ -199,8 +199,8 @@ class TensorRtCompiler:
         for attention in attentions.values():
             attention.decomposable = self._may_decompose
         if graph.softmax_scale is not None:
-            narrow = [attentions[site.name] for site in graph.sites if site.is_fp8]
-            quantize_softmax(trt, network, narrow, graph.softmax_scale)
+            quantized = [attentions[site.name] for site in graph.sites if site.is_fp8]
+            quantize_softmax(trt, network, quantized, graph.softmax_scale)
         return network, parser
 
     def _configure(self, builder: Any, info: GraphInfo, shapes: Sequence[Profile]) -> Any:

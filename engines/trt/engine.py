@@ -1,14 +1,14 @@
-"""Running a plan: one context for every binding, all on one stream and one scratch memory."""
+"""Running a plan: one context for every binding, all with one stream and one working memory."""
 
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Mapping
 from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-
+from longlive_trt.contract import stem_of
+from longlive_trt.dtypes import BY_TENSORRT
 from longlive_trt.engines.base import TensorSpec, TensorTable, require_fit
 from longlive_trt.engines.trt.flavors import Flavor
 from longlive_trt.engines.trt.monitor import BuildLog, make_logger
@@ -18,47 +18,7 @@ from longlive_trt.plugins.cuda.driver import DeviceMemory, make_current
 from longlive_trt.plugins.cuda.streams import Repeated, Stream, given_on_device
 from longlive_trt.plugins.cuda.tensors import DeviceTensor, as_device_tensor
 
-_TYPES: Mapping[str, np.dtype[np.generic]] = {
-    "FLOAT": np.dtype(np.float32),
-    "HALF": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "FP8": np.dtype(ml_dtypes.float8_e4m3fn),
-    "INT64": np.dtype(np.int64),
-    "INT32": np.dtype(np.int32),
-    "INT8": np.dtype(np.int8),
-    "UINT8": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
-}
-
-PLAN_SUFFIX = ".engine"
-
 Shape = tuple[int, ...]
-
-
-class Scratch:
-    """Memory for activations, shared by engines that run one after another on a stream.
-
-    Whoever shares it reserves the most that any engine needs before the first is bound.
-    """
-
-    def __init__(self, ordinal: int = 0) -> None:
-        self._ordinal = ordinal
-        self._memory: DeviceMemory | None = None
-
-    def reserve(self, size_bytes: int) -> DeviceMemory:
-        if self._memory is None:
-            self._memory = DeviceMemory(size_bytes, self._ordinal, "activations")
-        if self._memory.size_bytes < size_bytes:
-            raise EngineError(
-                f"the scratch memory has {self._memory.size_bytes} bytes, and an engine needs "
-                f"{size_bytes}: reserve the largest engine's scratch_bytes first"
-            )
-        return self._memory
-
-    def close(self) -> None:
-        if self._memory is not None:
-            self._memory.close()
-            self._memory = None
 
 
 class TensorRtEngine(TensorTable):
@@ -72,7 +32,6 @@ class TensorRtEngine(TensorTable):
         options: Mapping[str, Any],
         stream: Stream,
         *,
-        scratch: Scratch | None = None,
         cuda_graphs: bool = True,
     ) -> None:
         self.name, self._flavor = path.stem, flavor
@@ -90,8 +49,8 @@ class TensorRtEngine(TensorTable):
         budget = options.get("weight_streaming_bytes")
         if budget is not None:
             self._engine.weight_streaming_budget_v2 = budget
-        self._own_scratch = Scratch(stream.gpu.ordinal)
-        self._scratch = scratch or self._own_scratch
+        self._bindings: weakref.WeakSet[TensorRtBinding] = weakref.WeakSet()
+        self._activations: DeviceMemory | None = None
         self._spares: dict[tuple[str, Shape], DeviceMemory] = {}
         self._inputs, self._outputs = _tensor_table(self._trt, self._engine, info)
         # The compiler leaves out inputs of the contract that this graph does not read.
@@ -116,14 +75,16 @@ class TensorRtEngine(TensorTable):
             if not context.set_tensor_address(name, address):
                 raise EngineError(f"graph {self.name}: {name} cannot be bound: {self._reasons()}")
         captures = self._cuda_graphs and not self._flavor.captures_itself
-        return TensorRtBinding(self, context, captures, (dict(inputs), dict(outputs)))
+        binding = TensorRtBinding(self, context, captures, (dict(inputs), dict(outputs)))
+        self._bindings.add(binding)
+        return binding
 
     def _checked(
-        self, given: Mapping[str, Any], known: Mapping[str, TensorSpec]
+        self, tensors: Mapping[str, Any], known: Mapping[str, TensorSpec]
     ) -> dict[str, DeviceTensor]:
         return {
             name: _fitting(self.name, known.get(name), as_device_tensor(value, name), name)
-            for name, value in given.items()
+            for name, value in tensors.items()
         }
 
     def _spare(self, name: str, shape: Shape) -> int:
@@ -134,8 +95,7 @@ class TensorRtEngine(TensorTable):
         key = (name, shape)
         if key not in self._spares:
             size_bytes = prod(shape) * self._outputs[name].dtype.itemsize
-            ordinal = self.stream.gpu.ordinal
-            self._spares[key] = DeviceMemory(size_bytes, ordinal, f"an unused {name}")
+            self._spares[key] = self._reserve(size_bytes, f"an unused {name}")
         return self._spares[key].pointer
 
     def _profile_for(self, shapes: Mapping[str, Shape]) -> int:
@@ -143,7 +103,7 @@ class TensorRtEngine(TensorTable):
         for profile in range(self._engine.num_optimization_profiles):
             if all(self._takes(profile, name, shape) for name, shape in shapes.items()):
                 return profile
-        asked = {name: list(shape) for name, shape in shapes.items() if "." not in name}
+        asked = {name: list(shape) for name, shape in shapes.items() if not stem_of(name)}
         raise EngineError(
             f"graph {self.name}: no profile takes {asked}; build the bundle for this batch and "
             f"configuration (`longlive-trt build --batch N`)"
@@ -161,36 +121,46 @@ class TensorRtEngine(TensorTable):
         for name, shape in shapes.items():
             if not context.set_input_shape(name, shape):
                 raise EngineError(f"graph {self.name}: {name}: {self._reasons()}")
-        memory = self._scratch.reserve(self.scratch_bytes)
-        context.set_device_memory(memory.pointer, memory.size_bytes)
+        if self._activations is None:
+            self._activations = self._reserve(self.scratch_bytes, "activations")
+        context.set_device_memory(self._activations.pointer, self._activations.size_bytes)
+
+    def _reserve(self, size_bytes: int, what: str) -> DeviceMemory:
+        return self.stream.gpu.reserve(size_bytes, what, zeroed=True)
 
     def enqueue(self, context: Any) -> None:
         if not context.execute_async_v3(self.stream.handle):
-            told = f"graph {self.name} failed in {self._flavor.kind}: {self._reasons()}"
-            raise self.stream.gpu.failure(told)
+            message = f"graph {self.name} failed in {self._flavor.kind}: {self._reasons()}"
+            raise self.stream.gpu.failure(message)
 
     def _reasons(self) -> str:
         return "; ".join(self._log.errors) or "no reason was given"
 
     def close(self) -> None:
+        """Bindings end with it: their contexts would keep the plan, and its memory."""
+        for binding in list(self._bindings):
+            binding.close()
         self._engine = self._runtime = None
         for memory in self._spares.values():
             memory.close()
-        self._own_scratch.close()
+        if self._activations is not None:
+            self._activations.close()
 
 
 class TensorRtBinding:
     """Runs are queued on the engine's stream; whoever reads the outputs waits for it."""
 
-    def __init__(
-        self, owner: TensorRtEngine, context: Any, captures: bool, tensors: Sequence[Any]
-    ) -> None:
+    def __init__(self, owner: TensorRtEngine, context: Any, captures: bool, tensors: Any) -> None:
         # The context knows addresses only; whoever holds it holds the memory.
         self._tensors = tensors
         self._repeated = Repeated(owner.stream, partial(owner.enqueue, context), captures=captures)
 
     def run(self) -> None:
         self._repeated.run()
+
+    def close(self) -> None:
+        self._repeated.close()
+        self._tensors = None
 
 
 def _tensor_table(
@@ -206,7 +176,8 @@ def _tensor_table(
             raise EngineError(f"the engine has a tensor {name} that the manifest does not list")
         sizes = zip(engine.get_tensor_shape(name), named[name], strict=True)
         shape = tuple(known if size < 0 else int(size) for size, known in sizes)
-        spec = TensorSpec(name, _TYPES[engine.get_tensor_dtype(name).name], shape)
+        element = BY_TENSORRT[engine.get_tensor_dtype(name).name]
+        spec = TensorSpec(name, element.numpy, shape)
         is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
         (inputs if is_input else outputs)[name] = spec
     return inputs, outputs

@@ -1,11 +1,12 @@
 """TensorRT and TensorRT-RTX are one compiler, but for what stands here."""
 
 import importlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from longlive_trt.architectures import AMPERE, Architecture
+from longlive_trt.contract import TENSORRT, TENSORRT_RTX
 from longlive_trt.engines.compiler import BuildOptions
 from longlive_trt.errors import EngineError, UsageError
 
@@ -20,17 +21,15 @@ _EVERYWHERE = frozenset(
     }
 )
 
-_OLDEST = (8, 0)
-
 
 @dataclass(frozen=True)
 class Target:
-    capability: tuple[int, int]
+    architecture: Architecture
     gpu_name: str = ""
     """Of the GPU at hand, where the compiler measures on one."""
 
     def __str__(self) -> str:
-        return "sm{}{}".format(*self.capability)
+        return str(self.architecture)
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Flavor(Protocol):
 class TensorRtRtx:
     """Compiles ahead of time, on any machine, for the consumer GPUs that it names."""
 
-    kind: ClassVar[str] = "tensorrt-rtx"
+    kind: ClassVar[str] = TENSORRT_RTX
     options: ClassVar[frozenset[str]] = _EVERYWHERE
     has_plugins: ClassVar[bool] = False
     captures_itself: ClassVar[bool] = True
@@ -82,7 +81,7 @@ class TensorRtRtx:
             return known[gpu]
         asked = f"--gpu {gpu} is not one of them" if gpu else "--gpu is missing"
         raise UsageError(
-            f"TensorRT-RTX {trt.__version__} compiles for {', '.join(sorted(known, key=_order))}: "
+            f"TensorRT-RTX {trt.__version__} compiles for {', '.join(known)}: "
             f"{asked}; for Hopper, build there with --engine tensorrt"
         )
 
@@ -117,7 +116,7 @@ class TensorRtRtx:
 class TensorRt:
     """Compiles for the GPU in this machine, by measuring on it."""
 
-    kind: ClassVar[str] = "tensorrt"
+    kind: ClassVar[str] = TENSORRT
     options: ClassVar[frozenset[str]] = _EVERYWHERE | {
         "workspace_bytes",
         "hardware_compatibility",
@@ -137,7 +136,7 @@ class TensorRt:
         from longlive_trt.plugins.cuda.driver import device_facts
 
         facts = device_facts()
-        here = Target(facts.capability, facts.name)
+        here = Target(facts.architecture, facts.name)
         if gpu not in (None, str(here)):
             raise UsageError(
                 f"--gpu {gpu}: TensorRT measures on the GPU in this machine, which is {here} "
@@ -193,13 +192,9 @@ FLAVORS: Mapping[str, Flavor] = {flavor.kind: flavor for flavor in (TensorRt(), 
 
 def rtx_targets(trt: Any) -> dict[str, Target]:
     """What the compiler itself lists, but Turing, which lacks bf16 and fp32 matrix products."""
-    names = [re.fullmatch(r"SM(\d+)(\d)", name) for name in dir(trt.ComputeCapability)]
-    targets = [Target((int(found[1]), int(found[2]))) for found in names if found]
-    return {str(target): target for target in targets if target.capability >= _OLDEST}
-
-
-def _order(name: str) -> int:
-    return int(name.removeprefix("sm"))
+    listed = map(Architecture.named, dir(trt.ComputeCapability))
+    supported = sorted(item for item in listed if item is not None and item >= AMPERE)
+    return {str(architecture): Target(architecture) for architecture in supported}
 
 
 def load_bindings(*modules: str) -> Any:

@@ -9,14 +9,13 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
+from longlive_trt.contract import ATTENTION_OP, BATCH, LENGTHS_PREFIX, LOCAL_DOMAIN, weights_file
+from longlive_trt.dtypes import FLOAT8
 from longlive_trt.engines.trt.attention import takes_quantized, use_fused_attention
 from longlive_trt.precision import Precision, compute_precision, retype
 
-LOCAL_DOMAIN = "longlive"
-SINK_WINDOW_ATTENTION = "SinkWindowAttention"
 _LENGTHS_INPUT = 6
-_LENGTHS_PREFIX = "longlive.key_value_lengths."
-_FP8 = (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
+_FP8 = (ir.DataType(FLOAT8.onnx), ir.DataType.FLOAT8E5M2)
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def prepare(
     path = source
     if retyped:
         path = scratch / source.name
-        ir.save(model, path, external_data=f"{source.stem}.weights")
+        ir.save(model, path, external_data=weights_file(source.stem))
     weights = [value.const_value for value in model.graph.initializers.values()]
     return PreparedGraph(
         model=path.read_bytes() if retyped else ir.to_proto(model).SerializeToString(),
@@ -84,7 +83,7 @@ def _as_plugin_nodes(model: ir.Model) -> int:
     """
     for identifier in [key for key in model.functions if key[0] == LOCAL_DOMAIN]:
         del model.functions[identifier]
-    nodes = [node for node in model.graph if node.op_type == SINK_WINDOW_ATTENTION]
+    nodes = [node for node in model.graph if node.op_type == ATTENTION_OP]
     for node in nodes:
         node.resize_outputs(2)
         node.outputs[1].name = f"{node.name}.workspace"
@@ -106,14 +105,14 @@ def _name_attentions(model: ir.Model) -> tuple[AttentionSite, ...]:
         node.name = f"{kind}.{sum(site.name.startswith(kind) for site in sites)}"
         if lengths is not None:
             node.resize_inputs(_LENGTHS_INPUT)
-            model.graph.outputs.append(_copy_of(lengths, _LENGTHS_PREFIX + node.name, node))
+            model.graph.outputs.append(_copy_of(lengths, LENGTHS_PREFIX + node.name, node))
         sites.append(AttentionSite(node.name, lengths is not None, takes_quantized(node)))
     return tuple(sites)
 
 
 def _copy_of(value: ir.Value, name: str, before: ir.Node) -> ir.Value:
     """TensorRT takes lengths as 32-bit integers."""
-    copy = ir.Value(name=name, type=ir.TensorType(ir.DataType.INT32), shape=ir.Shape(["batch"]))
+    copy = ir.Value(name=name, type=ir.TensorType(ir.DataType.INT32), shape=ir.Shape([BATCH]))
     to = ir.AttrInt64("to", ir.DataType.INT32)
     assert before.graph is not None
     before.graph.insert_before(before, ir.Node("", "Cast", [value], [to], outputs=[copy]))
@@ -136,11 +135,11 @@ def _swapped(cast: ir.Node, transpose: ir.Node, output: ir.Value) -> ir.Value:
     wide = cast.inputs[0]
     assert wide is not None and transpose.graph is not None
     turned = ir.Node("", "Transpose", [wide], transpose.attributes.values(), num_outputs=1)
-    narrow = ir.Value(name=output.name, type=output.type, shape=output.shape)
-    narrowed = ir.Node("", "Cast", turned.outputs, cast.attributes.values(), outputs=[narrow])
-    transpose.graph.insert_before(transpose, (turned, narrowed))
+    pixels = ir.Value(name=output.name, type=output.type, shape=output.shape)
+    last = ir.Node("", "Cast", turned.outputs, cast.attributes.values(), outputs=[pixels])
+    transpose.graph.insert_before(transpose, (turned, last))
     output.name = None
-    return narrow
+    return pixels
 
 
 def connect_lengths(trt: Any, network: Any, sites: tuple[AttentionSite, ...]) -> None:
@@ -149,7 +148,7 @@ def connect_lengths(trt: Any, network: Any, sites: tuple[AttentionSite, ...]) ->
     outputs = {tensor.name: tensor for tensor in _outputs(network)}
     for site in sites:
         if site.has_lengths:
-            lengths = outputs[_LENGTHS_PREFIX + site.name]
+            lengths = outputs[LENGTHS_PREFIX + site.name]
             attentions[site.name].key_value_lengths = lengths
             network.unmark_output(lengths)
 

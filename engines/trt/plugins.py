@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from longlive_trt.architectures import HOPPER
 from longlive_trt.configs import ModelConfig
 from longlive_trt.engines.compiler import BuildOptions
 from longlive_trt.engines.trt.flavors import Flavor, Target
@@ -9,8 +10,6 @@ from longlive_trt.errors import UsageError
 from longlive_trt.plugins.attention import tensorrt_plugin
 from longlive_trt.plugins.attention.variants import HEAD_DIMS
 from longlive_trt.precision import Precision
-
-_HOPPER = (9, 0)
 
 
 def uses_plugin(
@@ -35,8 +34,8 @@ def _obstacle(
     head_dim = config.transformer.head_dim
     if not flavor.has_plugins:
         return f"{flavor.kind} takes no plugins"
-    if target.capability != _HOPPER:
-        return f"the kernel is for sm90, and the engines are for {target}"
+    if not target.architecture.has_hopper_attention:
+        return f"the kernel is for {HOPPER}, and the engines are for {target}"
     if precision.numpy.name not in tensorrt_plugin.DTYPES:
         return f"the kernel has no {precision.name}"
     if head_dim not in HEAD_DIMS:

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
+from longlive_trt import contract
 from longlive_trt.configs import ModelConfig
-from longlive_trt.configs.schema import GLOBAL_ATTENTION_TOKENS
-from longlive_trt.engines.base import TensorSpec
+from longlive_trt.contract import evaluate_size
+from longlive_trt.engines.memory import attended_frames
 from longlive_trt.errors import UsageError
 from longlive_trt.exports import GraphInfo, TensorInfo
 
@@ -38,61 +37,58 @@ class Profile:
 
     def shapes(self, tensor: TensorInfo) -> tuple[Shape, Shape, Shape]:
         """The smallest, the usual and the largest shape of a tensor."""
-        spec = TensorSpec(tensor.name, np.dtype(np.void), tensor.shape)
         low, usual, high = (
-            spec.sized(**{name: getattr(size, end) for name, size in self.sizes.items()})
+            {name: getattr(size, end) for name, size in self.sizes.items()}
             for end in ("low", "usual", "high")
         )
-        return low, usual, high
+        return _sized(tensor, low), _sized(tensor, usual), _sized(tensor, high)
+
+
+def _sized(tensor: TensorInfo, sizes: Mapping[str, int]) -> Shape:
+    return tuple(evaluate_size(size, sizes) for size in tensor.shape)
 
 
 def profiles(graph: str, info: GraphInfo, config: ModelConfig, batch: int) -> list[Profile]:
     _require_same_configuration(graph, info, config)
-    if graph == "step":
+    if graph == contract.STEP:
         return _pass_profiles(config, batch)
-    sizes = {"batch": Range.fixed(batch)}
-    if graph == "vae_next":
+    sizes = {contract.BATCH: Range.fixed(batch)}
+    if graph == contract.VAE_NEXT:
         # The stream decodes one latent frame at a time, so that arrival does not matter.
-        sizes["latent_frames"] = Range.fixed(1)
+        sizes[contract.LATENT_FRAMES] = Range.fixed(1)
     return [Profile(graph, sizes)]
 
 
 def _pass_profiles(config: ModelConfig, batch: int) -> list[Profile]:
     """Static where the time goes: the denoising pass, and the re-cache of a full window."""
     rollout = config.rollout
-    block, window = rollout.frames_per_block, _window_frames(config)
+    block, window = rollout.frames_per_block, attended_frames(config)
     # A rollout without a window makes its cache as long as the video.
     shortest = rollout.sink_frames if rollout.is_global else window - block
     cache = Range(shortest, window - block, window - block)
 
     def profile(name: str, frames: Range) -> Profile:
-        return Profile(name, {"batch": Range.fixed(batch), "frames": frames, "cache_frames": cache})
+        sizes = {contract.BATCH: Range.fixed(batch), contract.CACHE_FRAMES: cache}
+        return Profile(name, {**sizes, contract.STEP_FRAMES: frames})
 
     keeps_sink = rollout.global_sink and not rollout.is_global
     full = window - rollout.sink_frames if keeps_sink else window
-    made = [profile("denoise", Range.fixed(block))]
+    passes = [profile("denoise", Range.fixed(block))]
     if full != block:
-        made.append(profile("recache", Range.fixed(full)))
+        passes.append(profile("recache", Range.fixed(full)))
     # A switch while the window still fills recomputes fewer frames, or the sink as well.
     early = {*range(block, window + 1, block), window} - {block, full}
     if early:
-        made.append(profile("recache_early", Range(block, max(early), window)))
-    return made
-
-
-def _window_frames(config: ModelConfig) -> int:
-    rollout = config.rollout
-    if not rollout.is_global:
-        return rollout.window_frames
-    smallest = rollout.sink_frames + rollout.frames_per_block
-    return max(smallest, GLOBAL_ATTENTION_TOKENS // config.tokens_per_frame)
+        passes.append(profile("recache_early", Range(block, max(early), window)))
+    return passes
 
 
 def _require_same_configuration(graph: str, info: GraphInfo, config: ModelConfig) -> None:
+    transformer = config.transformer
     expected = {
-        "latents": config.latent_shape,
-        "k_cache.0": (config.transformer.heads, config.transformer.head_dim),
-        "text_states": (config.transformer.text_len, config.transformer.text_dim),
+        contract.LATENTS: config.latent_shape,
+        contract.numbered(contract.K_CACHE, 0): (transformer.heads, transformer.head_dim),
+        contract.TEXT_STATES: (transformer.text_len, transformer.text_dim),
     }
     for tensor in info.inputs:
         tail = expected.get(tensor.name)

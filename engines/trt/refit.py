@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from longlive_trt.basics import Report
+from longlive_trt.contract import PLAN_SUFFIX
 from longlive_trt.engines.build import BuildResult, bundle_entries
 from longlive_trt.engines.bundles.bundle import (
     MANIFEST_NAME,
@@ -17,7 +18,6 @@ from longlive_trt.engines.bundles.bundle import (
     open_bundle,
     require_replaceable,
 )
-from longlive_trt.engines.trt.engine import PLAN_SUFFIX
 from longlive_trt.engines.trt.flavors import FLAVORS
 from longlive_trt.engines.trt.graph import PreparedGraph, prepare
 from longlive_trt.engines.trt.monitor import BuildLog, make_logger

@@ -22,7 +22,7 @@ _PROFILE = re.compile(r"\[profile (\d+)\]")
 _FUSED_ATTENTION = re.compile(r"mha|flash|attention", re.IGNORECASE)
 _SOFTMAX = re.compile(r"softmax|MaxSubExpSum|MaxrSubExp|ExpSumDiv", re.IGNORECASE)
 _PRODUCT = re.compile(r"gemm|Fc[A-Z_]|MatMul", re.ASCII)
-_NARROW = ("FP8", "Int8")
+_QUANTIZED = ("FP8", "Int8")
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class Layer:
 
     @property
     def precision(self) -> str:
-        """The narrowest type of what is multiplied, else the type of the result."""
+        """What is quantized of what is multiplied, else the type of the result."""
         types = {tensor.type for tensor in (*self.inputs, *self.constants)}
-        narrow = [kind for kind in _NARROW if kind in types]
-        return narrow[0] if narrow else self.outputs[0].type if self.outputs else ""
+        quantized = [kind for kind in _QUANTIZED if kind in types]
+        return quantized[0] if quantized else self.outputs[0].type if self.outputs else ""
 
     @property
     def category(self) -> str:

@@ -7,7 +7,7 @@ from longlive_trt.basics import Report
 from longlive_trt.engines.build import BuildResult
 from longlive_trt.engines.build import build as build_bundle
 from longlive_trt.engines.compiler import BuildOptions
-from longlive_trt.engines.registry import ENGINES
+from longlive_trt.engines.registry import DEFAULT, KINDS
 from longlive_trt.errors import UsageError
 from longlive_trt.making.choices import optional_path, require_choice, unheard
 from longlive_trt.making.quantized import QUANTIZED, plan_build
@@ -27,7 +27,7 @@ def build(
     precision: str = "fp32",
     compute: str | None = None,
     calibration: str | Path | None = None,
-    engine: str = ENGINES[0],
+    engine: str = DEFAULT.name,
     force: bool = False,
     gpu: str | None = None,
     batch: int = 1,
@@ -100,7 +100,7 @@ def _require_choices(
     hardware_compatibility: str | None,
 ) -> None:
     require_choice("precision", precision, (*PRECISIONS, *QUANTIZED))
-    require_choice("engine", engine, ENGINES)
+    require_choice("engine", engine, tuple(KINDS))
     for name, value, allowed in (
         ("compute", compute, tuple(PRECISIONS)),
         ("attention", attention, get_args(Attention)),

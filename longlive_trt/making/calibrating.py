@@ -10,7 +10,7 @@ import numpy as np
 
 from longlive_trt.basics import Report
 from longlive_trt.calibration.calibration_file import Calibration
-from longlive_trt.calibration.calibrator import Request
+from longlive_trt.calibration.calibrator import CalibrationRequest
 from longlive_trt.calibration.folders import (
     SourceExport,
     calibrate_export,
@@ -92,7 +92,7 @@ def calibrate(
     _require_choices(precision, cache, attention, vae_precision, compute)
     _require_numbers(max_prompts, error_budget)
     require_device(device)
-    request = Request(
+    request = CalibrationRequest(
         recipe=recipe_named(f"{precision}-smoothquant" if smoothquant else precision),
         prompts=tuple(load_prompts(prompts))[:max_prompts],
         selection=Selection(tuple(include) or INCLUDED, tuple(exclude) or EXCLUDED),
@@ -186,7 +186,7 @@ def _source(
 
 def _scales(
     source: SourceExport,
-    request: Request,
+    request: CalibrationRequest,
     extras: Extras,
     given: Path | None,
     out: Path,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from longlive_trt.basics import Report
 from longlive_trt.engines.compiler import BuildOptions
-from longlive_trt.engines.registry import ENGINES, compiler_named
+from longlive_trt.engines.registry import KINDS, compiler_named
 from longlive_trt.errors import UsageError
 from longlive_trt.exports import ExportRecord, Quantization, read_export
 from longlive_trt.precision import precision_named
@@ -38,7 +38,7 @@ class BuildPlan:
         if self.precision not in QUANTIZED or self.record.quantization is not None:
             return self.onnx
         # torch and ModelOpt come with these, and no other build needs them.
-        from longlive_trt.calibration.calibrator import Request
+        from longlive_trt.calibration.calibrator import CalibrationRequest
         from longlive_trt.calibration.folders import (
             SourceExport,
             calibrate_export,
@@ -62,7 +62,7 @@ class BuildPlan:
                 folder,
             )
             device, compute = default_device()
-            request = Request(
+            request = CalibrationRequest(
                 recipe=recipe_named(self.precision),
                 prompts=tuple(load_prompts(None)),
                 compute=compute,
@@ -119,5 +119,5 @@ def plan_build(
             f"{onnx}: quantized already, with its own calibration; leave --calibration out, "
             f"or give the export that it was made from"
         )
-    default = "fp32" if engine == ENGINES[0] and gpu is None else "bf16"
+    default = "bf16" if KINDS[engine].needs_gpu or gpu is not None else "fp32"
     return BuildPlan(onnx, record, precision, compute or default, calibration)

@@ -27,7 +27,7 @@ class KVPiece:
     ``length`` counts the valid tokens, a prefix of the piece: an int that is checked now, a
     one-element int64 device tensor that the kernel reads (and clamps to the capacity), or None
     for all of them.
-    In 8 bits, ``v`` is the transposed layout that ``reference.value_position`` describes.
+    In 8 bits, ``v`` is the transposed layout that ``value_layout.value_position`` describes.
     """
 
     k: Any

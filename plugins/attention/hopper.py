@@ -5,10 +5,11 @@ pass's own keys and values. Nothing is concatenated, copied or masked; a piece's
 lie in device memory, so that a captured graph can be replayed while the cache fills.
 """
 
-import struct
 from collections.abc import Sequence
 from typing import Any
 
+from longlive_trt.architectures import HOPPER
+from longlive_trt.basics import Closing
 from longlive_trt.errors import PluginError
 from longlive_trt.plugins.attention.arguments import (
     CheckedCall,
@@ -21,6 +22,7 @@ from longlive_trt.plugins.attention.arguments import (
 )
 from longlive_trt.plugins.attention.variants import (
     EIGHT_BIT,
+    MAX_PIECES,
     Variant,
     check_kind,
     check_output,
@@ -28,13 +30,42 @@ from longlive_trt.plugins.attention.variants import (
     default_output,
 )
 from longlive_trt.plugins.cuda import driver
+from longlive_trt.plugins.cuda.kernel import CudaKernel
+from longlive_trt.plugins.cuda.parameters import FLOAT, INT, POINTER, ParameterStruct, opaque
+from longlive_trt.plugins.cuda.streams import Gpu
 from longlive_trt.plugins.cuda.tensors import DeviceTensor, stream_handle
 
 LOG2_E = 1.4426950408889634
-_PARAMETER_BYTES = 1152
+
+_MAP_BYTES = 128
+_MAP = opaque(_MAP_BYTES, alignment_bytes=64)
+PROBLEM = ParameterStruct(
+    lengths=POINTER * MAX_PIECES,
+    q_scale=POINTER,
+    k_scale=POINTER,
+    v_scale=POINTER,
+    partials=POINTER,
+    arrivals=POINTER,
+    capacities=INT * MAX_PIECES,
+    batch=INT,
+    heads=INT,
+    queries=INT,
+    q_scale_batch_stride=INT,
+    q_scale_head_stride=INT,
+    q_scale_token_stride=INT,
+    scale_log2=FLOAT,
+    out_factor=FLOAT,
+)
+KERNEL = CudaKernel(
+    "attention/attention_sm90.cu",
+    ParameterStruct(
+        q=_MAP, out=_MAP, k=_MAP * MAX_PIECES, v=_MAP * MAX_PIECES, problem=PROBLEM.as_field
+    ),
+)
+_NO_MAP = bytes(_MAP_BYTES)
 
 
-class SinkWindowAttention:
+class SinkWindowAttention(Closing):
     """The Hopper kernel for one dtype and head size, with the workspace that its calls share.
 
     ``dtype`` is that of queries and keys: bfloat16, float16, float8_e4m3 or int8 (the 8-bit kinds
@@ -49,29 +80,32 @@ class SinkWindowAttention:
         head_dim: int = 128,
         *,
         out_dtype: str | None = None,
-        device: int = 0,
+        gpu: Gpu | None = None,
         variant: Variant | None = None,
         split: bool = True,
     ) -> None:
         check_kind(dtype, head_dim)
         self.out_dtype = out_dtype or default_output(dtype)
         check_output(dtype, self.out_dtype, head_dim)
-        facts = driver.device_facts(device)
-        if facts.capability != (9, 0):
-            major, minor = facts.capability
+        gpu = gpu or Gpu()
+        facts = gpu.facts
+        architecture = facts.architecture
+        if not architecture.has_hopper_attention:
             raise PluginError(
-                f"{facts.name} has compute capability {major}.{minor}: this kernel needs 9.0 "
-                "(use PortableAttention)"
+                f"{facts.name} has compute capability {architecture.capability}: this kernel "
+                f"needs {HOPPER.capability} (use PortableAttention)"
             )
         self.dtype = dtype
         self.head_dim = head_dim
-        self.device = device
+        self.device = gpu.ordinal
         self._variant = variant
         self._blocks = facts.multiprocessors
         largest = variant or choose_variant(dtype, head_dim, keys=1 << 20)
         partial_bytes = largest.partial_bytes(head_dim, self._blocks) if split else 0
         counters_bytes = 4 * self._blocks * largest.warpgroups
-        self._workspace = driver.DeviceMemory(partial_bytes + counters_bytes, device)
+        self._workspace = gpu.reserve(
+            partial_bytes + counters_bytes, "a workspace of attention", zeroed=True
+        )
         self._partials = self._workspace.pointer if split else 0
         self._arrivals = self._workspace.pointer + partial_bytes
         self._kernel(largest)
@@ -113,14 +147,13 @@ class SinkWindowAttention:
             parameters,
         )
 
+    def close(self) -> None:
+        self._workspace.close()
+
     def _kernel(self, variant: Variant) -> driver.LoadedKernel:
-        return driver.load_kernel(
-            "attention_sm90.cu",
-            "sink_window_attention",
-            variant.constants(self.dtype, self.head_dim, self.out_dtype),
-            variant.shared_bytes(self.dtype, self.head_dim),
-            self.device,
-        )
+        constants = dict(variant.constants(self.dtype, self.head_dim, self.out_dtype))
+        shared_bytes = variant.shared_bytes(self.dtype, self.head_dim)
+        return KERNEL.load(constants, self.device, shared_bytes)
 
     def _pack(
         self,
@@ -130,21 +163,37 @@ class SinkWindowAttention:
         variant: Variant,
     ) -> bytes:
         pieces = call.padded_pieces()
-        maps = [token_map(call.q, variant.tile_rows), token_map(call.out, 64)]
-        maps += [token_map(p.k, variant.tile_keys) if p else bytes(128) for p in pieces]
-        maps += [self._value_map(p.v, variant) if p else bytes(128) for p in pieces]
-        batch, tokens, heads, _ = call.q.shape
-        tail = struct.pack(
-            "<8Q9i2f",
-            *(p.length_pointer if p else 0 for p in pieces),
-            *factors.pointers,
-            self._partials,
-            self._arrivals,
-            *(p.tokens if p else 0 for p in pieces),
-            *(batch, heads, tokens, *factors.q_strides),
-            *in_and_out,
+        return KERNEL.parameters.pack(
+            q=token_map(call.q, variant.tile_rows),
+            out=token_map(call.out, 64),
+            k=[token_map(p.k, variant.tile_keys) if p else _NO_MAP for p in pieces],
+            v=[self._value_map(p.v, variant) if p else _NO_MAP for p in pieces],
+            problem=self._problem(call, factors, in_and_out),
         )
-        return (b"".join(maps) + tail).ljust(_PARAMETER_BYTES, b"\0")
+
+    def _problem(
+        self, call: CheckedCall, factors: CheckedScales, in_and_out: tuple[float, float]
+    ) -> bytes:
+        """Everything but the tensors themselves."""
+        pieces = call.padded_pieces()
+        batch, tokens, heads, _ = call.q.shape
+        scales = dict(zip(("q_scale", "k_scale", "v_scale"), factors.pointers, strict=True))
+        axes = (f"q_scale_{axis}_stride" for axis in ("batch", "head", "token"))
+        strides = dict(zip(axes, factors.q_strides, strict=True))
+        scale_log2, out_factor = in_and_out
+        return PROBLEM.pack(
+            lengths=[p.length_pointer if p else 0 for p in pieces],
+            **scales,
+            partials=self._partials,
+            arrivals=self._arrivals,
+            capacities=[p.tokens if p else 0 for p in pieces],
+            batch=batch,
+            heads=heads,
+            queries=tokens,
+            **strides,
+            scale_log2=scale_log2,
+            out_factor=out_factor,
+        )
 
     def _value_map(self, v: DeviceTensor, variant: Variant) -> bytes:
         if self.dtype not in EIGHT_BIT:

@@ -1,14 +1,14 @@
 """The same attention for every GPU since compute capability 8.0: slower, 16-bit types only."""
 
-import struct
 from collections.abc import Sequence
 from typing import Any
 
 from longlive_trt.errors import PluginError
 from longlive_trt.plugins.attention.arguments import CheckedCall, KVPiece, check_call, check_scale
 from longlive_trt.plugins.attention.hopper import LOG2_E
-from longlive_trt.plugins.attention.variants import ELEMENTS, check_kind
-from longlive_trt.plugins.cuda import driver
+from longlive_trt.plugins.attention.variants import ELEMENTS, MAX_PIECES, check_kind
+from longlive_trt.plugins.cuda.kernel import CudaKernel
+from longlive_trt.plugins.cuda.parameters import FLOAT, INT, LONG, POINTER, ParameterStruct
 from longlive_trt.plugins.cuda.tensors import DeviceTensor, stream_handle
 
 _TILE_ROWS = 128
@@ -16,9 +16,27 @@ _TILE_KEYS = 64
 _THREADS = 256
 DTYPES = ("bfloat16", "float16")
 
+TENSOR = ParameterStruct(data=POINTER, batch_bytes=LONG, token_bytes=LONG, head_bytes=LONG)
+KERNEL = CudaKernel(
+    "attention/attention_sm80.cu",
+    ParameterStruct(
+        q=TENSOR.as_field,
+        out=TENSOR.as_field,
+        k=TENSOR.as_field * MAX_PIECES,
+        v=TENSOR.as_field * MAX_PIECES,
+        lengths=POINTER * MAX_PIECES,
+        capacities=INT * MAX_PIECES,
+        batch=INT,
+        heads=INT,
+        queries=INT,
+        scale_log2=FLOAT,
+    ),
+)
+_NO_TENSOR = bytes(TENSOR.size_bytes)
 
-def portable_constants(dtype: str, head_dim: int) -> tuple[tuple[str, int], ...]:
-    return (("LL_ELEMENT", ELEMENTS[dtype]), ("LL_HEAD_DIM", head_dim))
+
+def portable_constants(dtype: str, head_dim: int) -> dict[str, int]:
+    return {"LL_ELEMENT": ELEMENTS[dtype], "LL_HEAD_DIM": head_dim}
 
 
 class PortableAttention:
@@ -32,13 +50,7 @@ class PortableAttention:
         self.head_dim = head_dim
         self.device = device
         self._shared_bytes = (_TILE_ROWS + 4 * _TILE_KEYS) * head_dim * 2
-        self._kernel = driver.load_kernel(
-            "attention_sm80.cu",
-            "sink_window_attention_portable",
-            portable_constants(dtype, head_dim),
-            self._shared_bytes,
-            device,
-        )
+        self._kernel = KERNEL.load(portable_constants(dtype, head_dim), device, self._shared_bytes)
 
     def __call__(
         self,
@@ -68,24 +80,21 @@ class PortableAttention:
 
 def _pack(call: CheckedCall, scale_log2: float) -> bytes:
     pieces = call.padded_pieces()
-    tensors = [call.q, call.out]
-    parts = [_pack_tensor(tensor) for tensor in tensors]
-    parts += [_pack_tensor(p.k) if p else bytes(32) for p in pieces]
-    parts += [_pack_tensor(p.v) if p else bytes(32) for p in pieces]
     batch, tokens, heads, _ = call.q.shape
-    parts.append(
-        struct.pack(
-            "<3Q6if",
-            *(p.length_pointer if p else 0 for p in pieces),
-            *(p.tokens if p else 0 for p in pieces),
-            *(batch, heads, tokens),
-            scale_log2,
-        )
+    return KERNEL.parameters.pack(
+        q=_pack_tensor(call.q),
+        out=_pack_tensor(call.out),
+        k=[_pack_tensor(p.k) if p else _NO_TENSOR for p in pieces],
+        v=[_pack_tensor(p.v) if p else _NO_TENSOR for p in pieces],
+        lengths=[p.length_pointer if p else 0 for p in pieces],
+        capacities=[p.tokens if p else 0 for p in pieces],
+        batch=batch,
+        heads=heads,
+        queries=tokens,
+        scale_log2=scale_log2,
     )
-    packed = b"".join(parts)
-    return packed.ljust(-(-len(packed) // 8) * 8, b"\0")
 
 
 def _pack_tensor(tensor: DeviceTensor) -> bytes:
     batch, token, head, _ = (stride * tensor.item_bytes for stride in tensor.strides)
-    return struct.pack("<4Q", tensor.pointer, batch, token, head)
+    return TENSOR.pack(data=tensor.pointer, batch_bytes=batch, token_bytes=token, head_bytes=head)

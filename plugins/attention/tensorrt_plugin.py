@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from longlive_trt.architectures import HOPPER
+from longlive_trt.contract import ATTENTION_PLUGIN
 from longlive_trt.errors import PluginError
 from longlive_trt.plugins.attention.hopper import LOG2_E
 from longlive_trt.plugins.attention.variants import HEAD_DIMS, Variant, check_kind
@@ -33,9 +35,9 @@ from longlive_trt.plugins.cuda.compilation import (
     compile_kernel,
 )
 
-PLUGIN_ID = "longlive::SinkWindowAttention"
-ARCHITECTURE = "sm_90a"
-ENTRY = "sink_window_attention_plugin"
+PLUGIN_ID = ATTENTION_PLUGIN
+ARCHITECTURE = HOPPER.compiled
+ENTRY = "attention_plugin_sm90"
 DTYPES = ("bfloat16", "float16")
 
 # Tile shapes that TensorRT times while it builds; tactics are positive integers.
@@ -73,7 +75,7 @@ def plugin_source(dtype: str, head_dim: int, scale: float, variant: Variant) -> 
     """The scale is part of the code: kernel arguments can be pointers and integers only."""
     (scale_bits,) = struct.unpack("<i", struct.pack("<f", scale * LOG2_E))
     constants = dict(variant.constants(dtype, head_dim)) | {"LL_SCALE_BITS": scale_bits}
-    return KernelSource("attention_plugin_sm90.cu", ENTRY, constants)
+    return KernelSource(f"attention/{ENTRY}.cu", ENTRY, constants)
 
 
 def plugin_kernel(

@@ -19,11 +19,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from longlive_trt.architectures import WITH_KERNELS
 from longlive_trt.errors import PluginError
 
 logger = logging.getLogger(__name__)
 
-ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100")
+ARCHITECTURES = tuple(architecture.compiled for architecture in WITH_KERNELS)
 BinaryKind = Literal["cubin", "ptx"]
 CompilerName = Literal["auto", "nvcc", "nvrtc"]
 
@@ -38,6 +39,7 @@ class KernelSource:
     """A kernel before compilation: its file, its entry point and the constants it is built with."""
 
     file: str
+    """Below ``csrc/``, as in ``rows/rotate.cu``; includes are written so too."""
     entry: str
     constants: Mapping[str, int] = field(default_factory=dict)
 
@@ -76,6 +78,7 @@ class NvccCompiler:
         with tempfile.TemporaryDirectory(prefix="longlive-kernel-") as folder:
             output = Path(folder) / f"kernel.{kind}"
             command = [str(self.executable), f"-{kind}", target, *_BASE_OPTIONS]
+            command += [f"-I{SOURCE_DIR}"]
             command += [*source.definitions(), "-o", str(output), str(source.path)]
             result = subprocess.run(command, capture_output=True, text=True, check=False)
             if result.returncode != 0 or not output.is_file():
@@ -178,9 +181,9 @@ def cache_key(source: KernelSource, architecture: str, kind: BinaryKind, compile
     facts += [compiler.version(), *_BASE_OPTIONS, *source.definitions()]
     for fact in facts:
         digest.update(fact.encode() + b"\0")
-    for path in _texts_of(source.path):
-        text = path.read_bytes()
-        digest.update(f"{path.name}\0{len(text)}\0".encode() + text)
+    for name in texts_of(source.file):
+        text = (SOURCE_DIR / name).read_bytes()
+        digest.update(f"{name}\0{len(text)}\0".encode() + text)
     return digest.hexdigest()
 
 
@@ -230,17 +233,16 @@ def publish(target: Path, content: bytes) -> None:
 _INCLUDE = re.compile(r'^\s*#include\s+"([^"]+)"', re.MULTILINE)
 
 
-def _texts_of(path: Path) -> list[Path]:
-    """The file and every header that it includes, directly or not, in a fixed order."""
-    found: dict[Path, None] = {}
-    pending = [path]
+def texts_of(file: str) -> list[str]:
+    """A file of ``csrc/`` and every header that it includes, directly or not, in a fixed order."""
+    texts: set[str] = set()
+    pending = [file]
     while pending:
         current = pending.pop()
-        if current in found:
-            continue
-        found[current] = None
-        pending += [path.parent / name for name in _INCLUDE.findall(current.read_text())]
-    return sorted(found)
+        if current not in texts:
+            texts.add(current)
+            pending += _INCLUDE.findall((SOURCE_DIR / current).read_text())
+    return sorted(texts)
 
 
 @cache

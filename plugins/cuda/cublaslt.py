@@ -8,13 +8,14 @@ captured.
 import ctypes
 import math
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from typing import Any
 
+from longlive_trt.dtypes import TYPES
 from longlive_trt.errors import PluginError
-from longlive_trt.plugins.cuda import driver
+from longlive_trt.plugins.cuda.driver import device_facts
 from longlive_trt.plugins.cuda.tensors import ITEM_BYTES
 
 WORKSPACE_BYTES = 32 << 20
@@ -22,10 +23,9 @@ LIBRARY = "cublasLt"
 _CANDIDATES = 8
 _LARGEST_ALIGNMENT_BYTES = 256
 _SMALLEST_ALIGNMENT_BYTES = 16
-_TUNING_REPEATS = 12
 
 _COMPUTE_FLOAT32 = 68
-_TYPES = {"float32": 0, "float16": 2, "bfloat16": 14, "float8_e4m3": 28}
+_TYPES = {element.name: element.cublaslt for element in TYPES if element.cublaslt is not None}
 _HALVES = ("float16", "bfloat16")
 _FLOAT8 = "float8_e4m3"
 _EPILOGUES = {("none", False): 1, ("none", True): 4, ("gelu", False): 32, ("gelu", True): 36}
@@ -115,23 +115,14 @@ class Product:
         return 2 * self.rows * self.inner * self.columns
 
 
-@dataclass
-class Candidates:
-    """The algorithms for a product, best guess first; all its ``Matmul``s use the chosen one."""
-
-    algorithms: list[Algorithm] = field(default_factory=list)
-    chosen: int = 0
-
-
 class Matmul:
-    """One product. Calls must be ordered with others on the same stream."""
+    """One product. Calls must be ordered with others on the same workspace."""
 
     def __init__(self, product: Product, *, device: int = 0) -> None:
         self.product, self.device = product, device
         self._description = _description(product)
         self._layouts = _layouts(product)
         self._bias = self._out_factor = 0
-        self._candidates: Candidates | None = None
 
     def __call__(
         self,
@@ -139,6 +130,7 @@ class Matmul:
         weight: int,
         out: int,
         *,
+        workspace: int,
         bias: int = 0,
         scale: float = 1.0,
         out_factor: int = 0,
@@ -146,42 +138,28 @@ class Matmul:
     ) -> None:
         """Addresses in device memory. The product times ``scale`` is what the bias is added to.
 
-        ``out_factor``, float32 [1], is what an 8-bit result is multiplied by at last.
+        ``out_factor``, float32 [1], is what an 8-bit result is multiplied by at last. The
+        ``workspace`` has ``WORKSPACE_BYTES``.
         """
         self._point(bias, out_factor)
-        candidates = self.candidates()
-        algorithm = candidates.algorithms[candidates.chosen]
-        self._run(algorithm, x, weight, out, scale, stream)
-
-    def candidates(self) -> Candidates:
-        if self._candidates is None:
-            self._candidates = _candidates(self.product, self.device)
-        return self._candidates
-
-    def tune(
-        self,
-        x: int,
-        weight: int,
-        out: int,
-        *,
-        bias: int = 0,
-        scale: float = 1.0,
-        out_factor: int = 0,
-        stream: int = 0,
-        repeats: int = _TUNING_REPEATS,
-    ) -> list[float]:
-        """Times every candidate and chooses the fastest; milliseconds in the library's order."""
-        self._point(bias, out_factor)
-        candidates = self.candidates()
-        times_ms = []
-        for algorithm in candidates.algorithms:
-            self._run(algorithm, x, weight, out, scale, stream)
-            with _Stopwatch(stream) as watch:
-                for _ in range(repeats):
-                    self._run(algorithm, x, weight, out, scale, stream)
-            times_ms.append(watch.elapsed_ms / repeats)
-        candidates.chosen = times_ms.index(min(times_ms))
-        return times_ms
+        factor_a, factor_b, addend, result = (layout.pointer for layout in self._layouts)
+        pointer = ctypes.c_void_p
+        status = _library().cublasLtMatmul(
+            pointer(_handle(self.device)),
+            self._description.pointer,
+            ctypes.byref(ctypes.c_float(scale)),
+            *(pointer(weight), factor_a),
+            *(pointer(x), factor_b),
+            # Nothing is added, so nothing is read; but a result of another type may not lie there.
+            ctypes.byref(_ZERO),
+            *(pointer(x if self.product.out_dtype == _FLOAT8 else out), addend),
+            *(pointer(out), result),
+            ctypes.byref(_algorithm(self.product, self.device)),
+            pointer(workspace),
+            ctypes.c_size_t(WORKSPACE_BYTES),
+            pointer(stream),
+        )
+        _check(status, f"multiply {self.product}")
 
     def _point(self, bias: int, out_factor: int) -> None:
         if bool(bias) != self.product.bias:
@@ -195,28 +173,6 @@ class Matmul:
             _set_attribute(self._description, _D_SCALE_POINTER, ctypes.c_uint64(out_factor))
             self._out_factor = out_factor
 
-    def _run(
-        self, algorithm: Algorithm, x: int, weight: int, out: int, scale: float, stream: int
-    ) -> None:
-        pointer = ctypes.c_void_p
-        factor_a, factor_b, addend, result = (layout.pointer for layout in self._layouts)
-        status = _library().cublasLtMatmul(
-            pointer(_handle(self.device)),
-            self._description.pointer,
-            ctypes.byref(ctypes.c_float(scale)),
-            *(pointer(weight), factor_a),
-            *(pointer(x), factor_b),
-            # Nothing is added, so nothing is read; but a result of another type may not lie there.
-            ctypes.byref(_ZERO),
-            *(pointer(x if self.product.out_dtype == _FLOAT8 else out), addend),
-            *(pointer(out), result),
-            ctypes.byref(algorithm),
-            pointer(_workspace(self.device, stream).pointer),
-            ctypes.c_size_t(WORKSPACE_BYTES),
-            pointer(stream),
-        )
-        _check(status, f"multiply {self.product}")
-
 
 class _Owned:
     """A descriptor of the library, destroyed with its owner."""
@@ -228,28 +184,6 @@ class _Owned:
         destroy = getattr(_library(), f"cublasLt{kind}Destroy")
         weakref.finalize(self, destroy, self.pointer)
         self.kind = kind
-
-
-class _Stopwatch:
-    """Device time between entering and leaving, on one stream."""
-
-    def __init__(self, stream: int) -> None:
-        self._driver = import_module("cuda.bindings.driver")
-        self._stream = self._driver.CUstream(stream)
-        self._events = [driver.check(self._driver.cuEventCreate(0), "time") for _ in range(2)]
-        self.elapsed_ms = math.nan
-
-    def __enter__(self) -> "_Stopwatch":
-        driver.check(self._driver.cuEventRecord(self._events[0], self._stream), "time")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        start, end = self._events
-        driver.check(self._driver.cuEventRecord(end, self._stream), "time")
-        driver.check(self._driver.cuEventSynchronize(end), "wait for a matrix product")
-        self.elapsed_ms = driver.check(self._driver.cuEventElapsedTime(start, end), "time")
-        for event in self._events:
-            driver.check(self._driver.cuEventDestroy(event), "time")
 
 
 def alignment_of(*pointers: int) -> int:
@@ -297,7 +231,8 @@ def _type(dtype: str) -> ctypes.c_int:
 
 
 @cache
-def _candidates(product: Product, device: int) -> Candidates:
+def _algorithm(product: Product, device: int) -> Algorithm:
+    """The one that the library expects to be the fastest."""
     description, layouts = _description(product), _layouts(product)
     address = ctypes.c_uint64(product.alignment_bytes)
     if product.bias:
@@ -305,21 +240,21 @@ def _candidates(product: Product, device: int) -> Candidates:
     if product.out_dtype == _FLOAT8:
         _set_attribute(description, _D_SCALE_POINTER, address)
     preference = _preference(product)
-    found, count = (Algorithm * _CANDIDATES)(), ctypes.c_int(0)
+    proposals, count = (Algorithm * _CANDIDATES)(), ctypes.c_int(0)
     status = _library().cublasLtMatmulAlgoGetHeuristic(
         ctypes.c_void_p(_handle(device)),
         description.pointer,
         *(layout.pointer for layout in layouts),
         preference.pointer,
         ctypes.c_int(_CANDIDATES),
-        found,
+        proposals,
         ctypes.byref(count),
     )
     _check(status, f"find an algorithm for {product}")
-    usable = [algorithm for algorithm in found[: count.value] if algorithm.status == 0]
+    usable = [algorithm for algorithm in proposals[: count.value] if algorithm.status == 0]
     if not usable:
         raise PluginError(f"cuBLASLt has no algorithm for {product}")
-    return Candidates(usable)
+    return usable[0]
 
 
 def _preference(product: Product) -> _Owned:
@@ -338,15 +273,8 @@ def _set_attribute(target: _Owned, attribute: int, value: Any) -> None:
 
 
 @cache
-def _workspace(device: int, stream: int) -> driver.DeviceMemory:
-    """One for each stream: products on other streams may run at the same time."""
-    del stream
-    return driver.DeviceMemory(WORKSPACE_BYTES, device)
-
-
-@cache
 def _handle(device: int) -> int:
-    driver.device_facts(device)
+    device_facts(device)
     import_module("cuda.core").Device(device).set_current()
     handle = ctypes.c_void_p()
     _check(_library().cublasLtCreate(ctypes.byref(handle)), "start cuBLASLt")
@@ -357,8 +285,8 @@ def _handle(device: int) -> int:
 def _library() -> ctypes.CDLL:
     try:
         pathfinder = import_module("cuda.pathfinder")
-        found = pathfinder.load_nvidia_dynamic_lib(LIBRARY)
-        library = ctypes.CDLL(found.abs_path)
+        file = pathfinder.load_nvidia_dynamic_lib(LIBRARY)
+        library = ctypes.CDLL(file.abs_path)
     except (ImportError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())
         raise PluginError(

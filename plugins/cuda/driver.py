@@ -8,6 +8,7 @@ from functools import cache, lru_cache
 from importlib import import_module
 from typing import Any, Self
 
+from longlive_trt.architectures import WITH_KERNELS, Architecture
 from longlive_trt.errors import EngineError, LongLiveError, LostGpuError, PluginError
 from longlive_trt.plugins.cuda.compilation import BinaryKind, KernelSource, compile_kernel
 
@@ -38,6 +39,10 @@ class DeviceFacts:
     capability: tuple[int, int]
     multiprocessors: int
     shared_bytes_per_block: int
+
+    @property
+    def architecture(self) -> Architecture:
+        return Architecture.of(self.capability)
 
 
 @cache
@@ -71,15 +76,27 @@ def make_current(ordinal: int) -> None:
         _thread.devices.add(ordinal)
 
 
+def give_back(ordinal: int, name: str, handle: int) -> None:
+    """Call a driver's function that frees something, on whatever thread lets go of it.
+
+    There is nothing to free, and nothing to tell, where the context is lost.
+    """
+    try:
+        make_current(ordinal)
+    except LostGpuError:
+        return
+    getattr(_import("cuda.bindings.driver"), name)(handle)
+
+
 def architecture_of(capability: tuple[int, int]) -> str:
-    """What to compile for: Hopper's own instructions on 9.0, plain machine code elsewhere."""
-    if capability == (9, 0):
-        return "sm_90a"
-    if capability in ((8, 0), (8, 6), (8, 9), (10, 0)):
-        return f"sm_{capability[0]}{capability[1]}"
+    """What to compile for."""
+    architecture = Architecture.of(capability)
+    if architecture in WITH_KERNELS:
+        return architecture.compiled
+    *others, last = (known.capability for known in WITH_KERNELS)
     raise PluginError(
-        f"compute capability {capability[0]}.{capability[1]} is not supported: "
-        "allowed are 8.0, 8.6, 8.9, 9.0 and 10.0"
+        f"compute capability {architecture.capability} is not supported: allowed are "
+        f"{', '.join(others)} and {last}"
     )
 
 
@@ -208,7 +225,7 @@ class DeviceMemory:
         zeroed: bool = True,
         before_close: Callable[[], None] | None = None,
     ) -> None:
-        self.pointer = 0
+        self.pointer, self._ordinal = 0, ordinal
         self.size_bytes, self._before_close = max(size_bytes, 1), before_close
         make_current(ordinal)
         driver = _import("cuda.bindings.driver")
@@ -232,8 +249,7 @@ class DeviceMemory:
             self._free()
 
     def _free(self) -> None:
-        # There is nothing to free, and nothing to tell, where the context is lost.
-        _import("cuda.bindings.driver").cuMemFree(self.pointer)
+        give_back(self._ordinal, "cuMemFree", self.pointer)
         self.pointer = 0
 
     def __enter__(self) -> Self:
@@ -256,26 +272,26 @@ def check(result: tuple[Any, ...], what: str) -> Any:
     status, *values = result
     code = int(status)
     if code:
-        told = f"CUDA could not {what}: {status.name} ({code})"
+        message = f"CUDA could not {what}: {status.name} ({code})"
         if code in _LOST:
-            raise LostGpuError(f"{told}: {_LOST_REMEDY}")
+            raise LostGpuError(f"{message}: {_LOST_REMEDY}")
         if status.name == "CUDA_ERROR_OUT_OF_MEMORY":
-            raise PluginError(f"{told}: {_MEMORY_REMEDY}")
-        raise PluginError(told)
+            raise PluginError(f"{message}: {_MEMORY_REMEDY}")
+        raise PluginError(message)
     return values[0] if len(values) == 1 else tuple(values)
 
 
-def failure(ordinal: int, told: str) -> LongLiveError:
+def failure(ordinal: int, message: str) -> LongLiveError:
     """An error of a library, right after it, with what the driver knows of its cause."""
     make_current(ordinal)
     status, free_bytes, _ = _import("cuda.bindings.driver").cuMemGetInfo()
     if int(status) in _LOST:
-        return LostGpuError(f"{told} ({status.name}): {_LOST_REMEDY}")
+        return LostGpuError(f"{message} ({status.name}): {_LOST_REMEDY}")
     is_full = int(status) == 0 and free_bytes < _LITTLE_MEMORY_BYTES
-    if is_full or any(sign in told.lower() for sign in _SIGNS_OF_FULL_MEMORY):
+    if is_full or any(sign in message.lower() for sign in _SIGNS_OF_FULL_MEMORY):
         free = f"{readable(free_bytes)} of GPU memory are free"
-        return EngineError(f"{told}; {free}: {_MEMORY_REMEDY}")
-    return EngineError(f"{told}; `longlive-trt -vv` tells more")
+        return EngineError(f"{message}; {free}: {_MEMORY_REMEDY}")
+    return EngineError(f"{message}; `longlive-trt -vv` tells more")
 
 
 def readable(size_bytes: int) -> str:

@@ -16,21 +16,26 @@ from importlib import import_module
 from math import prod
 from typing import Any, Literal
 
-import ml_dtypes
 import numpy as np
 
 from longlive_trt.basics import Array, Closing, Given
+from longlive_trt.dtypes import name_of
 from longlive_trt.errors import EngineError, LongLiveError
 from longlive_trt.plugins.cuda.driver import DeviceMemory as DeviceMemory
-from longlive_trt.plugins.cuda.driver import check, device_facts, failure, make_current, readable
+from longlive_trt.plugins.cuda.driver import (
+    check,
+    device_facts,
+    failure,
+    give_back,
+    make_current,
+    readable,
+)
 from longlive_trt.plugins.cuda.tensors import DeviceTensor as DeviceTensor
 from longlive_trt.plugins.cuda.tensors import contiguous_strides
 
 ALIGNMENT_BYTES = 256
 
 Happening = Literal["allocation", "free", "host wait", "copy on the device"]
-
-_NAMES = {np.dtype(ml_dtypes.float8_e4m3fn): "float8_e4m3"}
 
 
 class Ledger:
@@ -104,15 +109,15 @@ class Gpu:
         handle = check(driver.cuStreamCreateWithPriority(flags, priority), "make a stream")
         return Stream(self, int(handle))
 
-    def reserve(self, size_bytes: int, what: str) -> DeviceMemory:
-        """Device memory with whatever it held before."""
+    def reserve(self, size_bytes: int, what: str, *, zeroed: bool = False) -> DeviceMemory:
+        """Device memory with whatever it held before, or zeros, which are waited for."""
         self.ledger.note("allocation", what)
         freed = partial(self.ledger.note, "free", what)
-        return DeviceMemory(size_bytes, self.ordinal, what, zeroed=False, before_close=freed)
+        return DeviceMemory(size_bytes, self.ordinal, what, zeroed=zeroed, before_close=freed)
 
-    def failure(self, told: str) -> LongLiveError:
+    def failure(self, message: str) -> LongLiveError:
         """An error of a library, right after it, with what the driver knows of its cause."""
-        return failure(self.ordinal, told)
+        return failure(self.ordinal, message)
 
     def event(self, *, timed: bool = False) -> "Event":
         return Event(self, timed=timed)
@@ -125,7 +130,7 @@ class PinnedArray(Closing):
     """Host memory that the GPU copies to and from by itself."""
 
     def __init__(self, gpu: Gpu, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
-        size_bytes = max(prod(shape) * dtype.itemsize, 1)
+        size_bytes, self._ordinal = max(prod(shape) * dtype.itemsize, 1), gpu.ordinal
         gpu.ledger.note("allocation", f"{size_bytes} bytes of pinned memory")
         what = f"allocate {readable(size_bytes)} of pinned memory"
         self._pointer = int(check(gpu.driver().cuMemAllocHost(size_bytes), what))
@@ -139,7 +144,7 @@ class PinnedArray(Closing):
 
     def close(self) -> None:
         if self._pointer:
-            _driver().cuMemFreeHost(self._pointer)
+            give_back(self._ordinal, "cuMemFreeHost", self._pointer)
             self._pointer = 0
 
 
@@ -169,7 +174,7 @@ class Event:
 
     def close(self) -> None:
         if self.handle:
-            _driver().cuEventDestroy(self.handle)
+            give_back(self._gpu.ordinal, "cuEventDestroy", self.handle)
             self.handle = 0
 
     def milliseconds_since(self, earlier: "Event") -> float:
@@ -243,7 +248,7 @@ class Stream:
 
     def close(self) -> None:
         if self.handle:
-            _driver().cuStreamDestroy(self.handle)
+            give_back(self.gpu.ordinal, "cuStreamDestroy", self.handle)
             self.handle = 0
 
     def _call(self, name: str, what: str, *arguments: Any) -> None:
@@ -295,12 +300,15 @@ class Repeated:
     """Work that is queued once, captured at the second time, and replayed from then on."""
 
     def __init__(self, stream: Stream, queue: Callable[[], None], *, captures: bool) -> None:
-        self._stream, self._queue, self._captures = stream, queue, captures
+        self._stream, self._captures = stream, captures
+        self._queue: Callable[[], None] | None = queue
         self._graph: CapturedGraph | None = None
         self._was_queued = False
 
     def run(self) -> None:
         with self._stream.queueing:
+            if self._queue is None:
+                raise EngineError("what is to run here was closed with its engine")
             if self._graph is not None:
                 self._graph.launch()
             elif self._was_queued and self._captures:
@@ -312,8 +320,8 @@ class Repeated:
                 self._was_queued = True
 
     def close(self) -> None:
-        if self._graph is not None:
-            self._graph.close()
+        """Forget the work, and with it whatever it holds."""
+        self._queue = self._graph = None
 
 
 def lay_out(
@@ -331,7 +339,7 @@ def lay_out(
 def tensor_at(
     pointer: int, shape: Sequence[int], dtype: np.dtype[Any], ordinal: int
 ) -> DeviceTensor:
-    return DeviceTensor.contiguous(pointer, shape, _NAMES.get(dtype, dtype.name), ordinal)
+    return DeviceTensor.contiguous(pointer, shape, name_of(dtype), ordinal)
 
 
 def given_on_device(tensor: DeviceTensor) -> Given:

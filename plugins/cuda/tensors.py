@@ -6,19 +6,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from longlive_trt.dtypes import TYPES
 from longlive_trt.errors import PluginError
 
-ITEM_BYTES = {
-    "bfloat16": 2,
-    "float16": 2,
-    "float32": 4,
-    "float8_e4m3": 1,
-    "int8": 1,
-    "uint8": 1,
-    "int32": 4,
-    "int64": 8,
-}
-_DTYPE_NAMES = {"float8_e4m3fn": "float8_e4m3"}
+ITEM_BYTES = {element.name: element.item_bytes for element in TYPES}
+_DTYPE_NAMES = {element.numpy.name: element.name for element in TYPES}
 
 
 @dataclass(frozen=True)

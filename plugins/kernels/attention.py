@@ -2,17 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 
 import numpy as np
 
+from longlive_trt.architectures import Architecture
 from longlive_trt.basics import Array
+from longlive_trt.plugins.attention import hopper, portable
 from longlive_trt.plugins.attention.arguments import KVPiece, Scales
 from longlive_trt.plugins.attention.hopper import SinkWindowAttention
 from longlive_trt.plugins.attention.portable import PortableAttention
-from longlive_trt.plugins.attention.reference import value_order
+from longlive_trt.plugins.attention.value_layout import value_order
 from longlive_trt.plugins.attention.variants import check_kind
-from longlive_trt.plugins.cuda import driver
+from longlive_trt.plugins.cuda.kernel import CudaKernel
+from longlive_trt.plugins.cuda.placement import Placement
 from longlive_trt.plugins.cuda.tensors import DeviceTensor
 from longlive_trt.plugins.kernels.base import Shape
 from longlive_trt.plugins.kernels.rows import Float32, narrowed, single
@@ -26,6 +29,10 @@ class Attending:
     scale: float | None = None
     output_scale: float | None = None
 
+    @classmethod
+    def cuda_kernels(cls, architecture: Architecture) -> Sequence[CudaKernel]:
+        return (hopper.KERNEL if architecture.has_hopper_attention else portable.KERNEL,)
+
     def output_shapes(self, inputs: Sequence[Shape]) -> Sequence[Shape]:
         *outer, heads, head_dim = inputs[0]
         return [(*outer, heads * head_dim)]
@@ -35,21 +42,22 @@ class Attending:
         q: DeviceTensor,
         pieces: Sequence[KVPiece],
         out: DeviceTensor,
-        stream: int,
+        place: Placement,
         scales: Scales | None = None,
     ) -> None:
-        check_kind(q.dtype, q.shape[-1])
+        dtype, head_dim = q.dtype, q.shape[-1]
+        check_kind(dtype, head_dim)
         target = DeviceTensor.contiguous(out.pointer, q.shape, out.dtype, out.device)
-        attention = _attention(q.dtype, out.dtype, q.shape[-1], q.device, stream)
-        if isinstance(attention, PortableAttention):
-            attention(q, pieces, target, scale=self.scale, stream=stream)
+        if not place.gpu.facts.architecture.has_hopper_attention:
+            attention = PortableAttention(dtype, head_dim, device=place.device)
+            attention(q, pieces, target, scale=self.scale, stream=place.stream)
             return
-        attention(
+        _hopper_attention(dtype, out.dtype, head_dim, place)(
             *(q, pieces, target),
             scale=self.scale,
             scales=scales,
             out_scale=self.output_scale or 1.0,
-            stream=stream,
+            stream=place.stream,
         )
 
     def store(self, out: Array, values: Float32) -> None:
@@ -66,11 +74,11 @@ class Attention(Attending):
     """
 
     def launch(
-        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], stream: int
+        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], place: Placement
     ) -> None:
         q, k, v, k_cache, v_cache, length = inputs
         pieces = [KVPiece(k_cache, v_cache, length), KVPiece(k, v)]
-        self.attend(q, pieces, outputs[0], stream)
+        self.attend(q, pieces, outputs[0], place)
 
     def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         q, k, v, k_cache, v_cache = map(single, inputs[:5])
@@ -85,10 +93,10 @@ class CrossAttention(Attending):
     """Queries against all of some keys: q, k, v [B, tokens, heads, head_dim]."""
 
     def launch(
-        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], stream: int
+        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], place: Placement
     ) -> None:
         q, k, v = inputs
-        self.attend(q, [KVPiece(k, v)], outputs[0], stream)
+        self.attend(q, [KVPiece(k, v)], outputs[0], place)
 
     def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         q, k, v = map(single, inputs)
@@ -105,11 +113,11 @@ class NarrowAttention(Attending):
     """
 
     def launch(
-        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], stream: int
+        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], place: Placement
     ) -> None:
         q, k, v, k_cache, v_cache, length, *scales = inputs
         pieces = [KVPiece(k_cache, v_cache, length), KVPiece(k, v)]
-        self.attend(q, pieces, outputs[0], stream, Scales(*scales))
+        self.attend(q, pieces, outputs[0], place, Scales(*scales))
 
     def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         q, k, k_cache = (single(inputs[index]) for index in (0, 1, 3))
@@ -131,14 +139,12 @@ def attended(q: Float32, k: Float32, v: Float32, scale: float | None) -> Float32
     return result
 
 
-@cache
-def _attention(
-    dtype: str, out_dtype: str, head_dim: int, device: int, stream: int
-) -> SinkWindowAttention | PortableAttention:
-    """One for each stream: calls on an object share its workspace."""
-    if driver.device_facts(device).capability == (9, 0):
-        return SinkWindowAttention(dtype, head_dim, out_dtype=out_dtype, device=device)
-    return PortableAttention(dtype, head_dim, device=device)
+def _hopper_attention(
+    dtype: str, out_dtype: str, head_dim: int, place: Placement
+) -> SinkWindowAttention:
+    """One of a kind: calls on an object share its workspace."""
+    make = partial(SinkWindowAttention, dtype, head_dim, out_dtype=out_dtype, gpu=place.gpu)
+    return place.shared((SinkWindowAttention, dtype, out_dtype, head_dim), make)
 
 
 def _plain_values(transposed: Array, tokens: int) -> Float32:

@@ -5,43 +5,34 @@ attribute ``spec``: JSON with the kernel's name and its parameters.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
+from longlive_trt.architectures import Architecture
 from longlive_trt.basics import Array
-from longlive_trt.errors import PluginError
+from longlive_trt.contract import KERNEL_KEY
+from longlive_trt.plugins.cuda.kernel import CudaKernel
+from longlive_trt.plugins.cuda.placement import Placement
 from longlive_trt.plugins.cuda.tensors import DeviceTensor
 
-DOMAIN = "longlive.cuda"
-SPEC = "spec"
-KERNEL_KEY = "kernel"
-
 Shape = tuple[int, ...]
-Parameters = Mapping[str, Any]
-
-OPERATORS = {
-    "float16": "KernelFloat16",
-    "bfloat16": "KernelBFloat16",
-    "float32": "KernelFloat",
-    "uint8": "KernelUInt8",
-    "float8_e4m3": "KernelFloat8E4M3",
-    "int8": "KernelInt8",
-    "float32, float8_e4m3": "KernelFloatAndFloat8E4M3",
-    "float16, float8_e4m3": "KernelFloat16AndFloat8E4M3",
-    "bfloat16, float8_e4m3": "KernelBFloat16AndFloat8E4M3",
-}
-"""Operator by the type that all outputs of the node have, or by those of its two outputs."""
 
 
 class GraphKernel(Protocol):
     """One node. Tensors come in the order of the graph, contiguous."""
 
+    @classmethod
+    def cuda_kernels(cls, architecture: Architecture) -> Sequence[CudaKernel]:
+        """What it launches on a GPU of this architecture."""
+        ...
+
     def output_shapes(self, inputs: Sequence[Shape]) -> Sequence[Shape]: ...
 
     def launch(
-        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], stream: int
+        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], place: Placement
     ) -> None:
-        """Queue the work. Nothing may be allocated or waited for: it may be under capture."""
+        """Queue the work. Nothing may be waited for, and after the first call nothing allocated:
+        it may be under capture."""
         ...
 
     def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
@@ -49,25 +40,16 @@ class GraphKernel(Protocol):
         ...
 
 
-def spec_of(kernel: str, parameters: Parameters) -> str:
+class OneKernel:
+    """A node that has one kernel of its own, the same on every GPU, and of the same name."""
+
+    kernel: ClassVar[CudaKernel]
+
+    @classmethod
+    def cuda_kernels(cls, architecture: Architecture) -> Sequence[CudaKernel]:
+        del architecture
+        return (cls.kernel,)
+
+
+def spec_of(kernel: str, parameters: Mapping[str, Any]) -> str:
     return json.dumps({KERNEL_KEY: kernel, **parameters}, sort_keys=True)
-
-
-def kernel_of(spec: str) -> GraphKernel:
-    parameters = json.loads(spec)
-    name = parameters.pop(KERNEL_KEY)
-    table = kernel_table()
-    if name not in table:
-        raise PluginError(
-            f"the graph has a kernel {name!r}, which this version does not know; known are "
-            f"{', '.join(sorted(table))}"
-        )
-    return table[name](parameters)
-
-
-def kernel_table() -> Mapping[str, Callable[[Parameters], GraphKernel]]:
-    """Every kernel by name. Imported late: the families use what is above."""
-    from longlive_trt.plugins.kernels.gemm import TRANSFORMER_KERNELS
-    from longlive_trt.plugins.kernels.vae import VAE_KERNELS
-
-    return {**TRANSFORMER_KERNELS, **VAE_KERNELS}

@@ -1,34 +1,21 @@
-"""The transformer's kernels by name, and the one that multiplies matrices."""
+"""The node that multiplies matrices, which cuBLASLt does."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 
+from longlive_trt.architectures import Architecture
 from longlive_trt.basics import Array
 from longlive_trt.errors import PluginError
-from longlive_trt.plugins.cuda.cublaslt import Matmul, Product, alignment_of
+from longlive_trt.plugins.cuda.cublaslt import WORKSPACE_BYTES, Matmul, Product, alignment_of
+from longlive_trt.plugins.cuda.kernel import CudaKernel
+from longlive_trt.plugins.cuda.placement import Placement
 from longlive_trt.plugins.cuda.tensors import DeviceTensor
-from longlive_trt.plugins.kernels.attention import Attention, CrossAttention, NarrowAttention
-from longlive_trt.plugins.kernels.base import GraphKernel, Parameters, Shape
-from longlive_trt.plugins.kernels.quantize import (
-    NarrowHeads,
-    Quantize,
-    TransposedValues,
-    WidenHeads,
-)
-from longlive_trt.plugins.kernels.rows import (
-    Float32,
-    LayerNorm,
-    QkvNormRope,
-    ResidualNorm,
-    RmsNorm,
-    Rotate,
-    narrowed,
-    single,
-    split_shape,
-)
+from longlive_trt.plugins.kernels.base import Shape
+from longlive_trt.plugins.kernels.rows import Float32, narrowed, single, split_shape
 
 _ACTIVATIONS = ("none", "gelu")
 _Tensor = TypeVar("_Tensor")
@@ -57,6 +44,12 @@ class Gemm:
         if self.narrow and self.scale is None:
             raise PluginError("a narrow result needs factors in 8 bits, and their scale")
 
+    @classmethod
+    def cuda_kernels(cls, architecture: Architecture) -> Sequence[CudaKernel]:
+        """They are the library's."""
+        del architecture
+        return ()
+
     def output_shapes(self, inputs: Sequence[Shape]) -> Sequence[Shape]:
         x, weight = inputs[:2]
         if len(weight) != 2 or x[-1] != self._inner_and_columns(weight)[0]:
@@ -69,7 +62,7 @@ class Gemm:
         return (first, second) if self.scale is None else (second, first)
 
     def launch(
-        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], stream: int
+        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], place: Placement
     ) -> None:
         x, weight = inputs[:2]
         bias, factor = self._addresses(inputs)
@@ -82,10 +75,11 @@ class Gemm:
             x.pointer,
             weight.pointer,
             outputs[0].pointer,
+            workspace=_workspace(place),
             bias=bias,
             scale=1.0 if self.scale is None else self.scale,
             out_factor=factor,
-            stream=stream,
+            stream=place.stream.handle,
         )
 
     def _addresses(self, inputs: Sequence[DeviceTensor]) -> tuple[int, int]:
@@ -126,25 +120,11 @@ class Gemm:
         outputs[0][...] = result.reshape(outputs[0].shape)
 
 
-def _maker(kind: Callable[..., GraphKernel]) -> Callable[[Parameters], GraphKernel]:
-    return lambda parameters: kind(**parameters)
-
-
-TRANSFORMER_KERNELS: dict[str, Callable[[Parameters], GraphKernel]] = {
-    "attention": _maker(Attention),
-    "cross_attention": _maker(CrossAttention),
-    "gemm": _maker(Gemm),
-    "narrow_attention": _maker(NarrowAttention),
-    "narrow_heads": _maker(NarrowHeads),
-    "norm_modulate": _maker(LayerNorm),
-    "qkv_norm_rope": _maker(QkvNormRope),
-    "quantize": _maker(Quantize),
-    "residual_norm": _maker(ResidualNorm),
-    "rms_norm": _maker(RmsNorm),
-    "rotate": _maker(Rotate),
-    "transposed_values": _maker(TransposedValues),
-    "widen_heads": _maker(WidenHeads),
-}
+def _workspace(place: Placement) -> int:
+    reserve = partial(
+        place.gpu.reserve, WORKSPACE_BYTES, "a workspace of matrix products", zeroed=True
+    )
+    return place.shared("cuBLASLt", reserve).pointer
 
 
 def gelu(x: Float32) -> Float32:

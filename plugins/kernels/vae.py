@@ -2,24 +2,27 @@
 one write: convolution inputs with norm, SiLU and history; sums; pictures."""
 
 import math
-import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from longlive_trt.basics import Array
 from longlive_trt.errors import PluginError
+from longlive_trt.plugins.cuda.kernel import CudaKernel
+from longlive_trt.plugins.cuda.parameters import INT, LONG, POINTER, ParameterStruct
+from longlive_trt.plugins.cuda.placement import Placement
 from longlive_trt.plugins.cuda.tensors import DeviceTensor
-from longlive_trt.plugins.kernels.base import GraphKernel, Parameters, Shape
+from longlive_trt.plugins.kernels.base import OneKernel, Shape
 from longlive_trt.plugins.kernels.vae_tensors import (
     COLORS,
     Floats,
-    Pass,
     activation_shape,
     gathered,
+    launch_pass,
     named_inputs,
+    picture_addresses,
     picture_shape,
     require_channels,
     require_shapes,
@@ -43,7 +46,7 @@ MAX_HEAD_CHANNELS = 96
 
 
 @dataclass(frozen=True)
-class VaeStack:
+class VaeStack(OneKernel):
     """The input of a causal convolution: x + y + bias, norm and SiLU, and the two frames before.
 
     Inputs: x, and in this order those that the flags name: y, bias, gamma, history. Without a
@@ -67,6 +70,22 @@ class VaeStack:
     history: bool = False
     total: bool = False
     spread: bool = False
+    kernel: ClassVar[CudaKernel] = CudaKernel(
+        "vae/vae_stack.cu",
+        ParameterStruct(
+            x=POINTER,
+            y=POINTER,
+            bias=POINTER,
+            gamma=POINTER,
+            history=POINTER,
+            output=POINTER,
+            history_next=POINTER,
+            sum=POINTER,
+            frames=INT,
+            pixels=INT,
+            width=INT,
+        ),
+    )
 
     def __post_init__(self) -> None:
         if self.form not in _FORMS:
@@ -81,8 +100,8 @@ class VaeStack:
         x = activation_shape(shapes["x"], self.batch)
         frames, height, width, channels = x
         remembered = (self.batch, HISTORY_FRAMES, height, width, channels)
-        wanted = {"y": x, "bias": (channels,), "gamma": (channels,), "history": remembered}
-        require_shapes("vae_stack", shapes, wanted)
+        expected = {"y": x, "bias": (channels,), "gamma": (channels,), "history": remembered}
+        require_shapes("vae_stack", shapes, expected)
         formed: dict[str, Shape] = {
             "alone": x,
             "stacked": (frames, height, width, _TAPS * channels),
@@ -92,22 +111,23 @@ class VaeStack:
         return first + [remembered] * (self.form != "alone") + [x] * self.total
 
     def launch(
-        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], stream: int
+        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], place: Placement
     ) -> None:
-        given = self._named(inputs)
-        x = given["x"]
+        named = self._named(inputs)
+        x = named["x"]
         frames, height, width, channels = spread_shape(x.shape) if self.spread else x.shape
         names = ("x", "y", "bias", "gamma", "history")
         remembered = outputs[1] if self.form != "alone" else None
         total = outputs[-1] if self.total else None
-        parameters = struct.pack(
-            "<8Q3i4x",
-            *(vector_address(given.get(name), name, x) for name in names),
-            vector_address(outputs[0], "output", x),
-            vector_address(remembered, "history_next", x),
-            vector_address(total, "total", x),
-            *(frames // self.batch, height * width, width),
-        )
+        parameters = {
+            **{name: vector_address(named.get(name), name, x) for name in names},
+            "output": vector_address(outputs[0], "output", x),
+            "history_next": vector_address(remembered, "history_next", x),
+            "sum": vector_address(total, "total", x),
+            "frames": frames // self.batch,
+            "pixels": height * width,
+            "width": width,
+        }
         constants = {
             "LL_DIM": channels,
             "LL_FORM": _FORMS[self.form],
@@ -120,17 +140,17 @@ class VaeStack:
             "LL_SPREAD": int(self.spread),
         }
         grid = (-(-height * width // pixels_per_block(channels)), self.batch)
-        Pass("vae_stack", grid, _PIXEL_THREADS).launch(x, constants, stream, parameters)
+        launch_pass(self.kernel, parameters, constants, x, place, grid, _PIXEL_THREADS)
 
     def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
-        given = self._named(inputs)
+        named = self._named(inputs)
         if self.spread:
-            given["x"] = gathered(given["x"])
-        value = summed(given)
+            named["x"] = gathered(named["x"])
+        value = summed(named)
         if self.total:
             outputs[-1][...] = value
         if self.norm:
-            value = _normalized(value) * given["gamma"].astype(np.float32)
+            value = _normalized(value) * named["gamma"].astype(np.float32)
         if self.silu:
             with np.errstate(over="ignore"):  # x / infinity is the zero that is meant
                 value = value / (1 + np.exp(-value))
@@ -138,7 +158,7 @@ class VaeStack:
         if self.form == "alone":
             outputs[0][...] = rows.reshape(value.shape)
             return
-        before = given["history"] if self.history else np.zeros_like(outputs[1])
+        before = named["history"] if self.history else np.zeros_like(outputs[1])
         extended = np.concatenate([before, rows], axis=1)
         formed = extended
         if self.form == "stacked":
@@ -153,7 +173,7 @@ class VaeStack:
 
 
 @dataclass(frozen=True)
-class VaeSum:
+class VaeSum(OneKernel):
     """x + y + bias.
 
     Inputs: x, and in this order those that the flags name: y, bias. With ``interleave`` the first
@@ -163,6 +183,12 @@ class VaeSum:
     residual: bool = False
     bias: bool = False
     interleave: bool = False
+    kernel: ClassVar[CudaKernel] = CudaKernel(
+        "vae/vae_sum.cu",
+        ParameterStruct(
+            x=POINTER, y=POINTER, bias=POINTER, output=POINTER, vectors=LONG, pixels=LONG
+        ),
+    )
 
     def output_shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
         shapes = self._named(inputs)
@@ -175,18 +201,18 @@ class VaeSum:
         return [(2 * frames, height, width, channels // 2)]
 
     def launch(
-        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], stream: int
+        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], place: Placement
     ) -> None:
-        given = self._named(inputs)
-        x = given["x"]
+        named = self._named(inputs)
+        x = named["x"]
         _, height, width, channels = x.shape
         vectors = math.prod(x.shape) // 8
-        parameters = struct.pack(
-            "<4Q2q",
-            *(vector_address(given.get(name), name, x) for name in ("x", "y", "bias")),
-            vector_address(outputs[0], "output", x),
-            *(vectors, height * width),
-        )
+        parameters = {
+            **{name: vector_address(named.get(name), name, x) for name in ("x", "y", "bias")},
+            "output": vector_address(outputs[0], "output", x),
+            "vectors": vectors,
+            "pixels": height * width,
+        }
         constants = {
             "LL_DIM": channels,
             "LL_RESIDUAL": int(self.residual),
@@ -194,7 +220,7 @@ class VaeSum:
             "LL_INTERLEAVE": int(self.interleave),
         }
         grid = (-(-vectors // _THREADS),)
-        Pass("vae_sum", grid, _THREADS).launch(x, constants, stream, parameters)
+        launch_pass(self.kernel, parameters, constants, x, place, grid, _THREADS)
 
     def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         value = summed(self._named(inputs))
@@ -207,7 +233,7 @@ class VaeSum:
 
 
 @dataclass(frozen=True)
-class VaeHead:
+class VaeHead(OneKernel):
     """The last convolution, 3x3x3 into three colors, over the frames that ``extended`` leaves.
 
     Inputs: x [batch * (2 + frames), H, W, C] and the weight [3, 27, C]: by row of taps, and then
@@ -215,6 +241,12 @@ class VaeHead:
     """
 
     batch: int = 1
+    kernel: ClassVar[CudaKernel] = CudaKernel(
+        "vae/vae_head.cu",
+        ParameterStruct(
+            x=POINTER, weight=POINTER, output=POINTER, frames=INT, height=INT, width=INT
+        ),
+    )
 
     def output_shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
         x, weight = inputs
@@ -228,20 +260,24 @@ class VaeHead:
         return [(frames - HISTORY_FRAMES * self.batch, height, width, COLORS)]
 
     def launch(
-        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], stream: int
+        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], place: Placement
     ) -> None:
         x, weight = inputs
         frames, height, width, _ = outputs[0].shape
-        parameters = struct.pack(
-            "<3Q3i4x",
-            *(vector_address(tensor, name, x) for tensor, name in ((x, "x"), (weight, "weight"))),
-            vector_address(outputs[0], "output", x),
-            *(frames // self.batch, height, width),
-        )
+        parameters = {
+            "x": vector_address(x, "x", x),
+            "weight": vector_address(weight, "weight", x),
+            "output": vector_address(outputs[0], "output", x),
+            "frames": frames // self.batch,
+            "height": height,
+            "width": width,
+        }
         channels = x.shape[3]
         grid = (-(-width // _HEAD_COLUMNS), -(-height // _HEAD_ROWS), self.batch)
-        made = Pass("vae_head", grid, _THREADS, head_shared_bytes(channels))
-        made.launch(x, {"LL_DIM": channels}, stream, parameters)
+        launch_pass(
+            *(self.kernel, parameters, {"LL_DIM": channels}, x, place, grid, _THREADS),
+            shared_bytes=head_shared_bytes(channels),
+        )
 
     def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         x, weight = (values.astype(np.float32) for values in inputs)
@@ -257,25 +293,26 @@ class VaeHead:
 
 
 @dataclass(frozen=True)
-class VaePixels:
+class VaePixels(OneKernel):
     """x [N, H, W, 3] + bias, from -1 to 1, as 8-bit pictures [batch, frames, H, W, 3]."""
 
     batch: int = 1
+    kernel: ClassVar[CudaKernel] = CudaKernel(
+        "vae/vae_pixels.cu", ParameterStruct(x=POINTER, bias=POINTER, output=POINTER, values=LONG)
+    )
 
     def output_shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
         frames, height, width = picture_shape("vae_pixels", inputs, self.batch)
         return [(self.batch, frames // self.batch, height, width, COLORS)]
 
     def launch(
-        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], stream: int
+        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], place: Placement
     ) -> None:
         x, bias = inputs
         values = math.prod(x.shape)
-        pointers = (vector_address(x, "x", x), bias.pointer, outputs[0].pointer)
+        parameters = {**picture_addresses(x, bias, outputs[0]), "values": values}
         grid = (-(-values // (8 * _THREADS)),)
-        parameters = struct.pack("<3Qq", *pointers, values)
-        made = Pass("vae_pixels", grid, _THREADS, file="vae_pixels.cu")
-        made.launch(x, {}, stream, parameters)
+        launch_pass(self.kernel, parameters, {}, x, place, grid, _THREADS)
 
     def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         unit = _clamped(inputs) / np.float32(2) + np.float32(0.5)
@@ -283,26 +320,29 @@ class VaePixels:
 
 
 @dataclass(frozen=True)
-class VaeFrames:
+class VaeFrames(OneKernel):
     """x [N, H, W, 3] + bias, from -1 to 1, as float32 planes [batch, frames, 3, H, W]."""
 
     batch: int = 1
+    kernel: ClassVar[CudaKernel] = CudaKernel(
+        "vae/vae_frames.cu",
+        ParameterStruct(x=POINTER, bias=POINTER, output=POINTER, pixels=LONG, plane=INT),
+    )
 
     def output_shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
         frames, height, width = picture_shape("vae_frames", inputs, self.batch)
         return [(self.batch, frames // self.batch, COLORS, height, width)]
 
     def launch(
-        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], stream: int
+        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], place: Placement
     ) -> None:
         x, bias = inputs
         frames, height, width, _ = x.shape
         pixels = frames * height * width
-        pointers = (vector_address(x, "x", x), bias.pointer, outputs[0].pointer)
+        addresses = picture_addresses(x, bias, outputs[0])
+        parameters = {**addresses, "pixels": pixels, "plane": height * width}
         grid = (-(-pixels // _THREADS),)
-        parameters = struct.pack("<3Qqi4x", *pointers, pixels, height * width)
-        made = Pass("vae_frames", grid, _THREADS, file="vae_pixels.cu")
-        made.launch(x, {}, stream, parameters)
+        launch_pass(self.kernel, parameters, {}, x, place, grid, _THREADS)
 
     def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         planes = np.moveaxis(_clamped(inputs), -1, 1)
@@ -310,47 +350,40 @@ class VaeFrames:
 
 
 @dataclass(frozen=True)
-class VaeZeros:
+class VaeZeros(OneKernel):
     """The history [batch, 2, H, W, C] of a convolution that has not seen its input x yet."""
 
     batch: int = 1
+    kernel: ClassVar[CudaKernel] = CudaKernel(
+        "vae/vae_zeros.cu", ParameterStruct(output=POINTER, vectors=LONG)
+    )
 
     def output_shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
         (x,) = inputs
         return [(self.batch, HISTORY_FRAMES, *activation_shape(x, self.batch)[1:])]
 
     def launch(
-        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], stream: int
+        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], place: Placement
     ) -> None:
         (x,), (target,) = inputs, outputs
         vectors = math.prod(target.shape) // 8
-        parameters = struct.pack("<2Q", vector_address(target, "output", x), vectors)
+        parameters = {"output": vector_address(target, "output", x), "vectors": vectors}
         grid = (-(-vectors // _THREADS),)
-        Pass("vae_zeros", grid, _THREADS).launch(x, {}, stream, parameters)
+        launch_pass(self.kernel, parameters, {}, x, place, grid, _THREADS)
 
     def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         outputs[0][...] = np.zeros_like(outputs[0])
 
 
-VAE_KERNELS: dict[str, Callable[[Parameters], GraphKernel]] = {
-    "vae_stack": lambda parameters: VaeStack(**parameters),
-    "vae_sum": lambda parameters: VaeSum(**parameters),
-    "vae_head": lambda parameters: VaeHead(**parameters),
-    "vae_pixels": lambda parameters: VaePixels(**parameters),
-    "vae_frames": lambda parameters: VaeFrames(**parameters),
-    "vae_zeros": lambda parameters: VaeZeros(**parameters),
-}
-
-
 def head_shared_bytes(channels: int) -> int:
-    """A tile of pixels, the weights, and the sums that warps exchange, as csrc/vae_head.cu."""
+    """A tile of pixels, the weights, and the sums that warps exchange, as csrc/vae/vae_head.cu."""
     pitch = -(-channels // 16) * 32 + 16
     pixels, weights = (_HEAD_ROWS + 2) * (_HEAD_COLUMNS + 2), _TAPS * 32
     return (pixels + weights) * pitch + _HEAD_ROWS * 32 * _TAPS * COLORS * 4
 
 
 def pixels_per_block(channels: int) -> int:
-    """As csrc/vae_pixel.cuh shares a block's threads out."""
+    """As csrc/vae/pixel.cuh shares a block's threads out."""
     lanes = 1
     while lanes < 32 and -(-channels // 8 // lanes) > _PARTS:
         lanes *= 2

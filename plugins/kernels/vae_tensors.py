@@ -1,7 +1,6 @@
 """What the VAE's kernels have in common: names and shapes of inputs, addresses, launches."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,8 @@ import numpy.typing as npt
 from longlive_trt.basics import Array
 from longlive_trt.errors import PluginError
 from longlive_trt.plugins.attention.variants import ELEMENTS
-from longlive_trt.plugins.cuda import driver
+from longlive_trt.plugins.cuda.kernel import CudaKernel
+from longlive_trt.plugins.cuda.placement import Placement
 from longlive_trt.plugins.cuda.tensors import DeviceTensor, require_dtype
 from longlive_trt.plugins.kernels.base import Shape
 
@@ -20,11 +20,11 @@ _HALVES = ("bfloat16", "float16")
 Floats = npt.NDArray[np.float32]
 
 
-def summed(given: dict[str, Array]) -> Floats:
-    value: Floats = given["x"].astype(np.float32)
+def summed(named: dict[str, Array]) -> Floats:
+    value: Floats = named["x"].astype(np.float32)
     for name in ("y", "bias"):
-        if name in given:
-            value = value + given[name].astype(np.float32)
+        if name in named:
+            value = value + named[name].astype(np.float32)
     return value
 
 
@@ -89,11 +89,11 @@ def require_channels(channels: int) -> None:
         raise PluginError(f"x has {channels} channels: allowed are multiples of 8")
 
 
-def require_shapes(kernel: str, shapes: dict[str, Shape], wanted: dict[str, Shape]) -> None:
-    for name, expected in wanted.items():
-        if name in shapes and tuple(shapes[name]) != expected:
+def require_shapes(kernel: str, shapes: dict[str, Shape], expected: dict[str, Shape]) -> None:
+    for name, shape in expected.items():
+        if name in shapes and tuple(shapes[name]) != shape:
             raise PluginError(
-                f"{kernel}: {name} has shape {list(shapes[name])}: it must be {list(expected)}"
+                f"{kernel}: {name} has shape {list(shapes[name])}: it must be {list(shape)}"
             )
 
 
@@ -107,22 +107,28 @@ def vector_address(tensor: DeviceTensor | None, name: str, like: DeviceTensor) -
     return tensor.pointer
 
 
-@dataclass(frozen=True)
-class Pass:
-    """A kernel of csrc/, and the threads that it is launched with."""
+def picture_addresses(x: DeviceTensor, bias: DeviceTensor, out: DeviceTensor) -> dict[str, int]:
+    return {"x": vector_address(x, "x", x), "bias": bias.pointer, "output": out.pointer}
 
-    entry: str
-    grid: tuple[int, ...]
-    threads: int
-    shared_bytes: int = 0
-    file: str | None = None
-    """By default named after the entry."""
 
-    def launch(
-        self, x: DeviceTensor, constants: dict[str, int], stream: int, parameters: bytes
-    ) -> None:
-        require_dtype(x, "x", _HALVES)
-        defined = tuple(sorted({"LL_ELEMENT": ELEMENTS[x.dtype], **constants}.items()))
-        file = self.file or f"{self.entry}.cu"
-        kernel = driver.load_kernel(file, self.entry, defined, self.shared_bytes, x.device)
-        kernel.launch(self.grid, self.threads, self.shared_bytes, stream, parameters)
+def launch_pass(
+    kernel: CudaKernel,
+    parameters: Mapping[str, Any],
+    constants: Mapping[str, int],
+    x: DeviceTensor,
+    place: Placement,
+    grid: Sequence[int],
+    threads: int,
+    *,
+    shared_bytes: int = 0,
+) -> None:
+    require_dtype(x, "x", _HALVES)
+    kernel.launch(
+        parameters,
+        grid=grid,
+        threads=threads,
+        constants={"LL_ELEMENT": ELEMENTS[x.dtype], **constants},
+        device=place.device,
+        stream=place.stream.handle,
+        shared_bytes=shared_bytes,
+    )

@@ -10,6 +10,7 @@ import numpy as np
 from longlive_trt.basics import Closing
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.schema import ROPE_TABLE_FRAMES
+from longlive_trt.contract import PROMPT, STEP, TEXT, VAE_GRAPHS, VAE_NEXT
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.exports import TOKENIZER_NAME
@@ -137,11 +138,11 @@ def blocks_to_fill(layout: RingLayout) -> int:
 
 
 def has_vae(bundle: Bundle) -> bool:
-    return bundle.has("vae_first") and bundle.has("vae_next")
+    return all(map(bundle.has, VAE_GRAPHS))
 
 
 def has_text_encoder(bundle: Bundle) -> bool:
-    return bundle.has("text") and TOKENIZER_NAME in bundle.manifest.files
+    return bundle.has(TEXT) and TOKENIZER_NAME in bundle.manifest.files
 
 
 class Lane(Closing):
@@ -254,10 +255,10 @@ class Lane(Closing):
         times.graph_runs_ms = {
             graph: [ms for s in stretches for ms in durations.between(s.before, s.after, graph)]
             for graph, stretches in (
-                ("step", self._plain),
-                ("vae_next", self._plain),
-                ("prompt", self._switched),
-                ("text", self._switched),
+                (STEP, self._plain),
+                (VAE_NEXT, self._plain),
+                (PROMPT, self._switched),
+                (TEXT, self._switched),
             )
         }
         return times
@@ -273,9 +274,9 @@ class Lane(Closing):
         return None if blocks is None else blocks * self._config.rollout.frames_per_block
 
     def _load(self) -> None:
-        graphs = ["step", "prompt"]
-        graphs += ["text"] if has_text_encoder(self.bundle) else []
-        graphs += ["vae_first", "vae_next"] if self.decode else []
+        graphs = [STEP, PROMPT]
+        graphs += [TEXT] if has_text_encoder(self.bundle) else []
+        graphs += VAE_GRAPHS if self.decode else []
         for graph in graphs:
             self._times.loading[graph] = self._load_graph(graph)
 
@@ -333,15 +334,15 @@ class Lane(Closing):
         def spent(label: str) -> list[float]:
             return durations.between(stretch.before, stretch.after, label)
 
-        runs, passes = spent("step"), len(self._config.rollout.steps) + 1
+        runs, passes = spent(STEP), len(self._config.rollout.steps) + 1
         ran_one_by_one = len(runs) >= passes
         return BlockTimes(
             wall_ms=stretch.wall_ms,
             transformer_ms=sum(spent(TRANSFORMER)),
             passes_ms=tuple(runs[-passes:]) if ran_one_by_one else (),
             recache_ms=sum(runs[:-passes]),
-            vae_ms=sum(spent("vae_first")) + sum(spent("vae_next")),
-            encode_ms=sum(spent("text")) + sum(spent("prompt")),
+            vae_ms=sum(sum(spent(graph)) for graph in VAE_GRAPHS),
+            encode_ms=sum(spent(TEXT)) + sum(spent(PROMPT)),
         )
 
     def _resolved_announced(self, durations: Durations, made: _AnnouncedStretch) -> Announced:

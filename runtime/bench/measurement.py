@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from longlive_trt.basics import Report
 from longlive_trt.configs.dump import config_values
+from longlive_trt.contract import PROMPT, STEP
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.engines.loader import require_runnable, runs_on_gpu
 from longlive_trt.errors import UsageError
@@ -89,8 +90,8 @@ def check_measurable(bundles: Sequence[Bundle], settings: Settings) -> None:
     """Refuse what would fail later, before any engine is loaded."""
     for bundle in bundles:
         require_runnable(bundle, settings.device)
-        bundle.require("step", "measuring")
-        bundle.require("prompt", "measuring")
+        bundle.require(STEP, "measuring")
+        bundle.require(PROMPT, "measuring")
         _require_steady_state(bundle, settings)
     if len(bundles) == _COMPARED_BUNDLES:
         _require_same_model(*bundles)

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from longlive_trt.contract import PROMPT, TEXT, VAE_NEXT
 from longlive_trt.runtime.bench.lane import Loading
 from longlive_trt.runtime.bench.measurement import Measurements, Reading
 from longlive_trt.runtime.bench.record import cpu_name
@@ -65,7 +66,7 @@ def _block_table(shown: Figures) -> Table:
     }
     parts: dict[str, Mapping[str, Sequence[float]]] = {
         "transformer": shown.passes,
-        "vae": _graphs(shown, "vae_next"),
+        "vae": _graphs(shown, VAE_NEXT),
     }
     for name, series in shown.blocks.items():
         share = f"{shares[name]:.0%}" if name in shares else ""
@@ -89,7 +90,7 @@ def _switch_table(shown: Figures, title: str, switches: Mapping[str, Sequence[fl
         share = shown.peak_shares.get(name) if title == _NEW_PROMPT else None
         table.add_row(name, *_times(series), f"{share:.0%}" if share else "")
         if name == "encode" and title == _NEW_PROMPT:
-            _add_parts(table, _graphs(shown, "text", "prompt"))
+            _add_parts(table, _graphs(shown, TEXT, PROMPT))
     return table
 
 

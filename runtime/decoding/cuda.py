@@ -9,6 +9,7 @@ from math import prod
 import numpy as np
 
 from longlive_trt.basics import Array
+from longlive_trt.contract import HISTORY, LATENTS, PIXELS, next_of
 from longlive_trt.engines.base import Binding, Engine
 from longlive_trt.plugins.cuda.marks import mark
 from longlive_trt.plugins.cuda.streams import DeviceTensor, Event, Stream
@@ -68,7 +69,7 @@ class CudaDecoder(RememberingDecoder):
 
     def _reserve(self, batch: int, block_frames: int) -> None:
         first, following = self._first_engine, self._following_engine
-        caches = buffers(named(following.inputs, "cache"), batch=batch)
+        caches = buffers(named(following.inputs, HISTORY), batch=batch)
         self._caches = [
             self._memory.reserve(caches, "the decoder's memory of past frames") for _ in range(2)
         ]
@@ -77,9 +78,9 @@ class CudaDecoder(RememberingDecoder):
         )
         self._start = self._memory.reserve(
             {
-                "first": Buffer.of(following.inputs["latents"], batch=batch, latent_frames=1),
+                "first": Buffer.of(following.inputs[LATENTS], batch=batch, latent_frames=1),
                 "rest": Buffer.of(
-                    following.inputs["latents"], batch=batch, latent_frames=block_frames - 1
+                    following.inputs[LATENTS], batch=batch, latent_frames=block_frames - 1
                 ),
             },
             "a video's first latents",
@@ -114,9 +115,7 @@ class CudaDecoder(RememberingDecoder):
         self._memory.copy([(self._start["first"], latents)], [Span(0, 0, 1)])
         caches = _renewed(self._caches[self._flips % 2])
         made = [self._pictures["first"]]
-        self._first_engine.bind(
-            {"latents": self._start["first"]}, {"pixels": made[0], **caches}
-        ).run()
+        self._first_engine.bind({LATENTS: self._start["first"]}, {PIXELS: made[0], **caches}).run()
         if count > 1:
             self._memory.copy([(self._start["rest"], latents)], [Span(0, 1, count - 1)])
             made.append(self._pictures["rest"])
@@ -134,8 +133,8 @@ class CudaDecoder(RememberingDecoder):
         key = (latents.pointer, picture.pointer, flip)
         if key not in self._bound:
             self._bound[key] = self._following_engine.bind(
-                {"latents": latents, **self._caches[flip]},
-                {"pixels": picture, **_renewed(self._caches[1 - flip])},
+                {LATENTS: latents, **self._caches[flip]},
+                {PIXELS: picture, **_renewed(self._caches[1 - flip])},
             )
         self._bound[key].run()
 
@@ -165,15 +164,15 @@ def _piece(tensor: DeviceTensor, number: int, pieces: int) -> DeviceTensor:
 
 
 def _renewed(caches: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.replace("cache", "cache_next"): tensor for name, tensor in caches.items()}
+    return {next_of(name): tensor for name, tensor in caches.items()}
 
 
 def _pictures(first: Engine, following: Engine, batch: int, block_frames: int) -> dict[str, Buffer]:
-    pixels = following.outputs["pixels"]
+    pixels = following.outputs[PIXELS]
     block = Buffer.of(pixels, batch=batch, latent_frames=block_frames)
     return {
         "block.0": block,
         "block.1": block,
-        "first": Buffer.of(first.outputs["pixels"], batch=batch, latent_frames=1),
+        "first": Buffer.of(first.outputs[PIXELS], batch=batch, latent_frames=1),
         "rest": Buffer.of(pixels, batch=batch, latent_frames=max(1, block_frames - 1)),
     }

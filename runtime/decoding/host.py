@@ -4,11 +4,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from longlive_trt.basics import Array
+from longlive_trt.contract import HISTORY, LATENTS, PIXELS, next_of
 from longlive_trt.engines.base import Binding, Engine
 from longlive_trt.runtime.memory.base import (
     Buffer,
@@ -102,18 +103,18 @@ class VaeStream(RememberingDecoder):
         first: Engine,
         following: Engine,
         batch: int,
-        output: Literal["pixels", "frames"] = "pixels",
+        output: str = PIXELS,
         memory: Memory | None = None,
     ) -> None:
         self._output = output
         self._memory = memory or HostMemory()
-        cache_specs = named(following.inputs, "cache")
+        cache_specs = named(following.inputs, HISTORY)
         # One set is read while the other is written.
         self._caches = [
             self._memory.reserve(buffers(cache_specs, batch=batch), "the decoder's memory")
             for _ in range(2)
         ]
-        own = {"latents": Buffer.of(following.inputs["latents"], batch=batch, latent_frames=1)}
+        own = {LATENTS: Buffer.of(following.inputs[LATENTS], batch=batch, latent_frames=1)}
         for name, engine in (("first", first), ("following", following)):
             own[name] = Buffer.of(engine.outputs[output], batch=batch, latent_frames=1)
         self._tensors = self._memory.reserve(own, "the decoder's pictures")
@@ -128,7 +129,7 @@ class VaeStream(RememberingDecoder):
         """Latents [B, n, C, h, w] that follow the ones before; frames [B, m, ...] of your own."""
         pieces = []
         for index in range(latents.shape[1]):
-            self._memory.write(self._tensors["latents"], latents[:, index : index + 1])
+            self._memory.write(self._tensors[LATENTS], latents[:, index : index + 1])
             pieces.append(self._decode_frame().result())
         return np.concatenate(pieces, axis=1)
 
@@ -151,9 +152,9 @@ class VaeStream(RememberingDecoder):
         caches: Mapping[str, Tensor] | None,
         renewed: Mapping[str, Tensor],
     ) -> Binding:
-        outputs = {name.replace("cache", "cache_next"): array for name, array in renewed.items()}
+        outputs = {next_of(name): array for name, array in renewed.items()}
         return engine.bind(
-            {"latents": self._tensors["latents"], **(caches or {})},
+            {LATENTS: self._tensors[LATENTS], **(caches or {})},
             {self._output: self._tensors[picture], **outputs},
         )
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from longlive_trt.basics import Array
+from longlive_trt.contract import stem_of
 from longlive_trt.engines.base import TensorSpec
 
 Tensor = Any
@@ -169,7 +170,7 @@ def buffers(specs: Iterable[TensorSpec], **sizes: int) -> dict[str, Buffer]:
 
 def named(specs: Mapping[str, TensorSpec], *prefixes: str) -> list[TensorSpec]:
     """The tensors that come one to a layer: ``k_cache.0``, ``k_cache.1``, ..."""
-    return [spec for name, spec in specs.items() if name.rpartition(".")[0] in prefixes]
+    return [spec for name, spec in specs.items() if stem_of(name) in prefixes]
 
 
 def size_bytes(tensors: Iterable[Buffer]) -> int:

@@ -1,17 +1,32 @@
 """How much memory a session takes on a GPU, before anything is loaded there."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-import ml_dtypes
-import numpy as np
-
 from longlive_trt.configs import ModelConfig
-from longlive_trt.engines.base import TensorSpec
+from longlive_trt.contract import (
+    BATCH,
+    CACHE_FRAMES,
+    CONTEXT_K,
+    CONTEXT_V,
+    HISTORY,
+    K_CACHE,
+    K_NEW,
+    PIXELS,
+    PROMPT,
+    STEP,
+    STEP_FRAMES,
+    TEXT,
+    V_CACHE,
+    V_NEW,
+    VAE_GRAPHS,
+    VAE_NEXT,
+)
+from longlive_trt.engines.base import TensorSpec, specs_of
 from longlive_trt.engines.bundles.bundle import Bundle
+from longlive_trt.engines.memory import engines_bytes
 from longlive_trt.errors import EngineError
-from longlive_trt.exports import TensorInfo
 from longlive_trt.plugins.cuda.streams import Gpu
 from longlive_trt.runtime.memory.base import buffers, named, size_bytes
 from longlive_trt.runtime.ring import RingLayout
@@ -22,12 +37,6 @@ _STEP_ACTIVATIONS = 16
 _VAE_ACTIVATIONS = 12
 _CONTEXT_BYTES = 1 * GIB
 """CUDA itself, the libraries' kernels and workspaces."""
-
-_TYPES = {
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float8e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
-    "float": np.dtype(np.float32),
-}
 
 
 @dataclass(frozen=True)
@@ -55,9 +64,9 @@ def session_budget(
     low_memory: bool = False,
 ) -> Budget:
     layout = RingLayout.of(config, total_frames)
-    graphs = ["step", "prompt"]
-    graphs += ["vae_first", "vae_next"] if decode else []
-    encoder = _weights_bytes(bundle, ["text"]) if text and bundle.has("text") else 0
+    graphs = [STEP, PROMPT, *(VAE_GRAPHS if decode else ())]
+    manifest = bundle.manifest
+    encoder = engines_bytes(manifest, [TEXT]) if text and bundle.has(TEXT) else 0
     rest = {
         "keys and values": _cache_bytes(bundle, layout, batch),
         "recomputing them": _recache_bytes(bundle, layout, batch),
@@ -67,7 +76,7 @@ def session_budget(
     # A transient text encoder is gone before what the session needs is taken.
     held = sum(rest.values())
     encoding = max(0, encoder - held) if low_memory else encoder
-    weights = _weights_bytes(bundle, graphs)
+    weights = engines_bytes(manifest, graphs)
     return Budget({"weights": weights, "encoding": encoding, **rest, "CUDA": _CONTEXT_BYTES})
 
 
@@ -85,36 +94,25 @@ def require_memory(gpu: Gpu, wanted: Budget, lesser: Mapping[str, Budget]) -> No
     )
 
 
-def _weights_bytes(bundle: Bundle, graphs: Iterable[str]) -> int:
-    """Files that are shared by graphs of one component count once for each graph's session."""
-    files = bundle.manifest.files
-    total = 0
-    for graph in graphs:
-        own = [f"{graph}.weights", f"{graph}.onnx", f"{graph}.engine"]
-        shared = ["vae.weights"] if graph.startswith("vae") else []
-        total += sum(files[name].bytes for name in own + shared if name in files)
-    return total
-
-
 def _cache_bytes(bundle: Bundle, layout: RingLayout, batch: int) -> int:
-    inputs, outputs = _specs(bundle, "step")
-    kept = named(inputs, "k_cache", "v_cache", "context_k", "context_v")
-    made = named(outputs, "k_new", "v_new")
-    sizes = {"batch": batch, "frames": layout.block, "cache_frames": layout.slots}
+    inputs, outputs = _specs(bundle, STEP)
+    kept = named(inputs, K_CACHE, V_CACHE, CONTEXT_K, CONTEXT_V)
+    made = named(outputs, K_NEW, V_NEW)
+    sizes = {BATCH: batch, STEP_FRAMES: layout.block, CACHE_FRAMES: layout.slots}
     return size_bytes(buffers([*kept, *made], **sizes).values())
 
 
 def _recache_bytes(bundle: Bundle, layout: RingLayout, batch: int) -> int:
-    made = named(_specs(bundle, "step")[1], "k_new", "v_new")
+    made = named(_specs(bundle, STEP)[1], K_NEW, V_NEW)
     return size_bytes(buffers(made, batch=batch, frames=layout.window).values())
 
 
 def _decoder_bytes(bundle: Bundle, config: ModelConfig, batch: int, low_memory: bool) -> int:
     assert config.vae is not None
     block = 1 if low_memory else config.rollout.frames_per_block
-    inputs, outputs = _specs(bundle, "vae_next")
-    kept = 2 * size_bytes(buffers(named(inputs, "cache"), batch=batch).values())
-    pictures = prod(outputs["pixels"].sized(batch=batch, latent_frames=block))
+    inputs, outputs = _specs(bundle, VAE_NEXT)
+    kept = 2 * size_bytes(buffers(named(inputs, HISTORY), batch=batch).values())
+    pictures = prod(outputs[PIXELS].sized(batch=batch, latent_frames=block))
     # The widest activation is three channels of pictures made of the model's narrowest layer.
     widest = 2 * config.vae.dim * pictures // 3
     return kept + 3 * pictures + _VAE_ACTIVATIONS * widest
@@ -128,12 +126,3 @@ def _largest_activation(config: ModelConfig, batch: int) -> int:
 def _specs(bundle: Bundle, graph: str) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
     info = bundle.manifest.graphs[graph]
     return specs_of(info.inputs), specs_of(info.outputs)
-
-
-def specs_of(tensors: Iterable[TensorInfo]) -> dict[str, TensorSpec]:
-    return {
-        tensor.name: TensorSpec(
-            tensor.name, _TYPES.get(tensor.dtype) or np.dtype(tensor.dtype), tensor.shape
-        )
-        for tensor in tensors
-    }

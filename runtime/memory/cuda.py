@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from math import prod
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from longlive_trt.basics import Array
+from longlive_trt.dtypes import BY_NAME
 from longlive_trt.errors import EngineError, PluginError, UsageError
 from longlive_trt.plugins.cuda.streams import (
     CapturedGraph,
@@ -35,10 +35,6 @@ logger = logging.getLogger(__name__)
 
 STALL_LIMIT_S = 120.0
 
-_DTYPES = {
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float8_e4m3": np.dtype(ml_dtypes.float8_e4m3fn),
-}
 _GRAPH_WORTHY = 8
 """So many copies are cheaper as one captured graph."""
 _MANY, _SMALL_BYTES = 12, 4 << 20
@@ -339,7 +335,7 @@ def _wait_if_possible(wait: Callable[[], None]) -> None:
 
 
 def dtype_of(tensor: DeviceTensor) -> np.dtype[Any]:
-    return _DTYPES.get(tensor.dtype) or np.dtype(tensor.dtype)
+    return BY_NAME[tensor.dtype].numpy
 
 
 def bytes_of(tensor: DeviceTensor) -> int:

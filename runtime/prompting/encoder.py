@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from longlive_trt.basics import Array, Closing
+from longlive_trt.contract import CONTEXT_K, CONTEXT_V, IDS, MASK, TEXT_STATES
 from longlive_trt.engines.base import Engine
 from longlive_trt.runtime.memory.base import Buffer, HostMemory, Memory, buffers, named, size_bytes
 from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer
@@ -26,10 +27,10 @@ class PromptContexts(Closing):
     def __init__(self, engine: Engine, batch: int, memory: Memory | None = None) -> None:
         self._engine, self._batch = engine, batch
         self.memory = memory or HostMemory()
-        outputs = named(engine.outputs, "context_k", "context_v")
+        outputs = named(engine.outputs, CONTEXT_K, CONTEXT_V)
         self._buffers = buffers(outputs, batch=batch)
         self._states = self.memory.reserve(
-            {"text_states": Buffer.of(engine.inputs["text_states"], batch=batch)}, "text states"
+            {TEXT_STATES: Buffer.of(engine.inputs[TEXT_STATES], batch=batch)}, "text states"
         )
         self.one_at_a_time = threading.RLock()
         """Prompts that are encoded beside the rest share the memory and, on a GPU, the stream."""
@@ -41,7 +42,7 @@ class PromptContexts(Closing):
 
     def of_states(self, states: Array) -> Context:
         """Text states [1 or B, text_len, text_dim]; one row serves the whole batch."""
-        tensor = self._states["text_states"]
+        tensor = self._states[TEXT_STATES]
         with self.one_at_a_time:
             self.memory.write(tensor, np.broadcast_to(states, tensor.shape))
             context = self.memory.reserve(self._buffers, "a prompt")
@@ -75,10 +76,10 @@ class PromptReader:
         memory, text = self._memory, self._text
         inputs = memory.reserve(buffers(text.inputs.values(), batch=1), "a prompt's tokens")
         outputs = memory.reserve(buffers(text.outputs.values(), batch=1), "a prompt's states")
-        memory.write(inputs["ids"], tokens.ids[None])
-        memory.write(inputs["mask"], tokens.mask[None])
+        memory.write(inputs[IDS], tokens.ids[None])
+        memory.write(inputs[MASK], tokens.mask[None])
         text.bind(inputs, outputs).run()
-        return memory.fetch(outputs["text_states"]).result()
+        return memory.fetch(outputs[TEXT_STATES]).result()
 
 
 Encoded = tuple[Array, Context]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from longlive_trt.calibration.calibration_file import Calibration
-from longlive_trt.calibration.calibrator import Request, calibrate
+from longlive_trt.calibration.calibrator import CalibrationRequest, calibrate
 from longlive_trt.calibration.folders import SourceExport, write_quantized
 from longlive_trt.calibration.prompts import shipped_prompts
 from longlive_trt.calibration.recipes import FORMATS, FP8, RECIPES, Extras
@@ -63,7 +63,7 @@ def calibrations(
         name: calibrate(
             small_config,
             small_weights,
-            Request(recipe, prompts, Selection(exclude=())),
+            CalibrationRequest(recipe, prompts, Selection(exclude=())),
             SyntheticTexts(small_config),
             progress,
         )
@@ -94,7 +94,7 @@ def quantized_export(
 
 
 @pytest.fixture(scope="session")
-def narrow_cache_export(
+def quantized_cache_export(
     make_once: MakeOnce, small_export: Path, calibrations: Mapping[str, Calibration]
 ) -> Callable[[str], Path]:
     """With keys and values in eight bits; every graph was compared with torch."""
@@ -111,7 +111,7 @@ def narrow_cache_export(
 
 
 @pytest.fixture(scope="session")
-def narrow_export(
+def quantized_attention_export(
     make_once: MakeOnce, small_export: Path, calibrations: Mapping[str, Calibration]
 ) -> Path:
     """With self-attention in FP8; every graph was compared with torch."""
@@ -121,7 +121,7 @@ def narrow_export(
         result = write_quantized(source, calibrations["fp8"], path, extras=extras)
         assert all(check.error is not None and check.error < 5e-3 for check in result.checks)
 
-    return make_once("calibration-narrow-attention", make)
+    return make_once("calibration-quantized-attention", make)
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from longlive_trt.calibration import calibrator
 from longlive_trt.calibration.calibration_file import Calibration
-from longlive_trt.calibration.calibrator import Request, calibrate, load_model
+from longlive_trt.calibration.calibrator import CalibrationRequest, calibrate, load_model
 from longlive_trt.calibration.modelopt import quiet
 from longlive_trt.calibration.prompts import shipped_prompts
 from longlive_trt.calibration.quantization import scale_of, weight_scale_of
@@ -130,7 +130,7 @@ def test_smoothing_moves_ranges_from_inputs_to_weights(
 def test_the_same_request_gives_the_same_file(
     small_config: ModelConfig, small_weights: Weights, tmp_path: Path
 ) -> None:
-    request = Request(RECIPES["fp8"], TWO, blocks=1)
+    request = CalibrationRequest(RECIPES["fp8"], TWO, blocks=1)
     first, second = (
         calibrate(small_config, small_weights, request, SyntheticTexts(small_config), tmp_path / n)
         for n in "ab"
@@ -149,7 +149,7 @@ def test_an_interrupted_calibration_goes_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    request = Request(RECIPES["fp8"], FOUR, blocks=1)
+    request = CalibrationRequest(RECIPES["fp8"], FOUR, blocks=1)
     texts = SyntheticTexts(small_config)
     whole = calibrate(small_config, small_weights, request, texts, tmp_path / "whole")
     ran: list[int] = []
@@ -207,7 +207,7 @@ def test_what_is_not_finite_is_named_by_layer_and_prompt(
         calibrate(
             small_config,
             broken,
-            Request(RECIPES["fp8"], TWO),
+            CalibrationRequest(RECIPES["fp8"], TWO),
             SyntheticTexts(small_config),
             tmp_path / "progress",
         )
@@ -218,7 +218,7 @@ def test_what_is_not_finite_is_named_by_layer_and_prompt(
 
 def test_no_prompts_and_no_layers_are_refused(small_config: ModelConfig) -> None:
     with pytest.raises(UsageError, match="no prompts to calibrate with"):
-        Request(RECIPES["fp8"], ())
+        CalibrationRequest(RECIPES["fp8"], ())
     transformer = small_config.transformer
     with pytest.raises(UsageError, match="every layer is left out"):
         select_layers(transformer, Selection(exclude=("blocks.*",)))

@@ -1,4 +1,4 @@
-"""The quantized graphs: standard operators, real narrow weights, and the meaning of torch."""
+"""The quantized graphs: standard operators, real quantized weights, and the meaning of torch."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from longlive_trt.calibration.cache import NarrowCacheRollout
+from longlive_trt.calibration.cache import QuantizedCacheRollout
 from longlive_trt.calibration.calibration_file import Calibration
 from longlive_trt.calibration.quantized import load_quantized
 from longlive_trt.calibration.recipes import FORMATS, FP8, Extras
@@ -44,9 +44,9 @@ def test_linears_are_standard_quantized_products(quantized_export: Exported, rec
     assert counts["DequantizeLinear"] == 2 * 8
     assert counts["QuantizeLinear"] == 8
     assert {node.domain for node in model.graph} == {"", "longlive"}
-    narrow = [v for v in model.graph.initializers.values() if v.dtype == NARROW[recipe]]
-    assert len(narrow) == 8
-    for value in narrow:
+    quantized = [v for v in model.graph.initializers.values() if v.dtype == NARROW[recipe]]
+    assert len(quantized) == 8
+    for value in quantized:
         (use,) = value.uses()
         assert use.node.op_type == "DequantizeLinear"
         assert use.node.outputs[0].uses()[0].node.op_type == "MatMul"
@@ -55,7 +55,7 @@ def test_linears_are_standard_quantized_products(quantized_export: Exported, rec
 def test_narrow_weights_are_half_of_fp16(
     quantized_export: Exported, small_export: Path, small_config: ModelConfig
 ) -> None:
-    plain, narrow = (
+    plain, quantized = (
         sum(
             value.const_value.nbytes
             for value in ir.load(folder / "step.onnx").graph.initializers.values()
@@ -63,7 +63,7 @@ def test_narrow_weights_are_half_of_fp16(
         )
         for folder in (small_export, quantized_export("fp8"))
     )
-    assert narrow * 2 == plain
+    assert quantized * 2 == plain
 
 
 @pytest.mark.parametrize("recipe", ["fp8", "int8"])
@@ -231,7 +231,7 @@ def test_half_precisions_hold_the_scales_exactly(quantized_export: Exported) -> 
 
 @pytest.mark.parametrize("cache", ["fp8", "int8"])
 def test_a_narrow_cache_is_what_torch_simulates(
-    narrow_cache_export: Exported,
+    quantized_cache_export: Exported,
     small_config: ModelConfig,
     small_weights: Weights,
     calibrations: Mapping[str, Calibration],
@@ -239,14 +239,14 @@ def test_a_narrow_cache_is_what_torch_simulates(
     tmp_path: Path,
 ) -> None:
     """The runtime keeps eight bits and moves them, and the video is that of the simulation."""
-    build(narrow_cache_export(cache), tmp_path / "bundle", "fp32")
+    build(quantized_cache_export(cache), tmp_path / "bundle", "fp32")
     bundle = open_bundle(tmp_path / "bundle")
     (states,) = SyntheticTexts(small_config).of(["A cat on a mat."])
     blocks, shape = 5, (4, 1, 3, *small_config.latent_shape)
     noises = torch.randn((blocks, *shape), generator=torch.Generator().manual_seed(1))
     calibration, half = calibrations["fp8"], HalfWeights(small_weights)
     model = load_quantized(small_config, half, calibration, "fp32", "cpu")
-    rollout = NarrowCacheRollout(model, small_config, 1, 3 * blocks, calibration, FORMATS[cache])
+    rollout = QuantizedCacheRollout(model, small_config, 1, 3 * blocks, calibration, FORMATS[cache])
     assert cache_types(bundle) == {{"fp8": "float8e4m3fn", "int8": "int8"}[cache]}
     found = run_passes(bundle, small_config, states, noises)
     with torch.no_grad():
@@ -258,13 +258,13 @@ def test_a_narrow_cache_is_what_torch_simulates(
 
 
 def test_attention_in_fp8_is_what_torch_simulates(
-    narrow_export: Path,
+    quantized_attention_export: Path,
     small_config: ModelConfig,
     small_weights: Weights,
     calibrations: Mapping[str, Calibration],
     tmp_path: Path,
 ) -> None:
-    build(narrow_export, tmp_path / "bundle", "fp32")
+    build(quantized_attention_export, tmp_path / "bundle", "fp32")
     (states,) = SyntheticTexts(small_config).of(["A cat on a mat."])
     blocks, shape = 5, (4, 1, 3, *small_config.latent_shape)
     noises = torch.randn((blocks, *shape), generator=torch.Generator().manual_seed(1))
@@ -299,13 +299,13 @@ def run_passes(
 
 @pytest.mark.parametrize(("cache", "gpu"), [("fp8", "sm89"), ("int8", "sm120")])
 def test_tensorrt_takes_a_narrow_cache(
-    narrow_cache_export: Exported, tmp_path: Path, cache: str, gpu: str
+    quantized_cache_export: Exported, tmp_path: Path, cache: str, gpu: str
 ) -> None:
     pytest.importorskip("tensorrt_rtx_bindings", reason="needs tensorrt-rtx")
     options = BuildOptions(gpu=gpu)
-    build(narrow_cache_export(cache), tmp_path / "b", "fp16", "tensorrt-rtx", options=options)
-    narrow = {"fp8": "float8e4m3fn", "int8": "int8"}[cache]
-    assert cache_types(open_bundle(tmp_path / "b")) == {narrow}
+    build(quantized_cache_export(cache), tmp_path / "b", "fp16", "tensorrt-rtx", options=options)
+    quantized = {"fp8": "float8e4m3fn", "int8": "int8"}[cache]
+    assert cache_types(open_bundle(tmp_path / "b")) == {quantized}
 
 
 def cache_types(bundle: Bundle) -> set[str]:

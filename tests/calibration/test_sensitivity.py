@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from longlive_trt.calibration.cache import NarrowCacheRollout, cache_bytes
+from longlive_trt.calibration.cache import QuantizedCacheRollout, cache_bytes
 from longlive_trt.calibration.calibration_file import Calibration
-from longlive_trt.calibration.calibrator import Request, load_model
+from longlive_trt.calibration.calibrator import CalibrationRequest, load_model
 from longlive_trt.calibration.plot import sensitivity_png
 from longlive_trt.calibration.prompts import shipped_prompts
 from longlive_trt.calibration.recipes import FP8, INT8, RECIPES, Format
@@ -28,7 +28,7 @@ def test_the_report_finds_the_layer_whose_range_is_wrong(
     # Far too wide a range: hardly any of the 256 steps is used.
     wide = replace(calibration.layers[bad], input_amax=calibration.layers[bad].input_amax * 200)
     spoiled = replace(calibration, layers={**calibration.layers, bad: wide})
-    request = Request(RECIPES["int8"], tuple(shipped_prompts()[:2]))
+    request = CalibrationRequest(RECIPES["int8"], tuple(shipped_prompts()[:2]))
     report = measure(
         small_config,
         small_weights,
@@ -74,18 +74,18 @@ def test_a_narrow_cache_costs_little_and_something(
     model = load_model(small_config, small_weights, "fp32", "cpu")
     frames = 5 * small_config.rollout.frames_per_block
     plain = ReferenceRollout(model, small_config, 1, frames)
-    narrow = NarrowCacheRollout(model, small_config, 1, frames, calibrations["fp8"], format_)
+    quantized = QuantizedCacheRollout(model, small_config, 1, frames, calibrations["fp8"], format_)
     (states,) = SyntheticTexts(small_config).of(["A cat on a mat."])
     generator = torch.Generator().manual_seed(1)
     noises = torch.randn((5, 4, 1, 3, *small_config.latent_shape), generator=generator)
     with torch.no_grad():
-        for rollout in (plain, narrow):
+        for rollout in (plain, quantized):
             rollout.switch_prompt(states)
             for noise in noises:
                 rollout.run_block(noise[0], list(noise[1:]))
     # The first block reads no cache.
-    torch.testing.assert_close(narrow.frames[0], plain.frames[0], rtol=0, atol=0)
-    found, expected = (torch.cat(r.frames[1:], dim=1) for r in (narrow, plain))
+    torch.testing.assert_close(quantized.frames[0], plain.frames[0], rtol=0, atol=0)
+    found, expected = (torch.cat(r.frames[1:], dim=1) for r in (quantized, plain))
     assert least < (found - expected).norm() / expected.norm() < most
 
 

@@ -20,7 +20,7 @@ from longlive_trt.calibration.calibration_file import (
     load_calibration,
     save_calibration,
 )
-from longlive_trt.calibration.calibrator import Request, calibrate
+from longlive_trt.calibration.calibrator import CalibrationRequest, calibrate
 from longlive_trt.calibration.folders import SourceExport, write_quantized
 from longlive_trt.calibration.layers import quantized
 from longlive_trt.calibration.prompts import shipped_prompts
@@ -35,7 +35,7 @@ from longlive_trt.calibration.vae.decoder import (
     quantized_vae_component,
     select_convolutions,
 )
-from longlive_trt.calibration.vae.layers import QuantizedCausalConv, narrow_conv
+from longlive_trt.calibration.vae.layers import QuantizedCausalConv, quantized_conv
 from longlive_trt.cli import main
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.loader import configure
@@ -92,7 +92,7 @@ def vae_calibration(vae_export: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 def calibrated(source: Path, progress: Path, **changes: object) -> Calibration:
     opened = SourceExport.open(source)
-    request = replace(Request(RECIPES["fp8"], PROMPTS, blocks=2), **changes)  # type: ignore[arg-type]
+    request = replace(CalibrationRequest(RECIPES["fp8"], PROMPTS, blocks=2), **changes)  # type: ignore[arg-type]
     texts = SyntheticTexts(opened.config)
     return calibrate(
         opened.config, opened.transformer(), request, texts, progress, vae=opened.vae()
@@ -154,22 +154,22 @@ def test_ranges_are_the_largest_that_a_stream_meets(
 def test_a_convolution_computes_with_rounded_numbers(format_: Format) -> None:
     generator = torch.Generator().manual_seed(0)
     plain = CausalConv(4, 6)
-    narrow = narrow_conv(plain, format_)
-    assert isinstance(narrow, QuantizedCausalConv)
+    quantized = quantized_conv(plain, format_)
+    assert isinstance(quantized, QuantizedCausalConv)
     weight = torch.randn(plain.weight.shape, generator=generator)
     frames = torch.randn(1, 4, 3, 5, 5, generator=generator)
     many = format_ is INT8
     scale = torch.full((6,), 2.0**-5) if many else torch.tensor(2.0**-7)
     per_weight = scale.reshape(-1, 1, 1, 1, 1) if many else scale
-    narrow.weight.data = (weight / per_weight).round().clamp(-127, 127).to(format_.dtype)
-    narrow.weight_scale.data, narrow.input_scale.data = scale, torch.tensor(2.0**-5)
-    narrow.bias.data = torch.arange(6.0)
-    plain.weight.data = narrow.weight.data.float() * per_weight
+    quantized.weight.data = (weight / per_weight).round().clamp(-127, 127).to(format_.dtype)
+    quantized.weight_scale.data, quantized.input_scale.data = scale, torch.tensor(2.0**-5)
+    quantized.bias.data = torch.arange(6.0)
+    plain.weight.data = quantized.weight.data.float() * per_weight
     plain.bias.data = torch.arange(6.0)
     with torch.no_grad():
         expected = plain(rounded(frames, torch.tensor(2.0**-5), format_), Histories(None))
         histories = Histories(None)
-        torch.testing.assert_close(narrow(frames, histories), expected)
+        torch.testing.assert_close(quantized(frames, histories), expected)
     # What is kept for later frames is not rounded.
     torch.testing.assert_close(histories.renewed[0], frames[:, :, -2:])
 
@@ -194,10 +194,10 @@ def test_graphs_hold_narrow_convolutions(
         for value in weights.values():
             (use,) = value.uses()
             assert use.node.outputs[0].uses()[0].node.op_type == "Conv"
-    narrow, plain = (
+    quantized, plain = (
         (folder / "vae.weights").stat().st_size for folder in (narrow_vae_export(name), vae_export)
     )
-    assert narrow < 0.75 * plain
+    assert quantized < 0.75 * plain
     record = read_export(narrow_vae_export(name))
     assert record.quantization is not None
     assert record.quantization.vae == name
@@ -223,10 +223,10 @@ def test_a_bundle_decodes_what_torch_simulates(
     assert vae_config.vae is not None
     assert vae_calibration.vae is not None
     stored, ranges = SourceExport.open(vae_export).vae(), vae_calibration.vae
-    narrow = load_quantized_vae(vae_config.vae, stored, ranges, FORMATS[name], VAE_EXCLUDED)
+    quantized = load_quantized_vae(vae_config.vae, stored, ranges, FORMATS[name], VAE_EXCLUDED)
     plain = load_vae(vae_config.vae, stored, "fp32", "cpu")
     with torch.no_grad():
-        expected, exact = (v.decode_first(latents)[0].clamp(-1, 1) for v in (narrow, plain))
+        expected, exact = (v.decode_first(latents)[0].clamp(-1, 1) for v in (quantized, plain))
     found = torch.from_numpy(outputs["frames"])
     size = expected.norm()
     assert (found - expected).norm() / size < 1e-2

@@ -11,6 +11,7 @@ import pytest
 from longlive_trt import doctor, probes
 from longlive_trt.cli import main
 from longlive_trt.doctor import Finding, Gpu, examine
+from longlive_trt.extras import engine_command, install_command
 from longlive_trt.probes import ProbeError, child_answer, command_output
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +43,7 @@ def add_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AddProgram:
 def plain_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, add_program: AddProgram) -> None:
     """No GPU, no driver, and quick answers from the child processes."""
     monkeypatch.setattr(doctor, "CUDA_DRIVER", NO_LIBCUDA)
-    monkeypatch.setattr(doctor, "PCI_DEVICES", tmp_path / "no-devices")
+    monkeypatch.setattr(probes, "PCI_DEVICES", tmp_path / "no-devices")
     pretend_answer(monkeypatch, "ONNXRUNTIME_PROVIDERS", ["CPUExecutionProvider"])
     pretend_answer(monkeypatch, "H264_ENCODERS", ["libx264"])
 
@@ -84,22 +85,22 @@ def test_what_is_installed_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("piece", "distribution", "remedy"),
     [
-        ("torch", "torch", "pip install 'longlive-trt[export]'"),
-        ("onnxscript", "onnxscript", "pip install 'longlive-trt[export]'"),
+        ("torch", "torch", install_command("export")),
+        ("onnxscript", "onnxscript", install_command("export")),
         ("onnx", "onnx", "pip install onnx"),
-        ("onnxruntime", "onnxruntime", "pip install onnxruntime"),
+        ("onnxruntime", "onnxruntime", install_command("cpu")),
         ("video (PyAV)", "av", "pip install av"),
-        ("ModelOpt", "nvidia_modelopt", "pip install 'longlive-trt[quantize]'"),
-        ("cuda-python", "cuda_bindings", "pip install 'longlive-trt[gpu]'"),
-        ("TensorRT", "tensorrt_cu13_libs", "pip install 'longlive-trt[tensorrt]'"),
-        ("TensorRT-RTX", "tensorrt_rtx_cu13_libs", "pip install 'longlive-trt[tensorrt-rtx]'"),
+        ("ModelOpt", "nvidia_modelopt", install_command("quantize")),
+        ("cuda-python", "cuda_bindings", engine_command("gpu")),
+        ("TensorRT", "tensorrt_cu13_libs", install_command("tensorrt")),
+        ("TensorRT-RTX", "tensorrt_rtx_cu13_libs", install_command("tensorrt-rtx")),
     ],
 )
 def test_missing_packages_come_with_a_command(
     piece: str, distribution: str, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    absent = {distribution: None, "onnxruntime_gpu": None, "tensorrt": None}
-    pretend_versions(monkeypatch, **absent)
+    versions = {"onnxruntime": "1.31.1", "onnxruntime_gpu": None, "tensorrt": None}
+    pretend_versions(monkeypatch, **{**versions, distribution: None})
     found = finding(piece)
     assert (found.status, found.remedy) == ("missing", remedy)
 
@@ -112,6 +113,11 @@ def test_a_piece_without_its_undeclared_needs_is_a_problem(
     assert (found.status, found.detail) == ("problem", "no requests")
 
 
+def test_without_an_engine_the_gpu_packages_bring_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_versions(monkeypatch, onnxruntime=None, onnxruntime_gpu=None, cuda_bindings=None)
+    assert finding("cuda-python").remedy == install_command("gpu")
+
+
 def test_a_gpu_build_of_onnxruntime_without_cuda_is_a_problem(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -119,17 +125,17 @@ def test_a_gpu_build_of_onnxruntime_without_cuda_is_a_problem(
     pretend_answer(monkeypatch, "ONNXRUNTIME_PROVIDERS", ["CPUExecutionProvider"])
     found = finding("onnxruntime")
     assert found.status == "problem"
-    assert "pip uninstall -y onnxruntime" in str(found.remedy)
+    assert found.remedy == engine_command("gpu")
 
     pretend_answer(monkeypatch, "ONNXRUNTIME_PROVIDERS", ["CUDAExecutionProvider"])
     assert finding("onnxruntime") == Finding("onnxruntime", "ok", "1.31.1, providers: CUDA")
 
 
 def test_a_package_that_crashes_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_versions(monkeypatch, onnxruntime="1.31.1", onnxruntime_gpu=None)
     monkeypatch.setattr(doctor, "ONNXRUNTIME_PROVIDERS", "import os; os.abort()")
     found = finding("onnxruntime")
-    assert found.status == "problem"
-    assert "--force-reinstall" in str(found.remedy)
+    assert (found.status, found.remedy) == ("problem", engine_command("cpu"))
 
 
 def test_video_without_libx264_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +154,7 @@ def test_a_gpu_without_driver_gets_the_driver(
     vendor = tmp_path / "devices" / "0000:01:00.0" / "vendor"
     vendor.parent.mkdir(parents=True)
     vendor.write_text("0x10de\n")
-    monkeypatch.setattr(doctor, "PCI_DEVICES", tmp_path / "devices")
+    monkeypatch.setattr(probes, "PCI_DEVICES", tmp_path / "devices")
     assert finding("GPU").status == "problem"
     assert finding("NVIDIA driver").remedy == doctor.INSTALL_DRIVER
 

@@ -1,5 +1,6 @@
 """Where a bundle runs: what `--device` may choose, and what is said where it cannot."""
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from longlive_trt.engines.ort import gpu as onnxruntime_cuda
 from longlive_trt.engines.ort.cpu import OnnxRuntimeEngine
 from longlive_trt.errors import BundleError, EngineError
 from longlive_trt.exports import GraphInfo
+from longlive_trt.extras import engine_command, install_command
 from tests.fakes.cuda import FakeCuda
 
 MakeBundle = Callable[..., Bundle]
@@ -82,6 +84,17 @@ def test_a_cpu_is_used_where_there_is_a_gpu_too(
     cuda = fake_cuda()
     require_runnable(bundle("cpu"), "cpu")
     assert not cuda.calls
+
+
+def test_bfloat16_is_for_a_gpu(
+    bundle: MakeBundle, fake_cuda: Callable[..., FakeCuda], gpu_provider: list[str]
+) -> None:
+    """No CPU engine has its arithmetic; ONNX Runtime has it on a GPU."""
+    fake_cuda()
+    made = bundle("cpu", precision="bf16")
+    require_runnable(made, "cuda")
+    with pytest.raises(BundleError, match=r"no bf16 arithmetic on a CPU; run it with --device cu"):
+        require_runnable(made)
 
 
 def test_a_bundle_for_cpus_on_a_gpu(
@@ -161,7 +174,8 @@ def test_an_onnxruntime_without_gpus(
     fake_cuda()
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     onnxruntime_cuda.load_libraries.cache_clear()
-    with pytest.raises(EngineError, match=r"has no GPU support; run `pip uninstall onnxruntime`"):
+    expected = f"has no GPU support; run `{engine_command('gpu')}`"
+    with pytest.raises(EngineError, match=re.escape(expected)):
         require_runnable(bundle("sm90"))
 
 
@@ -177,8 +191,8 @@ def test_a_library_that_is_missing(
 
     fake_cuda()
     monkeypatch.setattr(sys.modules["cuda.pathfinder"], "load_nvidia_dynamic_lib", load)
-    wanted = r"cudnn was not found \(libcudnn.so.9: cannot open\); run `pip install 'longlive-trt"
-    with pytest.raises(EngineError, match=wanted):
+    expected = "cudnn was not found (libcudnn.so.9: cannot open); run `" + install_command("gpu")
+    with pytest.raises(EngineError, match=re.escape(expected)):
         require_runnable(bundle("sm90"))
 
 

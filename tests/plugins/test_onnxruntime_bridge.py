@@ -1,17 +1,19 @@
 """Kernel nodes in ONNX Runtime, on a CPU: the bridge in C, its callbacks, and its errors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
+from longlive_trt.contract import KERNEL_DOMAIN, KERNEL_OPERATORS
 from longlive_trt.errors import PluginError
 from longlive_trt.plugins import onnxruntime_bridge
-from longlive_trt.plugins.kernels import base as graph_kernels
-from longlive_trt.plugins.kernels.base import DOMAIN, OPERATORS, kernel_of, spec_of
+from longlive_trt.plugins.kernels.base import spec_of
+from longlive_trt.plugins.kernels.registry import KERNELS, kernel_of
+from longlive_trt.plugins.onnxruntime_bridge import SessionNodes
+from tests.fakes.sessions import kernel_session
 
 ONNX_TYPES = {
     "float32": TensorProto.FLOAT,
@@ -24,15 +26,15 @@ ONNX_TYPES = {
 class Scaled:
     """Two outputs: the input, and the input times a parameter plus the second input's sum."""
 
-    def __init__(self, parameters: Mapping[str, Any]) -> None:
-        self.factor = parameters["factor"]
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
 
     def output_shapes(self, inputs: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
         if inputs[0][-1] != 4:
             raise PluginError(f"rows of {inputs[0][-1]} do not fit")
         return [inputs[0], (*inputs[0], 1)]
 
-    def launch(self, inputs: Any, outputs: Any, stream: int) -> None:
+    def launch(self, inputs: Any, outputs: Any, place: Any) -> None:
         raise AssertionError("there is no device here")
 
     def compute(self, inputs: Any, outputs: Any) -> None:
@@ -42,12 +44,14 @@ class Scaled:
 
 @pytest.fixture(autouse=True)
 def known_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph_kernels, "kernel_table", lambda: {"scaled": Scaled})
+    monkeypatch.setitem(KERNELS, "scaled", Scaled)
 
 
 def graph(dtype: str = "float32", kernel: str = "scaled") -> ModelProto:
     spec = spec_of(kernel, {"factor": 3})
-    node = helper.make_node(OPERATORS[dtype], ["x", "n"], ["a", "b"], domain=DOMAIN, spec=spec)
+    node = helper.make_node(
+        KERNEL_OPERATORS[dtype], ["x", "n"], ["a", "b"], domain=KERNEL_DOMAIN, spec=spec
+    )
     made = helper.make_graph(
         [node],
         "g",
@@ -57,17 +61,12 @@ def graph(dtype: str = "float32", kernel: str = "scaled") -> ModelProto:
         ],
         [helper.make_tensor_value_info(name, ONNX_TYPES[dtype], None) for name in "ab"],
     )
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(DOMAIN, 1)]
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(KERNEL_DOMAIN, 1)]
     return helper.make_model(made, opset_imports=opsets, ir_version=10)
 
 
-def session(model: ModelProto) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    onnxruntime_bridge.register(options, device=False)
-    return ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+def session(model: ModelProto) -> Any:
+    return kernel_session(model.SerializeToString())
 
 
 @pytest.mark.parametrize("dtype", ONNX_TYPES)
@@ -104,7 +103,7 @@ def test_a_library_that_is_none_is_refused(tmp_path: Any) -> None:
     broken = tmp_path / "broken.so"
     broken.write_bytes(b"no library")
     with pytest.raises(PluginError, match="build the bundle on a machine of this kind"):
-        onnxruntime_bridge.register(ort.SessionOptions(), device=False, library=broken)
+        SessionNodes(library=broken)
 
 
 def test_without_a_compiler_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +113,7 @@ def test_without_a_compiler_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch)
         onnxruntime_bridge.compiled_library.__wrapped__()
 
 
-def test_spec_round_trip(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spec_round_trip() -> None:
     assert kernel_of(spec_of("scaled", {"factor": 7})).factor == 7  # type: ignore[attr-defined]
-    with pytest.raises(PluginError, match="known are scaled"):
+    with pytest.raises(PluginError, match=r"known are attention, .*, scaled, "):
         kernel_of(spec_of("unknown", {}))

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from longlive_trt.commands._reporting import stage_reporter
 from longlive_trt.engines.build import BuildResult
-from longlive_trt.engines.registry import ENGINES
+from longlive_trt.engines.registry import DEFAULT, KINDS
 from longlive_trt.engines.trt.report import REPORT_NAME
 from longlive_trt.making.building import Attention, Compatibility, build
 from longlive_trt.making.quantized import QUANTIZED
@@ -39,7 +39,7 @@ _COLUMNS = (
     help="fp8, int8: type of what is not quantized.  [default: fp32 on a CPU, else bf16]",
 )
 @click.option("--calibration", type=_PATH, help="fp8, int8: use the scales of this file.")
-@click.option("--engine", type=click.Choice(ENGINES), default=ENGINES[0], show_default=True)
+@click.option("--engine", type=click.Choice(list(KINDS)), default=DEFAULT.name, show_default=True)
 @click.option("--out", required=True, type=_PATH, help="The bundle.")
 @click.option("--force", is_flag=True, help="Build even if nothing has changed.")
 @click.option("--gpu", metavar="smNN", help="Architecture: of tensorrt-rtx, or onnxruntime's GPU.")

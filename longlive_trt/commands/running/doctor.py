@@ -11,8 +11,8 @@ from rich.text import Text
 from longlive_trt.doctor import Finding, examine
 
 STYLES = {"ok": "green", "missing": "yellow", "problem": "red"}
-# Where nobody resizes the window, a remedy should still fit one line to be copied.
-FILE_WIDTH = 140
+# A file is as wide as its longest line: a remedy must be one line to be copied.
+FILE_WIDTH = 1000
 
 
 @click.command()

@@ -7,18 +7,12 @@ import psutil
 
 from longlive_trt.commands._reporting import stage_reporter
 from longlive_trt.doctor import ask_driver, memory_limit
-from longlive_trt.engines.bundles.catalog import Entry
-from longlive_trt.engines.bundles.choice import Choice, Machine, MachineGpu, Wish, choose
+from longlive_trt.engines.bundles.catalog import CatalogEntry
+from longlive_trt.engines.bundles.choice import Choice, Machine, MachineGpu, Preference, choose
 from longlive_trt.engines.bundles.transfer import Choose, pull
+from longlive_trt.engines.registry import KINDS
 from longlive_trt.errors import UsageError
 from longlive_trt.probes import installed_version
-
-# What holds the library itself; the bindings may be there without it.
-DISTRIBUTIONS = {
-    "tensorrt": ("tensorrt-cu13-libs", "tensorrt"),
-    "tensorrt-rtx": ("tensorrt-rtx-cu13-libs", "tensorrt-rtx"),
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
-}
 
 
 @click.command()
@@ -41,7 +35,7 @@ def command(
     """
     if not auto and (config or precisions):
         raise UsageError("--config and --precision choose from a catalog: add --auto")
-    choice = _chooser(url, Wish(config, precisions)) if auto else None
+    choice = _chooser(url, Preference(config, precisions)) if auto else None
     with stage_reporter() as report:
         pulled = pull(url, out, choice, report)
     if pulled.was_current:
@@ -51,10 +45,10 @@ def command(
     click.echo(f"pulled {out}: {pulled.fetched_bytes / 1e6:.1f} MB fetched{kept}, all checked")
 
 
-def _chooser(url: str, wish: Wish) -> Choose:
-    def choose_here(entries: list[Entry]) -> Entry:
+def _chooser(url: str, preference: Preference) -> Choose:
+    def choose_here(entries: list[CatalogEntry]) -> CatalogEntry:
         machine = this_machine()
-        choice = choose(entries, machine, wish, url)
+        choice = choose(entries, machine, preference, url)
         _explain(choice, machine)
         return choice.best
 
@@ -67,8 +61,8 @@ def this_machine() -> Machine:
         gpu=gpus[0] if gpus else None,
         memory_bytes=memory_limit(psutil.virtual_memory().total),
         versions={
-            kind: next(filter(None, map(installed_version, names)), None)
-            for kind, names in DISTRIBUTIONS.items()
+            kind.name: next(filter(None, map(installed_version, kind.distributions)), None)
+            for kind in KINDS.values()
         },
     )
 

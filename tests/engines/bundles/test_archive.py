@@ -294,7 +294,7 @@ def test_a_full_disk_is_said_before_anything_is_written(
 KILLED = """
 import sys, time
 from pathlib import Path
-from longlive_trt.engines.archive import pack, unpack
+from longlive_trt.engines.bundles.archive import pack, unpack
 def stop(what, done, total):
     if done == 2:
         print("in the middle", flush=True)

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from longlive_trt.engines.bundles.catalog import Entry
-from longlive_trt.engines.bundles.choice import Machine, MachineGpu, Wish, choose
+from longlive_trt.engines.bundles.catalog import CatalogEntry
+from longlive_trt.engines.bundles.choice import Machine, MachineGpu, Preference, choose
 from longlive_trt.errors import BundleError
+from longlive_trt.extras import engine_upgrade, install_command
 
 GB = 10**9
 CPU = Machine(None, 32 * GB, {"onnxruntime": "1.31.1", "tensorrt": None, "tensorrt-rtx": None})
@@ -21,8 +22,8 @@ AMPERE = replace(H100, gpu=MachineGpu("RTX 3090", "8.6", 24 * GB))
 VERSIONS = {"onnxruntime": "1.31.1", "tensorrt": "11.4.0.106", "tensorrt-rtx": "1.7.1"}
 
 
-def entry(kind: str, target: str, precision: str, **changes: object) -> Entry:
-    made = Entry(
+def entry(kind: str, target: str, precision: str, **changes: object) -> CatalogEntry:
+    made = CatalogEntry(
         path=f"{kind}-{target}-{precision}",
         sha256="0" * 64,
         key="0" * 64,
@@ -54,16 +55,16 @@ CATALOG = [
 @pytest.mark.parametrize(
     ("machine", "wish", "best"),
     [
-        (H100, Wish(), "tensorrt-sm90-fp8"),
-        (H100, Wish(precisions=("fp16", "bf16")), "tensorrt-sm90-fp16"),
-        (H100, Wish(precisions=("fp32",)), "onnxruntime-cpu-fp32"),
-        (ADA, Wish(), "tensorrt-rtx-sm89-bf16"),
-        (AMPERE, Wish(), "onnxruntime-cpu-fp32"),
-        (CPU, Wish(), "onnxruntime-cpu-fp32"),
-        (CPU, Wish(precisions=("fp16",)), "onnxruntime-cpu-fp16"),
+        (H100, Preference(), "tensorrt-sm90-fp8"),
+        (H100, Preference(precisions=("fp16", "bf16")), "tensorrt-sm90-fp16"),
+        (H100, Preference(precisions=("fp32",)), "onnxruntime-cpu-fp32"),
+        (ADA, Preference(), "tensorrt-rtx-sm89-bf16"),
+        (AMPERE, Preference(), "onnxruntime-cpu-fp32"),
+        (CPU, Preference(), "onnxruntime-cpu-fp32"),
+        (CPU, Preference(precisions=("fp16",)), "onnxruntime-cpu-fp16"),
     ],
 )
-def test_the_best_for_each_machine(machine: Machine, wish: Wish, best: str) -> None:
+def test_the_best_for_each_machine(machine: Machine, wish: Preference, best: str) -> None:
     choice = choose(CATALOG, machine, wish, "there")
     assert choice.best.path == best
     assert choice.verdicts[0].entry is choice.best
@@ -95,12 +96,12 @@ def test_the_best_for_each_machine(machine: Machine, wish: Wish, best: str) -> N
         (
             entry("tensorrt", "sm90", "fp8"),
             replace(H100, versions={}),
-            "pip install 'longlive-trt[tensorrt]'",
+            install_command("tensorrt"),
         ),
         (
             entry("onnxruntime", "cpu", "fp32", version="1.40.0"),
             CPU,
-            "pip install 'onnxruntime>=1.40.0'",
+            engine_upgrade("1.40.0"),
         ),
         (entry("onnxruntime", "cpu", "bf16"), CPU, "no bf16 arithmetic on a CPU"),
         (entry("onnxruntime", "cpu", "fp32", memory_bytes=40 * GB), CPU, "more than 40.0 GB"),
@@ -108,21 +109,27 @@ def test_the_best_for_each_machine(machine: Machine, wish: Wish, best: str) -> N
         (entry("openvino", "cpu", "fp32"), CPU, "update longlive-trt"),
     ],
 )
-def test_what_is_missing_is_said(item: Entry, machine: Machine, obstacle: str) -> None:
+def test_what_is_missing_is_said(item: CatalogEntry, machine: Machine, obstacle: str) -> None:
     with pytest.raises(BundleError) as caught:
-        choose([item], machine, Wish(), "there")
+        choose([item], machine, Preference(), "there")
     assert obstacle in str(caught.value)
     assert "longlive-trt build" in str(caught.value)
 
 
+def test_fp8_runs_on_a_cpu_and_is_taken_last() -> None:
+    fp8, fp16 = entry("onnxruntime", "cpu", "fp8"), entry("onnxruntime", "cpu", "fp16")
+    assert choose([fp8], CPU, Preference(), "there").best is fp8
+    assert choose([fp8, fp16], CPU, Preference(), "there").best is fp16
+
+
 def test_another_configuration_is_not_taken() -> None:
     with pytest.raises(BundleError, match="tiny was asked for"):
-        choose(CATALOG, H100, Wish(config="tiny"), "there")
+        choose(CATALOG, H100, Preference(config="tiny"), "there")
 
 
 def test_an_empty_catalog() -> None:
     with pytest.raises(BundleError, match="the catalog is empty"):
-        choose([], CPU, Wish(), "there")
+        choose([], CPU, Preference(), "there")
 
 
 @pytest.mark.parametrize(
@@ -139,13 +146,13 @@ def test_an_empty_catalog() -> None:
         entry("tensorrt", "sm90", "fp8", version="11.2.1", options={"version_compatible": True}),
     ],
 )
-def test_engines_that_were_built_to_travel(item: Entry) -> None:
-    assert choose([item], H100, Wish(), "there").best is item
+def test_engines_that_were_built_to_travel(item: CatalogEntry) -> None:
+    assert choose([item], H100, Preference(), "there").best is item
 
 
 def test_of_equals_the_larger_picture_and_the_newer_engine() -> None:
     old = entry("onnxruntime", "cpu", "fp32", version="1.9.0", path="old")
     new = entry("onnxruntime", "cpu", "fp32", version="1.24.0", path="new")
     small = entry("onnxruntime", "cpu", "fp32", width=192, height=128, path="small")
-    choice = choose([small, old, new], CPU, Wish(), "there")
+    choice = choose([small, old, new], CPU, Preference(), "there")
     assert [verdict.entry.path for verdict in choice.verdicts] == ["new", "old", "small"]

@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("modelopt")
 
 from longlive_trt.calibration.calibration_file import FILE_NAME, load_calibration, save_calibration
-from longlive_trt.calibration.calibrator import Request, calibrate
+from longlive_trt.calibration.calibrator import CalibrationRequest, calibrate
 from longlive_trt.calibration.folders import SourceExport, write_quantized
 from longlive_trt.calibration.prompts import shipped_prompts
 from longlive_trt.calibration.recipes import FP8, INT8, RECIPES, Extras
@@ -25,14 +25,15 @@ from longlive_trt.calibration.texts import SyntheticTexts
 from longlive_trt.configs.loader import configure
 from longlive_trt.engines.build import build
 from longlive_trt.engines.compiler import BuildOptions
+from longlive_trt.engines.graphs.kernels import kernels_of
 from longlive_trt.engines.graphs.step import build_step_graphs
 from longlive_trt.engines.ort.cpu import build_graph
 from longlive_trt.errors import UsageError
 from longlive_trt.export.components import Sources
 from longlive_trt.export.exporter import export
 from longlive_trt.exports import RECORD_NAME, Quantization, read_export
-from longlive_trt.plugins import onnxruntime_bridge
 from longlive_trt.precision import PRECISIONS
+from tests.fakes.sessions import kernel_session
 
 BATCH, FRAMES, CACHE_FRAMES, LAYERS = 2, 3, 6, 1
 MODEL = {
@@ -77,7 +78,7 @@ def quantized(make_once: MakeOnce) -> Callable[..., Path]:
 
     def quantized_export(rope: str, kind: str, exclude: tuple[str, ...] = ()) -> Path:
         values = {**MODEL, "name": f"gpu8-{rope}", "rollout": {"rope": rope, "window_frames": 9}}
-        config = configure(values, origin="test_cuda_quantized")
+        config = configure(values, origin="test_quantized")
 
         def make_plain(path: Path) -> None:
             export(config, Sources(random_seed=4), path, PRECISIONS["fp32"], check=False)
@@ -86,7 +87,7 @@ def quantized(make_once: MakeOnce) -> Callable[..., Path]:
 
         def make_calibration(path: Path) -> None:
             source = SourceExport.open(plain)
-            request = Request(RECIPES["fp8"], tuple(shipped_prompts()[:2]), blocks=2)
+            request = CalibrationRequest(RECIPES["fp8"], tuple(shipped_prompts()[:2]), blocks=2)
             texts, progress = SyntheticTexts(config), path.with_name(f"{path.name}-progress")
             found = calibrate(config, source.transformer(), request, texts, progress)
             path.mkdir()
@@ -117,9 +118,7 @@ def exported_session(source: Path, folder: Path) -> Any:
 def written_session(source: Path, folder: Path, precision: str = "fp32") -> Any:
     folder.mkdir(exist_ok=True)
     build_step_graphs(read_export(source).config, source, PRECISIONS[precision], folder)
-    options = ort.SessionOptions()
-    onnxruntime_bridge.register(options, device=False)
-    return ort.InferenceSession(folder / "step.onnx", options, providers=["CPUExecutionProvider"])
+    return kernel_session(folder / "step.onnx")
 
 
 def feed(session: Any, valid_frames: int) -> Arrays:
@@ -230,6 +229,20 @@ def test_eight_bits_stay_eight_bits(quantized: Callable[..., Path], tmp_path: Pa
     assert found["qkv_norm_rope", "KernelFloat8E4M3"] == LAYERS
     assert found["narrow_attention", "KernelFloat8E4M3"] == LAYERS
     assert not {kernel for kernel, _ in found} & {"widen_heads", "narrow_heads", "attention"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_kernels_of_a_graph_are_known_before_it_is_written(
+    quantized: Callable[..., Path], kind: str, tmp_path: Path
+) -> None:
+    """Some stand by: what a layer left out, another GPU, or rotated keys would take."""
+    source = quantized("absolute", kind)
+    record = read_export(source)
+    build_step_graphs(record.config, source, PRECISIONS["bf16"], tmp_path)
+    used = {name for graph in ("step", "prompt") for name, _ in kernels(tmp_path, graph)}
+    known = kernels_of(record)
+    assert used <= known
+    assert known - used <= {"quantize", "narrow_heads", "widen_heads"}
 
 
 def test_other_gpus_narrow_what_their_attention_writes(

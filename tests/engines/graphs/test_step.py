@@ -1,6 +1,9 @@
 """The transformer's graphs for a GPU, run on a CPU, against the exported ones."""
 
+import json
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +14,14 @@ import onnxruntime as ort
 import pytest
 
 from longlive_trt.configs.loader import configure
+from longlive_trt.contract import KERNEL_DOMAIN
+from longlive_trt.engines.graphs.kernels import kernels_of
 from longlive_trt.engines.graphs.step import build_step_graphs
 from longlive_trt.engines.ort.cpu import build_graph
 from longlive_trt.errors import UsageError
 from longlive_trt.exports import read_export
-from longlive_trt.plugins import onnxruntime_bridge
-from longlive_trt.plugins.kernels.base import DOMAIN
 from longlive_trt.precision import PRECISIONS
+from tests.fakes.sessions import kernel_session
 
 TOLERANCE = {"fp32": 1e-5, "fp16": 3e-3}
 BATCH, FRAMES = 2, 3
@@ -48,7 +52,7 @@ def small_export(make_once: Any, rope: str) -> Path:
 
     def make(path: Path) -> None:
         values = {"name": f"small-{rope}", **SMALL, "rollout": {"rope": rope}}
-        config = configure(values, origin="test_cuda_step")
+        config = configure(values, origin="test_step")
         export(config, Sources(random_seed=5), path, PRECISIONS["fp32"])
 
     return Path(make_once(f"small-{rope}-export", make))
@@ -75,10 +79,7 @@ def exported_session(source: Path, folder: Path, graph: str, precision: str) -> 
 
 
 def written_session(folder: Path, graph: str) -> Any:
-    options = ort.SessionOptions()
-    onnxruntime_bridge.register(options, device=False)
-    path = folder / f"{graph}.onnx"
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return kernel_session(folder / f"{graph}.onnx")
 
 
 Sessions = Callable[[str], tuple[Any, Any]]
@@ -170,12 +171,38 @@ def test_every_input_has_a_say(small_relative: Path, tmp_path: Path, relative_er
         assert error > 1e-3, name
 
 
+def test_graphs_opened_and_run_on_two_threads_give_the_bits_that_each_gives_alone(
+    small_relative: Path, small_absolute: Path, tmp_path: Path
+) -> None:
+    alone: dict[Path, Outputs] = {}
+    for source in (small_relative, small_absolute):
+        folder = tmp_path / source.name
+        folder.mkdir()
+        build_step_graphs(read_export(source).config, source, PRECISIONS["fp16"], folder)
+        session = written_session(folder, "step")
+        alone[folder] = run(session, inputs(session, 5, 3))
+    start = threading.Barrier(len(alone))
+
+    def open_and_run(folder: Path) -> list[Outputs]:
+        start.wait(30)
+        sessions = (written_session(folder, "step") for _ in range(4))
+        return [run(session, inputs(session, 5, 3)) for session in sessions]
+
+    with ThreadPoolExecutor(len(alone)) as pool:
+        together = list(pool.map(open_and_run, alone))
+    for expected, results in zip(alone.values(), together, strict=True):
+        for found in results:
+            assert found.keys() == expected.keys()
+            for name, value in expected.items():
+                np.testing.assert_array_equal(found[name], value)
+
+
 def test_products_are_our_kernels(exported: Path, tmp_path: Path) -> None:
     build_step_graphs(read_export(exported).config, exported, PRECISIONS["bf16"], tmp_path)
     for graph in ("step", "prompt"):
         nodes = ir.load(tmp_path / f"{graph}.onnx").graph
         assert {node.op_type for node in nodes if node.domain == ""} <= STANDARD_OPERATORS
-        assert {node.domain for node in nodes} <= {"", DOMAIN}
+        assert {node.domain for node in nodes} <= {"", KERNEL_DOMAIN}
 
 
 def test_heads_without_a_kernel_are_refused(small_relative: Path, tmp_path: Path) -> None:
@@ -184,3 +211,16 @@ def test_heads_without_a_kernel_are_refused(small_relative: Path, tmp_path: Path
     with pytest.raises(UsageError, match="is 16: the GPU kernels are for heads of 64 or 128"):
         build_step_graphs(config, small_relative, PRECISIONS["fp16"], tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_kernels_of_a_graph_are_known_before_it_is_written(
+    exported: Path, tmp_path: Path
+) -> None:
+    record = read_export(exported)
+    build_step_graphs(record.config, exported, PRECISIONS["bf16"], tmp_path)
+    assert kernels_of(record) == {
+        json.loads(node.attributes["spec"].as_string())["kernel"]
+        for graph in ("step", "prompt")
+        for node in ir.load(tmp_path / f"{graph}.onnx").graph
+        if node.domain == KERNEL_DOMAIN
+    }

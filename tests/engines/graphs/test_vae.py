@@ -1,5 +1,6 @@
 """The VAE's graphs for a GPU, computed with numpy on a CPU, against the torch decoder."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -7,20 +8,22 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from longlive_trt.configs import ModelConfig, VaeConfig, load_config
 from longlive_trt.configs.schema import LatentConfig
-from longlive_trt.engines.graphs import vae as cuda_vae
+from longlive_trt.contract import KERNEL_DOMAIN
+from longlive_trt.engines.graphs import vae as vae_graphs
+from longlive_trt.engines.graphs.kernels import kernels_of
 from longlive_trt.engines.graphs.vae import WEIGHTS_NAME, build_vae_graphs
 from longlive_trt.errors import UsageError
 from longlive_trt.export.models.vae import VaeDecoder, to_pixels
-from longlive_trt.plugins import onnxruntime_bridge
+from longlive_trt.exports import ExportRecord, GraphInfo
 from longlive_trt.plugins.kernels.vae_tensors import gathered
 from longlive_trt.precision import PRECISIONS
+from tests.fakes.sessions import kernel_session
 
 FP16 = PRECISIONS["fp16"]
 TOLERANCE = 2e-3
@@ -78,7 +81,8 @@ class Stream:
     """Both graphs on a CPU, and the caches between calls."""
 
     def __init__(self, folder: Path) -> None:
-        self.first, self.following = (_session(folder / f"vae_{n}.onnx") for n in ("first", "next"))
+        paths = (folder / f"vae_{name}.onnx" for name in ("first", "next"))
+        self.first, self.following = map(kernel_session, paths)
         self.caches: dict[str, Any] = {}
 
     def decode(self, latents: Any) -> tuple[Any, Any]:
@@ -96,13 +100,6 @@ class Stream:
     def decode_all(self, latents: Any, counts: list[int]) -> Iterator[tuple[Any, Any]]:
         for part in np.split(latents, np.cumsum(counts)[:-1], axis=1):
             yield self.decode(part)
-
-
-def _session(path: Path) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    onnxruntime_bridge.register(options, device=False)
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def make_latents(config: ModelConfig, frames: int, batch: int = 1) -> Any:
@@ -125,6 +122,17 @@ def check_stream(folder: Path, config: ModelConfig, model: VaeDecoder) -> None:
 
 def relative(actual: Any, expected: Any) -> float:
     return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+
+
+def test_the_kernels_of_a_graph_are_known_before_it_is_written(built: Path) -> None:
+    info = GraphInfo((), ())
+    for graph in ("vae_first", "vae_next"):
+        record = ExportRecord("fp32", SMALL, {}, {graph: info}, {}, {})
+        assert kernels_of(record) == {
+            json.loads(node.attributes["spec"].as_string())["kernel"]
+            for node in ir.load(built / f"{graph}.onnx").graph
+            if node.domain == KERNEL_DOMAIN
+        }
 
 
 def test_a_stream_is_the_decoder_s(built: Path, decoder: VaeDecoder) -> None:
@@ -219,7 +227,7 @@ def test_a_folded_convolution_is_that_of_the_doubled_image(size: tuple[int, int]
     random = torch.Generator().manual_seed(0)
     small = torch.randn(2, 5, *size, generator=random)
     kernel = torch.randn(3, 5, 3, 3, generator=random)
-    folded = torch.from_numpy(cuda_vae._folded_taps(kernel.numpy()))
+    folded = torch.from_numpy(vae_graphs._folded_taps(kernel.numpy()))
     assert folded.shape == (12, 5, 2, 2)
     spread = torch.conv2d(small, folded, padding=1).permute(0, 2, 3, 1).contiguous()
     doubled = torch.nn.functional.interpolate(small, scale_factor=2.0, mode="nearest")
@@ -230,7 +238,7 @@ def test_a_folded_convolution_is_that_of_the_doubled_image(size: tuple[int, int]
 def test_a_folded_convolution_keeps_its_gain_in_half_precision() -> None:
     """What falls on one pixel is added before it is rounded, so nothing is rounded twice."""
     kernel = np.random.default_rng(0).standard_normal((3, 5, 3, 3)).astype(np.float16)
-    folded = cuda_vae._folded_taps(kernel)
+    folded = vae_graphs._folded_taps(kernel)
     assert folded.dtype == np.float32
     total = kernel.astype(np.float64).sum(axis=(2, 3))
     for four in folded.astype(np.float16).reshape(4, 3, 5, 2, 2):

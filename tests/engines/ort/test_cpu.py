@@ -11,9 +11,8 @@ import pytest
 from longlive_trt.engines.base import TensorSpec
 from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.engines.loader import load_engine
-from longlive_trt.engines.ort import cpu as engine_module
-from longlive_trt.engines.ort.cpu import OnnxRuntimeEngine, require_compatible
-from longlive_trt.errors import BundleError, EngineError
+from longlive_trt.engines.ort.cpu import OnnxRuntimeEngine
+from longlive_trt.errors import EngineError
 from longlive_trt.runtime.memory.base import HostMemory, buffers
 
 
@@ -110,28 +109,6 @@ def test_what_is_no_graph(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(EngineError, match=r"step\.onnx: onnxruntime cannot load the graph") as e:
         OnnxRuntimeEngine(tmp_path / "step.onnx")
     assert "\n" not in str(e.value)
-
-
-@pytest.mark.parametrize(
-    ("built", "installed", "runs"),
-    [
-        ("1.24.0", "1.24.0", True),
-        ("1.24.0", "1.31.1", True),
-        ("1.9.0", "1.24.0", True),
-        ("1.31.1", "1.24.0", False),
-        ("1.24.1", "1.24.0", False),
-        ("1.24.0", "1.24.0+cu13", True),
-    ],
-)
-def test_an_older_runtime_is_refused(
-    monkeypatch: pytest.MonkeyPatch, built: str, installed: str, runs: bool
-) -> None:
-    monkeypatch.setattr(engine_module, "version", lambda: installed)
-    if runs:
-        require_compatible(built)
-    else:
-        with pytest.raises(BundleError, match=f"onnxruntime {built}, and {installed}"):
-            require_compatible(built)
 
 
 @pytest.mark.parametrize(

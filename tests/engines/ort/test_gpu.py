@@ -75,6 +75,19 @@ def test_a_pass_is_queued_then_captured_then_replayed(
     assert "executable graphs" not in cuda.leaks()
 
 
+def test_bindings_end_with_their_engine(cuda: FakeCuda, stream: Stream, sessions: Sessions) -> None:
+    engine = OnnxRuntimeCudaEngine(Path("step.onnx"), stream)
+    engine._captures = True
+    binding = engine.bind({}, {})
+    for _ in range(2):
+        binding.run()
+    assert cuda.leaks() == {"streams": 1, "executable graphs": 1}
+    engine.close()
+    assert cuda.leaks() == {"streams": 1}
+    with pytest.raises(EngineError, match="was closed with its engine"):
+        binding.run()
+
+
 @pytest.mark.parametrize("captured", [False, True])
 def test_ctrl_c_waits_until_all_kernels_are_queued(
     stream: Stream, sessions: Sessions, captured: bool

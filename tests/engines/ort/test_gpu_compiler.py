@@ -21,14 +21,17 @@ from longlive_trt.engines.build import BuildResult, build
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.engines.compiler import BuildOptions
 from longlive_trt.engines.ort import gpu_compiler as onnxruntime_gpu
+from longlive_trt.engines.ort.gpu_compiler import OnnxRuntimeGpuCompiler
 from longlive_trt.errors import LongLiveError, PluginError, UsageError
 from longlive_trt.export.demo_tokenizer import write_demo_tokenizer
 from longlive_trt.export.models.vae import VaeDecoder
 from longlive_trt.exports import RECORD_NAME, ExportRecord, graph_info, read_export
 from longlive_trt.plugins import onnxruntime_bridge
+from longlive_trt.plugins.cuda import compilation
 from longlive_trt.plugins.cuda.compilation import SOURCE_DIR
 from longlive_trt.plugins.onnxruntime_bridge import LIBRARY_NAME
-from longlive_trt.precision import mark_compute_type
+from longlive_trt.precision import PRECISIONS, mark_compute_type
+from tests.fakes.sessions import kernel_session
 from tests.fakes.video import text_stand_in
 
 VOCAB = 384
@@ -100,7 +103,19 @@ def test_a_manifest_names_the_gpu_and_the_kernels(bundle: Bundle) -> None:
         "compute": "fp16",
     }
     assert manifest.plugins == {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in SOURCE_DIR.iterdir()
+        name: hashlib.sha256((SOURCE_DIR / name).read_bytes()).hexdigest()
+        for name in manifest.plugins
+    }
+    assert manifest.plugins.keys() == {
+        *("attention/attention_sm90.cu", "attention/attention_loop.cuh"),
+        *("attention/attention_tile.cuh", "attention/hopper.cuh", "attention/schedule.cuh"),
+        *("attention/wgmma.cuh", "bridge/onnxruntime_bridge.c"),
+        *("common/async_copy.cuh", "common/basics.cuh", "common/vectors.cuh"),
+        *("rows/layer_norm.cu", "rows/layer_norm.cuh", "rows/qkv_norm_rope.cu"),
+        *("rows/residual_norm.cu", "rows/rms.cuh", "rows/rms_norm.cu", "rows/rope.cuh"),
+        *("rows/rows.cuh", "vae/pictures.cuh", "vae/pixel.cuh"),
+        *("vae/vae_frames.cu", "vae/vae_head.cu", "vae/vae_pixels.cu", "vae/vae_stack.cu"),
+        *("vae/vae_sum.cu", "vae/vae_zeros.cu"),
     }
 
 
@@ -137,11 +152,8 @@ def test_the_decoder_is_for_so_many_videos(bundle: Bundle) -> None:
 
 def test_the_graphs_load_with_the_library_beside_them(bundle: Bundle) -> None:
     for graph in bundle.manifest.options["kernel_graphs"]:
-        options = ort.SessionOptions()
         library = bundle.folder / LIBRARY_NAME
-        onnxruntime_bridge.register(options, device=False, library=library)
-        path = bundle.folder / f"{graph}.onnx"
-        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = kernel_session(bundle.folder / f"{graph}.onnx", library)
         names = {tensor.name for tensor in bundle.manifest.graphs[graph].inputs}
         assert {value.name for value in session.get_inputs()} == names
 
@@ -187,15 +199,48 @@ def test_other_choices_make_another_bundle(
     assert other.manifest.key != first.manifest.key
 
 
+@pytest.mark.parametrize(
+    ("changed", "decides"),
+    [
+        ("rows/rms_norm.cu", True),
+        ("common/basics.cuh", True),
+        ("attention/wgmma.cuh", True),
+        ("bridge/onnxruntime_bridge.c", True),
+        ("attention/attention_sm80.cu", False),
+        ("attention/attention_plugin_sm90.cu", False),
+        ("rows/narrow_heads.cu", False),
+        ("vae/vae_stack.cu", False),
+    ],
+)
+def test_the_kernels_of_its_graphs_decide_a_bundle(
+    golden_export: Path,
+    changed: str,
+    decides: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """A transformer alone, in 16 bits, for Hopper."""
+
+    def plugins() -> dict[str, str]:
+        compiler = OnnxRuntimeGpuCompiler(BuildOptions(gpu="sm90"), PRECISIONS["fp16"])
+        compiler.check(read_export(golden_export))
+        return dict(compiler.plugins)
+
+    first = plugins()
+    assert (changed in first) == decides
+    sources = tmp_path / "csrc"
+    shutil.copytree(SOURCE_DIR, sources)
+    (sources / changed).write_text((sources / changed).read_text() + "\n// changed\n")
+    for module in (onnxruntime_gpu, compilation):
+        monkeypatch.setattr(module, "SOURCE_DIR", sources)
+    assert (plugins() != first) == decides
+
+
 def test_other_kernels_make_another_bundle(
     golden_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = built(golden_export, tmp_path / "out")
-    sources = tmp_path / "csrc"
-    shutil.copytree(SOURCE_DIR, sources)
-    changed = sorted(sources.glob("*.cu"))[0]
-    changed.write_text(changed.read_text() + "\n// changed\n")
-    monkeypatch.setattr(onnxruntime_gpu, "SOURCE_DIR", sources)
+    monkeypatch.setattr(OnnxRuntimeGpuCompiler, "plugins", {"rows/rms_norm.cu": "another"})
     other = built(golden_export, tmp_path / "out")
     assert not other.was_current
     assert other.manifest.key != first.manifest.key

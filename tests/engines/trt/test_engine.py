@@ -1,5 +1,6 @@
 """Binding and running plans, against a stand-in for TensorRT: no GPU runs these tests."""
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,8 @@ import pytest
 
 from longlive_trt.engines import loader
 from longlive_trt.engines.base import TensorSpec
-from longlive_trt.engines.trt.engine import Scratch, TensorRtEngine
+from longlive_trt.engines.trt import flavors
+from longlive_trt.engines.trt.engine import TensorRtEngine
 from longlive_trt.errors import BundleError, EngineError, PluginError
 from longlive_trt.exports import GraphInfo, TensorInfo
 from longlive_trt.plugins.cuda.driver import DeviceFacts
@@ -181,7 +183,7 @@ def test_unwanted_outputs_get_memory_of_their_own_that_bindings_share(
     assert cuda.memory.live("device") == []
 
 
-def test_contexts_share_one_scratch_memory(
+def test_contexts_share_one_memory_of_activations(
     load: Callable[..., TensorRtEngine], flavor: FakeFlavor
 ) -> None:
     engine = load()
@@ -191,12 +193,30 @@ def test_contexts_share_one_scratch_memory(
     assert flavor.contexts[0].memory[1] == engine.scratch_bytes
 
 
-def test_shared_scratch_must_be_reserved_large_enough(cuda: FakeCuda) -> None:
-    scratch = Scratch()
-    scratch.reserve(100)
-    assert scratch.reserve(50).size_bytes == 100
-    with pytest.raises(EngineError, match=r"has 100 bytes, and an engine needs 200"):
-        scratch.reserve(200)
+def test_bindings_end_with_their_engine(
+    load: Callable[..., TensorRtEngine], flavor: FakeFlavor, cuda: FakeCuda
+) -> None:
+    engine = load()
+    binding = engine.bind(inputs(), {})
+    for _ in range(2):
+        binding.run()
+    context = weakref.ref(flavor.contexts.pop())
+    assert context() is not None
+    engine.close()
+    assert context() is None
+    assert cuda.leaks() == {"streams": 1}
+    with pytest.raises(EngineError, match="was closed with its engine"):
+        binding.run()
+
+
+def test_memory_goes_through_the_ledger(
+    load: Callable[..., TensorRtEngine], stream: Stream
+) -> None:
+    engine, counts = load(), stream.gpu.ledger.counts
+    engine.bind(inputs(), {"latents_next": device(300, 1, 3, 4)})
+    assert counts == {"allocation": 2}
+    engine.close()
+    assert counts == {"allocation": 2, "free": 2}
 
 
 @pytest.mark.parametrize(
@@ -286,7 +306,7 @@ def bundle(tmp_path: Path, version: str = "11.4.0.106", **options: Any) -> Any:
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def machine(facts: DeviceFacts, version: str = "11.4.0.106") -> None:
         flavor = SimpleNamespace(load=lambda: SimpleNamespace(__version__=version))
-        monkeypatch.setattr(loader, "FLAVORS", {"tensorrt": flavor})
+        monkeypatch.setattr(flavors, "FLAVORS", {"tensorrt": flavor})
         monkeypatch.setattr(loader, "device_facts", lambda: facts)
 
     return machine

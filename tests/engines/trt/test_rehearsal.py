@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from longlive_trt.architectures import Architecture
 from longlive_trt.engines.compiler import BuildOptions, GraphSource
 from longlive_trt.engines.trt.compiler import TensorRtCompiler
 from longlive_trt.engines.trt.flavors import Inspection, Target, TensorRt
@@ -22,13 +23,13 @@ rtx = pytest.importorskip(
 
 
 class Rehearsal(TensorRt):
-    capability: ClassVar[tuple[int, int]] = (8, 9)
+    architecture: ClassVar[Architecture] = Architecture(8, 9)
 
     def load(self) -> Any:
         return rtx
 
     def target(self, trt: Any, gpu: str | None) -> Target:
-        return Target(self.capability, "Rehearsal 9000")
+        return Target(self.architecture, "Rehearsal 9000")
 
     def configure(self, trt: Any, config: Any, target: Target, options: BuildOptions) -> None:
         super().configure(trt, config, target, options)
@@ -40,7 +41,7 @@ class Rehearsal(TensorRt):
 
 
 class Hopper(Rehearsal):
-    capability: ClassVar[tuple[int, int]] = (9, 0)
+    architecture: ClassVar[Architecture] = Architecture(9, 0)
 
 
 def compiler(exported: Path, flavor: TensorRt, precision: str, **options: Any) -> TensorRtCompiler:
@@ -120,6 +121,6 @@ def test_tensorrt_builds_only_for_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatc
 
     facts = DeviceFacts(0, "NVIDIA H100 80GB HBM3", (9, 0), 132, 0)
     monkeypatch.setattr("longlive_trt.plugins.cuda.driver.device_facts", lambda: facts)
-    assert TensorRt().target(rtx, "sm90") == Target((9, 0), "NVIDIA H100 80GB HBM3")
+    assert TensorRt().target(rtx, "sm90") == Target(Architecture(9, 0), "NVIDIA H100 80GB HBM3")
     with pytest.raises(UsageError, match=r"--gpu sm89: TensorRT measures.*which is sm90"):
         TensorRt().target(rtx, "sm89")

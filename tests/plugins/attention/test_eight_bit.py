@@ -7,9 +7,9 @@ torch = pytest.importorskip("torch")
 from longlive_trt.errors import PluginError
 from longlive_trt.plugins.attention.arguments import KVPiece, Scales
 from longlive_trt.plugins.attention.hopper import SinkWindowAttention
-from longlive_trt.plugins.attention.reference import padded_tokens, value_position
+from longlive_trt.plugins.attention.value_layout import padded_tokens, value_position
 from longlive_trt.plugins.attention.variants import Variant
-from longlive_trt.plugins.kernels.companions import quantize_values
+from longlive_trt.plugins.kernels.quantize import quantize_values
 from tests.plugins.conftest import device_length, exact_attention, random_normal, relative
 
 pytestmark = pytest.mark.gpu

@@ -26,7 +26,7 @@ COMPILERS = [
         ),
     ),
 ]
-NORM = KernelSource("norm_modulate.cu", "norm_modulate", {"LL_DIM": 256, "LL_ELEMENT": 0})
+NORM = KernelSource("rows/rms_norm.cu", "rms_norm", {"LL_DIM": 256, "LL_ELEMENT": 0})
 
 
 class FakeCompiler:
@@ -47,22 +47,22 @@ class FakeCompiler:
 def hopper_source(dtype="bfloat16", head_dim=128, keys=18720):
     variant = choose_variant(dtype, head_dim, keys)
     constants = dict(variant.constants(dtype, head_dim))
-    return KernelSource("attention_sm90.cu", "sink_window_attention", constants)
+    return KernelSource("attention/attention_sm90.cu", "attention_sm90", constants)
 
 
 def portable_source(dtype="bfloat16", head_dim=128):
-    constants = dict(portable_constants(dtype, head_dim))
-    return KernelSource("attention_sm80.cu", "sink_window_attention_portable", constants)
+    constants = portable_constants(dtype, head_dim)
+    return KernelSource("attention/attention_sm80.cu", "attention_sm80", constants)
 
 
-def row_source(file, **constants):
-    return KernelSource(file, Path(file).stem, {"LL_ELEMENT": 0, "LL_DIM": 1536, **constants})
+def row_source(entry, **constants):
+    return KernelSource(f"rows/{entry}.cu", entry, {"LL_ELEMENT": 0, "LL_DIM": 1536, **constants})
 
 
-ROPE = row_source("qk_norm_rope.cu", LL_HEAD_DIM=128, LL_QUANTIZE=0)
-ROPE_INT8 = row_source("qk_norm_rope.cu", LL_HEAD_DIM=128, LL_QUANTIZE=3)
-MODULATE = row_source("norm_modulate.cu", LL_MODULATE=1, LL_QUANTIZE=0)
-VALUES = row_source("quantize_values.cu", LL_HEAD_DIM=128)
+ROPE = row_source("qkv_norm_rope", LL_HEAD_DIM=128, LL_PLAIN=0, LL_QUANTIZE=0)
+ROPE_E4M3 = row_source("qkv_norm_rope", LL_HEAD_DIM=128, LL_PLAIN=0, LL_QUANTIZE=2)
+SUM = row_source("residual_norm", LL_GATE=1, LL_NORM=1)
+VALUES = row_source("transposed_values", LL_HEAD_DIM=128)
 PLUGIN = plugin_source("bfloat16", 128, 128**-0.5, Variant(3, 80, 3))
 
 COMPILED = [
@@ -73,8 +73,8 @@ COMPILED = [
     *[(portable_source(), arch, "cubin") for arch in ("sm_80", "sm_89", "sm_90a", "sm_100")],
     (portable_source(), "sm_80", "ptx"),
     *[(ROPE, arch, "cubin") for arch in ("sm_80", "sm_90a", "sm_100")],
-    (ROPE_INT8, "sm_89", "cubin"),
-    (MODULATE, "sm_80", "cubin"),
+    (ROPE_E4M3, "sm_89", "cubin"),
+    (SUM, "sm_80", "cubin"),
     (VALUES, "sm_89", "cubin"),
     (VALUES, "sm_100", "ptx"),
 ]
@@ -83,8 +83,8 @@ RARELY_COMPILED = [
     (hopper_source(dtype="float8_e4m3"), "sm_90a", "cubin"),
     (hopper_source(head_dim=64), "sm_90a", "ptx"),
     (portable_source("float16", 64), "sm_86", "cubin"),
-    *[(MODULATE, arch, "cubin") for arch in ("sm_86", "sm_89", "sm_90a", "sm_100")],
-    *[(ROPE_INT8, arch, "ptx") for arch in ("sm_90a", "sm_100")],
+    *[(SUM, arch, "cubin") for arch in ("sm_86", "sm_89", "sm_90a", "sm_100")],
+    *[(ROPE_E4M3, arch, "ptx") for arch in ("sm_90a", "sm_100")],
 ]
 
 
@@ -124,7 +124,7 @@ def test_a_failure_carries_the_compilers_log(compiler, tmp_path):
     with pytest.raises(PluginError) as caught:
         compile_kernel(source, "sm_80", compiler=compiler, cache_dir=tmp_path)
     message = str(caught.value)
-    assert f"{compiler} could not compile norm_modulate.cu for sm_80" in message
+    assert f"{compiler} could not compile rows/rms_norm.cu for sm_80" in message
     assert "-DLL_DIM=100" in message
     assert "rows are read sixteen bytes at a time" in message
     assert list(tmp_path.iterdir()) == []
@@ -150,27 +150,32 @@ def test_the_key_covers_what_affects_the_binary(tmp_path, monkeypatch):
     keys = [
         key(),
         key(source=replace(NORM, constants={"LL_DIM": 512, "LL_ELEMENT": 0})),
-        key(source=replace(NORM, entry="gated_residual")),
-        key(source=replace(NORM, file="qk_norm_rope.cu")),
+        key(source=replace(NORM, entry="rotate")),
+        key(source=replace(NORM, file="rows/residual_norm.cu")),
         key(architecture="sm_89"),
         key(kind="ptx"),
         key(compiler=FakeCompiler("1.1")),
         key(compiler=other_name),
     ]
-    for touched in ("norm_modulate.cu", "rows.cuh", "common.cuh"):
+    for touched in ("rows/rms_norm.cu", "rows/rows.cuh", "common/basics.cuh"):
         (sources / touched).write_text((sources / touched).read_text() + "\n")
         keys.append(key())
     assert len(set(keys)) == len(keys)
     unrelated = key()
-    (sources / "hopper.cuh").write_text("")
+    (sources / "attention" / "hopper.cuh").write_text("")
     assert key() == unrelated
 
 
-def test_every_text_beside_the_sources_is_a_kernel_or_included_by_one():
-    kernels = set(compilation.SOURCE_DIR.glob("*.cu"))
-    reached = {text for kernel in kernels for text in compilation._texts_of(kernel)}
-    others = set(compilation.SOURCE_DIR.glob("*.c"))  # for the host's compiler
-    assert reached | others == set(compilation.SOURCE_DIR.iterdir())
+def test_every_text_is_a_kernel_or_included_by_one():
+    texts = {
+        path.relative_to(compilation.SOURCE_DIR).as_posix()
+        for path in compilation.SOURCE_DIR.rglob("*")
+        if path.is_file()
+    }
+    kernels = {text for text in texts if text.endswith(".cu")}
+    reached = {text for kernel in kernels for text in compilation.texts_of(kernel)}
+    others = {text for text in texts if text.endswith(".c")}  # for the host's compiler
+    assert reached | others == texts
 
 
 def test_an_interrupted_publication_leaves_nothing_to_read(tmp_path, monkeypatch):

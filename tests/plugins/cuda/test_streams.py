@@ -220,6 +220,8 @@ def test_work_is_repeated_plainly_then_captured_then_replayed(
     assert cuda.calls["cuLaunchKernel"] == 2
     repeated.close()
     assert "executable graphs" not in cuda.leaks()
+    with pytest.raises(EngineError, match="was closed with its engine"):
+        repeated.run()
 
 
 def test_work_that_is_not_captured_is_repeated_plainly(
@@ -447,6 +449,15 @@ def test_any_thread_may_use_what_another_made(cuda: FakeCuda, gpu: Gpu, stream: 
         lambda: stream.wait_for(stream.record(gpu.event())),
     ):
         assert in_a_thread(work) is None
+
+
+def test_any_thread_may_close_what_another_made(cuda: FakeCuda, gpu: Gpu) -> None:
+    stream = gpu.stream()
+    held = (gpu.reserve(8, "a test"), gpu.pinned((2,), FLOAT), gpu.event(), stream)
+    graph = stream.capture(lambda: None)
+    for each in (*held, graph):
+        assert in_a_thread(each.close) is None
+    assert cuda.leaks() == {}
 
 
 def test_a_new_thread_after_a_lost_context(cuda: FakeCuda, gpu: Gpu, stream: Stream) -> None:

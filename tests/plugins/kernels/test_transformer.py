@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from longlive_trt.errors import PluginError
-from longlive_trt.plugins.attention.reference import transposed_values
+from longlive_trt.plugins.attention.value_layout import transposed_values
 from longlive_trt.plugins.cuda import compilation
 from longlive_trt.plugins.cuda.compilation import KernelSource, compile_kernel
+from longlive_trt.plugins.cuda.placement import Placement
+from longlive_trt.plugins.cuda.streams import Gpu, Stream
 from longlive_trt.plugins.cuda.tensors import DeviceTensor, as_device_tensor
 from longlive_trt.plugins.kernels.base import GraphKernel
-from longlive_trt.plugins.kernels.gemm import TRANSFORMER_KERNELS
+from longlive_trt.plugins.kernels.registry import KERNELS
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -50,7 +52,7 @@ class Case:
     """Types of outputs that are not in the compute type."""
 
     def make(self) -> GraphKernel:
-        return TRANSFORMER_KERNELS[self.kernel](self.parameters)
+        return KERNELS[self.kernel](**self.parameters)
 
     def rounded(self, dtype: str) -> list[Any]:
         wanted = DTYPES[dtype]
@@ -122,13 +124,13 @@ def layer_norm(affine: bool, dim: int) -> Case:
     x = 3 * normal(2, 77, dim) + 5
     if affine:
         return Case(
-            "norm_modulate",
+            "layer_norm",
             [x, normal(dim), normal(dim, seed=1)],
             lambda x, weight, bias: norm(x) * weight + bias,
             {"norm": "affine", "epsilon": EPSILON},
         )
     return Case(
-        "norm_modulate",
+        "layer_norm",
         [x, normal(5, dim)],
         lambda x, table: norm(x) * (1 + table[3]) + table[1],
         {"scale_row": 3, "shift_row": 1, "epsilon": EPSILON},
@@ -433,12 +435,13 @@ def test_a_captured_launch_can_be_replayed(name: str, need_gpu: Any) -> None:
     )
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    kernel.launch(*tensors, stream.cuda_stream)
+    place = Placement(Stream(Gpu(), stream.cuda_stream))
+    kernel.launch(*tensors, place)
     stream.synchronize()
     first = [x.clone() for x in outputs]
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
-        kernel.launch(*tensors, stream.cuda_stream)
+        kernel.launch(*tensors, place)
     for x in outputs:
         x.fill_(float("nan"))
     graph.replay()
@@ -451,15 +454,15 @@ def test_a_captured_launch_can_be_replayed(name: str, need_gpu: Any) -> None:
     [
         ("gemm", {"activation": "relu"}, "activation is 'relu': choose one of none, gelu"),
         ("residual_norm", {"norm": "batch"}, "norm is 'batch': choose one of none, modulate"),
-        ("norm_modulate", {"norm": "none"}, "norm is not none"),
-        ("norm_modulate", {"gate_row": 1}, "has no gate_row"),
+        ("layer_norm", {"norm": "none"}, "norm is not none"),
+        ("layer_norm", {"gate_row": 1}, "has no gate_row"),
         ("residual_norm", {"norm": "none", "output_scale": 1.0}, "and norm is none"),
         ("gemm", {"narrow": True}, "needs factors in 8 bits, and their scale"),
     ],
 )
 def test_impossible_parameters(kernel: str, parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(PluginError, match=message):
-        TRANSFORMER_KERNELS[kernel](parameters)
+        KERNELS[kernel](**parameters)
 
 
 @pytest.mark.parametrize(
@@ -467,8 +470,8 @@ def test_impossible_parameters(kernel: str, parameters: dict[str, Any], message:
     [
         ("gemm", {}, [(2, 8), (16, 8)], r"rows of 8 values do not fit a weight of shape \[16, 8\]"),
         ("gemm", {"heads": 3}, [(2, 8), (8, 8)], "8 values cannot be split into 3 heads"),
-        ("norm_modulate", {"scale_row": 5}, [(2, 8), (5, 8)], "the table has 5 rows: 5"),
-        ("norm_modulate", {}, [(2, 8), (5, 16)], r"table has shape \[5, 16\]: it must be \[5, 8\]"),
+        ("layer_norm", {"scale_row": 5}, [(2, 8), (5, 8)], "the table has 5 rows: 5"),
+        ("layer_norm", {}, [(2, 8), (5, 16)], r"table has shape \[5, 16\]: it must be \[5, 8\]"),
         ("residual_norm", {"norm": "none"}, [(2, 8), (1, 8)], r"y has shape \[1, 8\]"),
         ("rms_norm", {"heads": 2}, [(2, 8), (4,)], r"weight has shape \[4\]: it must be \[8\]"),
         ("rotate", {}, [(1, 5, 2, 8), (5, 4), (4, 4)], r"sine has shape \[4, 4\]"),
@@ -485,7 +488,7 @@ def test_shapes_that_do_not_fit(
     kernel: str, parameters: dict[str, Any], shapes: Any, message: str
 ) -> None:
     with pytest.raises(PluginError, match=message):
-        TRANSFORMER_KERNELS[kernel](parameters).output_shapes(shapes)
+        KERNELS[kernel](**parameters).output_shapes(shapes)
 
 
 @pytest.mark.parametrize(
@@ -499,13 +502,17 @@ def test_shapes_that_do_not_fit(
         (gemm(), "float32", "a product of float32 to float32: allowed are float16, bfloat16"),
     ],
 )
-def test_the_device_refuses_what_it_has_no_kernel_for(case: Case, dtype: str, message: str) -> None:
+def test_the_device_refuses_what_it_has_no_kernel_for(
+    case: Case, dtype: str, message: str, fake_cuda: Callable[..., Any]
+) -> None:
+    fake_cuda()
     inputs = [
         pretended(x.shape, dtype if x.dtype == np.float64 else "float32") for x in case.inputs
     ]
     shapes = case.make().output_shapes([x.shape for x in inputs])
     with pytest.raises(PluginError, match=message):
-        case.make().launch(inputs, [pretended(shape, dtype) for shape in shapes], 0)
+        outputs = [pretended(shape, dtype) for shape in shapes]
+        case.make().launch(inputs, outputs, Placement(Gpu().stream()))
 
 
 def test_numpy_takes_any_head(relative_error: Any) -> None:
@@ -521,18 +528,30 @@ def test_numpy_takes_any_head(relative_error: Any) -> None:
 )
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
 @pytest.mark.parametrize(
-    ("file", "entry", "constants"),
+    ("entry", "constants"),
     [
-        ("residual_norm.cu", "residual_norm", {"LL_RESIDUAL": 1, "LL_GATE": 1, "LL_NORM": 1}),
-        ("residual_norm.cu", "residual_norm", {"LL_RESIDUAL": 0, "LL_GATE": 0, "LL_NORM": 2}),
-        ("rms_rope.cu", "qkv_norm_rope", {"LL_HEAD_DIM": 128, "LL_PLAIN": 1}),
+        ("residual_norm", {"LL_GATE": 1, "LL_NORM": 1}),
+        ("layer_norm", {"LL_NORM": 2}),
+        ("qkv_norm_rope", {"LL_HEAD_DIM": 128, "LL_PLAIN": 1}),
+        ("rms_norm", {}),
+        ("rotate", {"LL_HEAD_DIM": 64}),
     ],
 )
 def test_kernels_compile(
-    file: str, entry: str, constants: dict[str, int], architecture: str, tmp_path: Path
+    entry: str, constants: dict[str, int], architecture: str, tmp_path: Path
 ) -> None:
-    source = KernelSource(file, entry, {"LL_ELEMENT": 1, "LL_DIM": 1536, **constants})
+    source = KernelSource(f"rows/{entry}.cu", entry, {"LL_ELEMENT": 1, "LL_DIM": 1536, **constants})
     assert entry.encode() in compile_kernel(source, architecture, cache_dir=tmp_path)
+
+
+@pytest.mark.skipif(
+    compilation.find_nvcc() is None and not compilation.nvrtc_is_available(),
+    reason="neither nvcc nor NVRTC is installed",
+)
+@pytest.mark.parametrize("entry", ["quantize", "narrow_heads", "widen_heads", "transposed_values"])
+def test_kernels_of_eight_bits_compile(entry: str, tmp_path: Path) -> None:
+    source = KernelSource(f"rows/{entry}.cu", entry, {"LL_ELEMENT": 1})
+    assert entry.encode() in compile_kernel(source, "sm_90a", cache_dir=tmp_path)
 
 
 def pretended(shape: tuple[int, ...], dtype: str) -> DeviceTensor:
@@ -555,6 +574,7 @@ def launched(case: Case, inputs: Sequence[Any], like: Sequence[Any]) -> list[Any
     given = [on_device(x) for x in inputs]
     outputs = [on_device(np.full_like(x, 99 if x.dtype == np.int8 else np.nan)) for x in like]
     tensors = [[as_device_tensor(x, "x") for x in group] for group in (given, outputs)]
-    case.make().launch(tensors[0], tensors[1], torch.cuda.current_stream().cuda_stream)
-    torch.cuda.synchronize()
+    with Placement(Stream(Gpu(), torch.cuda.current_stream().cuda_stream)) as place:
+        case.make().launch(tensors[0], tensors[1], place)
+        torch.cuda.synchronize()
     return outputs

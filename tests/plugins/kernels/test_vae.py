@@ -16,11 +16,13 @@ from longlive_trt.errors import PluginError
 from longlive_trt.export.models.vae import to_pixels
 from longlive_trt.export.models.vae_layers import ChannelNorm, Histories, _interleave
 from longlive_trt.plugins.cuda.compilation import CompilerName, KernelSource, choose_compiler
+from longlive_trt.plugins.cuda.placement import Placement
+from longlive_trt.plugins.cuda.streams import Gpu, Stream
 from longlive_trt.plugins.cuda.tensors import as_device_tensor
 from longlive_trt.plugins.kernels.base import GraphKernel
+from longlive_trt.plugins.kernels.registry import KERNELS
 from longlive_trt.plugins.kernels.vae import (
     MAX_HEAD_CHANNELS,
-    VAE_KERNELS,
     head_shared_bytes,
     pixels_per_block,
 )
@@ -135,7 +137,7 @@ def test_a_stack_is_what_the_convolution_sees(
 ) -> None:
     flags = {**STACKS[case], "batch": batch}
     inputs = stack_inputs(frames, (3, 5), 16, dtype, flags)
-    outputs = computed(VAE_KERNELS["vae_stack"](flags), inputs)
+    outputs = computed(KERNELS["vae_stack"](**flags), inputs)
     formed, history, total = plain_stack(inputs, flags)
     assert error(outputs[0], formed) <= ROUNDING[dtype]
     if history is not None:
@@ -148,7 +150,7 @@ def test_a_stack_is_what_the_convolution_sees(
 def test_a_stack_of_silent_pixels_is_silent() -> None:
     flags = {"form": "alone", "norm": True, "silu": True}
     inputs = [np.zeros((1, 2, 2, 8), np.float16), np.ones(8, np.float16)]
-    assert not computed(VAE_KERNELS["vae_stack"](flags), inputs)[0].any()
+    assert not computed(KERNELS["vae_stack"](**flags), inputs)[0].any()
 
 
 @pytest.mark.parametrize("dtype", NUMPY_TYPES)
@@ -156,7 +158,7 @@ def test_a_stack_of_silent_pixels_is_silent() -> None:
 def test_sums_are_those_of_a_stack(residual: bool, dtype: str) -> None:
     flags = {"residual": residual, "bias": True}
     inputs = stack_inputs(2, (3, 5), 8, dtype, flags)
-    (output,) = computed(VAE_KERNELS["vae_sum"](flags), inputs)
+    (output,) = computed(KERNELS["vae_sum"](**flags), inputs)
     summed = plain_stack(inputs, {**flags, "form": "alone"})[2]
     assert error(output, summed) <= ROUNDING[dtype]
 
@@ -165,7 +167,7 @@ def test_sums_unpack_pairs_of_frames() -> None:
     flags = {"bias": True, "interleave": True}
     inputs = stack_inputs(4, (2, 3), 16, "float32", {**flags, "batch": 2})[:1]
     inputs = [*inputs, random_array((16,), "float32", 9)]
-    (output,) = computed(VAE_KERNELS["vae_sum"](flags), inputs)
+    (output,) = computed(KERNELS["vae_sum"](**flags), inputs)
     wanted = _interleave(planes(inputs[0] + inputs[1], batch=2))
     assert output.shape == (16, 2, 3, 8)
     np.testing.assert_array_equal(output, pixels_last(wanted))
@@ -194,8 +196,8 @@ SPREAD = {**STACKS["block"], "total": True}
 def test_a_stack_gathers_what_is_spread(size: tuple[int, int], batch: int) -> None:
     flags = {**SPREAD, "batch": batch}
     spread, dense = spread_inputs(3, size, 8, "float16", flags)
-    found = computed(VAE_KERNELS["vae_stack"]({**flags, "spread": True}), spread)
-    for one, other in zip(found, computed(VAE_KERNELS["vae_stack"](flags), dense), strict=True):
+    found = computed(KERNELS["vae_stack"](**{**flags, "spread": True}), spread)
+    for one, other in zip(found, computed(KERNELS["vae_stack"](**flags), dense), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -207,7 +209,7 @@ def head_inputs(batch: int, frames: int, size: tuple[int, int], channels: int, d
 @pytest.mark.parametrize("dtype", NUMPY_TYPES)
 def test_the_head_is_a_convolution(dtype: str) -> None:
     inputs = head_inputs(2, 3, (4, 5), 8, dtype)
-    (output,) = computed(VAE_KERNELS["vae_head"]({"batch": 2}), inputs)
+    (output,) = computed(KERNELS["vae_head"](batch=2), inputs)
     # [row, frame, column, color, channel] to torch's [color, channel, frame, row, column]
     weight = inputs[1].astype(np.float32).reshape(3, 3, 3, 3, 8).transpose(3, 4, 1, 0, 2)
     wanted = F.conv3d(planes(inputs[0], 2), torch.from_numpy(weight.copy()), padding=(0, 1, 1))
@@ -223,8 +225,8 @@ def test_the_head_fits_into_the_shared_memory_of_every_architecture() -> None:
 @pytest.mark.parametrize("dtype", HALVES)
 def test_pictures_are_those_of_the_reference(dtype: str) -> None:
     x, bias = random_array((6, 5, 7, 3), dtype, 1), random_array((3,), dtype, 2, 0.2)
-    frames = computed(VAE_KERNELS["vae_frames"]({"batch": 2}), [x, bias], np.dtype(np.float32))
-    pixels = computed(VAE_KERNELS["vae_pixels"]({"batch": 2}), [x, bias], np.dtype(np.uint8))
+    frames = computed(KERNELS["vae_frames"](batch=2), [x, bias], np.dtype(np.float32))
+    pixels = computed(KERNELS["vae_pixels"](batch=2), [x, bias], np.dtype(np.uint8))
     raw = torch.from_numpy(x.astype(np.float32) + bias.astype(np.float32))
     raw = raw.unflatten(0, (2, 3)).permute(0, 1, 4, 2, 3)
     np.testing.assert_array_equal(frames[0], raw.clamp(-1, 1).numpy())
@@ -233,7 +235,7 @@ def test_pictures_are_those_of_the_reference(dtype: str) -> None:
 
 def test_an_empty_history_is_zero() -> None:
     x = random_array((2, 3, 4, 16), "float16", 1)
-    (history,) = computed(VAE_KERNELS["vae_zeros"]({"batch": 2}), [x])
+    (history,) = computed(KERNELS["vae_zeros"](batch=2), [x])
     assert history.shape == (2, 2, 3, 4, 16)
     assert not history.any()
 
@@ -261,13 +263,13 @@ def test_shapes_that_do_not_fit_are_refused(
     name: str, flags: dict[str, Any], shapes: list[tuple[int, ...]], message: str
 ) -> None:
     with pytest.raises(PluginError, match=message):
-        VAE_KERNELS[name](flags).output_shapes(shapes)
+        KERNELS[name](**flags).output_shapes(shapes)
 
 
 @pytest.mark.parametrize("flags", [{"form": "tall"}, {"form": "alone", "history": True}])
 def test_stacks_that_make_no_sense_are_refused(flags: dict[str, Any]) -> None:
     with pytest.raises(PluginError, match=r"choose alone, stacked|frames alone need none"):
-        VAE_KERNELS["vae_stack"](flags)
+        KERNELS["vae_stack"](**flags)
 
 
 @pytest.mark.parametrize(("channels", "pixels"), [(8, 128), (96, 32), (192, 16), (384, 8)])
@@ -280,6 +282,7 @@ SOURCES = {
     "vae_sum": {"LL_DIM": 384},
     "vae_head": {"LL_DIM": 96},
     "vae_pixels": {},
+    "vae_frames": {},
     "vae_zeros": {},
 }
 
@@ -291,7 +294,7 @@ def test_sources_compile(entry: str, compiler: CompilerName) -> None:
         chosen = choose_compiler(compiler)
     except PluginError as error:
         pytest.skip(str(error))
-    source = KernelSource(f"{entry}.cu", entry, {"LL_ELEMENT": 1, **SOURCES[entry]})
+    source = KernelSource(f"vae/{entry}.cu", entry, {"LL_ELEMENT": 1, **SOURCES[entry]})
     assert chosen.compile(source, "sm_90a", "cubin")
 
 
@@ -314,8 +317,9 @@ def launched(
     dtype = output_type or given[0].dtype
     outputs = [torch.full(shape, fill, dtype=dtype, device="cuda") for shape in shapes]
     views = [[as_device_tensor(t, "tensor") for t in group] for group in (given, outputs)]
-    kernel.launch(views[0], views[1], torch.cuda.current_stream().cuda_stream)
-    torch.cuda.synchronize()
+    with Placement(Stream(Gpu(), torch.cuda.current_stream().cuda_stream)) as place:
+        kernel.launch(views[0], views[1], place)
+        torch.cuda.synchronize()
     return [t.float().cpu().numpy() for t in outputs]
 
 
@@ -326,7 +330,7 @@ def launched(
 @pytest.mark.parametrize("case", STACKS)
 def test_stacks_on_the_gpu(case: str, channels: int, dtype: str) -> None:
     flags = {**STACKS[case], "batch": 2}
-    kernel = VAE_KERNELS["vae_stack"](flags)
+    kernel = KERNELS["vae_stack"](**flags)
     for frames, size in ((1, (3, 5)), (2, (1, 1)), (5, (7, 9))):
         inputs = stack_inputs(frames, size, channels, dtype, flags)
         wanted = computed(kernel, inputs)
@@ -341,7 +345,7 @@ def test_stacks_on_the_gpu(case: str, channels: int, dtype: str) -> None:
 @pytest.mark.parametrize("channels", [8, 48, 96, 192, 384])
 def test_spread_stacks_on_the_gpu(channels: int, dtype: str) -> None:
     flags = {**SPREAD, "batch": 2, "spread": True}
-    kernel = VAE_KERNELS["vae_stack"](flags)
+    kernel = KERNELS["vae_stack"](**flags)
     for frames, size in ((1, (2, 2)), (5, (6, 10))):
         inputs, _ = spread_inputs(frames, size, channels, dtype, flags)
         wanted = computed(kernel, inputs)
@@ -354,7 +358,7 @@ def test_spread_stacks_on_the_gpu(channels: int, dtype: str) -> None:
 @pytest.mark.usefixtures("gpu")
 def test_a_history_may_be_renewed_in_place() -> None:
     flags = STACKS["block"]
-    kernel = VAE_KERNELS["vae_stack"](flags)
+    kernel = KERNELS["vae_stack"](**flags)
     for frames in (1, 2, 3):
         inputs = stack_inputs(frames, (6, 7), 96, "float16", flags)
         stacked, renewed = computed(kernel, inputs)
@@ -376,7 +380,7 @@ def test_a_history_may_be_renewed_in_place() -> None:
     [{}, {"bias": True}, {"residual": True, "bias": True}, {"bias": True, "interleave": True}],
 )
 def test_sums_on_the_gpu(flags: dict[str, bool], channels: int, dtype: str) -> None:
-    kernel = VAE_KERNELS["vae_sum"](flags)
+    kernel = KERNELS["vae_sum"](**flags)
     inputs = stack_inputs(3, (5, 13), channels, dtype, flags)
     (actual,) = launched(kernel, inputs, fill=float("nan"))
     np.testing.assert_array_equal(actual, computed(kernel, inputs)[0].astype(np.float32))
@@ -388,7 +392,7 @@ def test_sums_on_the_gpu(flags: dict[str, bool], channels: int, dtype: str) -> N
 @pytest.mark.parametrize("channels", [8, 16, 24, 64, 96])
 @pytest.mark.parametrize("size", [(1, 1), (8, 30), (11, 67)])
 def test_the_head_on_the_gpu(size: tuple[int, int], channels: int, dtype: str) -> None:
-    kernel = VAE_KERNELS["vae_head"]({"batch": 2})
+    kernel = KERNELS["vae_head"](batch=2)
     for frames in (1, 2, 4):
         inputs = head_inputs(2, frames, size, channels, dtype)
         (actual,) = launched(kernel, inputs, fill=float("nan"))
@@ -406,7 +410,7 @@ def test_pictures_on_the_gpu(size: tuple[int, int], dtype: str) -> None:
         ("vae_pixels", np.uint8, torch.uint8),
         ("vae_frames", np.float32, torch.float32),
     ):
-        kernel = VAE_KERNELS[name]({"batch": 2})
+        kernel = KERNELS[name](batch=2)
         (actual,) = launched(kernel, inputs, torch_type)
         np.testing.assert_array_equal(actual, computed(kernel, inputs, np.dtype(numpy_type))[0])
 
@@ -414,6 +418,6 @@ def test_pictures_on_the_gpu(size: tuple[int, int], dtype: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.usefixtures("gpu")
 def test_an_empty_history_on_the_gpu() -> None:
-    kernel = VAE_KERNELS["vae_zeros"]({"batch": 1})
+    kernel = KERNELS["vae_zeros"](batch=1)
     (actual,) = launched(kernel, [random_array((2, 5, 7, 24), "float16", 1)], fill=float("nan"))
     assert not actual.any()

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from longlive_trt.engines.base import specs_of
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.engines.loader import load_engine
 from longlive_trt.engines.transient import TransientEngine
 from longlive_trt.errors import EngineError
 from longlive_trt.plugins.cuda.streams import MemoryInfo
 from longlive_trt.runtime.memory.base import buffers, named, size_bytes
-from longlive_trt.runtime.memory.budget import Budget, require_memory, session_budget, specs_of
+from longlive_trt.runtime.memory.budget import Budget, require_memory, session_budget
 from longlive_trt.runtime.ring import RingLayout
 
 GIB = 1 << 30

@@ -1,0 +1,177 @@
+"""The contract of the graphs: what their exporter, their compilers and the runtime must agree on.
+
+Every name is spelled here and nowhere else in the product. docs/architecture.md has the shapes.
+"""
+
+from collections.abc import Mapping
+from math import prod
+
+from longlive_trt.errors import EngineError
+
+# Components of a model, and the graphs of each.
+TRANSFORMER = "transformer"
+VAE = "vae"
+TEXT_ENCODER = "text_encoder"
+
+STEP = "step"
+PROMPT = "prompt"
+VAE_FIRST = "vae_first"
+VAE_NEXT = "vae_next"
+TEXT = "text"
+VAE_GRAPHS = (VAE_FIRST, VAE_NEXT)
+
+COMPONENT_OF = {
+    STEP: TRANSFORMER,
+    PROMPT: TRANSFORMER,
+    VAE_FIRST: VAE,
+    VAE_NEXT: VAE,
+    TEXT: TEXT_ENCODER,
+}
+
+
+def weight_prefix(component: str) -> str:
+    """What stands before a checkpoint's names in the graphs of a component."""
+    return f"{component}."
+
+
+def weights_file(owner: str) -> str:
+    """The weights of a component, or of one graph alone."""
+    return f"{owner}.weights"
+
+
+# Tensors of a pass of the transformer.
+LATENTS = "latents"
+NOISE = "noise"
+LATENTS_NEXT = "latents_next"
+TIMESTEP = "timestep"
+SIGMA = "sigma"
+SIGMA_NEXT = "sigma_next"
+LEVEL_INPUTS = (TIMESTEP, SIGMA, SIGMA_NEXT)
+FRAME_INDEX = "frame_index"
+CACHE_INDEX = "cache_index"
+SINK_FRAMES = "sink_frames"
+WINDOW_FRAMES = "window_frames"
+
+# Numbered tensors: one for each layer, or, of the VAE, for each convolution's history.
+K_CACHE = "k_cache"
+V_CACHE = "v_cache"
+K_NEW = "k_new"
+V_NEW = "v_new"
+CONTEXT_K = "context_k"
+CONTEXT_V = "context_v"
+HISTORY = "cache"
+HISTORY_NEXT = "cache_next"
+CACHE_OF = {"k": K_CACHE, "v": V_CACHE}
+CONTEXT_OF = {"k": CONTEXT_K, "v": CONTEXT_V}
+_NEXT = {K_CACHE: K_NEW, V_CACHE: V_NEW, HISTORY: HISTORY_NEXT}
+
+# Tensors of the VAE and of the text encoder.
+FRAMES = "frames"
+PIXELS = "pixels"
+IDS = "ids"
+MASK = "mask"
+TEXT_STATES = "text_states"
+
+
+def numbered(stem: str, number: int) -> str:
+    return f"{stem}.{number}"
+
+
+def stem_of(name: str) -> str:
+    """``k_cache`` of ``k_cache.3``; empty for a name without a number."""
+    return name.rpartition(".")[0]
+
+
+def next_of(name: str) -> str:
+    """The output that a later run reads as this input: ``k_new.3`` of ``k_cache.3``."""
+    stem, _, number = name.rpartition(".")
+    return f"{_NEXT[stem]}.{number}"
+
+
+# Sizes that are chosen when a tensor is bound.
+BATCH = "batch"
+STEP_FRAMES = "frames"
+CACHE_FRAMES = "cache_frames"
+LATENT_FRAMES = "latent_frames"
+
+
+def multiple_of(size: str, factor: int) -> str:
+    return f"{factor}*{size}"
+
+
+def evaluate_size(expression: int | str, sizes: Mapping[str, int]) -> int:
+    """A number, a size's name, or a product of such: ``24*cache_frames``."""
+    return prod(_factor(factor.strip(), sizes) for factor in str(expression).split("*"))
+
+
+def _factor(text: str, sizes: Mapping[str, int]) -> int:
+    if text.isdecimal():
+        return int(text)
+    if text not in sizes:
+        known = ", ".join(sizes) or "none"
+        raise EngineError(f"a tensor has the size {text!r}, which was not chosen; known: {known}")
+    return sizes[text]
+
+
+# Constant tables of the step graph.
+FRAME_COS = "frame_cos"
+FRAME_SIN = "frame_sin"
+GRID_COS = "grid_cos"
+GRID_SIN = "grid_sin"
+LEVEL_COS = "level_cos"
+LEVEL_SIN = "level_sin"
+LEVEL_RATES = "level_rates"
+
+# Self-attention over a cache: functions of the exported graphs, and a plugin of TensorRT.
+LOCAL_DOMAIN = "longlive"
+ATTENTION_OP = "SinkWindowAttention"
+QUANTIZED_ATTENTION_OP = "QuantizedSinkWindowAttention"
+ATTENTION_PLUGIN = f"{LOCAL_DOMAIN}::{ATTENTION_OP}"
+
+# Our kernels as nodes. An operator is named after the type of its outputs, or of its two.
+KERNEL_DOMAIN = "longlive.cuda"
+KERNEL_SPEC = "spec"
+KERNEL_KEY = "kernel"
+KERNEL_OPERATORS = {
+    "float16": "KernelFloat16",
+    "bfloat16": "KernelBFloat16",
+    "float32": "KernelFloat",
+    "uint8": "KernelUInt8",
+    "float8_e4m3": "KernelFloat8E4M3",
+    "int8": "KernelInt8",
+    "float32, float8_e4m3": "KernelFloatAndFloat8E4M3",
+    "float16, float8_e4m3": "KernelFloat16AndFloat8E4M3",
+    "bfloat16, float8_e4m3": "KernelBFloat16AndFloat8E4M3",
+}
+
+# Scales of a quantized layer, behind its name; of the cache; of attention.
+WEIGHT_SCALE = "weight_scale"
+INPUT_SCALE = "input_scale"
+SMOOTHING_SCALE = "pre_quant_scale"
+SOFTMAX_SCALE = "attention_format.softmax"
+
+
+def cache_scale(part: str, layer: int) -> str:
+    return f"cache_format.scales.{part}{layer}"
+
+
+def attention_scale(part: str, layer: int) -> str:
+    return f"attention_format.by_layer.{part}{layer}"
+
+
+# What a graph says of itself.
+COMPUTE_TYPE_KEY = "longlive.compute_type"
+COMPUTE_VALUES_KEY = "longlive.compute_values"
+TRANSPOSED_KEY = "longlive.transposed"
+"""Weights that are stored [in, out], by their names in the checkpoint."""
+LENGTHS_PREFIX = "longlive.key_value_lengths."
+"""Before an attention's name: an output for TensorRT, with the number of valid keys."""
+
+# Kinds of engines, as manifests name them, and how the files of engines end.
+ONNXRUNTIME = "onnxruntime"
+TENSORRT = "tensorrt"
+TENSORRT_RTX = "tensorrt-rtx"
+CPU = "cpu"
+"""What engines are built for that need no GPU."""
+ONNX_SUFFIX = ".onnx"
+PLAN_SUFFIX = ".engine"

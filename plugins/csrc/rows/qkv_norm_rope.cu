@@ -1,0 +1,79 @@
+// Rows of q, k and v, split: RMS normalization over all heads and rotary embedding of q and k, while v
+// is copied. Float32 inside; each output is rounded once.
+//
+// LL_PLAIN 1: keys also leave as they are before rotation, and what is rotated is that, rounded: a
+// later pass that turns the kept keys gets the same bits.
+// LL_QUANTIZE 2: q, k and v leave as float8 E4M3, in units of a scale for each head.
+#include "rows/rms.cuh"
+#include "rows/rope.cuh"
+
+#ifndef LL_PLAIN
+#define LL_PLAIN 1
+#endif
+#ifndef LL_QUANTIZE
+#define LL_QUANTIZE 0
+#endif
+
+namespace {
+
+struct Params {
+  const uint8* input;  // rows of q, k, v
+  uint8* output[3];
+  uint8* plain_key;
+  const uint8* weight[2];
+  const float* cosine;  // [tokens, head_dim / 2]
+  const float* sine;
+  const float* scale[3];  // [heads]
+  int rows;
+  int tokens;
+  float epsilon;
+};
+static_assert(sizeof(Params) == 112, "as plugins/kernels/rows.py lays it out");
+
+__device__ __forceinline__ void store_output(const Params& params, int which, int64 row,
+                                             int vector, const Eight& x) {
+  if constexpr (LL_QUANTIZE) {
+    if (!in_row(vector)) return;
+    const float factor = 1.0f / params.scale[which][column(vector) / kHeadDim];
+    *reinterpret_cast<uint2*>(params.output[which] + row * kDim + column(vector)) =
+        pack_bytes_e4m3(x, factor);
+  } else {
+    store(params.output[which] + row * (kDim * 2), vector, pack(x));
+  }
+}
+
+__device__ __forceinline__ void norm_rope_row(const Params& params, int which, int row,
+                                              const uint4 (&words)[kVectors]) {
+  const int64 offset = static_cast<int64>(row) * (kDim * 2);
+  const Angles angles(params.cosine, params.sine, row % params.tokens);
+  const float inverse = inverse_rms(words, params.epsilon);
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    Eight x = normalize(words[i], load_shared_vector(params.weight[which], i), inverse);
+    if (LL_PLAIN && which == 1) {
+      const uint4 plain = pack(x);
+      store(params.plain_key + offset, i, plain);
+      x = unpack(plain);
+    }
+    store_output(params, which, row, i, rotated(x, angles.cosine, angles.sine));
+  }
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks)
+    qkv_norm_rope(const __grid_constant__ Params params) {
+  const int which = blockIdx.y;
+  const int row = blockIdx.x * kRowWarps + threadIdx.x / 32;
+  if (row >= params.rows) return;
+  uint4 words[kVectors];
+  load_row(words, params.input + (static_cast<int64>(row) * 3 + which) * (kDim * 2));
+  if (which < 2) {
+    norm_rope_row(params, which, row, words);
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    store_output(params, 2, row, i, unpack(words[i]));
+  }
+}

@@ -1,0 +1,67 @@
+"""Every kernel that a graph's node can name."""
+
+import json
+from collections.abc import Iterable, Mapping
+
+from longlive_trt.architectures import Architecture
+from longlive_trt.contract import KERNEL_KEY
+from longlive_trt.errors import PluginError
+from longlive_trt.plugins.cuda.compilation import texts_of
+from longlive_trt.plugins.kernels.attention import Attention, CrossAttention, NarrowAttention
+from longlive_trt.plugins.kernels.base import GraphKernel
+from longlive_trt.plugins.kernels.gemm import Gemm
+from longlive_trt.plugins.kernels.layer_norm import LayerNorm, ResidualNorm
+from longlive_trt.plugins.kernels.quantize import (
+    NarrowHeads,
+    Quantize,
+    TransposedValues,
+    WidenHeads,
+)
+from longlive_trt.plugins.kernels.rows import QkvNormRope, RmsNorm, Rotate
+from longlive_trt.plugins.kernels.vae import (
+    VaeFrames,
+    VaeHead,
+    VaePixels,
+    VaeStack,
+    VaeSum,
+    VaeZeros,
+)
+
+KERNELS: Mapping[str, type[GraphKernel]] = {
+    "attention": Attention,
+    "cross_attention": CrossAttention,
+    "gemm": Gemm,
+    "layer_norm": LayerNorm,
+    "narrow_attention": NarrowAttention,
+    "narrow_heads": NarrowHeads,
+    "qkv_norm_rope": QkvNormRope,
+    "quantize": Quantize,
+    "residual_norm": ResidualNorm,
+    "rms_norm": RmsNorm,
+    "rotate": Rotate,
+    "transposed_values": TransposedValues,
+    "vae_frames": VaeFrames,
+    "vae_head": VaeHead,
+    "vae_pixels": VaePixels,
+    "vae_stack": VaeStack,
+    "vae_sum": VaeSum,
+    "vae_zeros": VaeZeros,
+    "widen_heads": WidenHeads,
+}
+
+
+def kernel_of(spec: str) -> GraphKernel:
+    parameters = json.loads(spec)
+    name = parameters.pop(KERNEL_KEY)
+    if name not in KERNELS:
+        raise PluginError(
+            f"the graph has a kernel {name!r}, which this version does not know; known are "
+            f"{', '.join(sorted(KERNELS))}"
+        )
+    return KERNELS[name](**parameters)
+
+
+def sources_of(names: Iterable[str], architecture: Architecture) -> list[str]:
+    """The texts below ``csrc/`` that decide what these kernels do on such a GPU."""
+    files = {kernel.file for name in names for kernel in KERNELS[name].cuda_kernels(architecture)}
+    return sorted({text for file in files for text in texts_of(file)})
