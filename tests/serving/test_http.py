@@ -2,14 +2,23 @@
 
 import io
 import json
+import shutil
+import ssl
+import subprocess
+import threading
 import time
+import urllib.error
+import urllib.request
+from pathlib import Path
 from typing import Any
 
 import av
 import pytest
+from websockets.sync.client import connect
 
 from longlive_trt.errors import BundleError
-from longlive_trt.serving.settings import Limits
+from longlive_trt.serving.server import bind, make_server
+from longlive_trt.serving.settings import Limits, Settings
 from tests.fakes.live import FakeModel, color_of
 from tests.serving.conftest import Running, Socket, StartServer
 
@@ -390,3 +399,40 @@ def test_logs_are_json_and_hold_no_prompt(capsys: pytest.CaptureFixture[str]) ->
             logger = logging.getLogger(name)
             logger.handlers, logger.propagate = handlers, propagate
             logger.setLevel(logging.NOTSET)
+
+
+def test_over_tls(tmp_path: Path) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl to make a certificate with")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    made = ["-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(certificate)]
+    command = [openssl, "req", "-x509", "-days", "2", *names, *made]
+    subprocess.run(command, check=True, capture_output=True)
+    listening = bind(Settings(port=0))
+    settings = Settings(port=0, sessions=1)
+    server = make_server(settings, FakeModel, certificate=certificate, key=key)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    trusted = ssl.create_default_context(cafile=str(certificate))
+    port = listening.getsockname()[1]
+    try:
+        end = time.monotonic() + 20
+        while True:
+            try:
+                with urllib.request.urlopen(
+                    f"https://localhost:{port}/ready", context=trusted
+                ) as answer:
+                    assert json.load(answer)["status"] == "ready"
+                break
+            except urllib.error.HTTPError:
+                assert time.monotonic() < end
+                time.sleep(0.05)
+        with connect(f"wss://localhost:{port}/v1/realtime/video", ssl=trusted) as socket:
+            socket.send('{"type": "session.start", "prompt": "a red car", "format": "h264"}')
+            assert json.loads(socket.recv(timeout=10))["type"] == "video.start"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        listening.close()
