@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import psutil
 
 from longlive_trt.basics import Array, Closing
+from longlive_trt.configs import ModelConfig
+from longlive_trt.configs.schema import ROPE_TABLE_FRAMES
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
@@ -27,7 +29,7 @@ from longlive_trt.runtime.plan import VideoOptions, plan_video
 from longlive_trt.runtime.prompting.encoder import PromptEncoder
 from longlive_trt.runtime.prompting.switches import SwitchMode
 from longlive_trt.runtime.prompting.track import PromptTrack
-from longlive_trt.runtime.state import restore
+from longlive_trt.runtime.state import load_state, restore
 from longlive_trt.runtime.transformer import Context
 from longlive_trt.runtime.video import Video
 
@@ -61,6 +63,8 @@ class ModelFacts:
     """What one more session takes, about."""
     free_bytes: int
     """What there was for sessions once the engines were loaded."""
+    blocks: int | None = None
+    """The longest video; None is without end."""
 
 
 class MadeBlock(Protocol):
@@ -146,7 +150,8 @@ class BundleModel(Closing):
 
     def __init__(self, bundle: Bundle, device: DeviceChoice) -> None:
         # Refused now, not when somebody has typed the first prompt.
-        plan_video(bundle, VideoOptions(prompt=_FIRST))
+        self._longest = _longest_frames(bundle.config)
+        plan_video(bundle, VideoOptions(prompt=_FIRST, frames=self._longest))
         self.bundle = bundle
         self._engines = Engines(bundle, device)
         self._truncated: OrderedDict[str, str] = OrderedDict()
@@ -163,13 +168,8 @@ class BundleModel(Closing):
 
     def open(self, seed: int, switch: str, state: Path | None = None) -> LiveVideo:
         mode = SwitchMode.parse(switch)
-        options = (
-            VideoOptions(prompt=_FIRST, seed=seed, switch=mode)
-            if state is None
-            else VideoOptions(resume=state, switch=mode)
-        )
-        plan = plan_video(self.bundle, options)
-        session = self._engines.session(plan.config, plan.noise)
+        plan = plan_video(self.bundle, self._options(seed, mode, state))
+        session = self._engines.session(plan.config, plan.noise, total_frames=plan.total_frames)
         saved = plan.resumed
         if saved is not None:
             restore(session, saved)
@@ -180,6 +180,14 @@ class BundleModel(Closing):
             blend=saved.blend if saved else None,
         )
         return Video(self.bundle, plan, session, track)
+
+    def _options(self, seed: int, switch: SwitchMode, state: Path | None) -> VideoOptions:
+        if state is None:
+            return VideoOptions(prompt=_FIRST, seed=seed, switch=switch, frames=self._longest)
+        # Lengths count from where a state was saved.
+        done = 0 if self._longest is None else load_state(state).next_frame
+        left = None if self._longest is None else self._longest - done
+        return VideoOptions(resume=state, switch=switch, frames=left)
 
     def prepare(self, prompt: str) -> "Future[float]":
         return self._prompts.begin(prompt)
@@ -210,7 +218,7 @@ class BundleModel(Closing):
         config = self.bundle.config
         assert config.vae is not None
         factor = config.vae.spatial_factor
-        budget = session_budget(self.bundle, config)
+        budget = session_budget(self.bundle, config, total_frames=self._longest)
         shared = ("weights", "encoding", "CUDA")
         own = sum(size for part, size in budget.parts.items() if part not in shared)
         latents = prod(config.latent_shape) * 4 * config.rollout.frames_per_block
@@ -231,7 +239,18 @@ class BundleModel(Closing):
             suggestions=DEMO_SUGGESTIONS,
             session_bytes=own + latents,
             free_bytes=free,
+            blocks=None
+            if self._longest is None
+            else self._longest // config.rollout.frames_per_block,
         )
+
+
+def _longest_frames(config: ModelConfig) -> int | None:
+    """Absolute positions end, and so does a video of them."""
+    rollout = config.rollout
+    if rollout.rope == "relative" and not rollout.is_global:
+        return None
+    return ROPE_TABLE_FRAMES // rollout.frames_per_block * rollout.frames_per_block
 
 
 class _SharedPrompts:

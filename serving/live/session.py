@@ -114,7 +114,7 @@ class LiveSession:
             self.costs,
             self._first_cues(wish),
             begin=begin,
-            end=None if wish.frames is None else begin + self._blocks(wish.frames, begin),
+            end=self._end(wish.frames, begin, facts.blocks),
             paced=wish.paced,
             max_cues=settings.limits.cues,
         )
@@ -344,9 +344,12 @@ class LiveSession:
             cues.append(Cue(len(cues) + 1, block, prompt))
         return cues
 
-    def _blocks(self, frames: int, begin: int) -> int:
-        last = self.clock.first_frame(begin) + frames - 1
-        return self.clock.block_of(last) + 1 - begin
+    def _end(self, frames: int | None, begin: int, longest: int | None) -> int | None:
+        """The block after the last, where there is one."""
+        if frames is None:
+            return longest
+        wanted = self.clock.block_of(self.clock.first_frame(begin) + frames - 1) + 1
+        return wanted if longest is None else min(wanted, longest)
 
     def _after_change(self, cut: Cut | None) -> None:
         if cut is not None:

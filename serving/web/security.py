@@ -132,7 +132,7 @@ async def refuse(scope: Scope, receive: Receive, send: Send, problem: ProblemErr
             return
         kind = "websocket.http.response"
     await send({"type": f"{kind}.start", "status": problem.status, "headers": headers})
-    await send({"type": f"{kind}.body", "body": body})
+    await send({"type": f"{kind}.body", "body": body, "more_body": False})
 
 
 def _with_headers(send: Send) -> Send:

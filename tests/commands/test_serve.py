@@ -54,7 +54,10 @@ def served(video_bundle: Path, tmp_path: Path) -> Iterator[tuple["subprocess.Pop
         process.communicate()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 0), pytest.param(signal.SIGINT, 130, marks=pytest.mark.exhaustive)],
+)
 def test_a_signal_ends_it_with_states_saved(
     served: tuple["subprocess.Popen[str]", str], tmp_path: Path, number: int, code: int
 ) -> None:

@@ -132,7 +132,15 @@ def assert_same(session: LiveSession, witness: Witness, bundle: Path, folder: Pa
     assert np.array_equal(found, expected)
 
 
-@pytest.mark.parametrize("switch", ["exact", "partial", "none", "blend:3"])
+@pytest.mark.parametrize(
+    "switch",
+    [
+        "exact",
+        "blend:3",
+        pytest.param("partial", marks=pytest.mark.exhaustive),
+        pytest.param("none", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_cuts_drafts_and_edits_leave_the_recipes_bits(
     play: Callable[..., Any], video_bundle: Path, tmp_path: Path, switch: str
 ) -> None:
@@ -224,6 +232,27 @@ def test_a_restart_is_the_video_of_its_seed(
     assert session.seed == 6 and [cue.prompt for cue in session.cues()] == ["a green car"]
     time.sleep(0.5)
     assert_same(session, witness, video_bundle, tmp_path)
+
+
+def test_a_model_of_absolute_positions_ends_where_they_do(
+    make_once: Callable[..., Path], mini_bundle: Callable[[str], Path], tmp_path: Path
+) -> None:
+    from tests.fakes.video import add_stand_ins
+
+    mini = mini_bundle("absolute")
+    bundle = make_once("mini-video-absolute", lambda path: add_stand_ins(mini, path))
+    generator, witness = Generator(), Witness()
+    with load_model(str(bundle), "cpu") as model:
+        assert model.facts.blocks == 341
+        shared = (witness, witness, Settings(), tmp_path)
+        wish = Wish(prompt="a red car", seed=1, frames=60)
+        session = LiveSession(model, generator, wish, *shared, on_block=witness.on_block)
+        assert session.plan.end == 6
+        witness.wait_for(4)
+        assert_same(session, witness, bundle, tmp_path)
+        session.close().result(30)
+        session.discard()
+    generator.close()
 
 
 # ---- recipes that do not fit -----------------------------------------------------------------

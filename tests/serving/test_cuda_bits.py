@@ -29,7 +29,7 @@ def install(fake_cuda: Callable[..., FakeCuda], monkeypatch: pytest.MonkeyPatch)
     return place
 
 
-@pytest.mark.parametrize("schedule", ["lazy", "eager"])
+@pytest.mark.parametrize("schedule", ["lazy", pytest.param("eager", marks=pytest.mark.exhaustive)])
 def test_cuts_and_drafts_of_two_sessions(
     video_bundle: Path, tmp_path: Path, install: Install, schedule: Schedule
 ) -> None:

@@ -466,6 +466,7 @@ def test_sessions_are_not_to_be_guessed(live: Running) -> None:
         assert socket.wait("error")["code"] == "not_found"
 
 
+@pytest.mark.exhaustive
 def test_a_slow_reader_skips_to_the_newest_block(start_server: StartServer) -> None:
     """Large pictures, and a client that does not read them for a while."""
     model = FakeModel(width=512, height=384)
