@@ -129,7 +129,10 @@ class Plan:
         with self.lock:
             self._require_room()
             unseen = self.first_unseen(now)
-            block = unseen if frame is None else max(unseen, self.clock.block_from(frame))
+            if frame is None:
+                block = unseen + 1 if self._had_better_finish(unseen) else unseen
+            else:
+                block = max(unseen, self.clock.block_from(frame))
             hidden = self._take_speculation(prompt, unseen, now) if frame is None else None
             if hidden is not None:
                 block = hidden.block
@@ -335,6 +338,14 @@ class Plan:
         self._edits.append(cut)
         self.rollbacks(reason)
         return cut
+
+    def _had_better_finish(self, unseen: int) -> bool:
+        """Where blocks take longer than they last, one that is being made is all there is to show:
+        making it anew would bring the answer no sooner.
+        """
+        begun = self._in_flight
+        is_slow = self._costs.block_s() > self.clock.block_s
+        return begun is not None and begun.block == unseen and unseen > self.begin and is_slow
 
     def _take_speculation(self, prompt: str, unseen: int, now: float) -> Speculation | None:
         """The hidden block, where it is on screen at least as early as one made now."""

@@ -262,6 +262,19 @@ def test_a_prompt_that_comes_while_its_block_is_made_makes_it_anew() -> None:
     assert film.shown == film.expected()
 
 
+def test_a_model_that_cannot_keep_up_finishes_its_block_first() -> None:
+    film = Film()
+    film.make()
+    for _ in range(20):
+        film.costs.observe("cycle", 1.5)
+    film.now = 3.0
+    planned: list[Any] = []
+    film.make(lambda: planned.append(film.interact("a blue boat")))
+    assert (planned[0].cue.block, planned[0].cut, film.plan.made) == (2, None, 2)
+    film.fill()
+    assert film.shown == film.expected()
+
+
 def test_a_prompt_for_later_takes_nothing_back() -> None:
     film = Film()
     film.fill()
