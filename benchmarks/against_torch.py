@@ -53,7 +53,7 @@ from longlive_trt.export.models.transformer import Transformer
 from longlive_trt.export.models.vae import VaeDecoder
 from longlive_trt.plugins.cuda.nvml import GpuReading, Sampler, open_gpu
 from longlive_trt.runtime.assembly import Engines
-from longlive_trt.runtime.bench.lane import Settings, longest_session
+from longlive_trt.runtime.bench.lane import BenchSettings, longest_session
 from longlive_trt.runtime.bench.measurement import check_measurable
 from longlive_trt.runtime.memory.base import Buffer, HostMemory, Memory
 from longlive_trt.runtime.memory.cuda import CudaMemory
@@ -222,7 +222,7 @@ def open_bundles(options: argparse.Namespace) -> list[Bundle]:
     bundles = [open_bundle(folder) for folder in options.bundle]
     # Every session makes one long video.
     blocks = options.warm_up + options.rounds
-    check_measurable(bundles, Settings(device=options.device, warmup=blocks))
+    check_measurable(bundles, BenchSettings(device=options.device, warmup=blocks))
     for bundle in bundles:
         bundle.require("vae_next", "measuring")
     return bundles

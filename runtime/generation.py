@@ -54,14 +54,14 @@ def generate(
         try:
             run.make(stop)
         except KeyboardInterrupt:
-            stop.made = True
+            stop.is_asked = True
             run.hand_out_rest()
         except Exception as error:
             run.rescue(error)
             raise
         finally:
-            run.finish(stop.made)
-    return stop.made
+            run.finish(stop.is_asked)
+    return stop.is_asked
 
 
 class _Run:
@@ -86,7 +86,7 @@ class _Run:
         plan, end = self._plan, self._plan.end_block
         frames = None if end is None else plan.video_frames(plan.first_block, end)
         self._progress.started(Started(plan.blocks, frames, plan.config.fps, self._outputs.video))
-        while not stop.made and self._video.blocks_made != end:
+        while not stop.is_asked and self._video.blocks_made != end:
             block = self._video.step()
             self._pending.append(block)
             self._blocks_taken = block.index + 1
@@ -158,11 +158,11 @@ class _Run:
             return
         try:
             # Those of a block whose pictures nobody took are there too, as in the state.
-            made = [*self._latents, *(block.latents for block in self._pending)]
+            latents = [*self._latents, *(block.latents for block in self._pending)]
         except LostGpuError:
-            made = self._latents
-        if made:
-            write_latents(path, np.concatenate(made, axis=1))
+            latents = self._latents
+        if latents:
+            write_latents(path, np.concatenate(latents, axis=1))
 
     def _save_state(self) -> None:
         path, video = self._outputs.state, self._video

@@ -8,7 +8,7 @@ from types import FrameType
 
 class StopRequest:
     def __init__(self) -> None:
-        self.made = False
+        self.is_asked = False
 
 
 @contextmanager
@@ -16,10 +16,10 @@ def stop_on_signals(notify: Callable[[str], None]) -> Iterator[StopRequest]:
     request = StopRequest()
 
     def handle(_number: int, _frame: FrameType | None) -> None:
-        if request.made:
+        if request.is_asked:
             raise KeyboardInterrupt
-        request.made = True
-        # The signal may have come while something else was being told, to the same stream.
+        request.is_asked = True
+        # The signal may have come while something else was being said, to the same stream.
         with suppress(RuntimeError):
             notify("stopping after this block; press Ctrl-C again to stop at once")
 

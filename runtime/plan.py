@@ -68,10 +68,10 @@ class VideoOptions:
             "timeline": self.timeline is not None,
             "replay": self.replay is not None,
         }
-        given = [self.spell(name) for name, is_given in sources.items() if is_given]
-        if len(given) > 1:
-            raise UsageError(f"{' and '.join(given)}: give one of them")
-        if not given and self.resume is None:
+        names = [self.spell(name) for name, is_given in sources.items() if is_given]
+        if len(names) > 1:
+            raise UsageError(f"{' and '.join(names)}: give one of them")
+        if not names and self.resume is None:
             prompt, timeline, replay = map(self.spell, sources)
             raise UsageError(
                 f"nothing to show: give {prompt} TEXT, {timeline} FILE or {replay} FILE"

@@ -11,10 +11,11 @@ ends=("${@:3}")
 [ ${#ends[@]} -gt 0 ] || ends=(lowest newest)
 extras=cpu,export,quantize,ship,tensorrt-rtx,dev
 tests=(
-    tests/test_cli.py tests/commands/test_core.py tests/commands/test_doctor.py tests/configs
-    tests/export/test_exporter.py tests/export/checkpoints tests/calibration/test_calibrator.py
+    tests/test_cli.py tests/configs tests/commands/test_doctor.py
+    tests/export/checkpoints tests/export/test_tracing.py
+    tests/calibration/test_quantization.py tests/calibration/test_calibrator.py
     tests/engines/ort/test_cpu.py tests/engines/bundles tests/plugins/cuda/test_compilation.py
-    tests/runtime/output tests/runtime/prompting tests/runtime/test_state.py
+    tests/runtime/output tests/runtime/prompting/test_timeline.py
 )
 
 say() { echo "ranges: $*"; }

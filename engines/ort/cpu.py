@@ -1,6 +1,7 @@
 """ONNX Runtime: the engine that runs everywhere, and the one that a CPU uses."""
 
 import logging
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -88,6 +89,7 @@ class OnnxRuntimeEngine(TensorTable):
             options.intra_op_num_threads = threads
         self._session = _open_session(path, options)
         self.name = path.stem
+        self._bindings: weakref.WeakSet[OnnxRuntimeBinding] = weakref.WeakSet()
         self._inputs = {spec.name: spec for spec in map(spec_of, self._session.get_inputs())}
         self._outputs = {spec.name: spec for spec in map(spec_of, self._session.get_outputs())}
 
@@ -98,9 +100,14 @@ class OnnxRuntimeEngine(TensorTable):
         for tensors, known in ((inputs, self._inputs), (outputs, self._outputs)):
             for name, array in tensors.items():
                 require_fit(self.name, name, known.get(name), _given(array))
-        return OnnxRuntimeBinding(self._session, self.name, inputs, outputs)
+        binding = OnnxRuntimeBinding(self._session, self.name, inputs, outputs)
+        self._bindings.add(binding)
+        return binding
 
     def close(self) -> None:
+        """Bindings end with it: they would keep the session, and its memory."""
+        for binding in list(self._bindings):
+            binding.close()
         del self._session
 
 
@@ -112,7 +119,8 @@ class OnnxRuntimeBinding:
         inputs: Mapping[str, Array],
         outputs: Mapping[str, Array],
     ) -> None:
-        self._session, self._graph = session, graph
+        self._session: ort.InferenceSession | None = session
+        self._graph = graph
         self._binding = session.io_binding()
         # The binding knows addresses only; whoever holds it holds the arrays.
         self._arrays = (dict(inputs), dict(outputs))
@@ -122,12 +130,19 @@ class OnnxRuntimeBinding:
             self._binding.bind_output(name, "cpu", 0, *_address(array))
 
     def run(self) -> None:
+        if self._session is None:
+            raise EngineError(
+                f"graph {self._graph}: what is to run here was closed with its engine"
+            )
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # onnxruntime's errors have no common base
             raise EngineError(
                 f"graph {self._graph} failed in onnxruntime: {brief(error)}"
             ) from error
+
+    def close(self) -> None:
+        self._session = self._binding = None
 
 
 def _options() -> ort.SessionOptions:

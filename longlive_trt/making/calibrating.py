@@ -147,7 +147,7 @@ class Checkpoints:
     @property
     def is_empty(self) -> bool:
         weights = (self.transformer, self.lora, self.vae, self.text_encoder, self.random_weights)
-        return all(given is None for given in (self.config, self.tokenizer, *weights))
+        return all(value is None for value in (self.config, self.tokenizer, *weights))
 
     def export(self, folder: Path, progress: Report) -> None:
         if self.config is None:
@@ -188,12 +188,12 @@ def _scales(
     source: SourceExport,
     request: CalibrationRequest,
     extras: Extras,
-    given: Path | None,
+    calibration: Path | None,
     out: Path,
     progress: Report,
 ) -> Calibration:
-    if given is not None:
-        return read_fitting_calibration(given, source, request.recipe.format.name)
+    if calibration is not None:
+        return read_fitting_calibration(calibration, source, request.recipe.format.name)
     with_vae = extras.vae is not None
     return calibrate_export(source, request, out, open_tokenizer, progress, with_vae=with_vae)
 

@@ -12,8 +12,8 @@ def require_choice(name: str, value: object, allowed: Iterable[str]) -> None:
         raise UsageError(f"{name} is {value!r}; allowed: {', '.join(known)}")
 
 
-def optional_path(given: str | Path | None) -> Path | None:
-    return None if given is None else Path(given)
+def optional_path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)
 
 
 def unheard(_what: str, _done: int, _total: int) -> None:

@@ -50,7 +50,7 @@ class BuildPlan:
 
         source, folder = SourceExport.open(self.onnx), quantized_folder(self.onnx, self.precision)
         if self.calibration is not None:
-            found = read_fitting_calibration(self.calibration, source, self.precision)
+            scales = read_fitting_calibration(self.calibration, source, self.precision)
         elif self._is_current(folder):
             logger.info("%s: quantized earlier; used again", folder)
             return folder
@@ -68,8 +68,8 @@ class BuildPlan:
                 compute=compute,
                 device=device,
             )
-            found = calibrate_export(source, request, folder, open_tokenizer, report)
-        write_quantized(source, found, folder, report=report)
+            scales = calibrate_export(source, request, folder, open_tokenizer, report)
+        write_quantized(source, scales, folder, report=report)
         return folder
 
     def _is_current(self, folder: Path) -> bool:
@@ -99,22 +99,22 @@ def plan_build(
     gpu: str | None = None,
 ) -> BuildPlan:
     record = read_export(onnx)
-    found = record.quantization.precision if record.quantization else None
+    quantized = record.quantization.precision if record.quantization else None
     if precision not in QUANTIZED:
         if compute is not None or calibration is not None:
             raise UsageError(
                 f"--compute and --calibration go with --precision fp8 or int8, not {precision}; "
                 f"leave them out"
             )
-        if found is not None:
+        if quantized is not None:
             raise UsageError(
-                f"{onnx}: quantized to {found}; build it with --precision {found} --compute "
-                f"{precision}, or give the export that it was made from"
+                f"{onnx}: quantized to {quantized}; build it with --precision {quantized} "
+                f"--compute {precision}, or give the export that it was made from"
             )
         return BuildPlan(onnx, record, precision, precision, None)
-    if found not in (None, precision):
-        raise UsageError(f"{onnx}: quantized to {found}; build it with --precision {found}")
-    if found is not None and calibration is not None:
+    if quantized not in (None, precision):
+        raise UsageError(f"{onnx}: quantized to {quantized}; build it with --precision {quantized}")
+    if quantized is not None and calibration is not None:
         raise UsageError(
             f"{onnx}: quantized already, with its own calibration; leave --calibration out, "
             f"or give the export that it was made from"

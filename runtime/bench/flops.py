@@ -15,10 +15,10 @@ _TAPS_3D, _TAPS_2D, _TAPS_TIME = 27, 9, 3
 
 @dataclass(frozen=True)
 class Work:
-    """Apart, because bundles compute the one in fewer bits than the other."""
+    """Products and attention apart: a bundle may compute them in different numbers of bits."""
 
     products: int
-    """Convolutions included."""
+    """Of matrices, and convolutions."""
     attention: int
 
     @property

@@ -25,16 +25,16 @@ from longlive_trt.runtime.transformer import Context
 WARM_UP_SWITCHES = 2
 """A GPU reserves what a re-cache needs at the first, and captures it at the second."""
 ANNOUNCED_BLOCKS = 3
-"""One by itself, one beside which a prompt is encoded, and the first under that prompt."""
+"""For one announced switch: a block alone, one with a prompt encoded beside it, the switch."""
 ROOM_BLOCKS = WARM_UP_SWITCHES + ANNOUNCED_BLOCKS
-"""So many are still needed, at most, where something is about to be measured."""
+"""A session with fewer blocks left is replaced before the next measurement."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class BenchSettings:
     blocks: int = 300
     switches: int = 50
-    """So many to a prompt that is new then, and so many to one that was announced."""
+    """To prompts that are new; on a GPU as many again to prompts that were announced."""
     seconds: float = 60.0
     """How long everything runs at once, for the throughput."""
     warmup: int = 10
@@ -69,13 +69,13 @@ class BlockTimes:
 
     @property
     def rest_ms(self) -> float:
-        """What neither an engine nor a GPU is known to have worked for."""
+        """What no stopwatch accounts for: the host's own work."""
         return self.wall_ms - sum(self.passes_ms) - self.recache_ms - self.vae_ms - self.encode_ms
 
 
 @dataclass(frozen=True)
 class _Stretch:
-    """Some work of the main thread, and which of the recorder's times are its own."""
+    """Work of the main thread, and the recorder's positions before and after it."""
 
     before: Position
     after: Position
@@ -98,7 +98,7 @@ class Announced:
 class Loading:
     seconds: float
     gpu_bytes: int | None
-    """What was taken meanwhile, weights above all; None on a CPU."""
+    """GPU memory that loading took; None on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class _AnnouncedStretch:
 
 @dataclass
 class LaneTimes:
-    """All that was measured on one bundle, as far as the run got."""
+    """All that was measured on one bundle, until the end or an interrupt."""
 
     load_s: float = 0.0
     loading: dict[str, Loading] = field(default_factory=dict)
@@ -146,7 +146,7 @@ def has_text_encoder(bundle: Bundle) -> bool:
 
 
 class Lane(Closing):
-    def __init__(self, bundle: Bundle, settings: Settings, *, decode: bool) -> None:
+    def __init__(self, bundle: Bundle, settings: BenchSettings, *, decode: bool) -> None:
         self.bundle, self.decode = bundle, decode
         self._settings, self._config = settings, bundle.config
         self._times = LaneTimes()
@@ -177,9 +177,9 @@ class Lane(Closing):
         session = self._session
         if session is None or self._room(session) < ROOM_BLOCKS:
             session = self._open_session()
-        while session.blocks_made < self._warmup and not stop.made:
+        while session.blocks_made < self._warmup and not stop.is_asked:
             self._make_block(session)
-        return None if stop.made else session
+        return None if stop.is_asked else session
 
     @property
     def encodes_beside(self) -> bool:
@@ -235,7 +235,7 @@ class Lane(Closing):
         handed_out, following = session.step(), session.step()
         self._wait(handed_out)
         started = last = time.perf_counter()
-        while last - started < seconds and self._room(session) and not stop.made:
+        while last - started < seconds and self._room(session) and not stop.is_asked:
             waiting, following = following, session.step()
             self._wait(waiting)
             now = time.perf_counter()
@@ -324,7 +324,7 @@ class Lane(Closing):
         self._wait(block)
 
     def _wait(self, block: Block) -> None:
-        """Until what the block was made for is on the host."""
+        """Wait for the block's pictures, or for its latents where none are decoded."""
         if self.decode:
             block.pixels()
         else:
@@ -345,14 +345,15 @@ class Lane(Closing):
             encode_ms=sum(spent(TEXT)) + sum(spent(PROMPT)),
         )
 
-    def _resolved_announced(self, durations: Durations, made: _AnnouncedStretch) -> Announced:
+    def _resolved_announced(self, durations: Durations, stretches: _AnnouncedStretch) -> Announced:
         alone, beside, switch = (
-            self._resolved(durations, stretch) for stretch in (made.alone, made.beside, made.switch)
+            self._resolved(durations, stretch)
+            for stretch in (stretches.alone, stretches.beside, stretches.switch)
         )
         # Some of it may have been counted only when the prompt was waited for.
-        whole = replace(made.beside, after=made.switch.after)
+        whole = replace(stretches.beside, after=stretches.switch.after)
         return Announced(
-            switch=replace(switch, encode_ms=made.waited_ms),
+            switch=replace(switch, encode_ms=stretches.waited_ms),
             alone=alone,
             beside=replace(beside, encode_ms=0.0),
             encoding_ms=self._resolved(durations, whole).encode_ms,

@@ -17,9 +17,9 @@ from longlive_trt.errors import UsageError
 from longlive_trt.plugins.cuda.nvml import GpuMonitor, GpuReading, Sampler, open_gpu
 from longlive_trt.runtime.bench.lane import (
     ROOM_BLOCKS,
+    BenchSettings,
     Lane,
     LaneTimes,
-    Settings,
     blocks_to_fill,
     has_text_encoder,
     has_vae,
@@ -50,7 +50,7 @@ class GpuIdentity:
 @dataclass
 class Measurements:
     bundles: Sequence[Bundle]
-    settings: Settings
+    settings: BenchSettings
     decoded: bool
     gpu: GpuIdentity | None
     notices: Sequence[str]
@@ -62,7 +62,7 @@ class Measurements:
 
 def measure(
     bundles: Sequence[Bundle],
-    settings: Settings,
+    settings: BenchSettings,
     report: Report,
     notify: Callable[[str], None],
 ) -> Measurements:
@@ -70,23 +70,23 @@ def measure(
     check_measurable(bundles, settings)
     with ExitStack() as stack:
         monitor = _open_monitor(bundles, settings, stack)
-        made = _begin(bundles, settings, monitor)
-        for notice in made.notices:
+        measurements = _begin(bundles, settings, monitor)
+        for notice in measurements.notices:
             notify(notice)
         stop = stack.enter_context(stop_on_signals(notify))
         lanes: list[Lane] = []
-        with _watched(monitor, made, "loading"):
+        with _watched(monitor, measurements, "loading"):
             for bundle in bundles:
                 report(f"loading {bundle.folder}", len(lanes), len(bundles))
-                lane = Lane(bundle, settings, decode=made.decoded)
+                lane = Lane(bundle, settings, decode=measurements.decoded)
                 lanes.append(stack.enter_context(lane))
-        _run_phases(_Phases(lanes, settings, report, stop), monitor, made)
-        made.interrupted = stop.made
-        made.lanes = [lane.times() for lane in lanes]
-    return made
+        _run_phases(_Phases(lanes, settings, report, stop), monitor, measurements)
+        measurements.interrupted = stop.is_asked
+        measurements.lanes = [lane.times() for lane in lanes]
+    return measurements
 
 
-def check_measurable(bundles: Sequence[Bundle], settings: Settings) -> None:
+def check_measurable(bundles: Sequence[Bundle], settings: BenchSettings) -> None:
     """Refuse what would fail later, before any engine is loaded."""
     for bundle in bundles:
         require_runnable(bundle, settings.device)
@@ -97,7 +97,7 @@ def check_measurable(bundles: Sequence[Bundle], settings: Settings) -> None:
         _require_same_model(*bundles)
 
 
-def _require_steady_state(bundle: Bundle, settings: Settings) -> None:
+def _require_steady_state(bundle: Bundle, settings: BenchSettings) -> None:
     config = bundle.config
     if config.rollout.is_global:
         raise UsageError(
@@ -141,18 +141,18 @@ def _flat(values: Mapping[str, object]) -> dict[str, object]:
 
 
 def _open_monitor(
-    bundles: Sequence[Bundle], settings: Settings, stack: ExitStack
+    bundles: Sequence[Bundle], settings: BenchSettings, stack: ExitStack
 ) -> GpuMonitor | None:
     monitor = open_gpu() if _uses_gpu(bundles, settings) else None
     return None if monitor is None else stack.enter_context(monitor)
 
 
-def _uses_gpu(bundles: Sequence[Bundle], settings: Settings) -> bool:
+def _uses_gpu(bundles: Sequence[Bundle], settings: BenchSettings) -> bool:
     return any(runs_on_gpu(bundle, settings.device) for bundle in bundles)
 
 
 def _begin(
-    bundles: Sequence[Bundle], settings: Settings, monitor: GpuMonitor | None
+    bundles: Sequence[Bundle], settings: BenchSettings, monitor: GpuMonitor | None
 ) -> Measurements:
     notices = [*_what_is_missing(bundles, settings)]
     if monitor is None and _uses_gpu(bundles, settings):
@@ -167,7 +167,7 @@ def _identity(monitor: GpuMonitor | None) -> GpuIdentity | None:
     return GpuIdentity(monitor.name, monitor.driver, monitor.power_limit_w)
 
 
-def _what_is_missing(bundles: Sequence[Bundle], settings: Settings) -> Iterator[str]:
+def _what_is_missing(bundles: Sequence[Bundle], settings: BenchSettings) -> Iterator[str]:
     for bundle in bundles:
         if settings.decode and not has_vae(bundle):
             yield f"{bundle.folder}: no VAE inside; only the transformer is measured"
@@ -179,29 +179,29 @@ def _what_is_missing(bundles: Sequence[Bundle], settings: Settings) -> Iterator[
 
 
 @contextmanager
-def _watched(monitor: GpuMonitor | None, made: Measurements, phase: str) -> Iterator[None]:
+def _watched(monitor: GpuMonitor | None, measurements: Measurements, phase: str) -> Iterator[None]:
     def read() -> Reading:
         return Reading(resident_bytes(), monitor.read() if monitor else None)
 
     sampler = Sampler(read, _SAMPLE_INTERVAL_S)
-    made.readings[phase] = sampler.readings
+    measurements.readings[phase] = sampler.readings
     with sampler:
         yield
 
 
-def _run_phases(phases: "_Phases", monitor: GpuMonitor | None, made: Measurements) -> None:
+def _run_phases(phases: "_Phases", monitor: GpuMonitor | None, measurements: Measurements) -> None:
     # A second Ctrl-C ends the block at hand; what was measured before is kept all the same.
     with suppress(KeyboardInterrupt):
-        for name, phase in phases.by_name(decode=made.decoded).items():
-            if not phases.stop.made:
-                with _watched(monitor, made, name):
+        for name, phase in phases.by_name(decode=measurements.decoded).items():
+            if not phases.stop.is_asked:
+                with _watched(monitor, measurements, name):
                     phase()
 
 
 @dataclass(frozen=True)
 class _Phases:
     lanes: Sequence[Lane]
-    settings: Settings
+    settings: BenchSettings
     report: Report
     stop: StopRequest
 
@@ -250,10 +250,10 @@ class _Phases:
                 left_s -= lane.overlapped(session, left_s, self.stop)
 
     def _in_turns(self, what: str, rounds: int) -> Iterator[Lane]:
-        """Each lane once a round; who was last begins the next one."""
+        """Each lane once a round, in alternating order."""
         for number in range(rounds):
             self.report(what, number, rounds)
             for lane in self.lanes[:: -1 if number % 2 else 1]:
-                if self.stop.made:
+                if self.stop.is_asked:
                     return
                 yield lane

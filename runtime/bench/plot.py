@@ -94,7 +94,7 @@ def _draw(draw: Any, panel: _Panel, top: int) -> None:
 
 
 def _round_above(value: float) -> float:
-    """The next number whose quarters are short."""
+    """The next larger number that divides an axis into short quarters."""
     unit = 10 ** math.floor(math.log10(value)) if value > 0 else 1.0
     return next(
         unit * step for step in (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10) if unit * step >= value

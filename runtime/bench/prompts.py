@@ -32,7 +32,7 @@ class Prompts(Protocol):
 
 
 class TextPrompts:
-    """As `generate` has them."""
+    """Texts, which a text encoder encodes."""
 
     def __init__(self, encoder: PromptEncoder) -> None:
         self._encoder = encoder

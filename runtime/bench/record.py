@@ -27,16 +27,16 @@ _COMPARED_BUNDLES = 2
 Values = dict[str, Any]
 
 
-def report_values(made: Measurements, shown: Sequence[Figures], command: str) -> Values:
-    config = made.bundles[0].config
-    vae, latent, settings = config.vae, config.latent, made.settings
+def report_values(measurements: Measurements, shown: Sequence[Figures], command: str) -> Values:
+    config = measurements.bundles[0].config
+    vae, latent, settings = config.vae, config.latent, measurements.settings
     factor = vae.spatial_factor if vae else None
     return {
         "format": FORMAT,
-        "outcome": "interrupted" if made.interrupted else "complete",
+        "outcome": "interrupted" if measurements.interrupted else "complete",
         "command": command,
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": _machine(made),
+        "machine": _machine(measurements),
         "versions": {name: _version(name) for name in _PACKAGES},
         "model": {
             "name": config.name,
@@ -45,11 +45,13 @@ def report_values(made: Measurements, shown: Sequence[Figures], command: str) ->
             "video_frames_per_block": shown[0].video_frames_per_block,
             "rollout": asdict(config.rollout),
         },
-        "settings": {**asdict(settings), "decode": made.decoded},
-        "notices": list(made.notices),
+        "settings": {**asdict(settings), "decode": measurements.decoded},
+        "notices": list(measurements.notices),
         "bundles": [_bundle_values(each) for each in shown],
         "comparison": _comparison(shown),
-        "resources": {phase: _resources(found) for phase, found in made.readings.items()},
+        "resources": {
+            phase: _resources(readings) for phase, readings in measurements.readings.items()
+        },
     }
 
 
@@ -57,7 +59,7 @@ def to_json(values: Values) -> str:
     """Indented, but with each series on a line of its own."""
     text = json.dumps(values, indent=1, allow_nan=False)
     return (
-        re.sub(r"\[\n([-+.,\d\se]+)\]", lambda found: f"[{' '.join(found[1].split())}]", text)
+        re.sub(r"\[\n([-+.,\d\se]+)\]", lambda match: f"[{' '.join(match[1].split())}]", text)
         + "\n"
     )
 
@@ -141,11 +143,11 @@ def _summaries(series: Mapping[str, Sequence[float]], *, with_series: bool) -> V
 
 
 def _summary(values: Sequence[float], *, with_series: bool) -> Values | None:
-    found = Statistics.of(values)
-    if found is None:
+    statistics = Statistics.of(values)
+    if statistics is None:
         return None
     rows = [round(value, 3) for value in values]
-    return {**_rounded(asdict(found)), **({"series": rows} if with_series else {})}
+    return {**_rounded(asdict(statistics)), **({"series": rows} if with_series else {})}
 
 
 def _rounded(values: Mapping[str, float | None], digits: int = 3) -> Values:
@@ -156,31 +158,32 @@ def _rounded(values: Mapping[str, float | None], digits: int = 3) -> Values:
 
 
 def _resources(readings: Sequence[Reading]) -> Values:
-    told = [reading.gpu for reading in readings if reading.gpu is not None]
-    gpu = {
-        field.name: _course([getattr(g, field.name) for g in told]) for field in fields(GpuReading)
+    gpus = [reading.gpu for reading in readings if reading.gpu is not None]
+    courses = {
+        field.name: _course([getattr(gpu, field.name) for gpu in gpus])
+        for field in fields(GpuReading)
     }
     return {
         "process_bytes": _course([reading.process_bytes for reading in readings]),
-        "gpu": gpu if told else None,
+        "gpu": courses if gpus else None,
     }
 
 
 def _course(values: Sequence[float | None]) -> Values | None:
-    told = [value for value in values if value is not None]
-    if not told:
+    known = [value for value in values if value is not None]
+    if not known:
         return None
-    middle = float(np.median(told))
-    return {"first": told[0], "min": min(told), "p50": middle, "max": max(told), "last": told[-1]}
+    first, last, middle = known[0], known[-1], float(np.median(known))
+    return {"first": first, "min": min(known), "p50": middle, "max": max(known), "last": last}
 
 
-def _machine(made: Measurements) -> Values:
+def _machine(measurements: Measurements) -> Values:
     return {
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": psutil.virtual_memory().total,
         "python": platform.python_version(),
-        "gpu": asdict(made.gpu) if made.gpu else None,
+        "gpu": asdict(measurements.gpu) if measurements.gpu else None,
     }
 
 

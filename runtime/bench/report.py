@@ -30,7 +30,7 @@ class Statistics:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Statistics | None":
-        """None without a single value."""
+        """None where there are no values."""
         if not values:
             return None
         return cls(len(values), *map(float, np.percentile(values, (0, 10, 50, 90, 99, 100))))
@@ -64,7 +64,7 @@ class Peaks:
         return (work.products / products + work.attention / self.attention) / 1e9
 
     def of(self, part: str, work: Work) -> float:
-        """The rate at which the whole of it would reach that floor."""
+        """The rate at which all of the work would take that time."""
         return work.total / self.floor_ms(part, work) / 1e9
 
 
@@ -93,11 +93,11 @@ class Figures:
     @property
     def passes(self) -> dict[str, list[float]]:
         names = pass_names(self.bundle.config)
-        told = [block for block in self.times.blocks if block.passes_ms]
-        if not told:
+        blocks = [block for block in self.times.blocks if block.passes_ms]
+        if not blocks:
             return {}
-        series = {name: [b.passes_ms[n] for b in told] for n, name in enumerate(names)}
-        return series | {"between passes": [b.between_passes_ms for b in told]}
+        series = {name: [b.passes_ms[n] for b in blocks] for n, name in enumerate(names)}
+        return series | {"between passes": [b.between_passes_ms for b in blocks]}
 
     @property
     def switches(self) -> dict[str, list[float]]:
@@ -111,24 +111,24 @@ class Figures:
     @property
     def announcing(self) -> dict[str, list[float]]:
         """Blocks before a switch: alone, and with the prompt's encoding beside; and that."""
-        made = self.times.announced
+        announced = self.times.announced
         return {
-            "block alone": [each.alone.wall_ms for each in made],
-            "block beside": [each.beside.wall_ms for each in made],
-            "transformer alone": [each.alone.transformer_ms for each in made],
-            "transformer beside": [each.beside.transformer_ms for each in made],
-            "encoding": [each.encoding_ms for each in made],
+            "block alone": [each.alone.wall_ms for each in announced],
+            "block beside": [each.beside.wall_ms for each in announced],
+            "transformer alone": [each.alone.transformer_ms for each in announced],
+            "transformer beside": [each.beside.transformer_ms for each in announced],
+            "encoding": [each.encoding_ms for each in announced],
         }
 
-    def _switches(self, made: Sequence[BlockTimes]) -> dict[str, list[float]]:
+    def _switches(self, switches: Sequence[BlockTimes]) -> dict[str, list[float]]:
         series = {
-            "encode": _each(made, "encode_ms"),
-            "recache": _each(made, "recache_ms"),
-            "next block": [sum(switch.passes_ms) for switch in made],
+            "encode": _each(switches, "encode_ms"),
+            "recache": _each(switches, "recache_ms"),
+            "next block": [sum(switch.passes_ms) for switch in switches],
         }
         if self.decoded:
-            series["decode"] = _each(made, "vae_ms")
-        return series | {"rest": _each(made, "rest_ms"), "total": _each(made, "wall_ms")}
+            series["decode"] = _each(switches, "vae_ms")
+        return series | {"rest": _each(switches, "rest_ms"), "total": _each(switches, "wall_ms")}
 
     @property
     def compared(self) -> dict[str, list[float]]:
@@ -192,30 +192,32 @@ class Figures:
         return self.video_frames_per_block / taken.p50 * 1e3 if taken else None
 
 
-def figures(made: Measurements, given_peak_tflops: float | None) -> list[Figures]:
+def figures(measurements: Measurements, given_peak_tflops: float | None) -> list[Figures]:
     return [
         Figures(
             bundle,
-            made.decoded,
+            measurements.decoded,
             times,
             BlockFlops.of(bundle.config),
-            _peaks(made, bundle, given_peak_tflops),
+            _peaks(measurements, bundle, given_peak_tflops),
         )
-        for bundle, times in zip(made.bundles, made.lanes, strict=True)
+        for bundle, times in zip(measurements.bundles, measurements.lanes, strict=True)
     ]
 
 
-def _peaks(made: Measurements, bundle: Bundle, given_tflops: float | None) -> Peaks | None:
+def _peaks(measurements: Measurements, bundle: Bundle, given_tflops: float | None) -> Peaks | None:
     """What is given is a rate in sixteen bits (or thirty-two); in eight it is twice that."""
     manifest = bundle.manifest
-    told = manifest.options.get(_ATTENTION)
-    attention = told if told in _EIGHT_BITS else _HALF
+    built_with = manifest.options.get(_ATTENTION)
+    attention = built_with if built_with in _EIGHT_BITS else _HALF
     if given_tflops:
         rates = [_in_eight_bits(kind) * given_tflops for kind in (manifest.precision, attention)]
         return Peaks(rates[0], rates[1], given_tflops)
-    if made.gpu is None or manifest.precision == "fp32":
+    if measurements.gpu is None or manifest.precision == "fp32":
         return None
-    known = (peak_tflops(made.gpu.name, kind) for kind in (manifest.precision, attention, _HALF))
+    known = (
+        peak_tflops(measurements.gpu.name, kind) for kind in (manifest.precision, attention, _HALF)
+    )
     products, attending, convolutions = known
     if products is None or attending is None or convolutions is None:
         return None

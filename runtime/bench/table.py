@@ -18,13 +18,13 @@ _COMPARED_BUNDLES = 2
 _NEW_PROMPT = "A switch to a prompt that is new"
 
 
-def show(made: Measurements, shown: Sequence[Figures]) -> None:
+def show(measurements: Measurements, shown: Sequence[Figures]) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDTH_IN_A_FILE)
-    if made.interrupted:
+    if measurements.interrupted:
         console.print(Text("INTERRUPTED: what follows is the part that was measured", "bold red"))
-    for line in _heading(made, shown[0]):
+    for line in _heading(measurements, shown[0]):
         console.print(Text(line))
     for each in shown:
         console.print(_block_table(each))
@@ -34,12 +34,12 @@ def show(made: Measurements, shown: Sequence[Figures]) -> None:
             console.print(Text(line))
     if len(shown) == _COMPARED_BUNDLES:
         console.print(_ratio_table(*shown))
-    for line in _resource_lines(made.readings):
+    for line in _resource_lines(measurements.readings):
         console.print(Text(line))
 
 
-def _heading(made: Measurements, shown: Figures) -> Iterator[str]:
-    config, where = shown.bundle.config, made.gpu.name if made.gpu else cpu_name()
+def _heading(measurements: Measurements, shown: Figures) -> Iterator[str]:
+    config, where = shown.bundle.config, measurements.gpu.name if measurements.gpu else cpu_name()
     rollout, vae = config.rollout, config.vae
     size = ""
     if vae:
@@ -160,10 +160,10 @@ def _loading(graph: str, each: Loading) -> str:
 
 
 def _resource_lines(readings: Mapping[str, Sequence[Reading]]) -> Iterator[str]:
-    for phase, found in readings.items():
-        begin, end = found[0].process_bytes / _GIB, found[-1].process_bytes / _GIB
+    for phase, during in readings.items():
+        begin, end = during[0].process_bytes / _GIB, during[-1].process_bytes / _GIB
         line = f"{phase}: process memory {begin:.2f} to {end:.2f} GiB"
-        gpus = [reading.gpu for reading in found if reading.gpu is not None]
+        gpus = [reading.gpu for reading in during if reading.gpu is not None]
         clocks = [gpu.sm_clock_mhz for gpu in gpus if gpu.sm_clock_mhz is not None]
         powers = [gpu.power_w for gpu in gpus if gpu.power_w is not None]
         used = [gpu.used_bytes for gpu in gpus if gpu.used_bytes is not None]
@@ -177,10 +177,10 @@ def _resource_lines(readings: Mapping[str, Sequence[Reading]]) -> Iterator[str]:
 
 
 def _times(series: Sequence[float]) -> list[str]:
-    found = Statistics.of(series)
-    if found is None:
+    taken = Statistics.of(series)
+    if taken is None:
         return ["-"] * 4
-    return [_number(value) for value in (found.p50, found.p90, found.p99, found.max)]
+    return [_number(value) for value in (taken.p50, taken.p90, taken.p99, taken.max)]
 
 
 def _number(value: float | None) -> str:

@@ -46,10 +46,10 @@ def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     return run
 
 
-def test_a_whole_run_in_small(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_whole_run_in_small(video_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     outputs = ("--out", "new/report.json", "--plot", "latency.png", "--json")
     options = ("--quick", *SHORT, "--peak-tflops", "0.1")
-    assert main(["bench", "--bundle", str(tiny_bundle), *options, *outputs]) == 0
+    assert main(["bench", "--bundle", str(video_bundle), *options, *outputs]) == 0
     output = capsys.readouterr()
     report = json.loads(output.out)
     assert Path("new/report.json").read_text() == output.out
@@ -68,7 +68,7 @@ def test_a_whole_run_in_small(tiny_bundle: Path, capsys: pytest.CaptureFixture[s
     assert one["announced_switches_ms"] == one["announcing_ms"] == {}
     assert one["loading"].keys() == {"step", "prompt", "text", "vae_first", "vae_next"}
     assert set(one["graph_runs_ms"]) == {"step", "vae_next", "prompt", "text"}
-    assert one["throughput"]["blocks"] == 1 and one["video_frames_per_s"]["overlapped"] > 0
+    assert one["throughput"]["blocks"] >= 1 and one["video_frames_per_s"]["overlapped"] > 0
     shares = one["roofline"]["share_of_peak"]
     assert shares["vae"] == pytest.approx(one["roofline"]["tflops"]["vae"] / 0.1, rel=0.05)
     assert report["resources"].keys() == {

@@ -1,26 +1,37 @@
 """``calibrate``, and ``build`` of a narrow precision: one message for what is wrong."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from longlive_trt.calibration import folders, prompts
 from longlive_trt.cli import main
 from longlive_trt.configs import ModelConfig
 from longlive_trt.exports import read_export
+from longlive_trt.making import calibrating
 
-Exported = Callable[[str], Path]
 Text = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The model is too small to share out."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
 def two_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The 64 that ship take too long here."""
-    from longlive_trt.commands.making import calibrate
-
+    """The 64 that ship take too long here, and so does a comparison with torch."""
     few = prompts.shipped_prompts()[:2]
-    monkeypatch.setattr(calibrate, "shipped_prompts", lambda: few)
+    monkeypatch.setattr(calibrating, "shipped_prompts", lambda: few)
+    unchecked = partial(folders.write_quantized, check=False)
+    monkeypatch.setattr(folders, "write_quantized", unchecked)
 
 
 def calibrate(source: Path, out: Path, *options: str) -> int:
@@ -33,13 +44,13 @@ def build(source: Path, out: Path, *options: str) -> int:
 
 
 def test_a_calibration_is_reused_and_the_graphs_are_the_same(
-    small_export: Path, quantized_export: Exported, tmp_path: Path, capsys: Text
+    small_export: Path, quantized_export: Path, tmp_path: Path, capsys: Text
 ) -> None:
-    scales = quantized_export("fp8") / "calibration.safetensors"
+    scales = quantized_export / "calibration.safetensors"
     out = tmp_path / "out"
     assert calibrate(small_export, out, "--calibration", str(scales), "--no-check") == 0
     assert "quantized" in capsys.readouterr().out
-    assert read_export(out).files == read_export(quantized_export("fp8")).files
+    assert read_export(out).files == read_export(quantized_export).files
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -75,9 +86,9 @@ def test_a_build_calibrates_and_says_so(
     ],
 )
 def test_a_build_of_another_precision_is_refused(
-    quantized_export: Exported, tmp_path: Path, capsys: Text, options: list[str], message: str
+    quantized_export: Path, tmp_path: Path, capsys: Text, options: list[str], message: str
 ) -> None:
-    assert build(quantized_export("fp8"), tmp_path / "bundle", *options) != 0
+    assert build(quantized_export, tmp_path / "bundle", *options) != 0
     assert message in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.iterdir())
 
@@ -102,9 +113,9 @@ def test_what_cannot_be_calibrated_is_one_message(
 
 
 def test_a_calibration_of_another_checkpoint_is_refused(
-    golden_export: Path, quantized_export: Exported, tmp_path: Path, capsys: Text
+    golden_export: Path, quantized_export: Path, tmp_path: Path, capsys: Text
 ) -> None:
-    scales = str(quantized_export("fp8") / "calibration.safetensors")
+    scales = str(quantized_export / "calibration.safetensors")
     assert calibrate(golden_export, tmp_path / "out", "--calibration", scales) != 0
     assert "made for a transformer of another shape than golden-a" in capsys.readouterr().err
     options = ("--precision", "fp8", "--calibration", scales)
@@ -114,16 +125,16 @@ def test_a_calibration_of_another_checkpoint_is_refused(
 
 
 def test_a_quantized_export_is_not_quantized_again(
-    quantized_export: Exported, tmp_path: Path, capsys: Text
+    quantized_export: Path, tmp_path: Path, capsys: Text
 ) -> None:
-    assert calibrate(quantized_export("fp8"), tmp_path / "out") != 0
+    assert calibrate(quantized_export, tmp_path / "out") != 0
     assert "quantized already (fp8)" in capsys.readouterr().err
 
 
 def test_the_quantized_export_keeps_what_is_not_quantized(
-    small_export: Path, quantized_export: Exported, small_config: ModelConfig
+    small_export: Path, quantized_export: Path, small_config: ModelConfig
 ) -> None:
-    before, after = read_export(small_export), read_export(quantized_export("fp8"))
+    before, after = read_export(small_export), read_export(quantized_export)
     assert after.config == small_config
     assert after.checkpoints == before.checkpoints
     assert after.graphs == before.graphs

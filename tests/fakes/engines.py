@@ -1,6 +1,7 @@
 """Engines of an imagined GPU: graphs computed on the CPU, at the moments when a GPU would."""
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +22,12 @@ from longlive_trt.runtime.memory.cuda import bytes_of, dtype_of
 from tests.fakes.cuda import FakeCuda
 
 
+@cache
+def _on_cpu(path: Path) -> OnnxRuntimeEngine:
+    """Files of a run's bundles stay as they are, and to open one takes longer than to run it."""
+    return OnnxRuntimeEngine(path, threads=1)
+
+
 class FakeCudaEngine(Closing):
     """Takes device tensors, and is captured at its second run as the real one is."""
 
@@ -32,7 +39,7 @@ class FakeCudaEngine(Closing):
         before_run: Callable[[], None] = lambda: None,
     ) -> None:
         """``before_run``: before work is queued, which is not done for what was captured."""
-        self._cuda, self._inner = cuda, OnnxRuntimeEngine(path, threads=1)
+        self._cuda, self._inner = cuda, _on_cpu(path)
         self.name, self.stream, self.captures = path.stem, stream, True
         self.before_run = before_run
 
@@ -60,7 +67,7 @@ class FakeCudaEngine(Closing):
         check(self._cuda.launch(self.stream.handle, binding.run, touched), f"run {self.name}")
 
     def close(self) -> None:
-        self._inner.close()
+        """Its graph serves the next one too."""
 
     def _arrays(self, tensors: Mapping[str, DeviceTensor]) -> dict[str, Any]:
         return {

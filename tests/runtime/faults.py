@@ -1,4 +1,6 @@
-"""Runs on a GPU on which something goes wrong, in a process of their own.
+"""What goes wrong on a GPU: the faults, and videos that meet with one.
+
+As a script it does one of these in a process of its own, on the GPU that is there:
 
     python tests/runtime/faults.py probe
     python tests/runtime/faults.py generate FAULT BLOCK STRUCK --bundle BUNDLE --prompt ...
@@ -6,7 +8,6 @@
 
 ``generate`` is the command with a fault before it makes a block; when that was is written to the
 file STRUCK. The others print JSON. ``--imagined`` in front puts tests/fakes in the GPU's place.
-PYTHONPATH has the checkout, and its folder tests.
 """
 
 import argparse
@@ -14,7 +15,8 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +32,8 @@ from longlive_trt.runtime.assembly import Engines
 from longlive_trt.runtime.memory import cuda as cuda_memory
 from longlive_trt.runtime.noise import SeededNoise
 from longlive_trt.runtime.session import Block, Session
+from tests.fakes.cuda import FakeCuda
+from tests.fakes.engines import put_in_place
 
 STREAMS = ("transformer", "decoding", "leaving", "arriving", "prompts")
 
@@ -54,7 +58,7 @@ class Machine(Protocol):
         """Queue a kernel that fails."""
         ...
 
-    def break_kernels(self) -> None:
+    def break_kernels(self, patch: pytest.MonkeyPatch) -> None:
         """From now on none can be launched; what was captured goes on."""
         ...
 
@@ -85,24 +89,24 @@ class RealMachine:
     def trap(self, stream: int) -> None:
         self._trap.launch((1,), 32, 0, stream, [])
 
-    def break_kernels(self) -> None:
+    def break_kernels(self, patch: pytest.MonkeyPatch) -> None:
         def launch(*_: object) -> None:
             raise PluginError("CUDA could not launch a kernel: a test")
 
-        driver.LoadedKernel.launch = launch  # type: ignore[method-assign]
+        patch.setattr(driver.LoadedKernel, "launch", launch)
 
 
 class ImaginedMachine:
-    def __init__(self) -> None:
-        from fakes.cuda import FakeCuda
-        from fakes.engines import put_in_place
+    def __init__(self, cuda: FakeCuda, on_run: dict[str, Callable[[], None]]) -> None:
+        self._cuda, self._on_run = cuda, on_run
 
-        self._cuda = FakeCuda()
-        self._on_run: dict[str, Callable[[], None]] = {}
-        patch = pytest.MonkeyPatch()
-        for name, module in self._cuda.modules.items():
+    @classmethod
+    def installed(cls, patch: pytest.MonkeyPatch) -> "ImaginedMachine":
+        cuda, on_run = FakeCuda(), dict[str, Callable[[], None]]()
+        for name, module in cuda.modules.items():
             patch.setitem(sys.modules, name, module)
-        put_in_place(self._cuda, patch, self._on_run)
+        put_in_place(cuda, patch, on_run)
+        return cls(cuda, on_run)
 
     def fill(self, leaving_bytes: int = 0) -> None:
         memory = self._cuda.memory
@@ -114,7 +118,7 @@ class ImaginedMachine:
     def trap(self, stream: int) -> None:
         self._cuda.launch(stream, lambda: None, touched=[(8, 8)])
 
-    def break_kernels(self) -> None:
+    def break_kernels(self, patch: pytest.MonkeyPatch) -> None:
         def fail() -> None:
             told = "graph step failed on the GPU: CUDA could not launch a kernel: a test"
             raise driver.failure(0, told)
@@ -124,11 +128,24 @@ class ImaginedMachine:
 
 # ---- generate --------------------------------------------------------------------------------
 
-Install = Callable[[Machine, int], None]
+
+@dataclass(frozen=True)
+class Setting:
+    machine: Machine
+    block: int
+    """The number of the block before which the fault comes."""
+    struck_file: Path
+    patch: pytest.MonkeyPatch
+
+    def struck(self) -> None:
+        self.struck_file.write_text(str(time.time()))
 
 
-def before_block(strike: Callable[[Machine, Engines], None]) -> Install:
-    def install(machine: Machine, number: int) -> None:
+Install = Callable[[Setting], None]
+
+
+def before_block(strike: Callable[[Setting, Engines], None]) -> Install:
+    def install(setting: Setting) -> None:
         opened: list[Engines] = []
         step, session = Session.step, Engines.session
 
@@ -137,71 +154,66 @@ def before_block(strike: Callable[[Machine, Engines], None]) -> Install:
             return session(engines, *arguments, **options)
 
         def stepping(made: Session) -> Block:
-            if made.blocks_made == number:
-                struck()
-                strike(machine, opened[0])
+            if made.blocks_made == setting.block:
+                setting.struck()
+                strike(setting, opened[0])
             return step(made)
 
-        Engines.session = opening  # type: ignore[method-assign]
-        Session.step = stepping  # type: ignore[method-assign]
+        setting.patch.setattr(Engines, "session", opening)
+        setting.patch.setattr(Session, "step", stepping)
 
     return install
 
 
-def at_once(machine: Machine, _block: int) -> None:
-    struck()
-    machine.fill(leaving_bytes=600 << 20)
+def nothing(_setting: Setting) -> None:
+    pass
 
 
-def after_the_budget(machine: Machine, _block: int) -> None:
+def at_once(setting: Setting) -> None:
+    setting.struck()
+    setting.machine.fill(leaving_bytes=600 << 20)
+
+
+def after_the_budget(setting: Setting) -> None:
     """Somebody else takes the memory just after it was found to be enough."""
     require = Engines.require_memory
 
     def requiring(engines: Engines, *arguments: Any, **options: Any) -> None:
         require(engines, *arguments, **options)
-        struck()
-        machine.fill()
+        setting.struck()
+        setting.machine.fill()
 
-    Engines.require_memory = requiring  # type: ignore[method-assign]
+    setting.patch.setattr(Engines, "require_memory", requiring)
 
 
-def after_the_engines(machine: Machine, _block: int) -> None:
+def after_the_engines(setting: Setting) -> None:
     init = Session.__init__
 
     def opening(*arguments: Any, **options: Any) -> None:
-        struck()
-        machine.fill()
+        setting.struck()
+        setting.machine.fill()
         init(*arguments, **options)
 
-    Session.__init__ = opening  # type: ignore[method-assign]
+    setting.patch.setattr(Session, "__init__", opening)
 
 
-FAULTS: dict[str, Install] = {
-    "none": lambda machine, block: None,
+def trap_on(stream: str) -> Callable[[Setting, Engines], None]:
+    return lambda setting, engines: setting.machine.trap(engines.stream(stream).handle)
+
+
+FAULTS: Mapping[str, Install] = {
+    "none": nothing,
     "little memory": at_once,
     "no memory after the budget": after_the_budget,
     "no memory after the engines": after_the_engines,
-    "no memory": before_block(lambda machine, _: machine.fill()),
-    "broken kernels": before_block(lambda machine, _: machine.break_kernels()),
-    **{
-        f"trap on {name}": before_block(
-            lambda machine, engines, name=name: machine.trap(engines.stream(name).handle)  # type: ignore[misc]
-        )
-        for name in STREAMS
-    },
+    "no memory": before_block(lambda setting, _: setting.machine.fill()),
+    "broken kernels": before_block(lambda setting, _: setting.machine.break_kernels(setting.patch)),
+    **{f"trap on {name}": before_block(trap_on(name)) for name in STREAMS},
 }
 
-_struck_file: list[Path] = []
 
-
-def struck() -> None:
-    for path in _struck_file:
-        path.write_text(str(time.time()))
-
-
-def generate(machine: Machine, fault: str, block: int, path: Path, arguments: list[str]) -> int:
-    _struck_file.append(path)
-    FAULTS[fault](machine, block)
+def generate(setting: Setting, fault: str, arguments: Sequence[str]) -> int:
+    FAULTS[fault](setting)
     return command_line(["generate", *arguments])
 
 
@@ -224,9 +236,9 @@ def digest(block: Block) -> str:
     return hashlib.sha256(values).hexdigest()[:16]
 
 
-def unread(folder: Path) -> dict[str, object]:
+def unread(folder: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Nobody reads the pictures."""
-    cuda_memory.STALL_LIMIT_S = 0.5
+    patch.setattr(cuda_memory, "STALL_LIMIT_S", 0.5)
     with Engines(open_bundle(folder), "cuda") as engines:
         with begin(engines) as session:
             expected = [digest(session.step()) for _ in range(10)]
@@ -242,7 +254,7 @@ def unread(folder: Path) -> dict[str, object]:
     return {"message": message, "free": free_bytes, "found": found, "expected": expected}
 
 
-def second_session(machine: Machine, folder: Path) -> dict[str, object]:
+def second_session(machine: Machine, folder: Path) -> dict[str, Any]:
     """There is no memory for another session; the first goes on, and later there is."""
     with Engines(open_bundle(folder), "cuda") as engines:
         with begin(engines) as session:
@@ -285,12 +297,14 @@ def main(arguments: Sequence[str]) -> int:
     if options.what == "probe":
         result = probe()
     else:
-        machine: Machine = ImaginedMachine() if options.imagined else RealMachine()
+        patch = pytest.MonkeyPatch()
+        machine: Machine = ImaginedMachine.installed(patch) if options.imagined else RealMachine()
         if options.what == "generate":
             fault, block, path, *rest = options.rest
-            return generate(machine, fault, int(block), Path(path), rest)
+            return generate(Setting(machine, int(block), Path(path), patch), fault, rest)
         folder = Path(options.rest[0])
-        result = unread(folder) if options.what == "unread" else second_session(machine, folder)
+        is_unread = options.what == "unread"
+        result = unread(folder, patch) if is_unread else second_session(machine, folder)
     sys.stdout.write(json.dumps(result) + "\n")
     return 0
 

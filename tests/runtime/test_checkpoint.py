@@ -31,9 +31,9 @@ def mini(mini_bundle: Callable[[str], Path]) -> Iterator[Engines]:
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_bundle: Path) -> Iterator[Engines]:
+def video(video_bundle: Path) -> Iterator[Engines]:
     """Has a decoder."""
-    with Engines(open_bundle(tiny_bundle)) as engines:
+    with Engines(open_bundle(video_bundle)) as engines:
         yield engines
 
 
@@ -205,14 +205,14 @@ def test_a_checkpoint_needs_a_prompt(mini: Engines) -> None:
 # ---- pictures --------------------------------------------------------------------------------
 
 
-def test_the_same_pictures_come_again(tiny: Engines) -> None:
+def test_the_same_pictures_come_again(video: Engines) -> None:
     def make(session: Session) -> list[Block]:
         made = [session.step()]
         session.switch_prompt(other)
         return [*made, session.step()]
 
-    other = context(tiny, 1)
-    with begun(tiny, 2, decode=True) as session:
+    other = context(video, 1)
+    with begun(video, 2, decode=True) as session:
         # The block before is still being decoded.
         checkpoint = session.checkpoint()
         first = make(session)
@@ -227,12 +227,12 @@ def test_the_same_pictures_come_again(tiny: Engines) -> None:
         assert same(pictures[0][:1], instead[:1]) and not same(pictures[0][1:], instead[1:])
 
 
-def test_pictures_that_were_asked_for_before_stay_readable(tiny: Engines) -> None:
-    with begun(tiny, 1, decode=True) as session:
+def test_pictures_that_were_asked_for_before_stay_readable(video: Engines) -> None:
+    with begun(video, 1, decode=True) as session:
         checkpoint = session.checkpoint()
         block = session.step()
         session.rollback(checkpoint)
-        session.switch_prompt(context(tiny, 1))
+        session.switch_prompt(context(video, 1))
         replaced = session.step()
         assert not np.array_equal(block.pixels(), replaced.pixels())
         session.rollback(checkpoint)

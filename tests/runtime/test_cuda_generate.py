@@ -23,13 +23,18 @@ from longlive_trt.runtime.prompting.switches import SwitchMode
 from longlive_trt.runtime.prompting.timeline import Cue
 from longlive_trt.runtime.state import load_state
 from longlive_trt.runtime.verify import compare
+from longlive_trt.runtime.video import VideoBlock
 from tests.fakes.cuda import FakeCuda, Schedule
 from tests.fakes.engines import put_in_place
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Install = Callable[[Schedule], FakeCuda]
 
-SCHEDULES: tuple[Schedule, ...] = ("lazy", "eager", 1, 2)
+SCHEDULES = [
+    *("lazy", 1),
+    *(pytest.param(schedule, marks=pytest.mark.exhaustive) for schedule in ("eager", 2)),
+]
+"""When the imagined GPU does its work: as late as may be, at once, or in a random order."""
 BLOCKS, FRAMES = 6, 69
 
 
@@ -96,6 +101,42 @@ def test_a_run_writes_the_same_files(
     cuda.finish_all()
     assert cuda.queues.fault is None
     assert cuda.leaks() == {}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_steered_video_is_the_same(
+    bundle: Bundle, install: Install, tmp_path: Path, schedule: Schedule
+) -> None:
+    """Through the Python API: prompts on the way, a block taken back, a state, two videos."""
+    made: dict[str, list[Array]] = {}
+    for device in DEVICES[1:]:
+        if device == "cuda":
+            cuda = install(schedule)
+        with Pipeline(bundle, device) as pipeline:
+            made[device] = [block.frames for block in steered(pipeline, tmp_path / device)]
+    cuda.finish_all()
+    assert cuda.queues.fault is None and cuda.leaks() == {}
+    assert len(made["cuda"]) == 10
+    assert all(map(np.array_equal, made["cuda"], made["cpu"]))
+
+
+def steered(pipeline: Pipeline, state: Path) -> list[VideoBlock]:
+    with pipeline.video("a cat") as video, pipeline.video("a fox", switch="blend:2") as other:
+        blocks = [next(video), next(other)]
+        video.prompt("a bird")
+        there = video.checkpoint()
+        other.prompt("a dog")
+        blocks += [next(video), next(other)]
+        video.rollback(there)
+        video.prompt("a dog", mode="none")
+        other.prompt("a cat")
+        blocks += [next(video), next(other), next(video)]
+        video.save_state(state)
+    with pipeline.video(resume=state, frames=9) as video:
+        blocks.append(next(video))
+        video.prompt("a bird", mode="partial")
+        blocks += video
+    return blocks
 
 
 def replay_of(bundle: Bundle) -> Replay:

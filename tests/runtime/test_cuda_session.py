@@ -23,7 +23,11 @@ from tests.fakes.engines import put_in_place
 Array = np.ndarray[Any, np.dtype[Any]]
 OnGpu = Callable[..., Engines]
 
-SCHEDULES: tuple[Schedule, ...] = ("lazy", "eager", 1, 2)
+SCHEDULES = [
+    *("lazy", 1),
+    *(pytest.param(schedule, marks=pytest.mark.exhaustive) for schedule in ("eager", 2)),
+]
+"""When the imagined GPU does its work: as late as may be, at once, or in a random order."""
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,13 @@
 """What goes wrong on a GPU ends a command at once: one message, whole files, nothing kept.
 
-Every run is a process of its own (faults.py), on an imagined GPU and, marked ``gpu``, on a real one
-that nobody else may use meanwhile: ``python -m pytest -m gpu tests/runtime/test_gpu_faults.py``.
-There LONGLIVE_TRT_TEST_EXPORT may name an export folder with all five graphs, such as ``export
---config tiny --random-weights 1`` makes.
+On an imagined GPU the command runs here; a few runs, and all on a real GPU (marked ``gpu``), are
+processes of their own (faults.py). A real GPU is one that nobody else may use meanwhile: ``python
+-m pytest -m gpu tests/runtime/test_gpu_faults.py``. There LONGLIVE_TRT_TEST_EXPORT may name an
+export folder with all five graphs, such as ``export --config tiny --random-weights 1`` makes.
 """
 
 import fcntl
+import gc
 import json
 import os
 import re
@@ -14,10 +15,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import av
 import numpy as np
@@ -27,6 +28,9 @@ from safetensors.numpy import load_file
 
 from longlive_trt.engines.build import build
 from longlive_trt.engines.compiler import BuildOptions
+from tests.fakes.cuda import FakeCuda
+from tests.fakes.engines import put_in_place
+from tests.runtime import faults
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).parent / "faults.py"
@@ -82,14 +86,73 @@ CASES = {
 
 
 @dataclass(frozen=True)
-class Place:
+class Outcome:
+    code: int
+    errors: str
+    ended_s: float
+
+
+class Place(Protocol):
     """Where a bundle runs."""
+
+    bundle: Path
+    is_real: bool
+
+    def generate(self, folder: Path, fault: str, at: int, options: Sequence[str]) -> Outcome: ...
+
+    def scenario(self, name: str) -> dict[str, Any]:
+        """A video that no command makes."""
+        ...
+
+
+def generate_arguments(bundle: Path, folder: Path, device: str) -> list[str]:
+    names = {"--out": "v.mp4", "--latents-out": "latents", "--save-state": "state"}
+    outputs = [part for option, name in names.items() for part in (option, str(folder / name))]
+    return ["--bundle", str(bundle), "--device", device, *outputs]
+
+
+@dataclass
+class Here:
+    """An imagined GPU, in this process."""
+
+    bundle: Path
+    cuda: FakeCuda
+    machine: faults.ImaginedMachine
+    patch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str]
+    is_real: bool = False
+
+    def generate(self, folder: Path, fault: str, at: int, options: Sequence[str]) -> Outcome:
+        arguments = [*generate_arguments(self.bundle, folder, "cuda"), *options]
+        with self.patch.context() as patch:
+            setting = faults.Setting(self.machine, at, folder / "struck", patch)
+            code = faults.generate(setting, fault, arguments)
+        self.machine.empty()
+        self.cuda.finish_all()
+        gc.collect()
+        if self.cuda.queues.fault is None:
+            assert self.cuda.leaks() == {}
+        return Outcome(code, self.capsys.readouterr().err, time.time())
+
+    def scenario(self, name: str) -> dict[str, Any]:
+        if name == "unread":
+            return faults.unread(self.bundle, self.patch)
+        return faults.second_session(self.machine, self.bundle)
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A process of its own, for each run."""
 
     bundle: Path
     options: tuple[str, ...]
     free_bytes: int | None
-    """To a new process, while nothing runs."""
+    """To a new process, while nothing runs; None where the GPU is imagined."""
     started: list["subprocess.Popen[str]"] = field(default_factory=list)
+
+    @property
+    def is_real(self) -> bool:
+        return self.free_bytes is not None
 
     def start(self, *arguments: object) -> "subprocess.Popen[str]":
         command = [sys.executable, str(SCRIPT), *self.options]
@@ -112,13 +175,23 @@ class Place:
 
     @property
     def exit_limit_s(self) -> int:
-        return EXIT_LIMIT_S["real" if self.free_bytes else "imagined"]
+        return EXIT_LIMIT_S["real" if self.is_real else "imagined"]
 
-    def generate(self, folder: Path, fault: str, at: int, *options: str) -> list[object]:
-        names = {"--out": "v.mp4", "--latents-out": "latents", "--save-state": "state"}
-        outputs = [part for option, name in names.items() for part in (option, folder / name)]
-        given = ["--bundle", self.bundle, "--device", "auto" if self.free_bytes else "cuda"]
-        return ["generate", fault, at, folder / "struck", *given, *outputs, *options]
+    def arguments(self, folder: Path) -> list[str]:
+        return generate_arguments(self.bundle, folder, "auto" if self.is_real else "cuda")
+
+    def generate(self, folder: Path, fault: str, at: int, options: Sequence[str]) -> Outcome:
+        given = (*self.arguments(folder), *options)
+        process = self.start("generate", fault, at, folder / "struck", *given)
+        _, errors = process.communicate(timeout=200)
+        return Outcome(process.returncode, errors, time.time())
+
+    def scenario(self, name: str) -> dict[str, Any]:
+        process = self.start(name, self.bundle)
+        output, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, errors
+        found: dict[str, Any] = json.loads(output)
+        return found
 
     def require_given_back(self) -> None:
         if self.free_bytes is None:
@@ -130,7 +203,7 @@ class Place:
 
 
 def environment() -> dict[str, str]:
-    folders = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    folders = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
 
 
@@ -143,7 +216,7 @@ def probed() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def gpu(request: pytest.FixtureRequest, make_once: Callable[..., Path]) -> Place:
+def gpu(request: pytest.FixtureRequest, make_once: Callable[..., Path]) -> Elsewhere:
     found = probed()
     if "missing" in found:
         pytest.skip(found["missing"])
@@ -153,15 +226,42 @@ def gpu(request: pytest.FixtureRequest, make_once: Callable[..., Path]) -> Place
     bundle = make_once(
         "faults-gpu", lambda path: build(exported, path, "fp16", "onnxruntime", options=options)
     )
-    return Place(bundle, (), found["free"])
+    return Elsewhere(bundle, (), found["free"])
 
 
-@pytest.fixture(params=["imagined", pytest.param("gpu", marks=pytest.mark.gpu)])
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+@pytest.fixture
+def here(
+    video_bundle: Path,
+    fake_cuda: Callable[..., FakeCuda],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Here:
+    cuda, on_run = fake_cuda(), dict[str, Callable[[], None]]()
+    put_in_place(cuda, monkeypatch, on_run)
+    machine = faults.ImaginedMachine(cuda, on_run)
+    return Here(video_bundle, cuda, machine, monkeypatch, capsys)
+
+
+GPU = pytest.param("gpu", marks=pytest.mark.gpu)
+
+
+@pytest.fixture(params=["imagined", GPU])
+def elsewhere(request: pytest.FixtureRequest) -> Iterator[Elsewhere]:
     if request.param == "imagined":
-        there = Place(request.getfixturevalue("video_bundle"), ("--imagined",), None)
+        there = Elsewhere(request.getfixturevalue("video_bundle"), ("--imagined",), None)
     else:
         there = request.getfixturevalue("gpu")
+    yield there
+    there.end_all()
+    there.require_given_back()
+
+
+@pytest.fixture(params=["imagined", GPU])
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    if request.param == "imagined":
+        yield request.getfixturevalue("here")
+        return
+    there: Elsewhere = request.getfixturevalue("gpu")
     yield there
     there.end_all()
     there.require_given_back()
@@ -184,12 +284,12 @@ def prompts(*options: str) -> tuple[str, ...]:
 FAULTLESS: dict[Path, np.ndarray[Any, Any]] = {}
 
 
-def faultless_latents(place: Place, folder: Path, options: tuple[str, ...]) -> Any:
+def faultless_latents(place: Place, folder: Path) -> Any:
     """What the first blocks are with any options: no prompt has changed by then."""
     if place.bundle not in FAULTLESS:
-        process = place.start(*place.generate(folder, "none", 0, *prompts()))
-        _, errors = process.communicate(timeout=200)
-        assert process.returncode == 0, errors
+        folder.mkdir()
+        outcome = place.generate(folder, "none", 0, prompts())
+        assert outcome.code == 0, outcome.errors
         FAULTLESS[place.bundle] = load_file(folder / "latents")["latents"]
     return FAULTLESS[place.bundle][:, : 3 * SWITCHES[0]]
 
@@ -203,19 +303,27 @@ def require_one_error(errors: str, message: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_fault(place: Place, tmp_path: Path, name: str) -> None:
-    case = CASES[name]
-    if case.only_real and place.free_bytes is None:
+    if CASES[name].only_real and not place.is_real:
         pytest.skip("all streams of an imagined GPU are alike")
-    (tmp_path / "faultless").mkdir()
-    expected = faultless_latents(place, tmp_path / "faultless", case.options)
+    require_fault(place, tmp_path, CASES[name])
+
+
+def test_a_fault_ends_a_process(elsewhere: Elsewhere, tmp_path: Path) -> None:
+    """The others may run here, on an imagined GPU; this one shows that a process ends so too."""
+    if not elsewhere.is_real:
+        require_fault(elsewhere, tmp_path, CASES["a lost context, transformer"])
+
+
+def require_fault(place: Place, tmp_path: Path, case: Case) -> None:
+    expected = faultless_latents(place, tmp_path / "faultless")
     folder = tmp_path / "made"
     folder.mkdir()
-    process = place.start(*place.generate(folder, case.fault, case.at, *prompts(*case.options)))
-    _, errors = process.communicate(timeout=200)
-    ended_s = time.time()
+    outcome = place.generate(folder, case.fault, case.at, prompts(*case.options))
+    errors = outcome.errors
     require_one_error(errors, case.message)
-    assert process.returncode == 1
-    assert ended_s - float((folder / "struck").read_text()) < place.exit_limit_s
+    assert outcome.code == 1
+    limit_s = EXIT_LIMIT_S["real" if place.is_real else "imagined"]
+    assert outcome.ended_s - float((folder / "struck").read_text()) < limit_s
     names = {path.name for path in folder.iterdir()} - {"struck"}
     if not case.most:
         assert names == set(), errors
@@ -251,18 +359,25 @@ def wait_for_blocks(process: "subprocess.Popen[str]", count: int) -> None:
     pytest.fail(process.stderr.read())
 
 
-def endless(place: Place, folder: Path, *options: str) -> "subprocess.Popen[str]":
-    given = ("--prompt", "a fox", "--seconds", "inf", "--json", *options)
-    names = place.generate(folder, "none", 0, *given)
+def endless(place: Elsewhere, folder: Path, *options: str) -> "subprocess.Popen[str]":
+    arguments = place.arguments(folder)
     # Latents of an endless video would be kept in memory.
-    at = names.index("--latents-out")
-    return place.start(*names[:at], *names[at + 2 :])
+    at = arguments.index("--latents-out")
+    del arguments[at : at + 2]
+    video = ("--prompt", "a fox", "--seconds", "inf", "--json", *options)
+    return place.start("generate", "none", 0, folder / "struck", *arguments, *video)
 
 
-@pytest.mark.parametrize("times", [1, 2])
-@pytest.mark.parametrize("after", [1, 9])
-def test_ctrl_c(place: Place, tmp_path: Path, times: int, after: int) -> None:
-    """In the first blocks Python makes every launch; later, graphs are replayed."""
+PRESSES = [
+    pytest.param(1, 9),
+    *(pytest.param(*each, marks=pytest.mark.exhaustive) for each in ((1, 1), (2, 1), (2, 9))),
+]
+"""In the first blocks Python makes every launch; later, graphs are replayed."""
+
+
+@pytest.mark.parametrize(("times", "after"), PRESSES)
+def test_ctrl_c(elsewhere: Elsewhere, tmp_path: Path, times: int, after: int) -> None:
+    place = elsewhere
     process = endless(place, tmp_path)
     wait_for_blocks(process, after)
     for _ in range(times):
@@ -282,9 +397,9 @@ def test_ctrl_c(place: Place, tmp_path: Path, times: int, after: int) -> None:
     assert times == 2 or "state" in names
 
 
-def test_a_reader_of_progress_that_stops(place: Place, tmp_path: Path) -> None:
+def test_a_reader_of_progress_that_stops(elsewhere: Elsewhere, tmp_path: Path) -> None:
     """The run stands still and takes no more memory; then it goes on."""
-    process = endless(place, tmp_path, "--debug-steady")
+    process = endless(elsewhere, tmp_path, "--debug-steady")
     assert process.stdout is not None
     fcntl.fcntl(process.stdout.fileno(), SET_PIPE_SIZE, 4096)
     wait_for_blocks(process, 12)
@@ -314,17 +429,9 @@ def wait_until_idle(process: psutil.Process) -> None:
         assert time.monotonic() < deadline, "it goes on, though nobody reads"
 
 
-def scenario(place: Place, name: str) -> dict[str, Any]:
-    process = place.start(name, place.bundle)
-    output, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
-    found: dict[str, Any] = json.loads(output)
-    return found
-
-
 def test_pictures_that_nobody_reads(place: Place) -> None:
     """A clear failure after a while, in the memory of a few blocks; what was made can be read."""
-    told = scenario(place, "unread")
+    told = place.scenario("unread")
     assert re.match(r"nobody has read the pictures of the last 4 blocks for .* s", told["message"])
     assert 4 <= len(told["found"]) <= 6
     assert min(told["free"][3:]) >= told["free"][3] - LITTLE_BYTES
@@ -332,7 +439,7 @@ def test_pictures_that_nobody_reads(place: Place) -> None:
 
 
 def test_no_memory_for_a_second_session(place: Place) -> None:
-    told = scenario(place, "second-session")
+    told = place.scenario("second-session")
     assert re.search(FULL, told["message"])
     assert told["found"] == told["expected"]
     assert told["there"] == told["expected"][:2]

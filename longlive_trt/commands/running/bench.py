@@ -16,7 +16,7 @@ from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
 from longlive_trt.files import publish_file
-from longlive_trt.runtime.bench.lane import Settings
+from longlive_trt.runtime.bench.lane import BenchSettings
 from longlive_trt.runtime.bench.measurement import measure
 from longlive_trt.runtime.bench.plot import latency_png, require_pillow
 from longlive_trt.runtime.bench.record import report_values, to_json
@@ -24,9 +24,9 @@ from longlive_trt.runtime.bench.report import figures
 from longlive_trt.runtime.bench.table import show
 from longlive_trt.runtime.output import check_file_output
 
-QUICK = Settings(blocks=8, switches=2, seconds=4.0, warmup=5, sessions=2)
+QUICK = BenchSettings(blocks=8, switches=2, seconds=4.0, warmup=5, sessions=2)
 _PATH = click.Path(path_type=Path)
-_FULL = Settings()
+_FULL = BenchSettings()
 
 
 @click.command()
@@ -105,19 +105,19 @@ def command(
     folders = [bundle_folder] if compare is None else [bundle_folder, compare]
     bundles = [open_bundle(folder) for folder in folders]
     with stage_reporter() as report:
-        made = measure(bundles, settings, report, _notify)
-    shown = figures(made, peak_tflops)
+        measurements = measure(bundles, settings, report, _notify)
+    shown = figures(measurements, peak_tflops)
     command_line = shlex.join(["longlive-trt", *sys.argv[1:]])
-    text = to_json(report_values(made, shown, command_line))
+    text = to_json(report_values(measurements, shown, command_line))
     if as_json:
         click.echo(text, nl=False)
     else:
-        show(made, shown)
+        show(measurements, shown)
     if out is not None:
         _publish(out, text.encode())
     if plot is not None:
         _publish(plot, latency_png(shown, command_line))
-    return INTERRUPTED if made.interrupted else 0
+    return INTERRUPTED if measurements.interrupted else 0
 
 
 def _require_finite(seconds: float | None) -> None:

@@ -190,11 +190,11 @@ def _check_outputs(outputs: Outputs, plan: Plan, inputs: Sequence[Path | None]) 
 
 def _require_different(outputs: Outputs, inputs: Sequence[Path | None]) -> None:
     read = [path.resolve() for path in inputs if path is not None]
-    given = [
+    written = [
         Path(path).resolve() for path in (outputs.video, outputs.latents, outputs.state) if path
     ]
-    for path in given:
+    for path in written:
         if path in read:
             raise UsageError(f"{path}: read by this run, so it cannot be its output too")
-        if given.count(path) > 1:
+        if written.count(path) > 1:
             raise UsageError(f"{path}: two outputs of this name; give each a name of its own")

@@ -1,6 +1,7 @@
 """ONNX Runtime engines: what they promise their callers, and what they refuse."""
 
 import gc
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,18 @@ def test_a_binding_keeps_its_arrays_alive(prompt: Any) -> None:
     _ = [np.full((1, 5, 12), np.nan, np.float32) for _ in range(50)]
     binding.run()
     assert np.array_equal(found["context_v.1"], expected["context_v.1"])
+
+
+def test_bindings_end_with_their_engine(mini_bundle: Callable[[str], Path]) -> None:
+    engine = load_engine(open_bundle(mini_bundle("relative")), "prompt")
+    binding = engine.bind({"text_states": states()}, outputs(engine))
+    binding.run()
+    session = weakref.ref(engine._session)  # type: ignore[attr-defined]
+    engine.close()
+    gc.collect()
+    assert session() is None
+    with pytest.raises(EngineError, match="was closed with its engine"):
+        binding.run()
 
 
 def test_outputs_may_be_those_that_are_wanted(prompt: Any) -> None:

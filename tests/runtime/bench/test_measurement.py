@@ -2,59 +2,31 @@
 
 import signal
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from longlive_trt.engines import loader
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.errors import BundleError, EngineError, PluginError, UsageError
+from longlive_trt.exports import GraphInfo
 from longlive_trt.runtime.bench import lane as bench_lane
 from longlive_trt.runtime.bench import measurement as bench
 from longlive_trt.runtime.bench import timing as bench_timing
-from longlive_trt.runtime.bench.lane import WARM_UP_SWITCHES, Lane, Settings
+from longlive_trt.runtime.bench.lane import WARM_UP_SWITCHES, BenchSettings, Lane, LaneTimes
 from longlive_trt.runtime.bench.measurement import Measurements, measure
-from longlive_trt.runtime.bench.timing import (
-    TRANSFORMER,
-    CudaStopwatch,
-    HostStopwatch,
-    Recorder,
-    TimedEngines,
-)
-from longlive_trt.runtime.decoding.host import VaeStream
+from longlive_trt.runtime.bench.timing import TRANSFORMER, Recorder, TimedEngines
 from longlive_trt.runtime.session import Session
+from tests.runtime.bench.samples import NumberingStopwatch
 
-SMALL = Settings(blocks=3, switches=2, seconds=0.05, warmup=0, sessions=2)
+SMALL = BenchSettings(blocks=3, switches=2, seconds=0.05, warmup=0, sessions=2)
 PASSES = 5
 
 
-class NumberingStopwatch:
-    """The n-th time of a label lasts n ms, so that every figure shows which runs it is made of."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-
-    def start(self, label: str) -> int:
-        self.counts[label] += 1
-        return 0
-
-    def stop(self, token: int) -> None:
-        pass
-
-    def durations_ms(self, label: str) -> list[float]:
-        return [float(number) for number in range(self.counts[label])]
-
-    def close(self) -> None:
-        pass
-
-
-def run(*bundles: Bundle, settings: Settings = SMALL, **changes: Any) -> Measurements:
+def run(*bundles: Bundle, settings: BenchSettings = SMALL, **changes: Any) -> Measurements:
     return measure(bundles, replace(settings, **changes), lambda *_: None, lambda _text: None)
 
 
@@ -87,70 +59,6 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Session, int]]:
     return made
 
 
-# ---- stopwatches and recorders ---------------------------------------------------------------
-
-
-def test_durations_come_in_the_order_of_their_starts_by_label(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now = iter([0.0, 1.0, 1.5, 4.0, 10.0, 10.5])
-    monkeypatch.setattr(bench_timing.time, "perf_counter", lambda: next(now))
-    stopwatch = HostStopwatch()
-    outer, inner = stopwatch.start("outer"), stopwatch.start("inner")
-    stopwatch.stop(inner)
-    stopwatch.stop(outer)
-    stopwatch.stop(stopwatch.start("inner"))
-    assert stopwatch.durations_ms("inner") == [500.0, 500.0]
-    assert stopwatch.durations_ms("outer") == [4000.0]
-    assert stopwatch.durations_ms("never") == []
-
-
-def test_what_was_never_stopped_is_left_out() -> None:
-    stopwatch = HostStopwatch()
-    stopwatch.stop(stopwatch.start("a"))
-    stopwatch.start("a")
-    assert len(stopwatch.durations_ms("a")) == 1
-
-
-class Driver:
-    """A stream and its GPU in one, whose events know when they were recorded."""
-
-    def __init__(self, now_ms: Iterator[float]) -> None:
-        self.gpu, self._now_ms, self.entered, self.open_events = self, now_ms, 0, 0
-
-    def make_current(self) -> None:
-        self.entered += 1
-
-    def event(self, *, timed: bool) -> Any:
-        assert timed
-        self.open_events += 1
-        return SimpleNamespace(at_ms=None, close=self._close_event)
-
-    def _close_event(self) -> None:
-        self.open_events -= 1
-
-    def record(self, event: Any) -> Any:
-        event.at_ms = next(self._now_ms)
-        event.milliseconds_since = lambda earlier: event.at_ms - earlier.at_ms
-        return event
-
-
-def test_events_go_to_the_stream_of_their_label() -> None:
-    streams = {"step": Driver(iter([1.0, 5.0])), "vae_next": Driver(iter([100.0, 107.0, 120.0]))}
-    stopwatch = CudaStopwatch(streams.__getitem__)  # type: ignore[arg-type]
-    step, vae = stopwatch.start("step"), stopwatch.start("vae_next")
-    stopwatch.stop(vae)
-    stopwatch.stop(step)
-    stopwatch.start("vae_next")
-    assert stopwatch.durations_ms("step") == [4.0]
-    assert stopwatch.durations_ms("vae_next") == [7.0]
-    assert streams["step"].entered > 0
-    assert (streams["step"].open_events, streams["vae_next"].open_events) == (2, 3)
-    stopwatch.close()
-    assert (streams["step"].open_events, streams["vae_next"].open_events) == (0, 0)
-    assert stopwatch.durations_ms("step") == []
-
-
 @pytest.mark.gpu
 def test_a_gpu_is_measured_by_its_events(relative: Bundle) -> None:
     try:
@@ -169,61 +77,6 @@ def test_a_gpu_is_measured_by_its_events(relative: Bundle) -> None:
         assert all(ms > 0 for ms in block.passes_ms) and len(block.passes_ms) == PASSES
         assert sum(block.passes_ms) < block.transformer_ms < block.wall_ms
     assert all(switch.recache_ms > 0 and switch.encode_ms > 0 for switch in times.switches)
-
-
-def test_threads_share_a_stopwatch() -> None:
-    stopwatch, rounds = HostStopwatch(), 500
-
-    def work(label: str) -> None:
-        for _ in range(rounds):
-            stopwatch.stop(stopwatch.start(label))
-
-    threads = [threading.Thread(target=work, args=(label,)) for label in "abc"]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [len(stopwatch.durations_ms(label)) for label in "abc"] == [rounds] * 3
-
-
-def test_a_stretch_has_its_own_times_only() -> None:
-    recorder = Recorder(NumberingStopwatch())
-    with recorder.timing("step"):
-        pass
-    before = recorder.position()
-    for _ in range(2):
-        with recorder.timing("step"):
-            pass
-    after = recorder.position()
-    with recorder.timing("step"), recorder.timing("text"):
-        pass
-    durations = recorder.durations_ms()
-    assert durations.between(before, after, "step") == [1.0, 2.0]
-    assert durations.between(before, after, "text") == []
-    assert durations.between({}, recorder.position(), "text") == [0.0]
-
-
-def test_a_run_that_fails_is_stopped_too() -> None:
-    stopwatch = HostStopwatch()
-    with pytest.raises(EngineError), Recorder(stopwatch).timing("step"):
-        raise EngineError("out of memory")
-    assert len(stopwatch.durations_ms("step")) == 1
-
-
-def test_engines_compute_the_same_when_they_are_timed(tiny_bundle: Path) -> None:
-    with TimedEngines(open_bundle(tiny_bundle), "cpu") as timed:
-        engines = timed.engines
-        engine = engines.get("vae_first", "testing")
-        spec = engine.outputs["pixels"]
-        assert spec.name == "pixels" and "latents" in engine.inputs
-        # What only this kind of engine has is still there.
-        assert engine.name == "vae_first"
-        stream = VaeStream(engine, engines.get("vae_next", "testing"), 1)
-        latents = engine.inputs["latents"]
-        frames = stream.decode(np.ones(latents.sized(batch=1), latents.dtype))
-        assert frames.shape[1] == 1 and frames.any()
-        assert timed.recorder.position() == {"vae_first": 1}
-        assert len(timed.recorder.durations_ms().by_label["vae_first"]) == 1
 
 
 # ---- which run belongs to what ---------------------------------------------------------------
@@ -262,8 +115,20 @@ def test_a_step_that_runs_in_one_has_no_passes(
     assert times.switches[0].recache_ms == 0
 
 
-def test_parts_add_up_to_the_whole(tiny_bundle: Path) -> None:
-    (times,) = run(open_bundle(tiny_bundle), blocks=1, switches=1, sessions=1, seconds=0).lanes
+def test_parts_add_up_to_the_whole(video_bundle: Path) -> None:
+    require_parts(open_bundle(video_bundle))
+
+
+@pytest.mark.exhaustive
+def test_engines_take_most_of_the_time_of_a_real_model(tiny_bundle: Path) -> None:
+    times = require_parts(open_bundle(tiny_bundle))
+    assert times.first_frame_ms[0] > times.blocks[0].transformer_ms
+    for one in (*times.blocks, *times.switches):
+        assert one.rest_ms < one.wall_ms / 2
+
+
+def require_parts(bundle: Bundle) -> LaneTimes:
+    (times,) = run(bundle, blocks=1, switches=1, sessions=1, seconds=0).lanes
     (block,), (switch,) = times.blocks, times.switches
     assert block.vae_ms > 0 and block.encode_ms == block.recache_ms == 0
     assert sum(block.passes_ms) < block.transformer_ms < block.wall_ms
@@ -272,12 +137,12 @@ def test_parts_add_up_to_the_whole(tiny_bundle: Path) -> None:
     for one in (block, switch):
         parts = (sum(one.passes_ms), one.recache_ms, one.vae_ms, one.encode_ms, one.rest_ms)
         assert sum(parts) == pytest.approx(one.wall_ms)
-        assert 0 < one.rest_ms < one.wall_ms / 2
+        assert one.rest_ms > 0
     assert switch.recache_ms > 0 and switch.encode_ms > 0
     assert len(times.graph_runs_ms["text"]) == len(times.graph_runs_ms["prompt"]) == 1
     assert len(times.graph_runs_ms["vae_next"]) == 3
     assert len(times.first_frame_ms) == len(times.open_ms) == 1
-    assert times.first_frame_ms[0] > block.transformer_ms
+    return times
 
 
 # ---- the steady state ------------------------------------------------------------------------
@@ -361,9 +226,10 @@ def test_models_without_a_steady_state(
     assert all(word in str(caught.value) for word in words)
 
 
-def test_a_vae_alone_cannot_be_measured(golden_vae_bundle: Path) -> None:
+def test_a_vae_alone_cannot_be_measured(relative: Bundle) -> None:
+    without = replace(relative.manifest, graphs={"vae_first": GraphInfo((), ())})
     with pytest.raises(UsageError, match="measuring needs the transformer"):
-        run(open_bundle(golden_vae_bundle))
+        run(replace(relative, manifest=without))
 
 
 def test_a_gpu_that_is_not_there(relative: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

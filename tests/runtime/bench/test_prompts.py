@@ -11,14 +11,14 @@ import pytest
 
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.plugins.cuda.streams import Event
-from longlive_trt.runtime.bench.lane import Lane, Settings
+from longlive_trt.runtime.bench.lane import BenchSettings, Lane
 from longlive_trt.runtime.bench.measurement import Measurements, measure
 from longlive_trt.runtime.prompting.encoder import PromptContexts
 from longlive_trt.runtime.session import Session
 from tests.fakes.cuda import FakeCuda, Schedule
 from tests.fakes.engines import put_in_place
 
-SMALL = Settings(blocks=2, switches=2, seconds=0.02, warmup=0, sessions=1, device="cuda")
+SMALL = BenchSettings(blocks=2, switches=2, seconds=0.02, warmup=0, sessions=1, device="cuda")
 SLOW_MS = 60.0
 
 OnRun = dict[str, Callable[[], None]]

@@ -14,10 +14,13 @@ from longlive_trt.runtime.memory.base import HostMemory
 from longlive_trt.runtime.prompting.encoder import PromptContexts, PromptEncoder, PromptReader
 from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer
 
+TEXT_LEN = 5
+"""Four bytes of a prompt, and the end mark."""
+
 
 @pytest.fixture(scope="module")
-def engines(tiny_bundle: Path) -> Iterator[Engines]:
-    with Engines(open_bundle(tiny_bundle)) as engines:
+def engines(video_bundle: Path) -> Iterator[Engines]:
+    with Engines(open_bundle(video_bundle)) as engines:
         yield engines
 
 
@@ -38,7 +41,7 @@ def encoder_of(
 ) -> tuple[PromptEncoder, CountingEngine]:
     text: Any = CountingEngine(engines.get("text", "testing"))
     contexts = engines.contexts(1)
-    tokenizer = PromptTokenizer.load(engines.bundle.tokenizer, 64)
+    tokenizer = PromptTokenizer.load(engines.bundle.tokenizer, TEXT_LEN)
     reader = PromptReader(tokenizer, text, contexts.memory, on_truncation)
     return PromptEncoder(lambda: reader, contexts, **options), text
 
@@ -51,7 +54,7 @@ def test_contexts_have_keys_and_values_of_every_layer(engines: Engines) -> None:
     encoder, _ = encoder_of(engines)
     context = encoder.context_of("a cat")
     assert set(context) == {f"context_{part}.{layer}" for part in "kv" for layer in range(2)}
-    assert {array.shape for array in context.values()} == {(1, 64, 2, 128)}
+    assert {array.shape for array in context.values()} == {(1, TEXT_LEN, 3, 12)}
     assert not same(context, encoder.context_of("a dog"))
 
 
@@ -85,20 +88,20 @@ def test_a_cut_prompt_is_told_once(engines: Engines) -> None:
     told: list[tuple[str, str]] = []
     encoder, _ = encoder_of(engines, lambda *told_of: told.append(told_of))
     long = "x" * 100
-    for prompt in ("short", long, long):
+    for prompt in ("four", long, long):
         encoder.context_of(prompt)
-    assert told == [(long, "x" * 63)]
+    assert told == [(long, "xxxx")]
 
 
 def test_what_is_cut_off_has_no_influence(engines: Engines) -> None:
     encoder, _ = encoder_of(engines)
-    one, other = (encoder.context_of("x" * 63 + rest) for rest in ("yy", "zzz"))
+    one, other = (encoder.context_of("x" * 4 + rest) for rest in ("yy", "zzz"))
     assert same(one, other)
 
 
 def test_one_row_of_states_serves_the_whole_batch(engines: Engines) -> None:
     prompt = engines.get("prompt", "testing")
-    states = np.random.default_rng(0).standard_normal((1, 64, 64), np.float32)
+    states = np.random.default_rng(0).standard_normal((1, TEXT_LEN, 12), np.float32)
     pair = PromptContexts(prompt, 2).of_states(states)
     single = PromptContexts(prompt, 1).of_states(states)
     for name, array in pair.items():
@@ -111,7 +114,7 @@ def test_nothing_is_loaded_before_the_first_prompt(engines: Engines) -> None:
 
     def open_reader() -> PromptReader:
         opened.append(True)
-        tokenizer = PromptTokenizer.load(engines.bundle.tokenizer, 64)
+        tokenizer = PromptTokenizer.load(engines.bundle.tokenizer, TEXT_LEN)
         return PromptReader(tokenizer, engines.get("text", "testing"), HostMemory())
 
     encoder = PromptEncoder(open_reader, engines.contexts(1))
