@@ -30,6 +30,7 @@ COMMANDS = {
     "build": Entry("making.build", "Compile ONNX graphs into a bundle of engines."),
     "refit": Entry("making.refit", "Give stripped engines their weights."),
     "generate": Entry("running.generate", "Make a video from a bundle and prompts."),
+    "serve": Entry("running.serve", "Endless video in the browser that answers to typing."),
     "demo": Entry("running.demo", "Export, build and generate in one go, on this machine."),
     "verify": Entry("running.verify", "Check a bundle, file by file and against its reference."),
     "inspect": Entry("shipping.inspect", "Show what a bundle or an archive holds."),

@@ -23,7 +23,7 @@ from longlive_trt.runtime.prompting.timeline import (
     checked_timeline,
     length_in_frames,
 )
-from longlive_trt.runtime.prompting.timeline_files import timeline_from_file
+from longlive_trt.runtime.prompting.timeline_files import recipe_settings, timeline_from_file
 from longlive_trt.runtime.ring import RingLayout
 from longlive_trt.runtime.state import SavedState, load_state, require_savable
 
@@ -157,6 +157,7 @@ class Plan:
 
 def plan_video(bundle: Bundle, options: VideoOptions) -> Plan:
     """Everything that can be refused is refused here, before engines are loaded."""
+    options = _as_recipe_says(options, bundle)
     resumed = load_state(options.resume) if options.resume else None
     config = _runtime_config(resumed.config if resumed else bundle.config, options)
     if options.replay is not None:
@@ -169,6 +170,25 @@ def plan_video(bundle: Bundle, options: VideoOptions) -> Plan:
     if resumed is not None:
         _require_resumable(plan, resumed, options.spell("resume"))
     return plan
+
+
+def _as_recipe_says(options: VideoOptions, bundle: Bundle) -> VideoOptions:
+    """A recipe's own settings, where nothing else was asked for."""
+    recipe = recipe_settings(options.timeline) if options.timeline is not None else None
+    if recipe is None:
+        return options
+    if recipe.bundle_key != bundle.manifest.key:
+        raise UsageError(
+            f"{options.timeline}: made with another bundle (key {recipe.bundle_key[:12]}, this one "
+            f"is {bundle.manifest.key[:12]}); use that one, or give its prompts as a list"
+        )
+    has_length = options.seconds is not None or options.frames is not None
+    return replace(
+        options,
+        seed=recipe.seed if options.seed is None and options.resume is None else options.seed,
+        switch=options.switch or SwitchMode.parse(recipe.switch),
+        frames=options.frames if has_length else recipe.frames,
+    )
 
 
 def _require_graphs(bundle: Bundle, plan: Plan) -> None:

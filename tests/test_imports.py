@@ -61,6 +61,10 @@ RULES = {
         *ONNX,
         *("configs", "export", "export.models", "export.checkpoints"),
     },
+    "serving": {
+        *FOUNDATION,
+        *("configs", "engines", "engines.bundles", "runtime"),
+    },
 }
 # The package `export` can be called, as the function of its name is the public one.
 CALLS_ITS_FUNCTION = "export imports making.exporting"

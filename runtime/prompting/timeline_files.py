@@ -4,11 +4,15 @@ YAML or JSON: a list of ``{frame: 40, prompt: ...}`` or ``{seconds: 2.5, prompt:
 a mapping from frame to prompt. JSON Lines, as LongLive's own scripts take them: one video a line,
 with its prompts under ``prompts_list`` or ``prompts`` (or one ``prompt``, or just a text); the
 frames come from the command line, or spread the prompts equally over the video.
+
+A recipe, as a live session gives it, is JSON too: ``prompts`` is its list, and the seed, the switch
+mode, the length and the bundle's key are beside it.
 """
 
 import json
 import math
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from longlive_trt.runtime.prompting.timeline import Clock, Cue, Timeline, checke
 
 _JSON_LINES = (".jsonl", ".ndjson")
 _YAML = (".yaml", ".yml")
+RECIPE_FORMAT = 1
 
 
 def timeline_from_file(
@@ -44,6 +49,38 @@ def timeline_from_file(
                 "leave the option out"
             )
     return checked_timeline(_cues_of_document(path, _parse(path), clock), clock)
+
+
+@dataclass(frozen=True)
+class RecipeSettings:
+    """What a recipe says beside its prompts."""
+
+    seed: int
+    switch: str
+    frames: int
+    bundle_key: str
+
+
+def recipe_settings(path: str | Path) -> RecipeSettings | None:
+    """None where the timeline is no recipe."""
+    path = Path(path)
+    document: Any = _parse(path) if path.suffix.lower() == ".json" else None
+    if not _is_recipe(document):
+        return None
+    if document.get("format") != RECIPE_FORMAT:
+        raise UsageError(
+            f"{path}: a recipe of another version (format {document.get('format')!r}, and this one "
+            f"reads {RECIPE_FORMAT}); use the version that made it, or give its list of prompts"
+        )
+    keys = {"seed": int, "switch": str, "frames": int, "bundle_key": str}
+    for key, kind in keys.items():
+        if type(document.get(key)) is not kind:
+            raise UsageError(f"{path}: the recipe's {key} is {document.get(key)!r}; take it anew")
+    return RecipeSettings(**{key: document[key] for key in keys})
+
+
+def _is_recipe(document: Any) -> bool:
+    return isinstance(document, dict) and isinstance(document.get("prompts"), list)
 
 
 def _parse(path: Path) -> Any:
@@ -121,6 +158,8 @@ def _parse_json(path: Path, text: str) -> Any:
 
 
 def _cues_of_document(path: Path, document: Any, clock: Clock) -> list[Cue]:
+    if _is_recipe(document):
+        document = document["prompts"]
     if isinstance(document, list) and document:
         return [
             _cue_of_entry(f"{path}, entry {number}", entry, clock)

@@ -18,6 +18,7 @@ from longlive_trt.runtime.plan import Plan, VideoOptions, plan_video
 from longlive_trt.runtime.progress import make_progress
 from longlive_trt.runtime.prompting.switches import SwitchMode
 from longlive_trt.runtime.prompting.timeline import Cue
+from longlive_trt.runtime.prompting.timeline_files import recipe_settings
 from longlive_trt.runtime.state import require_savable
 
 DEFAULT_SECONDS = 5.0
@@ -126,7 +127,8 @@ def command(
     outputs = Outputs(out, latents_out, save_state, overwrite)
     if not (outputs.video or outputs.latents):
         raise UsageError("nowhere to put the result: give --out video.mp4, or --latents-out FILE")
-    if seconds is None and frames is None and replay is None:
+    has_own_length = timeline is not None and recipe_settings(timeline) is not None
+    if seconds is None and frames is None and replay is None and not has_own_length:
         seconds = DEFAULT_SECONDS
     options = VideoOptions(
         prompt=_cues(prompt, prompts_at),

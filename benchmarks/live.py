@@ -1,0 +1,169 @@
+"""How soon a live video answers: from Enter to the first changed picture at the socket.
+
+    python benchmarks/live.py --bundle BUNDLE --out docs/results/live.json
+
+Starts a server, and for each number of sessions (1 and 2) and both ways (with drafts and without)
+lets every session send prompts at random moments. Beside the answers' times it says whether the
+pictures came in time to be shown at the video's rate.
+"""
+
+import argparse
+import json
+import platform
+import random
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from websockets.sync.client import connect
+
+from longlive_trt.engines.loader import DEVICES
+from longlive_trt.serving.engine import load_model
+from longlive_trt.serving.protocol import Picture
+from longlive_trt.serving.server import bind, make_server
+from longlive_trt.serving.settings import Limits, Settings
+
+WORDS = ("red car", "blue boat", "steam train", "white bird", "green balloon")
+PLACES = ("in the desert", "at sea", "in the mountains", "in the city", "in the fog")
+
+
+@dataclass
+class Run:
+    """What one session saw."""
+
+    answers_ms: list[float] = field(default_factory=list)
+    speculated: int = 0
+    late_ms: list[float] = field(default_factory=list)
+    """How late each block's first picture came for its turn on screen; 0 if in time."""
+
+
+class Viewer:
+    def __init__(self, port: int, seed: int, *, drafts: bool) -> None:
+        self._address = f"ws://localhost:{port}/v1/realtime/video"
+        self._chance, self._drafts = random.Random(seed), drafts  # noqa: S311
+        self.run = Run()
+        self._epoch, self._clock = 0, None
+
+    def watch(self, prompts: int) -> None:
+        with connect(self._address, compression=None, max_size=None) as socket:
+            self._socket = socket
+            start = {"prompt": self._prompt(), "format": "h264", "seed": 1}
+            self._send("session.start", **start)
+            self._for(5.0)
+            for _ in range(prompts):
+                self._ask()
+            self._send("session.stop")
+
+    def _ask(self) -> None:
+        prompt = self._prompt()
+        if self._drafts:
+            self._send("prompt.draft", prompt=prompt)
+        self._for(1.5 + self._chance.random())
+        before, begun = self._epoch, time.perf_counter()
+        self._send("session.interaction", prompt=prompt)
+        while self._epoch == before:
+            self._take(10.0)
+        self.run.answers_ms.append((time.perf_counter() - begun) * 1000)
+        self._for(1.0)
+
+    def _prompt(self) -> str:
+        return f"a {self._chance.choice(WORDS)} {self._chance.choice(PLACES)}, {time.time():.6f}"
+
+    def _send(self, kind: str, **values: Any) -> None:
+        self._socket.send(json.dumps({"type": kind, **values}))
+
+    def _for(self, seconds: float) -> None:
+        end = time.perf_counter() + seconds
+        while (left := end - time.perf_counter()) > 0:
+            try:
+                self._take(left)
+            except TimeoutError:
+                return
+
+    def _take(self, timeout: float) -> None:
+        data = self._socket.recv(timeout=timeout)
+        if isinstance(data, str):
+            message = json.loads(data)
+            if message["type"] == "error":
+                raise RuntimeError(message["message"])
+            if message["type"] == "session.interaction.queued":
+                self.run.speculated += message["speculated"]
+            return
+        picture = Picture.unpack(data)
+        self._epoch = max(self._epoch, picture.epoch)
+        now, seconds = time.perf_counter(), picture.pts_us / 1e6
+        if self._clock is None:
+            self._clock = now - seconds
+        if picture.flags & 1:
+            late = max(0.0, now - (self._clock + seconds))
+            self.run.late_ms.append(late * 1000)
+            # What was waited through is not made up for.
+            self._clock += late
+
+
+def measured(port: int, sessions: int, prompts: int, *, drafts: bool) -> dict[str, Any]:
+    viewers = [Viewer(port, seed, drafts=drafts) for seed in range(sessions)]
+    threads = [threading.Thread(target=one.watch, args=(prompts,)) for one in viewers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    answers = [ms for one in viewers for ms in one.run.answers_ms]
+    late = [ms for one in viewers for ms in one.run.late_ms]
+    return {
+        "sessions": sessions,
+        "drafts": drafts,
+        "prompts": len(answers),
+        "speculated": sum(one.run.speculated for one in viewers),
+        "answer_ms": {f"p{p}": round(float(np.percentile(answers, p)), 1) for p in (50, 95, 99)},
+        "blocks": len(late),
+        "blocks_in_time": sum(ms == 0 for ms in late),
+        "latest_ms": round(max(late), 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bundle", required=True)
+    parser.add_argument("--device", choices=DEVICES, default="auto")
+    parser.add_argument("--prompts", type=int, default=50, help="of each session")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    settings = Settings(port=0, sessions=2, limits=Limits(cues=10_000))
+    listening = bind(settings)
+    server = make_server(settings, lambda: load_model(options.bundle, options.device))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    live = server._live
+    while not live.is_ready:
+        if live.failure:
+            raise SystemExit(live.failure)
+        time.sleep(0.1)
+    port, results = listening.getsockname()[1], []
+    for sessions in (1, 2):
+        for drafts in (False, True):
+            results.append(measured(port, sessions, options.prompts, drafts=drafts))
+            sys.stderr.write(json.dumps(results[-1]) + "\n")
+    record = {
+        "command": " ".join(["python", "benchmarks/live.py", *sys.argv[1:]]),
+        "machine": platform.processor() or platform.machine(),
+        "model": live.model.facts.name,
+        "bundle_key": live.model.facts.bundle_key,
+        "results": results,
+    }
+    server.should_exit = True
+    thread.join()
+    listening.close()
+    text = json.dumps(record, indent=1) + "\n"
+    if options.out is None:
+        sys.stdout.write(text)
+    else:
+        options.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""``longlive-trt serve``."""
+
+import secrets
+import signal
+from pathlib import Path
+
+import click
+
+from longlive_trt.cli import INTERRUPTED
+from longlive_trt.commands._device import device_option
+from longlive_trt.engines.bundles.bundle import read_manifest
+from longlive_trt.engines.loader import DeviceChoice
+from longlive_trt.errors import UsageError
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.option("--bundle", default="demo", show_default=True, help="What `build` made, or demo.")
+@device_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8400, show_default=True)
+@click.option(
+    "--sessions",
+    type=click.IntRange(1, 1000),
+    help="Sessions at a time.  [default: as many as memory and speed allow]",
+)
+@click.option("--token", help="What callers must show; any address but loopback demands one.")
+@click.option(
+    "--allow-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Another name this server is reached by, such as a proxy's; may be repeated.",
+)
+@click.option("--root-path", default="", metavar="/PREFIX", help="Where a proxy publishes it.")
+@click.option("--tls-cert", type=_PATH, help="A certificate (PEM): serve HTTPS.")
+@click.option("--tls-key", type=_PATH, help="Its key, where the certificate file has none.")
+@click.option("--data", type=_PATH, help="Keep saved states here.  [default: for this run only]")
+@click.option(
+    "--lead", type=click.IntRange(1, 4), default=2, show_default=True, help="Blocks ahead."
+)
+@click.option("--no-speculation", is_flag=True, help="Make nothing before Enter is pressed.")
+@click.option("--log-prompts", is_flag=True, help="Write what people type into the logs.")
+@click.option("--open", "open_browser", is_flag=True, help="Open the page in a browser.")
+def command(
+    bundle: str,
+    device: DeviceChoice,
+    host: str,
+    port: int,
+    sessions: int | None,
+    token: str | None,
+    allowed_hosts: tuple[str, ...],
+    root_path: str,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    data: Path | None,
+    lead: int,
+    no_speculation: bool,
+    log_prompts: bool,
+    open_browser: bool,
+) -> int:
+    """Endless video in the browser that answers to typing, and the API under it."""
+    from longlive_trt.serving.engine import BundleModel, bundle_folder, load_model
+    from longlive_trt.serving.operation import logs
+    from longlive_trt.serving.server import serve
+    from longlive_trt.serving.settings import Pacing, Settings
+
+    settings = Settings(
+        pacing=Pacing(lead_blocks=lead, speculate=not no_speculation),
+        sessions=sessions,
+        token=token,
+        host=host,
+        port=port,
+        allowed_hosts=allowed_hosts,
+        root_path=root_path.rstrip("/"),
+        data=data,
+        log_prompts=log_prompts,
+    )
+    if not settings.is_loopback and token is None:
+        raise UsageError(
+            f"--host {host}: others could reach this server; give --token, such as --token "
+            f"{secrets.token_urlsafe(18)}"
+        )
+    for path in (tls_cert, tls_key):
+        if path is not None and not path.is_file():
+            raise UsageError(f"{path}: no such file")
+    read_manifest(bundle_folder(bundle))
+    logs.set_up(prompts=log_prompts)
+
+    def load() -> BundleModel:
+        return load_model(bundle, device)
+
+    def say(address: str) -> None:
+        click.echo(f"Open {address} in a browser. Ctrl-C ends it.")
+
+    ended_by = serve(
+        settings, load, certificate=tls_cert, key=tls_key, say=say, open_browser=open_browser
+    )
+    return INTERRUPTED if ended_by == signal.SIGINT else 0

@@ -1,0 +1,285 @@
+"""All that serving knows of the runtime: a model, and videos of it that can be taken back.
+
+Everything else in this area works on the two protocols, whatever stands behind them.
+"""
+
+import time
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+
+from longlive_trt.basics import Array, Closing
+from longlive_trt.configs import ModelConfig
+from longlive_trt.configs.schema import ROPE_TABLE_FRAMES
+from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
+from longlive_trt.engines.loader import DeviceChoice
+from longlive_trt.errors import UsageError
+from longlive_trt.runtime.assembly import Engines
+from longlive_trt.runtime.memory.budget import session_budget
+from longlive_trt.runtime.output.base import Pixels
+from longlive_trt.runtime.output.mp4 import exact_fps
+from longlive_trt.runtime.pipeline import find_bundle
+from longlive_trt.runtime.plan import VideoOptions, plan_video
+from longlive_trt.runtime.prompting.encoder import PromptEncoder
+from longlive_trt.runtime.prompting.switches import SwitchMode
+from longlive_trt.runtime.prompting.track import PromptTrack
+from longlive_trt.runtime.state import load_state, restore
+from longlive_trt.runtime.transformer import Context
+from longlive_trt.runtime.video import Video
+
+DEMO = "demo"
+_FIRST = "-"
+"""Stands in for a first prompt: the one that is asked for comes before it."""
+_MOST_NOTICES = 200
+DEMO_SUGGESTIONS = (
+    "A red car drives through the desert at sunset",
+    "A sailboat on the sea at night under the moon",
+    "A steam train through snowy mountains at dawn",
+    "A hot air balloon over green meadows at noon",
+    "A white bird flies through the forest in the fog",
+    "A yellow car in the city at night, in the rain",
+    "The same road, while it snows",
+)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    name: str
+    width: int
+    height: int
+    fps: Fraction
+    block_latents: int
+    temporal_factor: int
+    bundle_key: str
+    text_tokens: int
+    suggestions: tuple[str, ...]
+    session_bytes: int
+    """What one more session takes, about."""
+    free_bytes: int
+    """What there was for sessions once the engines were loaded."""
+    blocks: int | None = None
+    """The longest video; None is without end."""
+
+
+class MadeBlock(Protocol):
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def frames(self) -> Pixels:
+        """[n, height, width, 3] of 8 bits; waits until they are decoded."""
+        ...
+
+    @property
+    def latents(self) -> Array:
+        """Waits until the transformer is done with the block."""
+        ...
+
+
+class LiveVideo(Protocol):
+    """One video, as the public API has it; all calls come from one thread."""
+
+    @property
+    def blocks_made(self) -> int:
+        """The number of the next block."""
+        ...
+
+    def prompt(self, text: str) -> None:
+        """From the next block on."""
+        ...
+
+    def step(self) -> MadeBlock: ...
+
+    def checkpoint(self) -> Any: ...
+
+    def rollback(self, checkpoint: Any) -> None: ...
+
+    def save_state(self, path: Path) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class LiveModel(Protocol):
+    @property
+    def facts(self) -> ModelFacts: ...
+
+    def open(self, seed: int, switch: str, state: Path | None = None) -> LiveVideo:
+        """A new video, or one that goes on from a saved state (with that state's own seed)."""
+        ...
+
+    def prepare(self, prompt: str) -> "Future[float]":
+        """Encode a prompt beside whatever runs; gives the seconds that it took."""
+        ...
+
+    def notice_of(self, prompt: str) -> str | None:
+        """What its writer should know about a prompt that was encoded."""
+        ...
+
+    def check_switch(self, switch: str) -> str:
+        """The mode in its own words; UsageError if there is none of that name."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def bundle_folder(name: str) -> Path:
+    """Where the bundle lies that ``--bundle`` names."""
+    try:
+        return find_bundle(name)
+    except UsageError:
+        if name != DEMO:
+            raise
+    raise UsageError(
+        "the demo model is not part of this installation yet; give --bundle FOLDER, such as the "
+        "out/demo/bundle that `longlive-trt demo` makes"
+    )
+
+
+def load_model(name: str, device: DeviceChoice = "auto") -> "BundleModel":
+    return BundleModel(open_bundle(bundle_folder(name)), device)
+
+
+class BundleModel(Closing):
+    """Engines that are loaded once, and one text encoder for all videos."""
+
+    def __init__(self, bundle: Bundle, device: DeviceChoice) -> None:
+        # Refused now, not when somebody has typed the first prompt.
+        self._longest = _longest_frames(bundle.config)
+        plan_video(bundle, VideoOptions(prompt=_FIRST, frames=self._longest))
+        self.bundle = bundle
+        self._engines = Engines(bundle, device)
+        self._truncated: OrderedDict[str, str] = OrderedDict()
+        encoder = self._engines.prompt_encoder(1, self._note_truncation)
+        encoder.load()
+        self._prompts = _SharedPrompts(encoder)
+        for graph in ("step", "vae_first", "vae_next"):
+            self._engines.get(graph, "serving")
+        self._facts = self._describe()
+
+    @property
+    def facts(self) -> ModelFacts:
+        return self._facts
+
+    def open(self, seed: int, switch: str, state: Path | None = None) -> LiveVideo:
+        mode = SwitchMode.parse(switch)
+        plan = plan_video(self.bundle, self._options(seed, mode, state))
+        session = self._engines.session(plan.config, plan.noise, total_frames=plan.total_frames)
+        saved = plan.resumed
+        if saved is not None:
+            restore(session, saved)
+        track = PromptTrack(
+            self._prompts,
+            mode=plan.switch,
+            prompt=saved.prompt if saved else "",
+            blend=saved.blend if saved else None,
+        )
+        return Video(self.bundle, plan, session, track)
+
+    def _options(self, seed: int, switch: SwitchMode, state: Path | None) -> VideoOptions:
+        if state is None:
+            return VideoOptions(prompt=_FIRST, seed=seed, switch=switch, frames=self._longest)
+        # Lengths count from where a state was saved.
+        done = 0 if self._longest is None else load_state(state).next_frame
+        left = None if self._longest is None else self._longest - done
+        return VideoOptions(resume=state, switch=switch, frames=left)
+
+    def prepare(self, prompt: str) -> "Future[float]":
+        return self._prompts.begin(prompt)
+
+    def check_switch(self, switch: str) -> str:
+        return str(SwitchMode.parse(switch))
+
+    def close(self) -> None:
+        self._prompts.end()
+        self._engines.close()
+
+    def notice_of(self, prompt: str) -> str | None:
+        kept = self._truncated.get(prompt)
+        if kept is None:
+            return None
+        limit = self.bundle.config.transformer.text_len
+        return (
+            f"That prompt is longer than the {limit} tokens this model reads; it was cut after "
+            f"“{kept[-40:]}”."
+        )
+
+    def _note_truncation(self, prompt: str, kept: str) -> None:
+        self._truncated[prompt] = kept
+        while len(self._truncated) > _MOST_NOTICES:
+            self._truncated.popitem(last=False)
+
+    def _describe(self) -> ModelFacts:
+        config = self.bundle.config
+        assert config.vae is not None
+        factor = config.vae.spatial_factor
+        budget = session_budget(self.bundle, config, total_frames=self._longest)
+        shared = ("weights", "encoding", "CUDA")
+        own = sum(size for part, size in budget.parts.items() if part not in shared)
+        latents = prod(config.latent_shape) * 4 * config.rollout.frames_per_block
+        free = (
+            self._engines.gpu.memory().free_bytes
+            if self._engines.on_gpu
+            else psutil.virtual_memory().available
+        )
+        return ModelFacts(
+            name=config.name,
+            width=config.latent.width * factor,
+            height=config.latent.height * factor,
+            fps=exact_fps(config.fps),
+            block_latents=config.rollout.frames_per_block,
+            temporal_factor=config.temporal_factor,
+            bundle_key=self.bundle.manifest.key,
+            text_tokens=config.transformer.text_len,
+            suggestions=DEMO_SUGGESTIONS,
+            session_bytes=own + latents,
+            free_bytes=free,
+            blocks=None
+            if self._longest is None
+            else self._longest // config.rollout.frames_per_block,
+        )
+
+
+def _longest_frames(config: ModelConfig) -> int | None:
+    """Absolute positions end, and so does a video of them."""
+    rollout = config.rollout
+    if rollout.rope == "relative" and not rollout.is_global:
+        return None
+    return ROPE_TABLE_FRAMES // rollout.frames_per_block * rollout.frames_per_block
+
+
+class _SharedPrompts:
+    """The source of all videos' prompts: encoded once, on a thread of its own."""
+
+    def __init__(self, encoder: PromptEncoder) -> None:
+        self._encoder, self.contexts = encoder, encoder.contexts
+        self._thread = ThreadPoolExecutor(1, "prompts")
+
+    def begin(self, prompt: str) -> "Future[float]":
+        return self._thread.submit(self._timed, prompt)
+
+    def context_of(self, prompt: str) -> Context:
+        return self._thread.submit(self._encoder.context_of, prompt).result()
+
+    def states_of(self, prompt: str) -> Array:
+        return self._thread.submit(self._encoder.states_of, prompt).result()
+
+    def prepare(self, prompt: str) -> None:
+        """Sessions do that when the prompt is sent."""
+
+    def close(self) -> None:
+        """A video's end is not the prompts'."""
+
+    def end(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+        self._encoder.close()
+
+    def _timed(self, prompt: str) -> float:
+        start = time.monotonic()
+        self._encoder.context_of(prompt)
+        return time.monotonic() - start

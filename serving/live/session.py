@@ -1,0 +1,391 @@
+"""A live video: a plan that people change, a thread that carries it out, pictures that come out."""
+
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from longlive_trt.serving.engine import LiveModel, MadeBlock
+from longlive_trt.serving.live.clock import VideoClock
+from longlive_trt.serving.live.costs import Costs
+from longlive_trt.serving.live.encoding import EncodedPicture, Encoding
+from longlive_trt.serving.live.generator import Generator, Work
+from longlive_trt.serving.live.maker import Maker
+from longlive_trt.serving.live.plan import Cut, Idle, Make, Plan, Planned, Speculate
+from longlive_trt.serving.live.recipe import SavedVideo
+from longlive_trt.serving.live.recording import Recording
+from longlive_trt.serving.live.schedule import Cue
+from longlive_trt.serving.media.h264 import BlockEncoder
+from longlive_trt.serving.media.mp4 import Timing
+from longlive_trt.serving.settings import Settings
+
+
+class Observer(Protocol):
+    """Who is told what happens; called from several threads."""
+
+    def picture(self, picture: EncodedPicture) -> None: ...
+
+    @property
+    def wants_jpeg(self) -> bool: ...
+
+    def cut(self, cut: Cut) -> None: ...
+
+    def applied(self, cue: Cue, epoch: int) -> None: ...
+
+    def notice(self, text: str) -> None:
+        """Something that a person may want to know."""
+        ...
+
+    def changed(self) -> None:
+        """The timeline, or what is known of its cues."""
+        ...
+
+    def finished(self) -> None:
+        """The last block was made."""
+        ...
+
+    def failed(self, error: BaseException) -> None: ...
+
+
+class Meters(Protocol):
+    """Where figures go that concern all sessions."""
+
+    def block(self, stage: str, seconds: float) -> None: ...
+
+    def rollback(self, reason: str) -> None: ...
+
+    def speculation(self, outcome: str) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What a new session is to show."""
+
+    prompt: str
+    seed: int = 0
+    switch: str = "exact"
+    cues: Sequence[tuple[int, str]] = ()
+    """Prompts from pictures on, after the first."""
+    frames: int | None = None
+    paced: bool = True
+    saved: SavedVideo | None = None
+
+
+@dataclass
+class _Operation:
+    run: Callable[[], Any]
+    result: "Future[Any]" = field(default_factory=Future)
+
+
+class LiveSession:
+    """Safe to be called from any thread."""
+
+    def __init__(
+        self,
+        model: LiveModel,
+        generator: Generator,
+        wish: Wish,
+        observer: Observer,
+        meters: Meters,
+        settings: Settings,
+        folder: Path,
+        *,
+        now: Callable[[], float] = time.monotonic,
+        on_block: Callable[[int, MadeBlock], None] = lambda _block, _made: None,
+    ) -> None:
+        facts, saved = model.facts, wish.saved
+        self.id = secrets.token_urlsafe(12)
+        self.clock = VideoClock(facts.fps, facts.block_latents, facts.temporal_factor)
+        self.switch = saved.switch if saved else wish.switch
+        self.costs = Costs()
+        self.bundle_key = facts.bundle_key
+        self._model, self._generator, self._observer = model, generator, observer
+        self._meters, self._now, self._on_block = meters, now, on_block
+        begin = saved.block if saved else 0
+        self.resumed_at = self.clock.first_frame(begin)
+        self.plan = Plan(
+            self.clock,
+            settings.pacing,
+            self.costs,
+            self._first_cues(wish),
+            begin=begin,
+            end=self._end(wish.frames, begin, facts.blocks),
+            paced=wish.paced,
+            max_cues=settings.limits.cues,
+        )
+        self.plan.outcomes, self.plan.rollbacks = meters.speculation, meters.rollback
+        self._maker = Maker(
+            model,
+            self.plan,
+            saved.seed if saved else wish.seed,
+            self.switch,
+            state=saved.path if saved else None,
+            now=now,
+        )
+        encoder = BlockEncoder(facts.width, facts.height, facts.fps)
+        self.stream = encoder.facts
+        self.timing = Timing(facts.fps)
+        path = folder / f"{secrets.token_hex(16)}.samples"
+        self.recording = Recording(path, self.stream, self.timing, self.resumed_at)
+        self._encoding = Encoding(
+            self.plan,
+            encoder,
+            self.recording,
+            observer,
+            self.costs,
+            jpeg_quality=settings.jpeg_quality,
+            on_block=self._block_is_out,
+            on_failure=self.fail,
+            now=now,
+        )
+        self._operations: deque[_Operation] = deque()
+        for cue in self.plan.schedule:
+            self._encode_beside(cue.prompt)
+        self._is_closed = False
+        self._told_end = False
+        self._closing = threading.Lock()
+        generator.add(self)
+
+    # ---- what people do ----------------------------------------------------------------------
+
+    @property
+    def seed(self) -> int:
+        return self._maker.seed
+
+    def interact(
+        self, prompt: str, *, frame: int | None = None, event_id: str | None = None
+    ) -> Planned:
+        self._encode_beside(prompt)
+        with self.plan.lock:
+            planned = self.plan.interact(prompt, self._now(), frame=frame, event_id=event_id)
+            self._after_change(planned.cut)
+        if planned.speculation is not None:
+            self._observer.applied(planned.cue, self.plan.epoch)
+            self._encoding.reveal(planned.speculation, self.plan.epoch)
+        return planned
+
+    def edit(self, cue: int, *, prompt: str | None = None, frame: int | None = None) -> Planned:
+        if prompt is not None:
+            self._encode_beside(prompt)
+        with self.plan.lock:
+            planned = self.plan.edit(cue, self._now(), prompt=prompt, frame=frame)
+            self._after_change(planned.cut)
+            return planned
+
+    def remove(self, cue: int) -> None:
+        with self.plan.lock:
+            self._after_change(self.plan.remove(cue, self._now()))
+
+    def draft(self, prompt: str | None) -> None:
+        self.plan.draft(prompt, self._now())
+        self._generator.wake()
+
+    def shown(self, epoch: int, frame: int) -> None:
+        with self.plan.lock:
+            if epoch == self.plan.epoch:
+                self.plan.playhead.report(frame, self._now())
+        self._generator.wake()
+
+    def pause(self) -> None:
+        with self.plan.lock:
+            self.plan.playhead.pause(self._now())
+
+    def resume(self) -> None:
+        with self.plan.lock:
+            self.plan.playhead.resume(self._now())
+        self._generator.wake()
+
+    def restart(self, seed: int | None, prompt: str | None) -> None:
+        with self.plan.lock:
+            cut = self.plan.restart(prompt, self._now())
+            self._operations.append(
+                _Operation(lambda: self._maker.restart(self.seed if seed is None else seed))
+            )
+            self.resumed_at = 0
+            self.recording.restart()
+            self._after_change(cut)
+
+    def cues(self) -> list[Cue]:
+        with self.plan.lock:
+            return list(self.plan.schedule)
+
+    def save(self, path: Path) -> "Future[SavedVideo | None]":
+        """The state before the first block that nobody has seen; None before the first block."""
+        return self._submit(lambda: self._save(path))
+
+    def close(self) -> "Future[None]":
+        """Stop; the recording stays readable until :meth:`discard`."""
+        return self._submit(self._close)
+
+    def discard(self) -> None:
+        self.recording.close()
+
+    # ---- what the generator asks -------------------------------------------------------------
+
+    def next_work(self, now: float) -> Work | Idle:
+        if self._operations:
+            return Work(0.0, self._operate)
+        if self._is_closed:
+            return Idle(None)
+        draft = self.plan.draft_to_encode(now)
+        if isinstance(draft, str):
+            self._take_up(draft)
+        answer = self.plan.next_turn(now)
+        if isinstance(answer, Idle):
+            waits = [idle.until for idle in (answer, draft) if isinstance(idle, Idle)]
+            return Idle(min((wait for wait in waits if wait is not None), default=None))
+        due, turn = answer
+        return Work(due, lambda: self._make(turn))
+
+    def slack(self, now: float) -> float:
+        return self.plan.slack(now)
+
+    def spare_work(self, now: float, spare_s: float) -> Work | None:
+        if self._is_closed:
+            return None
+        turn = self.plan.next_speculation(now, spare_s)
+        return None if turn is None else Work(now, lambda: self._speculate(turn))
+
+    def fail(self, error: BaseException) -> None:
+        with self._closing:
+            if self._told_end:
+                return
+            self._told_end = True
+        self._observer.failed(error)
+
+    # ---- on the generator's thread -----------------------------------------------------------
+
+    def _make(self, turn: Make) -> None:
+        begun = self._now()
+        try:
+            made = self._maker.make(turn)
+        finally:
+            wanted = self.plan.finished(turn)
+        if made is None:
+            return
+        self.costs.observe("cycle", self._now() - begun)
+        self._measure(turn, self._maker.made_in_s)
+        if not wanted:
+            return
+        self._encoding.put(made, turn.block, turn.epoch)
+        if turn.cue is not None:
+            self._observer.applied(turn.cue, turn.epoch)
+        if self.plan.is_finished:
+            self._observer.finished()
+
+    def _measure(self, turn: Make, seconds: float) -> None:
+        typical = self.costs.of("block")
+        if turn.cue is None or turn.block == self.plan.begin:
+            self.costs.observe("block", seconds)
+            self._meters.block("block", seconds)
+        elif typical:
+            # What a switch adds: its re-cache, and any wait for its text.
+            self.costs.observe("recache", max(0.0, seconds - typical))
+            self._meters.block("recache", max(0.0, seconds - typical))
+
+    def _speculate(self, turn: Speculate) -> None:
+        result = self._maker.speculate(turn)
+        if result is not None and self.plan.speculated(result):
+            self._encoding.hide(result)
+            self._observer.changed()
+
+    def _operate(self) -> None:
+        operation = self._operations.popleft()
+        try:
+            operation.result.set_result(operation.run())
+        except Exception as error:  # belongs to whoever asked
+            operation.result.set_exception(error)
+
+    def _save(self, path: Path) -> "SavedVideo | None":
+        if self.plan.made == 0 or self._is_closed:
+            return None
+        block = self._maker.save(path, max(1, self.plan.first_unseen(self._now())))
+        with self.plan.lock:
+            cues = tuple(self.plan.schedule)
+        return SavedVideo(path, block, self.seed, self.switch, cues, self.bundle_key)
+
+    def _close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._generator.remove(self)
+        self._maker.close()
+        self._encoding.close()
+
+    # ---- inside ------------------------------------------------------------------------------
+
+    def _block_is_out(self, block: int, made: MadeBlock) -> None:
+        self._on_block(block, made)
+        for stage in ("decode", "encode"):
+            self._meters.block(stage, self.costs.latest().get(stage, 0.0))
+        self._generator.wake()
+
+    def _first_cues(self, wish: Wish) -> list[Cue]:
+        if wish.saved is not None:
+            cues = list(wish.saved.cues)
+            if wish.prompt:
+                block = wish.saved.block
+                cues = [cue for cue in cues if cue.block < block]
+                highest = max((cue.id for cue in cues), default=0)
+                cues.append(Cue(highest + 1, block, wish.prompt, None, self._now()))
+            return cues
+        cues = [Cue(1, 0, wish.prompt, None, self._now())]
+        taken = {0}
+        for frame, prompt in sorted(wish.cues):
+            block = self.clock.block_from(frame)
+            while block in taken:
+                block += 1
+            taken.add(block)
+            cues.append(Cue(len(cues) + 1, block, prompt))
+        return cues
+
+    def _end(self, frames: int | None, begin: int, longest: int | None) -> int | None:
+        """The block after the last, where there is one."""
+        if frames is None:
+            return longest
+        wanted = self.clock.block_of(self.clock.first_frame(begin) + frames - 1) + 1
+        return wanted if longest is None else min(wanted, longest)
+
+    def _after_change(self, cut: Cut | None) -> None:
+        if cut is not None:
+            self.recording.cut(cut.frame)
+            self._observer.cut(cut)
+        self._observer.changed()
+        self._generator.wake()
+
+    def _take_up(self, draft: str) -> None:
+        future = self._model.prepare(draft)
+        future.add_done_callback(lambda done: self._taken_up(draft, done))
+
+    def _taken_up(self, draft: str, done: "Future[float]") -> None:
+        if not done.cancelled() and done.exception() is None:
+            self.costs.observe("text", done.result())
+            self._meters.block("text", done.result())
+            self.plan.draft_encoded(draft)
+            self._generator.wake()
+
+    def _encode_beside(self, prompt: str) -> None:
+        def encoded(done: "Future[float]") -> None:
+            if done.cancelled() or done.exception() is not None:
+                return
+            self.costs.observe("text", done.result())
+            self._meters.block("text", done.result())
+            notice = self._model.notice_of(prompt)
+            if notice is not None:
+                self._observer.notice(notice)
+
+        self._model.prepare(prompt).add_done_callback(encoded)
+
+    def _submit(self, run: Callable[[], Any]) -> "Future[Any]":
+        operation = _Operation(run)
+        if self._is_closed:
+            operation.result.set_result(None)
+            return operation.result
+        self._operations.append(operation)
+        self._generator.wake()
+        return operation.result

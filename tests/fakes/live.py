@@ -1,0 +1,155 @@
+"""A model that paints what its prompts say, at once: serving's tests need no engines."""
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longlive_trt.errors import UsageError
+from longlive_trt.serving.engine import ModelFacts
+
+COLORS = {
+    "red": (220, 40, 40),
+    "orange": (235, 140, 30),
+    "yellow": (235, 215, 60),
+    "green": (40, 180, 80),
+    "blue": (40, 90, 220),
+    "purple": (140, 60, 200),
+    "white": (240, 240, 240),
+}
+_LIGHT = {"night": 0.25, "sunset": 0.6, "dusk": 0.6, "dawn": 0.8}
+_GRAY = (128, 128, 128)
+
+Array = np.ndarray[Any, Any]
+
+
+def color_of(prompt: str) -> tuple[int, ...]:
+    """What a prompt's pictures are painted in: its color, darker at night."""
+    words = re.findall(r"[a-z]+", prompt.lower())
+    color = next((COLORS[word] for word in words if word in COLORS), _GRAY)
+    light = next((_LIGHT[word] for word in words if word in _LIGHT), 1.0)
+    return tuple(round(value * light) for value in color)
+
+
+@dataclass
+class FakeBlock:
+    index: int
+    latents: Array
+    frames: Array
+
+
+@dataclass
+class FakeModel:
+    """``block_s`` is how long a block takes; ``made`` is everything that was made, in order."""
+
+    block_s: float = 0.0
+    text_s: float = 0.0
+    width: int = 64
+    height: int = 48
+    fps: int = 16
+    session_bytes: int = 1 << 20
+    free_bytes: int = 1 << 30
+    sleep: Callable[[float], None] = time.sleep
+    made: list[tuple[int, str]] = field(default_factory=list)
+    encoded: list[str] = field(default_factory=list)
+    failing_at: int | None = None
+    open_videos: int = 0
+    is_closed: bool = False
+
+    @property
+    def facts(self) -> ModelFacts:
+        return ModelFacts(
+            name="fake",
+            width=self.width,
+            height=self.height,
+            fps=Fraction(self.fps),
+            block_latents=3,
+            temporal_factor=4,
+            bundle_key="f" * 64,
+            text_tokens=32,
+            suggestions=("a red car", "a blue boat at night"),
+            session_bytes=self.session_bytes,
+            free_bytes=self.free_bytes,
+        )
+
+    def open(self, seed: int, switch: str, state: Path | None = None) -> "FakeVideo":
+        self.open_videos += 1
+        return FakeVideo(self, seed, state)
+
+    def prepare(self, prompt: str) -> "Future[float]":
+        done: Future[float] = Future()
+        self.encoded.append(prompt)
+        done.set_result(self.text_s)
+        return done
+
+    def notice_of(self, prompt: str) -> str | None:
+        return "That prompt was cut." if len(prompt.split()) > self.facts.text_tokens else None
+
+    def check_switch(self, switch: str) -> str:
+        if switch not in ("exact", "partial", "none"):
+            raise UsageError(f"--switch {switch!r}: no way to change the prompt")
+        return switch
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class FakeVideo:
+    """What a block shows follows from the seed and from every block before it."""
+
+    def __init__(self, model: FakeModel, seed: int, state: Path | None) -> None:
+        self._model = model
+        self.blocks_made, self._prompt, self._past = 0, "", str(seed)
+        if state is not None:
+            self.blocks_made, self._prompt, self._past = json.loads(state.read_text())
+
+    def prompt(self, text: str) -> None:
+        self._prompt = text
+        self._past = _digest(self._past, "prompt", text)
+
+    def step(self) -> FakeBlock:
+        if self._model.failing_at == self.blocks_made:
+            raise UsageError("the engine broke")
+        if self._model.block_s:
+            self._model.sleep(self._model.block_s)
+        index = self.blocks_made
+        self._model.made.append((index, self._prompt))
+        self._past = _digest(self._past, "block", str(index))
+        self.blocks_made += 1
+        latents = np.frombuffer(bytes.fromhex(self._past), np.uint8).astype(np.float32)
+        return FakeBlock(index, latents, self._paint(index))
+
+    def _paint(self, index: int) -> Array:
+        model = self._model
+        frames = 9 if index == 0 else 12
+        pixels = np.empty((frames, model.height, model.width, 3), np.uint8)
+        pixels[:] = color_of(self._prompt)
+        for number in range(frames):
+            # Something that moves, in a corner.
+            at = (index * 12 + number) % (model.width // 4)
+            pixels[number, :4, at : at + 4] = 255
+        return pixels
+
+    def checkpoint(self) -> tuple[int, str, str]:
+        return self.blocks_made, self._prompt, self._past
+
+    def rollback(self, checkpoint: tuple[int, str, str]) -> None:
+        self.blocks_made, self._prompt, self._past = checkpoint
+
+    def save_state(self, path: Path) -> None:
+        path.write_text(json.dumps(self.checkpoint()))
+
+    def close(self) -> None:
+        self._model.open_videos -= 1
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

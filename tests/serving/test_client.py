@@ -1,0 +1,58 @@
+"""The Python client against a whole server."""
+
+import io
+
+import av
+import pytest
+
+from longlive_trt.client import LiveClient, LiveError
+from tests.fakes.live import color_of
+from tests.serving.conftest import Running, StartServer
+
+
+def test_a_video_is_watched_steered_and_kept(live: Running) -> None:
+    client = LiveClient(f"http://localhost:{live.port}")
+    assert client.models()[0]["id"] == "fake"
+    with client.open("a red car", seed=4) as video:
+        colors = {}
+        for picture in video:
+            colors[picture.frame] = picture.pixels()[8:].mean((0, 1))
+            if picture.frame == 12 and picture.epoch == 0:
+                video.prompt("a blue boat")
+            if picture.epoch == 1 and picture.frame >= 40:
+                break
+        assert video.facts["seed"] == "4"
+        assert [cue["prompt"] for cue in video.cues] == ["a red car", "a blue boat"]
+        assert colors[0] == pytest.approx(color_of("red"), abs=12)
+        assert colors[40] == pytest.approx(color_of("blue"), abs=12)
+        with av.open(io.BytesIO(video.recording(seconds=1))) as container:
+            assert sum(1 for _ in container.decode(video=0)) >= 12
+        assert video.recipe()["seed"] == 4
+        state = video.save_state()
+        video.stop()
+        for _ in video:
+            pass
+        assert video.done is not None and video.done["reason"] == "stopped"
+    with client.open(resume=state) as video:
+        assert next(iter(video)).frame > 0
+
+
+def test_jpeg(live: Running) -> None:
+    with LiveClient(f"http://localhost:{live.port}/").open("a red car", format="jpeg") as video:
+        pixels = next(iter(video)).pixels()
+        assert pixels[8:].mean((0, 1)) == pytest.approx(color_of("red"), abs=12)
+
+
+def test_what_is_wrong_is_raised_in_words(start_server: StartServer) -> None:
+    live = start_server(token="secret")  # noqa: S106
+    address = f"http://localhost:{live.port}"
+    with (
+        pytest.raises(LiveError, match="access token") as error,
+        LiveClient(address).open("x") as video,
+    ):
+        next(iter(video))
+    assert error.value.code == "unauthorized"
+    with pytest.raises(LiveError, match="access token"):
+        LiveClient(address).ask("POST", "/v1/sessions", {"prompt": "x"})
+    with LiveClient(address, "secret").open("a red car") as video:
+        assert next(iter(video)).frame == 0
