@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from longlive_trt.configs import VaeConfig
 from longlive_trt.demo.fused import add_bias, norm, norm_silu
-from longlive_trt.export.vae import VaeDecoder
-from longlive_trt.export.vae_layers import (
+from longlive_trt.export.models.vae import VaeDecoder
+from longlive_trt.export.models.vae_layers import (
     CausalConv,
     ChannelNorm,
     FrameAttention,

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longlive_trt.configs import ModelConfig
-from longlive_trt.export.text_encoder import TextEncoder
-from longlive_trt.export.transformer import (
+from longlive_trt.export.models.text_encoder import TextEncoder
+from longlive_trt.export.models.transformer import (
     AttentionProjections,
     Block,
     Transformer,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from longlive_trt.configs.schedule import Schedule
 from longlive_trt.demo.generator import Generator, KeyValue, attention, rotated, run_block
-from longlive_trt.export.transformer import Block
+from longlive_trt.export.models.transformer import Block
 
 Noise = Callable[[], Tensor]
 

@@ -28,7 +28,7 @@ from longlive_trt.demo.training.legs import (
 from longlive_trt.demo.training.optimizer import MuonAdam
 from longlive_trt.demo.training.stepper import Stepper
 from longlive_trt.demo.world.clips import SIZE
-from longlive_trt.export.vae_layers import FrameConv, ResBlock, Upsample
+from longlive_trt.export.models.vae_layers import FrameConv, ResBlock, Upsample
 
 log = logging.getLogger(__name__)
 

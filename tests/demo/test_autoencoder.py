@@ -9,7 +9,7 @@ from longlive_trt.demo.scenes import SceneSource
 from longlive_trt.demo.shipped import weights
 from longlive_trt.demo.training.clips import psnr, to_bytes, to_unit
 from longlive_trt.demo.world.clips import NEVER, render_clips
-from longlive_trt.export.vae import VaeDecoder, to_pixels
+from longlive_trt.export.models.vae import VaeDecoder, to_pixels
 
 TINY = VaeConfig(
     dim=4, channels=3, multipliers=(1, 2, 4), res_blocks=1, temporal_upsample=(True, True),

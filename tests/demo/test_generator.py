@@ -14,7 +14,7 @@ from longlive_trt.configs import (
 from longlive_trt.demo.generator import Generator, initialize
 from longlive_trt.demo.geometry import model_config
 from longlive_trt.demo.rollout import BatchRollout
-from longlive_trt.export.rollout import ReferenceRollout
+from longlive_trt.export.models.rollout import ReferenceRollout
 
 CONFIG = ModelConfig(
     transformer=TransformerConfig(

@@ -5,7 +5,7 @@ import torch
 
 from longlive_trt.configs import VaeConfig
 from longlive_trt.errors import ConfigError
-from longlive_trt.export.vae import VaeDecoder
+from longlive_trt.export.models.vae import VaeDecoder
 
 SIZES = {
     "dim": 4,
