@@ -1,13 +1,12 @@
 """How soon a live video answers: from Enter to the first changed picture at the socket.
 
-    python benchmarks/live.py --bundle BUNDLE --out docs/results/live.json
+    python -m benchmarks.live BUNDLE --out docs/results/live_h200.json
 
 Starts a server, and for each number of sessions (1 and 2) and both ways (with drafts and without)
 lets every session send prompts at random moments. Beside the answers' times it says whether the
 pictures came in time to be shown at the video's rate.
 """
 
-import argparse
 import json
 import platform
 import random
@@ -15,12 +14,11 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from websockets.sync.client import connect
 
+from benchmarks.harness import command, parser, percentiles, write_report
 from longlive_trt.engines.loader import DEVICES
 from longlive_trt.serving.engine import load_model
 from longlive_trt.serving.protocol import Picture
@@ -46,7 +44,8 @@ class Viewer:
         self._address = f"ws://localhost:{port}/v1/realtime/video"
         self._chance, self._drafts = random.Random(seed), drafts  # noqa: S311
         self.run = Run()
-        self._epoch, self._clock = 0, None
+        self._epoch = 0
+        self._clock: float | None = None
 
     def watch(self, prompts: int) -> None:
         with connect(self._address, compression=None, max_size=None) as socket:
@@ -119,7 +118,7 @@ def measured(port: int, sessions: int, prompts: int, *, drafts: bool) -> dict[st
         "drafts": drafts,
         "prompts": len(answers),
         "speculated": sum(one.run.speculated for one in viewers),
-        "answer_ms": {f"p{p}": round(float(np.percentile(answers, p)), 1) for p in (50, 95, 99)},
+        "answer_ms": percentiles(answers, (50, 95, 99), 1),
         "blocks": len(late),
         "blocks_in_time": sum(ms == 0 for ms in late),
         "latest_ms": round(max(late), 1),
@@ -127,15 +126,14 @@ def measured(port: int, sessions: int, prompts: int, *, drafts: bool) -> dict[st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bundle", required=True)
-    parser.add_argument("--device", choices=DEVICES, default="auto")
-    parser.add_argument("--prompts", type=int, default=50, help="of each session")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("bundle")
+    options.add_argument("--device", choices=DEVICES, default="auto")
+    options.add_argument("--prompts", type=int, default=50, help="of each session")
+    chosen = options.parse_args()
     settings = Settings(port=0, sessions=2, limits=Limits(cues=10_000))
     listening = bind(settings)
-    server = make_server(settings, lambda: load_model(options.bundle, options.device))
+    server = make_server(settings, lambda: load_model(chosen.bundle, chosen.device))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     live = server._live
@@ -146,10 +144,10 @@ def main() -> None:
     port, results = listening.getsockname()[1], []
     for sessions in (1, 2):
         for drafts in (False, True):
-            results.append(measured(port, sessions, options.prompts, drafts=drafts))
+            results.append(measured(port, sessions, chosen.prompts, drafts=drafts))
             sys.stderr.write(json.dumps(results[-1]) + "\n")
     record = {
-        "command": " ".join(["python", "benchmarks/live.py", *sys.argv[1:]]),
+        "command": command(),
         "machine": platform.processor() or platform.machine(),
         "model": live.model.facts.name,
         "bundle_key": live.model.facts.bundle_key,
@@ -158,11 +156,8 @@ def main() -> None:
     server.should_exit = True
     thread.join()
     listening.close()
-    text = json.dumps(record, indent=1) + "\n"
-    if options.out is None:
-        sys.stdout.write(text)
-    else:
-        options.out.write_text(text)
+    write_report(record, chosen.out)
+    print(json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":
