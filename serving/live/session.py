@@ -24,6 +24,9 @@ from longlive_trt.serving.media.h264 import BlockEncoder
 from longlive_trt.serving.media.mp4 import Timing
 from longlive_trt.serving.settings import Settings
 
+_PREPARED = 2
+"""Prompts of a timeline that are encoded at once; the others when the one before is made."""
+
 
 class Observer(Protocol):
     """Who is told what happens; called from several threads."""
@@ -144,7 +147,7 @@ class LiveSession:
             now=now,
         )
         self._operations: deque[_Operation] = deque()
-        for cue in self.plan.schedule:
+        for cue in list(self.plan.schedule)[:_PREPARED]:
             self._encode_beside(cue.prompt)
         self._is_closed = False
         self._told_end = False
@@ -275,6 +278,9 @@ class LiveSession:
         self._encoding.put(made, turn.block, turn.epoch)
         if turn.cue is not None:
             self._observer.applied(turn.cue, turn.epoch)
+            following = self.plan.locked(lambda: self.plan.schedule.upcoming(turn.block))
+            if following is not None:
+                self._encode_beside(following.prompt)
         if self.plan.is_finished:
             self._observer.finished()
 
