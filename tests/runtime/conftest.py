@@ -1,5 +1,6 @@
 """What all tests of the runtime share."""
 
+import gc
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -30,3 +31,12 @@ def pipeline(one_thread: None, video_bundle: Path) -> Iterator[Pipeline]:
     """Of an exported transformer, with quick stand-ins for the VAE and the text encoder."""
     with load(video_bundle) as pipeline:
         yield pipeline
+
+
+@pytest.fixture(scope="module")
+def few_objects() -> Iterator[None]:
+    """Collections of garbage look at new objects only: torch alone brings a million others."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

@@ -20,6 +20,8 @@ from longlive_trt.runtime.session import Block, Session
 from longlive_trt.runtime.state import load_state, restore, save_state
 from longlive_trt.runtime.transformer import Context
 
+pytestmark = pytest.mark.usefixtures("few_objects")
+
 Array = np.ndarray[Any, Any]
 LONGEST = 60
 

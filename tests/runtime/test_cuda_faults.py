@@ -29,6 +29,8 @@ from longlive_trt.runtime.session import Session
 from tests.fakes.cuda import FakeCuda, Status
 from tests.fakes.engines import FakeCudaEngine, put_in_place
 
+pytestmark = pytest.mark.usefixtures("few_objects")
+
 Array = np.ndarray[Any, np.dtype[Any]]
 FIRST_FRAMES, FRAMES = 9, 12
 

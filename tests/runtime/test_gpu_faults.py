@@ -32,6 +32,8 @@ from tests.fakes.cuda import FakeCuda
 from tests.fakes.engines import put_in_place
 from tests.runtime import faults
 
+pytestmark = pytest.mark.usefixtures("few_objects")
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).parent / "faults.py"
 EXPORT_ENVIRONMENT = "LONGLIVE_TRT_TEST_EXPORT"
