@@ -17,7 +17,7 @@ import psutil
 from longlive_trt.basics import Array, Closing
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.schema import ROPE_TABLE_FRAMES
-from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
+from longlive_trt.engines.bundles.bundle import MANIFEST_NAME, Bundle, open_bundle
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
 from longlive_trt.runtime.assembly import Engines
@@ -129,16 +129,13 @@ class LiveModel(Protocol):
 
 
 def bundle_folder(name: str) -> Path:
-    """Where the bundle lies that ``--bundle`` names."""
-    try:
-        return find_bundle(name)
-    except UsageError:
-        if name != DEMO:
-            raise
-    raise UsageError(
-        "the demo model is not part of this installation yet; give --bundle FOLDER, such as the "
-        "out/demo/bundle that `longlive-trt demo` makes"
-    )
+    """Where the bundle lies that ``--bundle`` names; a folder called ``demo`` is another thing."""
+    if name == DEMO and not (Path(name) / MANIFEST_NAME).is_file():
+        raise UsageError(
+            "the demo model is not part of this installation yet; give --bundle FOLDER, such as "
+            "the out/demo/bundle that `longlive-trt demo` makes"
+        )
+    return find_bundle(name)
 
 
 def load_model(name: str, device: DeviceChoice = "auto") -> "BundleModel":
