@@ -53,6 +53,7 @@ def test_every_benchmark_says_how_it_is_run() -> None:
         assert shown.count(f"    python -m {module}") or module.endswith("races")
 
 
+@pytest.mark.exhaustive
 def test_a_bundle_and_torch_take_turns(tiny_bundle: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     out = tmp_path / "results" / "ratios.json"

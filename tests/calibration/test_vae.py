@@ -174,7 +174,7 @@ def test_a_convolution_computes_with_rounded_numbers(format_: Format) -> None:
     torch.testing.assert_close(histories.renewed[0], frames[:, :, -2:])
 
 
-@pytest.mark.parametrize("name", ["fp8", "int8"])
+@pytest.mark.parametrize("name", ["fp8", pytest.param("int8", marks=pytest.mark.exhaustive)])
 def test_graphs_hold_narrow_convolutions(
     narrow_vae_export: Callable[[str], Path],
     vae_export: Path,

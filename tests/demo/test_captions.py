@@ -6,7 +6,7 @@ from longlive_trt.demo.captions import SPOKEN, caption, stated_caption, vocabula
 from longlive_trt.demo.geometry import model_config
 from longlive_trt.demo.scenes import SceneSource
 from longlive_trt.demo.words import UNKNOWN_ID, encode, tokenizer, tokenizer_json, word_ids
-from longlive_trt.runtime.tokenizer import PromptTokenizer
+from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer
 
 TEXT_LEN = model_config().transformer.text_len
 ROWS = SceneSource(1).scenes(300).rows()

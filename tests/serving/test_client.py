@@ -1,6 +1,9 @@
 """The Python client against a whole server."""
 
 import io
+import subprocess
+import sys
+from pathlib import Path
 
 import av
 import pytest
@@ -8,6 +11,8 @@ import pytest
 from longlive_trt.client import LiveClient, LiveError
 from tests.fakes.live import color_of
 from tests.serving.conftest import Running, StartServer
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_video_is_watched_steered_and_kept(live: Running) -> None:
@@ -56,3 +61,22 @@ def test_what_is_wrong_is_raised_in_words(start_server: StartServer) -> None:
         LiveClient(address).ask("POST", "/v1/sessions", {"prompt": "x"})
     with LiveClient(address, "secret").open("a red car") as video:
         assert next(iter(video)).frame == 0
+
+
+@pytest.mark.exhaustive
+def test_the_example_keeps_what_it_watched(live: Running, tmp_path: Path) -> None:
+    out = tmp_path / "live.mp4"
+    script = [ROOT / "examples" / "live_client.py", "--server", f"http://localhost:{live.port}"]
+    process = subprocess.run(
+        [sys.executable, *script, "--out", out],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    assert "answers" in process.stdout
+    with av.open(out) as container:
+        assert sum(1 for _ in container.decode(video=0)) >= 150

@@ -21,7 +21,7 @@ def test_tells_what_rendered_clips_show() -> None:
     assert tally(16, seed=5).share > 0.97
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_tells_every_attribute_of_many_clips() -> None:
     counted = tally(150, seed=6)
     assert all(share > 0.96 for share in counted.by_attribute().values())

@@ -183,7 +183,15 @@ def kernels(folder: Path, graph: str = "step") -> Counter[tuple[str, str]]:
 
 @pytest.mark.parametrize(
     ("rope", "kind"),
-    [*(("absolute", kind) for kind in KINDS), ("relative", "attention and cache")],
+    [
+        ("relative", "attention and cache"),
+        ("absolute", "products"),
+        *(
+            pytest.param("absolute", kind, marks=pytest.mark.exhaustive)
+            for kind in KINDS
+            if kind != "products"
+        ),
+    ],
 )
 def test_the_graphs_agree(
     quantized: Callable[..., Path], rope: str, kind: str, tmp_path: Path, relative_error: Any
