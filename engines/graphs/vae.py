@@ -83,6 +83,11 @@ def _require_supported(config: ModelConfig, precision: Precision) -> VaeConfig:
     vae = config.vae
     if vae is None:
         raise UsageError(f"{config.name} has no VAE: add a section vae to its configuration")
+    if vae.temporal_taps != 3:
+        raise UsageError(
+            f"{config.name}: vae.temporal_taps is {vae.temporal_taps}, and the VAE's kernels for a "
+            "GPU take 3; build this model for the CPU"
+        )
     widths = _widths(vae)
     halves = [width // 2 for width in widths[:-1]]
     odd = [c for c in (vae.channels, *widths, *halves) if c % _CHANNEL_MULTIPLE]

@@ -84,11 +84,12 @@ def _convolutions(config: ModelConfig) -> Iterator[int]:
     widths = [vae.dim * multiplier for multiplier in reversed(vae.multipliers)]
     yield _convolution(vae.channels, vae.channels, 1, pixels)
     yield _convolution(vae.channels, widths[0], _TAPS_3D, pixels)
-    yield from _middle(widths[0], pixels)
+    block_taps = _TAPS_2D * vae.temporal_taps
+    yield from _middle(widths[0], pixels, block_taps)
     channels = widths[0]
     for level, width in enumerate(widths):
         for _ in range(vae.res_blocks + 1):
-            yield _res_block(channels, width, frames * pixels)
+            yield _res_block(channels, width, frames * pixels, block_taps)
             channels = width
         if level < len(vae.temporal_upsample):
             if vae.temporal_upsample[level]:
@@ -97,20 +98,20 @@ def _convolutions(config: ModelConfig) -> Iterator[int]:
             pixels *= 4
             channels = width // 2
             yield _convolution(width, channels, _TAPS_2D, frames * pixels)
-    yield _convolution(channels, 3, _TAPS_3D, frames * pixels)
+    yield _convolution(channels, 3, block_taps, frames * pixels)
 
 
-def _middle(width: int, pixels: int) -> Iterator[int]:
-    yield 2 * _res_block(width, width, pixels)
+def _middle(width: int, pixels: int, taps: int) -> Iterator[int]:
+    yield 2 * _res_block(width, width, pixels, taps)
     # Attention within the frame: queries, keys and values, scores and sums, projection.
     yield _convolution(width, 4 * width, 1, pixels) + 4 * pixels**2 * width
 
 
-def _res_block(channels: int, width: int, positions: int) -> int:
+def _res_block(channels: int, width: int, positions: int, taps: int) -> int:
     shortcut = 0 if channels == width else _convolution(channels, width, 1, positions)
     return (
-        _convolution(channels, width, _TAPS_3D, positions)
-        + _convolution(width, width, _TAPS_3D, positions)
+        _convolution(channels, width, taps, positions)
+        + _convolution(width, width, taps, positions)
         + shortcut
     )
 

@@ -1,11 +1,16 @@
 """Decoders whose residual blocks see one frame alone (``vae.temporal_taps: 1``)."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from longlive_trt.configs import VaeConfig
-from longlive_trt.errors import ConfigError
+from longlive_trt.configs import LatentConfig, ModelConfig, VaeConfig
+from longlive_trt.engines.graphs.vae import build_vae_graphs
+from longlive_trt.errors import ConfigError, UsageError
 from longlive_trt.export.models.vae import VaeDecoder
+from longlive_trt.precision import PRECISIONS
+from longlive_trt.runtime.bench.flops import vae_flops
 
 SIZES = {
     "dim": 4,
@@ -52,3 +57,22 @@ def test_streams_with_the_histories_of_the_convolutions_that_remain(still: VaeDe
 def test_refuses_other_numbers_of_taps() -> None:
     with pytest.raises(ConfigError, match=r"temporal_taps is 2; allowed: 1 or 3"):
         VaeConfig(**SIZES, temporal_taps=2)
+
+
+def test_kernels_for_a_gpu_say_that_they_take_causal_ones(tmp_path: Path) -> None:
+    vae = VaeConfig(dim=16, temporal_taps=1)
+    with pytest.raises(UsageError, match="temporal_taps is 1"):
+        build_vae_graphs(ModelConfig(name="still", vae=vae), tmp_path, PRECISIONS["fp16"], tmp_path)
+
+
+def test_counts_the_work_of_what_is_there() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    latent = LatentConfig(height=4, width=6)
+    config = ModelConfig(name="still", latent=latent, vae=VaeConfig(dim=8, temporal_taps=1))
+    assert config.vae is not None
+    model = VaeDecoder(config.vae).eval()
+    _, caches = model.decode_first(torch.randn(1, 1, 16, 4, 6))
+    with FlopCounterMode(display=False) as counted:
+        model.decode_next(torch.randn(1, 3, 16, 4, 6), caches)
+    assert counted.get_total_flops() == vae_flops(config, 3)
