@@ -1,4 +1,4 @@
-"""Long runs: memory stays where it is. LONGLIVE_SOAK_S says how long; 20 minutes is the claim."""
+"""Long runs: memory stays where it is. LONGLIVE_SOAK_S=1200 is what docs/live.md speaks of."""
 
 import gc
 import os
@@ -10,7 +10,7 @@ import pytest
 from tests.fakes.live import FakeModel
 from tests.serving.conftest import StartServer
 
-SECONDS = float(os.environ.get("LONGLIVE_SOAK_S", "1200"))
+SECONDS = float(os.environ.get("LONGLIVE_SOAK_S", "60"))
 
 pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(SECONDS + 300)]
 
