@@ -1,4 +1,4 @@
-"""Long runs: memory stays where it is. LONGLIVE_SOAK_S=1200 is what docs/live.md speaks of."""
+"""Long runs: memory stays where it is. LONGLIVE_SOAK_S says how long."""
 
 import gc
 import os
