@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from longlive_trt.cli import main
+from longlive_trt.files import sha256_file
 from tests.commands.running import GOLDEN, changed_copy, succeeds
 
 Refused = Callable[..., str]
@@ -53,6 +54,20 @@ def test_any_change_builds_again(golden_export: Path, capsys: Any) -> None:
     manifest = json.loads(Path("bundle/manifest.json").read_text())
     assert manifest["config"]["rollout"]["window_frames"] == 9
     assert manifest["precision"] == "fp16"
+
+
+def test_other_weights_of_the_same_graphs_build_again(golden_export: Path, capsys: Any) -> None:
+    succeeds("build", "--onnx", golden_export, "--out", "bundle")
+    other = changed_copy(golden_export, "other-export")
+    weights, record = other / "transformer.weights", other / "export.json"
+    data = bytearray(weights.read_bytes())
+    data[0] ^= 1
+    weights.write_bytes(data)
+    values = json.loads(record.read_text())
+    values["files"][weights.name] = sha256_file(weights)
+    record.write_text(json.dumps(values))
+    succeeds("build", "--onnx", other, "--out", "bundle")
+    assert capsys.readouterr().out.count("built bundle") == 2
 
 
 def test_a_bundle_that_was_damaged_is_built_again(golden_export: Path, capsys: Any) -> None:
