@@ -388,7 +388,9 @@ def test_ctrl_c(elsewhere: Elsewhere, tmp_path: Path, times: int, after: int) ->
     pressed_s = time.monotonic()
     output, errors = process.communicate(timeout=200)
     assert time.monotonic() - pressed_s < place.exit_limit_s
-    assert process.returncode == 130, errors
+    # The second may come when all is done and Python is on its way out, which it then leaves by it.
+    codes = (130, -signal.SIGINT) if times == 2 else (130,)
+    assert process.returncode in codes, errors
     assert errors.strip() in ("", "interrupted")
     finished = json.loads(output.splitlines()[-1])
     assert finished["event"] == "finished" and finished["interrupted"]
