@@ -73,6 +73,34 @@ def test_export_is_an_area_and_a_function(monkeypatch: pytest.MonkeyPatch) -> No
     assert (precision.name, options["check"]) == ("fp16", False)
 
 
+def test_calibrate_hands_on_what_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from longlive_trt.making import calibrating
+
+    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+    def noting(name: str) -> Callable[..., str]:
+        return lambda *a, **o: calls.setdefault(name, (a, o)) and name
+
+    for name in ("require_extras", "measure_sensitivity", "calibrate_export", "write_quantized"):
+        monkeypatch.setattr(calibrating, name, noting(name))
+    monkeypatch.setattr(calibrating.SourceExport, "open", lambda folder: folder)
+    options = {"seed": 7, "blocks": 3, "include": ["*.q"], "prompts": ["a", "b", "c"]}
+    extras = {"cache": "fp8", "vae_precision": "int8", "vae_exclude": ["conv2"]}
+    result = ll.calibrate(
+        *("export", "out"), precision="int8", smoothquant=True, max_prompts=2, check=False,
+        report=True, error_budget=0.5, **options, **extras,
+    )  # fmt: skip
+    (source, request, out, *_), with_vae = calls["calibrate_export"]
+    assert (source, out, with_vae) == (Path("export"), Path("out"), {"with_vae": True})
+    assert (request.recipe.name, request.prompts) == ("int8-smoothquant", ("a", "b"))
+    assert (request.seed, request.blocks, request.selection.include) == (7, 3, ("*.q",))
+    assert calls["measure_sensitivity"][0][3] == 0.5
+    written = calls["write_quantized"][1]
+    assert (written["check"], written["sensitivity"]) == (False, "measure_sensitivity")
+    assert written["extras"].cache.name == "fp8" and written["extras"].vae_exclude == ("conv2",)
+    assert (result.export, result.calibration) == ("write_quantized", "calibrate_export")
+
+
 def test_a_missing_package_comes_with_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(_name: str) -> None:
         raise ModuleNotFoundError("No module named 'modelopt'", name="modelopt.torch")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from longlive_trt.engines.bundles.bundle import open_bundle
+from longlive_trt.engines.ort.cpu import OnnxRuntimeEngine
 from longlive_trt.errors import EngineError
 from longlive_trt.runtime.bench import timing as bench_timing
 from longlive_trt.runtime.bench.timing import CudaStopwatch, HostStopwatch, Recorder, TimedEngines
@@ -131,3 +132,15 @@ def test_engines_compute_the_same_when_they_are_timed(video_bundle: Path) -> Non
         assert frames.shape[1] == 1 and frames.any()
         assert timed.recorder.position() == {"vae_first": 1}
         assert len(timed.recorder.durations_ms().by_label["vae_first"]) == 1
+
+
+def test_engines_that_were_timed_are_closed(
+    video_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+    monkeypatch.setattr(OnnxRuntimeEngine, "close", lambda engine: closed.append(engine.name))
+    with TimedEngines(open_bundle(video_bundle), "cpu") as timed:
+        for graph in ("step", "vae_first", "step"):
+            timed.engines.get(graph, "testing")
+        assert not closed
+    assert closed == ["step", "vae_first"]
