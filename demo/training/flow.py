@@ -1,9 +1,9 @@
 """A leg of training the generator by flow matching; one process a GPU, under ``torchrun``."""
 
-import argparse
 import logging
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,10 +18,12 @@ from longlive_trt.demo.training.legs import (
     Clock,
     Journal,
     Worker,
+    leg_parser,
     load_state,
     rate,
-    run_as_command,
+    run_leg,
     save_checkpoint,
+    train,
 )
 from longlive_trt.demo.training.optimizer import MuonAdam
 from longlive_trt.demo.training.stepper import Stepper
@@ -153,22 +155,20 @@ class Leg:
         pool = self.fill_pool()
         left_s = settings.leg_s - (time.monotonic() - begun)
         clock = Clock(left_s, settings.total_s, self.before_s)
-        reported_s, reported_step, first_step = 0.0, self.step, self.step
-        while True:
-            if self.step % _CHECK_EVERY == 0:
-                share = self.worker.told(2.0 if clock.is_over else clock.share)
-                if share > 1:
-                    break
-                self.optimizer.factor.fill_(rate(share, self.step - first_step, warm_steps=100))
-                due = clock.elapsed_s - reported_s > left_s / settings.reports
-                if due and self.step > reported_step:
-                    taken = (clock.elapsed_s - reported_s) / (self.step - reported_step)
-                    self._report(clock, taken, self.step - first_step)
-                    reported_s, reported_step = clock.elapsed_s, self.step
-            self.train_step(pool)
-        self._report(clock, 0.0, self.step - first_step)
+        train(
+            self.worker,
+            clock,
+            reports=settings.reports,
+            check_every=_CHECK_EVERY,
+            pace=self._pace,
+            step=partial(self.train_step, pool),
+            report=partial(self._report, clock),
+        )
         if self.worker.leads:
             self._draw()
+
+    def _pace(self, share: float, steps: int) -> None:
+        self.optimizer.factor.fill_(rate(share, steps, warm_steps=100))
 
     def _report(self, clock: Clock, step_s: float, steps: int) -> None:
         if not self.worker.leads:
@@ -197,34 +197,19 @@ class Leg:
 
 
 def parsed() -> tuple[Settings, str]:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--leg-s", type=float, default=480, help="seconds of this leg")
-    parser.add_argument("--total-s", type=float, default=1200, help="seconds of the whole training")
-    parser.add_argument("--resume", type=Path, help="flow-state.pt of an earlier leg")
+    parser = leg_parser(__doc__, Settings)
+    parser.set_defaults(total_s=1200)
     parser.add_argument("--vae", type=Path, default=Settings.vae)
-    parser.add_argument("--batch", type=int, default=Settings.batch)
     parser.add_argument("--noised", type=int, default=Settings.noised)
     parser.add_argument("--blocks", type=int, default=Settings.blocks)
-    parser.add_argument("--pool", type=int, default=Settings.pool)
-    parser.add_argument("--muon-rate", type=float, default=Settings.muon_rate)
-    parser.add_argument("--adam-rate", type=float, default=Settings.adam_rate)
     parser.add_argument("--no-compile", dest="compile", action="store_false")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     given = vars(parser.parse_args())
     device = given.pop("device")
     return Settings(**given), device
 
 
 def main() -> None:
-    settings, device = parsed()
-
-    def leg() -> None:
-        worker = Worker.start(device, settings.seed)
-        Leg(settings, worker).run()
-        worker.finish()
-
-    run_as_command(leg)
+    run_leg(*parsed(), Leg)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What every training leg needs: its processes, its clock, its journal and its checkpoints."""
 
+import argparse
 import json
 import logging
 import math
@@ -9,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -143,6 +144,75 @@ def save_checkpoint(
             f"weights are no longer finite at step {step}; go on from {path} with lower rates"
         )
     save_state(path, {"optimizer": optimizer, "done_s": clock.done_s, "step": step, "best": best})
+
+
+def train(
+    worker: Worker,
+    clock: Clock,
+    *,
+    reports: int,
+    check_every: int,
+    pace: Callable[[float, int], None],
+    step: Callable[[], None],
+    report: Callable[[float, int], None],
+) -> None:
+    """Step until the leg is over, the same number of times on every worker.
+
+    ``pace`` gets, now and then, the share of the training that is done and the steps of this leg;
+    ``report`` the seconds that a step took since the last report (0 at the end), and the steps.
+    """
+    steps, reported_s, reported_steps = 0, 0.0, 0
+    while True:
+        if steps % check_every == 0:
+            share = worker.told(2.0 if clock.is_over else clock.share)
+            if share > 1:
+                break
+            pace(share, steps)
+            since_s = clock.elapsed_s - reported_s
+            if since_s > clock.leg_s / reports and steps > reported_steps:
+                report(since_s / (steps - reported_steps), steps)
+                reported_s, reported_steps = clock.elapsed_s, steps
+        step()
+        steps += 1
+    report(0.0, steps)
+
+
+def leg_parser(doc: str | None, settings: type[Any]) -> argparse.ArgumentParser:
+    """The options of every leg; defaults are those of its settings."""
+    parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--leg-s", type=float, default=480, help="seconds of this leg")
+    parser.add_argument("--total-s", type=float, default=480, help="seconds of the whole training")
+    parser.add_argument("--resume", type=Path, help="the state that an earlier leg left")
+    parser.add_argument("--batch", type=int, default=settings.batch)
+    parser.add_argument("--pool", type=int, default=settings.pool)
+    parser.add_argument("--muon-rate", type=float, default=settings.muon_rate)
+    parser.add_argument("--adam-rate", type=float, default=settings.adam_rate)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    return parser
+
+
+class Settings(Protocol):
+    @property
+    def seed(self) -> int: ...
+
+
+class Leg(Protocol):
+    def run(self) -> None: ...
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def run_leg(settings: S, device: str, make_leg: Callable[[S, Worker], Leg]) -> None:
+    """Of a module that is run as a command."""
+
+    def leg() -> None:
+        worker = Worker.start(device, settings.seed)
+        make_leg(settings, worker).run()
+        worker.finish()
+
+    run_as_command(leg)
 
 
 def run_as_command(leg: Callable[[], None]) -> None:

@@ -1,9 +1,9 @@
 """A leg of training the autoencoder; alone or one process a GPU, under ``torchrun``."""
 
-import argparse
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,10 +20,12 @@ from longlive_trt.demo.training.legs import (
     Clock,
     Journal,
     Worker,
+    leg_parser,
     load_state,
     rate,
-    run_as_command,
+    run_leg,
     save_checkpoint,
+    train,
 )
 from longlive_trt.demo.training.optimizer import MuonAdam
 from longlive_trt.demo.training.stepper import Stepper
@@ -174,25 +176,24 @@ class Leg:
         self.stepper.capture()
         self.worker.told(0.0)
         clock = Clock(settings.leg_s, settings.total_s, self.before_s)
-        reported_s, reported_step = 0.0, self.step
-        while True:
-            if self.step % _CHECK_EVERY == 0:
-                share = self.worker.told(2.0 if clock.is_over else clock.share)
-                if share > 1:
-                    break
-                self.optimizer.factor.fill_(rate(share, self.step, warm_steps=100))
-                due = clock.elapsed_s - reported_s > settings.leg_s / settings.reports
-                due = due and self.step > reported_step
-                if self.worker.told(float(due)):
-                    taken = (clock.elapsed_s - reported_s) / (self.step - reported_step)
-                    self._report(clock, taken)
-                    reported_s, reported_step = clock.elapsed_s, self.step
-            self.train_step()
-        self._report(clock, 0.0)
+        train(
+            self.worker,
+            clock,
+            reports=settings.reports,
+            check_every=_CHECK_EVERY,
+            pace=self._pace,
+            step=self.train_step,
+            report=partial(self._report, clock),
+        )
         if self.worker.leads:
             self._draw()
 
-    def _report(self, clock: Clock, step_s: float) -> None:
+    def _pace(self, share: float, steps: int) -> None:
+        """Rates rise once, in the first leg."""
+        del steps
+        self.optimizer.factor.fill_(rate(share, self.step, warm_steps=100))
+
+    def _report(self, clock: Clock, step_s: float, _steps: int) -> None:
         if not self.worker.leads:
             return
         self.optimizer.swap_average()
@@ -251,20 +252,11 @@ class Leg:
 
 
 def parsed() -> tuple[Settings, str]:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--leg-s", type=float, default=480, help="seconds of this leg")
-    parser.add_argument("--total-s", type=float, default=480, help="seconds of the whole training")
-    parser.add_argument("--resume", type=Path, help="vae-state.pt of an earlier leg")
-    parser.add_argument("--batch", type=int, default=Settings.batch)
-    parser.add_argument("--pool", type=int, default=Settings.pool)
+    parser = leg_parser(__doc__, Settings)
     parser.add_argument("--frames", type=int, default=Settings.frames)
     parser.add_argument("--held-out", type=int, default=Settings.held_out)
     parser.add_argument("--size", type=int, nargs=2, default=SIZE)
-    parser.add_argument("--muon-rate", type=float, default=Settings.muon_rate)
-    parser.add_argument("--adam-rate", type=float, default=Settings.adam_rate)
     parser.add_argument("--kl", type=float, default=Settings.kl)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     given = vars(parser.parse_args())
     device = given.pop("device")
     given["size"] = tuple(given["size"])
@@ -272,14 +264,7 @@ def parsed() -> tuple[Settings, str]:
 
 
 def main() -> None:
-    settings, device = parsed()
-
-    def leg() -> None:
-        worker = Worker.start(device, settings.seed)
-        Leg(settings, worker).run()
-        worker.finish()
-
-    run_as_command(leg)
+    run_leg(*parsed(), Leg)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from longlive_trt.demo.training.legs import (
     run_as_command,
     save_checkpoint,
     save_state,
+    train,
 )
 from longlive_trt.errors import CheckpointError, UsageError
 
@@ -90,3 +91,29 @@ def test_the_journal_keeps_a_line_a_report(tmp_path: Path, worker: Worker) -> No
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
     assert [line["step"] for line in journal.lines()] == [1, 2]
+
+
+def test_a_leg_paces_steps_and_reports_until_its_time_is_over(worker: Worker) -> None:
+    now = [0.0]
+    paced: list[tuple[float, int]] = []
+    reported: list[tuple[float, int]] = []
+
+    class Told(Clock):
+        @property
+        def elapsed_s(self) -> float:
+            return now[0]
+
+    def step() -> None:
+        now[0] += 0.0625
+
+    train(
+        worker,
+        Told(leg_s=1.0, total_s=4.0, before_s=2.0),
+        reports=2,
+        check_every=4,
+        pace=lambda share, steps: paced.append((share, steps)),
+        step=step,
+        report=lambda step_s, steps: reported.append((step_s, steps)),
+    )
+    assert paced == [(0.5, 0), (0.5625, 4), (0.625, 8), (0.6875, 12)]
+    assert reported == [(0.0625, 12), (0.0, 16)]
