@@ -14,9 +14,11 @@ from longlive_trt.engines.loader import DEVICES, DeviceChoice
 from longlive_trt.errors import UsageError
 from longlive_trt.runtime.assembly import Engines
 from longlive_trt.runtime.plan import Plan, VideoOptions, plan_video
+from longlive_trt.runtime.prompting.encoder import PromptEncoder
 from longlive_trt.runtime.prompting.switches import SwitchMode
 from longlive_trt.runtime.prompting.timeline import Cue
 from longlive_trt.runtime.prompting.track import (
+    PromptSource,
     PromptTrack,
     RecordedPrompts,
     replay_cues,
@@ -61,7 +63,7 @@ class Pipeline(Closing):
         self, bundle: Bundle, device: DeviceChoice = "auto", *, low_memory: bool = False
     ) -> None:
         self.bundle = bundle
-        self._engines = Engines(bundle, device, low_memory=low_memory)
+        self.engines = Engines(bundle, device, low_memory=low_memory)
         self._opening = threading.Lock()
         self._videos: WeakSet[Video] = WeakSet()
 
@@ -127,9 +129,14 @@ class Pipeline(Closing):
             notify(notice)
         return self.open(plan, notify)
 
-    def open(self, plan: Plan, notify: Notify = logger.warning) -> Video:
-        """Load what the video needs, and begin it."""
-        engines = self._engines
+    def open(
+        self, plan: Plan, notify: Notify = logger.warning, *, prompts: PromptSource | None = None
+    ) -> Video:
+        """Load what the video needs, and begin it.
+
+        ``prompts``: a source that several videos share, in place of an encoder of the video's own.
+        """
+        engines = self.engines
         engines.require_memory(
             plan.config,
             batch=plan.batch,
@@ -149,7 +156,7 @@ class Pipeline(Closing):
             undoing.callback(session.close)
             if plan.resumed is not None:
                 restore(session, plan.resumed)
-            video = Video(self.bundle, plan, session, self._track(plan, notify))
+            video = Video(self.bundle, plan, session, self._track(plan, notify, prompts))
             undoing.pop_all()
         with self._opening:
             self._videos.add(video)
@@ -159,31 +166,34 @@ class Pipeline(Closing):
         """Ends all videos."""
         for video in list(self._videos):
             video.close()
-        self._engines.close()
+        self.engines.close()
 
-    def _track(self, plan: Plan, notify: Notify) -> PromptTrack:
+    def _track(self, plan: Plan, notify: Notify, prompts: PromptSource | None) -> PromptTrack:
         if plan.replay is not None:
-            contexts = self._engines.contexts(plan.batch)
+            contexts = self.engines.contexts(plan.batch)
             recorded = RecordedPrompts(contexts, replay_states(plan.replay))
             return PromptTrack(recorded, replay_cues(plan.replay, plan.block_frames), plan.switch)
 
+        saved = plan.resumed
+        return PromptTrack(
+            prompts or self._encoder(plan, notify),
+            plan.cues,
+            plan.switch,
+            prompt=saved.prompt if saved else "",
+            blend=saved.blend if saved else None,
+        )
+
+    def _encoder(self, plan: Plan, notify: Notify) -> PromptEncoder:
         def tell(prompt: str, kept: str) -> None:
             notify(
                 f"the prompt that begins {prompt[:30]!r} is longer than "
                 f"{plan.config.transformer.text_len} tokens; it was cut after {kept[-30:]!r}"
             )
 
-        encoder = self._engines.prompt_encoder(plan.batch, tell)
+        encoder = self.engines.prompt_encoder(plan.batch, tell)
         if plan.cues:
             encoder.load()
-        saved = plan.resumed
-        return PromptTrack(
-            encoder,
-            plan.cues,
-            plan.switch,
-            prompt=saved.prompt if saved else "",
-            blend=saved.blend if saved else None,
-        )
+        return encoder
 
 
 def _path(path: str | Path | None) -> Path | None:

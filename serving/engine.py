@@ -6,7 +6,7 @@ Everything else in this area works on the two protocols, whatever stands behind 
 import time
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
 from pathlib import Path
@@ -17,21 +17,19 @@ import psutil
 from longlive_trt.basics import Array, Closing
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.schema import ROPE_TABLE_FRAMES
+from longlive_trt.contract import STEP, VAE_GRAPHS
 from longlive_trt.engines.bundles.bundle import MANIFEST_NAME, Bundle, open_bundle
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
-from longlive_trt.runtime.assembly import Engines
 from longlive_trt.runtime.memory.budget import session_budget
 from longlive_trt.runtime.output.base import Pixels
 from longlive_trt.runtime.output.mp4 import exact_fps
-from longlive_trt.runtime.pipeline import find_bundle
+from longlive_trt.runtime.pipeline import Pipeline, find_bundle
 from longlive_trt.runtime.plan import VideoOptions, plan_video
 from longlive_trt.runtime.prompting.encoder import PromptEncoder
 from longlive_trt.runtime.prompting.switches import SwitchMode
-from longlive_trt.runtime.prompting.track import PromptTrack
-from longlive_trt.runtime.state import load_state, restore
+from longlive_trt.runtime.state import load_state
 from longlive_trt.runtime.transformer import Context
-from longlive_trt.runtime.video import Video
 
 DEMO = "demo"
 _FIRST = "-"
@@ -150,13 +148,14 @@ class BundleModel(Closing):
         self._longest = _longest_frames(bundle.config)
         plan_video(bundle, VideoOptions(prompt=_FIRST, frames=self._longest))
         self.bundle = bundle
-        self._engines = Engines(bundle, device)
+        self._pipeline = Pipeline(bundle, device)
         self._truncated: OrderedDict[str, str] = OrderedDict()
-        encoder = self._engines.prompt_encoder(1, self._note_truncation)
+        engines = self._pipeline.engines
+        encoder = engines.prompt_encoder(1, self._note_truncation)
         encoder.load()
         self._prompts = _SharedPrompts(encoder)
-        for graph in ("step", "vae_first", "vae_next"):
-            self._engines.get(graph, "serving")
+        for graph in (STEP, *VAE_GRAPHS):
+            engines.get(graph, "serving")
         self._facts = self._describe()
 
     @property
@@ -166,17 +165,8 @@ class BundleModel(Closing):
     def open(self, seed: int, switch: str, state: Path | None = None) -> LiveVideo:
         mode = SwitchMode.parse(switch)
         plan = plan_video(self.bundle, self._options(seed, mode, state))
-        session = self._engines.session(plan.config, plan.noise, total_frames=plan.total_frames)
-        saved = plan.resumed
-        if saved is not None:
-            restore(session, saved)
-        track = PromptTrack(
-            self._prompts,
-            mode=plan.switch,
-            prompt=saved.prompt if saved else "",
-            blend=saved.blend if saved else None,
-        )
-        return Video(self.bundle, plan, session, track)
+        # Prompts come one by one, the first one too.
+        return self._pipeline.open(replace(plan, cues=()), prompts=self._prompts)
 
     def _options(self, seed: int, switch: SwitchMode, state: Path | None) -> VideoOptions:
         if state is None:
@@ -194,7 +184,7 @@ class BundleModel(Closing):
 
     def close(self) -> None:
         self._prompts.end()
-        self._engines.close()
+        self._pipeline.close()
 
     def notice_of(self, prompt: str) -> str | None:
         kept = self._truncated.get(prompt)
@@ -219,10 +209,9 @@ class BundleModel(Closing):
         shared = ("weights", "encoding", "CUDA")
         own = sum(size for part, size in budget.parts.items() if part not in shared)
         latents = prod(config.latent_shape) * 4 * config.rollout.frames_per_block
+        engines = self._pipeline.engines
         free = (
-            self._engines.gpu.memory().free_bytes
-            if self._engines.on_gpu
-            else psutil.virtual_memory().available
+            engines.gpu.memory().free_bytes if engines.on_gpu else psutil.virtual_memory().available
         )
         return ModelFacts(
             name=config.name,

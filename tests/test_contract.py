@@ -11,7 +11,9 @@ from longlive_trt import contract
 from longlive_trt.errors import EngineError
 
 ROOT = Path(__file__).resolve().parents[1]
-AREAS = ("calibration", "configs", "engines", "export", "plugins", "runtime")
+AREAS = sorted(
+    init.parent.name for init in ROOT.glob("*/__init__.py") if init.parent.name != "longlive_trt"
+)
 # Names of other things too: sections of a configuration, a package, a device, an option.
 ELSEWHERE = {
     *("TRANSFORMER", "VAE", "TEXT_ENCODER", "ONNXRUNTIME", "TENSORRT", "TENSORRT_RTX", "CPU"),

@@ -11,8 +11,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import numpy as np
-from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 
 from longlive_trt.errors import OutputError
@@ -24,12 +22,19 @@ from longlive_trt.runtime.output.base import (
     partial_path,
     reason,
 )
+from longlive_trt.runtime.output.h264 import (
+    ENCODER,
+    PIXEL_FORMAT,
+    even,
+    has_encoder,
+    set_colors,
+    yuv_frame,
+)
 
 _FRAGMENTED = {
     "movflags": "frag_keyframe+empty_moov+default_base_moof+delay_moov",
     "flush_packets": "1",
 }
-_BT709 = 1
 
 
 class Mp4Writer(FrameWriter):
@@ -43,17 +48,15 @@ class Mp4Writer(FrameWriter):
         preset: str = "veryfast",
     ) -> None:
         super().__init__(path, height, width)
-        if "libx264" not in av.codecs_available:
+        if not has_encoder():
             raise OutputError(
                 f"{path}: this build of PyAV has no H.264 encoder (libx264); install the av "
                 "package from PyPI, or write a .gif or a folder of PNG files"
             )
-        # yuv420p has one color sample for two rows and two columns.
-        self._padding = ((0, height % 2), (0, width % 2), (0, 0))
         if height % 2 or width % 2:
             self.notices.append(
                 f"H.264 needs even sizes: {width}x{height} is padded to "
-                f"{width + width % 2}x{height + height % 2} by repeating the edge"
+                f"{even(width)}x{even(height)} by repeating the edge"
             )
         make_folder(path.parent)
         self._partial = partial_path(path)
@@ -63,22 +66,16 @@ class Mp4Writer(FrameWriter):
         self._stream = self._add_stream(exact_fps(fps), {"crf": str(crf), "preset": preset})
 
     def _add_stream(self, fps: Fraction, options: dict[str, str]) -> VideoStream:
-        stream = self._container.add_stream("libx264", rate=fps, options=options)
-        stream.height = self.height + self.height % 2
-        stream.width = self.width + self.width % 2
-        stream.pix_fmt = "yuv420p"
+        stream = self._container.add_stream(ENCODER, rate=fps, options=options)
+        stream.height, stream.width = even(self.height), even(self.width)
+        stream.pix_fmt = PIXEL_FORMAT
         # A fragment ends where a group of pictures does: about one second is at stake.
         stream.gop_size = max(1, round(fps))
-        context = stream.codec_context
-        context.color_range = ColorRange.MPEG
-        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        set_colors(stream.codec_context)
         return stream
 
     def _write_frame(self, frame: Pixels) -> None:
-        padded = np.pad(frame, self._padding, mode="edge")
-        picture = av.VideoFrame.from_ndarray(padded, format="rgb24").reformat(
-            format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
-        )
+        picture = yuv_frame(frame)
         picture.pts = self.frames_written
         self._container.mux(self._stream.encode(picture))
         self._file.check()

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from longlive_trt.runtime.output.base import Pixels
 from longlive_trt.serving.engine import MadeBlock
 from longlive_trt.serving.live.costs import Costs
 from longlive_trt.serving.live.plan import Plan, Speculation
 from longlive_trt.serving.live.recording import Recording
-from longlive_trt.serving.media.h264 import BlockEncoder, Pixels, Sample
+from longlive_trt.serving.media.h264 import BlockEncoder, Sample
 from longlive_trt.serving.media.jpeg import encode_jpeg
 
 logger = logging.getLogger(__name__)

@@ -8,16 +8,20 @@ from fractions import Fraction
 
 import av
 import numpy as np
-import numpy.typing as npt
 from av.codec.context import Flags
 from av.video.codeccontext import VideoCodecContext
-from av.video.reformatter import ColorRange, Colorspace
 
 from longlive_trt.errors import OutputError
+from longlive_trt.runtime.output.base import Pixels
+from longlive_trt.runtime.output.h264 import (
+    ENCODER,
+    PIXEL_FORMAT,
+    even,
+    has_encoder,
+    set_colors,
+    yuv_frame,
+)
 
-Pixels = npt.NDArray[np.uint8]
-
-_BT709 = 1
 _OPTIONS = {
     "preset": "superfast",
     "tune": "zerolatency",
@@ -48,14 +52,12 @@ class StreamFacts:
 
 class BlockEncoder:
     def __init__(self, width: int, height: int, fps: Fraction) -> None:
-        if "libx264" not in av.codecs_available:
+        if not has_encoder():
             raise OutputError(
                 "this build of PyAV has no H.264 encoder (libx264); install the av package from "
                 "PyPI"
             )
-        # yuv420p has one color sample for two rows and two columns.
-        self._padding = ((0, height % 2), (0, width % 2), (0, 0))
-        self._size = (width + width % 2, height + height % 2)
+        self._size = (even(width), even(height))
         self._fps = fps
         self.facts = self._describe()
 
@@ -69,24 +71,19 @@ class BlockEncoder:
             yield Sample(bytes(packet), packet.is_keyframe)
 
     def _context(self) -> VideoCodecContext:
-        context = av.CodecContext.create("libx264", "w")
+        context = av.CodecContext.create(ENCODER, "w")
         assert isinstance(context, VideoCodecContext)
         context.width, context.height = self._size
-        context.pix_fmt = "yuv420p"
+        context.pix_fmt = PIXEL_FORMAT
         context.framerate, context.time_base = self._fps, 1 / self._fps
-        context.color_range = ColorRange.MPEG
-        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        set_colors(context)
         context.flags |= Flags.global_header
         context.thread_count = 1
         context.options = dict(_OPTIONS)
         return context
 
     def _frame(self, picture: Pixels, number: int) -> av.VideoFrame:
-        padded = np.pad(picture, self._padding, mode="edge")
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(padded), format="rgb24")
-        frame = frame.reformat(
-            format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
-        )
+        frame = yuv_frame(picture)
         frame.pts, frame.time_base = number, 1 / self._fps
         return frame
 

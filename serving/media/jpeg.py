@@ -7,7 +7,7 @@ import numpy as np
 from av.video.codeccontext import VideoCodecContext
 from av.video.reformatter import ColorRange, Colorspace
 
-from longlive_trt.serving.media.h264 import Pixels
+from longlive_trt.runtime.output.base import Pixels
 
 _WORST, _BEST = 31, 2
 
