@@ -303,6 +303,7 @@ def test_an_interrupted_calibration_goes_on(
     ("options", "message"),
     [
         (["--vae-exclude", "encoder.*"], "the VAE has no convolution called encoder.*"),
+        (["--vae-exclude", "wider-than-96"], "the VAE has no convolution called wider-than-96"),
         (["--vae-exclude", "*"], "every convolution of the VAE is left out"),
     ],
 )
@@ -314,6 +315,16 @@ def test_bad_choices_are_refused_before_any_rollout(
     assert main(arguments) != 0
     assert message in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.iterdir())
+
+
+def test_wide_convolutions_can_be_left_out(vae_config: ModelConfig) -> None:
+    assert vae_config.vae is not None
+    chosen = select_convolutions(vae_config.vae, (*VAE_EXCLUDED, "wider-than-16"))
+    # Those behind the doubling, whose residual blocks have 16 channels in and out.
+    blocks = (3, 4)
+    assert chosen == tuple(
+        f"decoder.upsamples.{block}.residual.{layer}" for block in blocks for layer in (2, 6)
+    )
 
 
 def test_an_export_without_a_vae_is_refused(
