@@ -31,7 +31,7 @@ WIDER_THAN = "wider-than-"
 """Before a number of channels: a pattern of convolutions that have more, in or out."""
 # What is left are the convolutions of residual blocks that work on large pictures. Those on the way
 # that all signal goes cost three times as much quality each (docs/quality.md), and those of small
-# pictures half of it for an eighth of the time (docs/gpu.md).
+# pictures, with more channels, are a fifth of the work.
 VAE_EXCLUDED = (
     *("conv2", "decoder.conv1", "decoder.head.2"),
     *("*.resample.1", "*.time_conv", "*.shortcut", "*.to_qkv", "*.proj"),

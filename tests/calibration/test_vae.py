@@ -327,21 +327,6 @@ def test_wide_convolutions_can_be_left_out(vae_config: ModelConfig) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["fp8", "int8"])
-def test_it_is_built_for_a_gpu(
-    narrow_vae_export: Callable[[str], Path],
-    tmp_path: Path,
-    name: str,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """With a word on what has no kernel there, which is all of so small a decoder."""
-    source = narrow_vae_export(name)
-    built = build(source, tmp_path / "out", "fp16", options=BuildOptions(gpu="sm90"))
-    assert built.manifest.plugins.keys() >= {"vae/vae_conv.cu", "vae/vae_quantize.cu"}
-    said = [message for message in caplog.messages if "run in fp16" in message]
-    assert len(said) == 1 and said[0].startswith("12 of the decoder's 12 quantized convolutions")
-
-
 def test_an_export_without_a_vae_is_refused(
     small_export: Path, tmp_path: Path, capsys: Text
 ) -> None:
