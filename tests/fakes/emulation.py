@@ -26,7 +26,7 @@ _INSTEAD = {
         "uint8* memory = emulated::here->base();"
     ),
     r'asm volatile\("ld\.volatile\.shared\.v2[^;]*;"[^;]*;': (
-        "std::memcpy(&pair, emulated::here->base() + address, 8);"
+        "std::memcpy(&pair, emulated::memory_at(address), 8);"
     ),
     r'asm\("tanh\.approx[^;]*;"[^;]*;': "tangent = std::tanh(0.5f * x);",
     r'asm volatile\("ld\.global\.[^;]*;"[^;]*;': "std::memcpy(&words, address, 16);",

@@ -235,10 +235,11 @@ __device__ __forceinline__ void load_vectors(const Params& params, float* vector
 // Of int8 they are integers, bit for bit.
 using Sums = float[kOwnPatches][kBlock / 2];
 
-// Offsets are in bytes, operands 16 bytes apart: a pixel, and 8 rows of weights.
+// Offsets are in bytes, operands 16 bytes apart: a pixel, and 8 rows of weights. An address has the
+// rank of its CTA in a cluster above its offset; a descriptor has room for the offset alone.
 __device__ __forceinline__ uint64 plain_descriptor(uint32 address, int pieces_apart, int rows_apart) {
   return (static_cast<uint64>(pieces_apart >> 4) << 16) |
-         (static_cast<uint64>(rows_apart >> 4) << 32) | (address >> 4);
+         (static_cast<uint64>(rows_apart >> 4) << 32) | ((address & 0x3ffff) >> 4);
 }
 
 __device__ __forceinline__ void clear(Sums& sums) {

@@ -63,6 +63,8 @@ struct Meeting {
   uint64 round = 0;
 };
 
+constexpr int kOffsetBits = 24;  // of an address in shared memory
+
 struct Block {
   explicit Block(size_t bytes, int rank) : memory(bytes + 1024), rank(rank) {}
   std::vector<uint8> memory;
@@ -83,6 +85,13 @@ struct Block {
 };
 
 inline thread_local Block* here = nullptr;
+
+// What a thread means by an address: its own block's memory, or that of the other one of a cluster.
+inline uint8* memory_at(uint32 address) {
+  Block* block = static_cast<int>(address >> kOffsetBits) == here->rank ? here : here->peer;
+  return block->base() + (address & ((1u << kOffsetBits) - 1));
+}
+
 struct Product {
   std::function<void()> run;
 };
@@ -222,8 +231,10 @@ struct Map {
 // ---- basics -------------------------------------------------------------------------------------
 
 inline constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+// As Hopper counts: the rank of a block in its cluster lies above the offset.
 inline uint32 shared_address(const void* pointer) {
-  return static_cast<uint32>(static_cast<const uint8*>(pointer) - emulated::here->base());
+  const auto offset = static_cast<const uint8*>(pointer) - emulated::here->base();
+  return emulated::here->rank << emulated::kOffsetBits | static_cast<uint32>(offset);
 }
 inline float __uint_as_float(uint32 bits) {
   float value;
@@ -373,19 +384,17 @@ inline void load_bytes(void* destination, const void* source, uint32 bytes, uint
 
 // ---- clusters -----------------------------------------------------------------------------------
 
-constexpr uint32 kRemote = 1u << 30;
 inline uint32 remote_address(const void* address, int rank) {
   if (rank == emulated::here->rank) ++emulated::letters_to_oneself;
-  return shared_address(address) | kRemote;
-}
-inline uint8* remote_pointer(uint32 remote) {
-  return emulated::here->peer->base() + (remote & ~kRemote);
+  const uint32 own_rank = emulated::here->rank;
+  return shared_address(address) ^ (own_rank ^ rank) << emulated::kOffsetBits;
 }
 inline void store_remote(uint32 remote, float value) {
-  std::memcpy(remote_pointer(remote), &value, 4);
+  std::memcpy(emulated::memory_at(remote), &value, 4);
 }
 inline void barrier_arrive_remote(uint32 remote) {
-  emulated::arrive(*emulated::here->peer, reinterpret_cast<uint64*>(remote_pointer(remote)));
+  auto* barrier = reinterpret_cast<uint64*>(emulated::memory_at(remote));
+  emulated::arrive(*emulated::here->peer, barrier);
 }
 struct ClusterMeeting {
   std::mutex mutex;

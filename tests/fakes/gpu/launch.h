@@ -1,3 +1,9 @@
+#if LL_PAIR
+constexpr int kClusterBlocks = 2;
+#else
+constexpr int kClusterBlocks = 1;
+#endif
+
 // A launch of the source before it; 0 if every thread has ended by itself.
 extern "C" int run(const void* packed, int wide, int high, int threads, int shared_bytes) {
   Params params;
@@ -7,7 +13,7 @@ extern "C" int run(const void* packed, int wide, int high, int threads, int shar
   blockDim = {static_cast<unsigned>(threads), 1};
   std::vector<std::unique_ptr<emulated::Block>> blocks;
   for (int block = 0; block < grid; ++block) {
-    blocks.push_back(std::make_unique<emulated::Block>(shared_bytes, block % 2));
+    blocks.push_back(std::make_unique<emulated::Block>(shared_bytes, block % kClusterBlocks));
     std::memset(blocks.back()->memory.data(), 0x7f, blocks.back()->memory.size());
   }
   for (int block = 0; block < grid; ++block) blocks[block]->peer = blocks[(block ^ 1) % grid].get();
