@@ -143,7 +143,10 @@ def golden_vae_bundle(make_once: MakeOnce) -> Path:
     values = {"name": "golden-vae", "latent": {"height": 4, "width": 6}, "vae": vae}
     config = configure(values, origin="conftest")
     checkpoint = DATA / "vae" / "vae.safetensors"
-    exported = make_once("vae-export", lambda path: _export(config, path, vae=checkpoint))
+    # Its tests compare with the recorded frames, so the export need not compare with torch.
+    exported = make_once(
+        "vae-export", lambda path: _export(config, path, check=False, vae=checkpoint)
+    )
     return make_once("vae-fp32", lambda path: _build(exported, path, "fp32"))
 
 
@@ -215,11 +218,11 @@ def relative_error() -> Callable[[object, object], float]:
     return error
 
 
-def _export(config: ModelConfig, path: Path, **sources: Any) -> None:
+def _export(config: ModelConfig, path: Path, check: bool = True, **sources: Any) -> None:
     from longlive_trt.export.components import Sources
     from longlive_trt.export.exporter import export
 
-    export(config, Sources(**sources), path, precision_named("fp32"))
+    export(config, Sources(**sources), path, precision_named("fp32"), check=check)
 
 
 def _build(exported: Path, path: Path, precision: str) -> None:

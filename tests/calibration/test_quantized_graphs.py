@@ -36,7 +36,7 @@ Exported = Callable[[str], Path]
 NARROW = {"fp8": ir.DataType.FLOAT8E4M3FN, "int8": ir.DataType.INT8}
 
 
-@pytest.mark.parametrize("recipe", ["fp8", "int8"])
+@pytest.mark.parametrize("recipe", ["fp8", pytest.param("int8", marks=pytest.mark.exhaustive)])
 def test_linears_are_standard_quantized_products(quantized_export: Exported, recipe: str) -> None:
     model = ir.load(quantized_export(recipe) / "step.onnx")
     counts = Counter(node.op_type for node in model.graph)

@@ -204,7 +204,7 @@ def test_graphs_hold_narrow_convolutions(
     assert record.checkpoints == read_export(vae_export).checkpoints
 
 
-@pytest.mark.parametrize("name", ["fp8", "int8"])
+@pytest.mark.parametrize("name", ["fp8", pytest.param("int8", marks=pytest.mark.exhaustive)])
 def test_a_bundle_decodes_what_torch_simulates(
     narrow_vae_export: Callable[[str], Path],
     vae_export: Path,
