@@ -418,9 +418,12 @@ $("recipe-file").onchange = async (event) => {
 function askToken() {
   const dialog = $("token-dialog");
   dialog.showModal();
-  dialog.onclose = () => {
+  // Kept before the dialog closes: whoever types on at once is let in.
+  dialog.querySelector("form").onsubmit = () => {
     sessionStorage.setItem("access", $("token").value);
     $("token").value = "";
+  };
+  dialog.onclose = () => {
     phase("empty");
     veil("");
     status("Ready", "quiet");
