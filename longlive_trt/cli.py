@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import io
 import logging
 import os
 import sys
@@ -13,6 +14,7 @@ import click
 from longlive_trt import __version__
 from longlive_trt.errors import LongLiveError
 from longlive_trt.extras import missing_module_message
+from longlive_trt.printing import accept_every_character, console, message_lines
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ COMMANDS = {
     "bench": Entry("running.bench", "Measure how fast a bundle runs."),
     "doctor": Entry("running.doctor", "Show what this machine can do, and how to add the rest."),
 }
+_NO_THREAD = "no thread is to be had here; end other programs, or raise the limit (ulimit -u)"
 INTERRUPTED = 128 + 2  # what a shell reports for a process ended by SIGINT
 
 
@@ -82,26 +85,31 @@ def cli(ctx: click.Context, verbose: int, debug: bool) -> None:
 
 
 def _set_up_logging(verbose: int) -> None:
-    from rich.console import Console
     from rich.logging import RichHandler
 
     # Our own logger, not the root: a library that logs is not what -v asked for.
     logger = logging.getLogger(__package__)
     logger.setLevel([logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)])
-    logger.handlers = [RichHandler(console=Console(stderr=True), show_path=False, show_time=False)]
+    logger.handlers = [RichHandler(console=console(stderr=True), show_path=False, show_time=False)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    accept_every_character()
     settings = Settings()
     try:
         return _run(arguments, settings)
-    except (LongLiveError, ModuleNotFoundError, OSError) as error:
+    except (LongLiveError, ImportError, OSError, MemoryError, RuntimeError) as error:
         message = _one_line(error)
         if settings.debug or message is None:
             raise
-        click.echo(f"error: {message}", err=True)
+        _complain(f"error: {message}", arguments)
         return error.exit_code if isinstance(error, LongLiveError) else 1
+
+
+def _complain(message: str, arguments: Sequence[str] | None) -> None:
+    given = sys.argv[1:] if arguments is None else arguments
+    click.echo(message_lines(message, given), err=True)
 
 
 def _run(arguments: Sequence[str] | None, settings: Settings) -> int:
@@ -109,7 +117,9 @@ def _run(arguments: Sequence[str] | None, settings: Settings) -> int:
         code = cli.main(arguments, "longlive-trt", standalone_mode=False, obj=settings)
         sys.stdout.flush()
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        _complain(shown.getvalue().rstrip("\n"), arguments)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
@@ -129,8 +139,14 @@ def _one_line(error: Exception) -> str | None:
     """The message of an expected failure; None for one that is a defect of ours."""
     if isinstance(error, ModuleNotFoundError):
         return missing_module_message(error.name or "")
+    if isinstance(error, ImportError):
+        return f"{error.name or 'a library'} cannot be loaded here ({error}); install it again"
     if isinstance(error, OSError):
         return _describe_os_error(error)
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for this; end other programs, or ask for less"
+    if isinstance(error, RuntimeError):
+        return _NO_THREAD if str(error) == "can't start new thread" else None
     return str(error)
 
 

@@ -1,6 +1,8 @@
 """The folder that ``export`` leaves and ``build`` takes: ONNX graphs, weights, and their record."""
 
 import json
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,14 +12,28 @@ import onnx_ir as ir
 
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.dump import config_values
-from longlive_trt.configs.loader import configure
-from longlive_trt.contract import TRANSPOSED_KEY
+from longlive_trt.contract import COMPONENT_OF, TRANSPOSED_KEY
+from longlive_trt.dtypes import is_recorded
 from longlive_trt.errors import ExportError, UsageError
 from longlive_trt.files import sha256_file
+from longlive_trt.printing import plain
+from longlive_trt.reading.documents import JSON_BYTES, parse_json
+from longlive_trt.reading.failures import InvalidFieldError, ReadingError, refusing
+from longlive_trt.reading.files import read_bytes
+from longlive_trt.reading.names import require_inside
+from longlive_trt.reading.ranges import Range
+from longlive_trt.reading.shapes import structured
 
 RECORD_NAME = "export.json"
 TOKENIZER_NAME = "tokenizer.json"
 FORMAT = 1
+
+_SIZE = re.compile(r"[A-Za-z0-9_]{1,40}(\s*\*\s*[A-Za-z0-9_]{1,40}){0,7}")
+_DIMENSIONS = Range(0, 8)
+_ELEMENTS = Range(0, 1 << 48)
+"""Of one tensor, as far as its sizes are known."""
+_AGAIN = "export again"
+_QUANTIZED_TYPES = ("fp8", "int8")
 
 
 @dataclass(frozen=True)
@@ -31,6 +47,35 @@ class TensorInfo:
 class GraphInfo:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+
+    def require_sound(self, graph: str) -> None:
+        """Of a file that may say anything."""
+        for tensor in (*self.inputs, *self.outputs):
+            where = f"graphs.{plain(graph)}.{plain(tensor.name)}"
+            if not tensor.name.isprintable() or not 0 < len(tensor.name) <= _LONGEST_NAME:
+                raise InvalidFieldError(where, tensor.name, "a short name of printable characters")
+            if not is_recorded(tensor.dtype):
+                raise InvalidFieldError(where, tensor.dtype, "a type that this version knows")
+            _require_sizes(where, tensor.shape)
+
+
+_LONGEST_NAME = 500
+
+
+def _require_sizes(where: str, shape: tuple[int | str, ...]) -> None:
+    allowed = f"up to {_DIMENSIONS.high} sizes: numbers, names, or products of such"
+    if len(shape) not in _DIMENSIONS:
+        raise InvalidFieldError(where, shape, allowed)
+    known = [1]
+    for size in shape:
+        if isinstance(size, str) and not _SIZE.fullmatch(size):
+            raise InvalidFieldError(where, size, allowed)
+        factors = str(size).split("*")
+        known += [int(factor) for factor in map(str.strip, factors) if factor.isdecimal()]
+        if isinstance(size, int) and size < 0:
+            raise InvalidFieldError(where, size, allowed)
+    if math.prod(known) not in _ELEMENTS:
+        raise InvalidFieldError(where, shape, f"at most {_ELEMENTS.high} elements")
 
 
 @dataclass(frozen=True)
@@ -71,6 +116,18 @@ class ExportRecord:
         values["config"] = config_values(self.config)
         return json.dumps(values, indent=1) + "\n"
 
+    def require_sound(self) -> None:
+        """Of a file that may say anything."""
+        for graph, info in self.graphs.items():
+            if graph not in COMPONENT_OF:
+                raise ReadingError(f"{plain(graph)} is no graph that this version knows")
+            info.require_sound(graph)
+        for name in self.files:
+            require_inside(name)
+        for kind in self.quantization.formats if self.quantization else ():
+            if kind not in _QUANTIZED_TYPES:
+                raise InvalidFieldError("quantization", kind, ", ".join(_QUANTIZED_TYPES))
+
 
 def read_export(folder: Path) -> ExportRecord:
     path = folder / RECORD_NAME
@@ -80,22 +137,17 @@ def read_export(folder: Path) -> ExportRecord:
         raise UsageError(
             f"{folder}: no {RECORD_NAME} inside; give a folder that `longlive-trt export` made"
         )
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values.pop("format") != FORMAT:
-            raise UsageError(f"{path}: of another version; export again with this version")
-        graphs = {name: graph_info_from_values(info) for name, info in values.pop("graphs").items()}
-        config = configure(values.pop("config"), origin=str(path))
-        values["files"] = dict(values["files"])
-        quantization = values.pop("quantization", None)
-        return ExportRecord(
-            config=config,
-            graphs=graphs,
-            quantization=Quantization(**quantization) if quantization else None,
-            **values,
-        )
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UsageError(f"{path}: not a readable export record; export again") from None
+    with refusing(UsageError, f"{path}: not a readable export record", _AGAIN):
+        return _record(path, parse_json(read_bytes(path, JSON_BYTES)))
+
+
+def _record(path: Path, values: Any) -> ExportRecord:
+    found = values.pop("format", None) if isinstance(values, dict) else None
+    if found is not None and found != FORMAT:
+        raise UsageError(f"{path}: of another version; export again with this version")
+    record = structured(ExportRecord, values)
+    record.require_sound()
+    return record
 
 
 def check_export(folder: Path, record: ExportRecord) -> None:
@@ -131,12 +183,3 @@ def _tensor_info(value: ir.Value) -> TensorInfo:
         raise ExportError(f"the tracer left {value.name} without a type or shape")
     shape = tuple(size if isinstance(size, int) else str(size.value) for size in value.shape)
     return TensorInfo(value.name, value.dtype.name.lower(), shape)
-
-
-def graph_info_from_values(values: dict[str, Any]) -> GraphInfo:
-    def infos(key: str) -> tuple[TensorInfo, ...]:
-        return tuple(
-            TensorInfo(item["name"], item["dtype"], tuple(item["shape"])) for item in values[key]
-        )
-
-    return GraphInfo(infos("inputs"), infos("outputs"))

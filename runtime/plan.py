@@ -25,7 +25,7 @@ from longlive_trt.runtime.prompting.timeline import (
 )
 from longlive_trt.runtime.prompting.timeline_files import recipe_settings, timeline_from_file
 from longlive_trt.runtime.ring import RingLayout
-from longlive_trt.runtime.state import SavedState, load_state, require_savable
+from longlive_trt.runtime.state import SavedState, load_state, require_fit, require_savable
 
 _SEEDS = 2**64
 
@@ -169,6 +169,9 @@ def plan_video(bundle: Bundle, options: VideoOptions) -> Plan:
     _require_graphs(bundle, plan)
     if resumed is not None:
         _require_resumable(plan, resumed, options.spell("resume"))
+        assert options.resume is not None
+        layout = RingLayout.of(plan.config, plan.total_frames)
+        require_fit(options.resume, resumed, bundle, layout)
     return plan
 
 

@@ -15,10 +15,14 @@ from typing import Any
 
 from longlive_trt.configs import ModelConfig
 from longlive_trt.engines.bundles.archive import SUFFIX
-from longlive_trt.engines.bundles.bundle import Manifest
+from longlive_trt.engines.bundles.bundle import KnownOptions, Manifest
 from longlive_trt.engines.bundles.stores import Store
 from longlive_trt.engines.memory import least_bytes
 from longlive_trt.errors import BundleError, OutputError
+from longlive_trt.printing import quoted
+from longlive_trt.reading.documents import parse_json
+from longlive_trt.reading.failures import refusing
+from longlive_trt.reading.shapes import structured
 
 INDEX_NAME = "index.json"
 FORMAT = 1
@@ -26,6 +30,7 @@ FORMAT = 1
 _ENTRIES = "catalog"
 _LIMIT_BYTES = 16 << 20
 _ROUNDS = 5
+_LONGEST_TEXT = 250
 
 
 @dataclass(frozen=True)
@@ -137,34 +142,34 @@ def _read_entries(store: Store, names: Iterable[str]) -> list[CatalogEntry]:
 
 
 def _parse_json(where: str, data: bytes) -> Mapping[str, Any]:
-    try:
-        values = json.loads(data)
-    except (ValueError, RecursionError):
-        values = None
+    with refusing(BundleError, f"{where}: not JSON of a catalog", "push the bundles again"):
+        values = parse_json(data)
     if not isinstance(values, dict):
         raise BundleError(f"{where}: not JSON of a catalog; push the bundles again")
     return values
 
 
 def _parse_entry(where: str, values: Any) -> CatalogEntry:
-    try:
-        entry = CatalogEntry(**{**values, "graphs": tuple(values["graphs"])})
-    except (TypeError, KeyError):
-        raise BundleError(f"{where}: an entry has other fields than expected") from None
+    remedy = "push the bundles again"
+    with refusing(BundleError, f"{where}: an entry has other fields than expected", remedy):
+        entry = structured(CatalogEntry, values)
     if not _is_sound(entry):
-        raise BundleError(f"{where}: entry {entry.path!r} does not name a bundle of this catalog")
+        raise BundleError(
+            f"{where}: entry {quoted(entry.path)} does not name a bundle of this catalog"
+        )
     return entry
 
 
 def _is_sound(entry: CatalogEntry) -> bool:
     texts = (entry.key, entry.config, entry.kind, entry.version, entry.target, entry.precision)
-    numbers = (entry.width, entry.height, entry.bytes, entry.memory_bytes)
+    sizes = (entry.width, entry.height, entry.bytes, entry.memory_bytes)
     return (
-        re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", str(entry.path)) is not None
-        and re.fullmatch(r"[0-9a-f]{64}", str(entry.sha256)) is not None
-        and all(isinstance(text, str) and text.isprintable() for text in texts)
-        and all(type(number) is int and number >= 0 for number in numbers)
-        and isinstance(entry.options, dict)
+        re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", entry.path) is not None
+        and re.fullmatch(r"[0-9a-f]{64}", entry.sha256) is not None
+        and all(text.isprintable() and len(text) <= _LONGEST_TEXT for text in texts)
+        and len(entry.path) <= _LONGEST_TEXT
+        and all(size >= 0 for size in sizes)
+        and KnownOptions.are_sound(entry.options)
     )
 
 

@@ -14,8 +14,11 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import fsspec  # type: ignore[import-untyped]
 
-from longlive_trt.errors import BundleError, OutputError, UsageError
+from longlive_trt.errors import BundleError, LongLiveError, OutputError, UsageError
 from longlive_trt.extras import install_command
+from longlive_trt.printing import plain
+from longlive_trt.reading.failures import refusing
+from longlive_trt.reading.files import file_size
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +140,9 @@ class Store:
     def _open(self, name: str, start: int) -> Any:
         if self._protocol in _READ_ONLY:
             return self._open_http(name, start)
+        if self.is_local and self._local_path(name).exists():
+            with refusing(BundleError, f"{self.url}/{name}", "put the file itself there"):
+                file_size(self._local_path(name))
         file = self._system.open(self._path(name), "rb")
         file.seek(start)
         return file
@@ -162,8 +168,11 @@ class Store:
     def _path(self, name: str) -> str:
         return f"{self._root}/{quote(name) if self._protocol in _READ_ONLY else name}"
 
+    def _local_path(self, name: str) -> Path:
+        return Path(self._path(name))
+
     def _local(self, name: str) -> Path:
-        path = Path(self._path(name))
+        path = self._local_path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -217,7 +226,10 @@ def _reason(error: Exception) -> str:
 
 
 def _protocol(url: str) -> str:
-    return urlsplit(url).scheme if "://" in url else "file"
+    try:
+        return urlsplit(url).scheme if "://" in url else "file"
+    except ValueError as error:
+        raise _unusable(url, error) from None
 
 
 def _connect(url: str, protocol: str) -> tuple[Any, str]:
@@ -233,8 +245,14 @@ def _connect(url: str, protocol: str) -> tuple[Any, str]:
             f"{url}: {protocol}:// needs a package that is not installed ({error}): "
             f"{install_command('ship')}"
         ) from None
-    except ValueError as error:
-        raise UsageError(f"{url}: not an address that can be used ({error})") from None
+    except Exception as error:  # a library for each kind of store, and none says what it raises
+        if isinstance(error, LongLiveError):
+            raise
+        raise _unusable(url, error) from None
+
+
+def _unusable(url: str, error: Exception) -> UsageError:
+    return UsageError(f"{plain(url)}: not an address that can be used ({plain(error)})")
 
 
 def _require_plain(url: str) -> None:

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from longlive_trt.errors import OutputError
 from longlive_trt.files import publish_file
+from longlive_trt.printing import storable
 from longlive_trt.runtime.output.base import make_folder, reason
 from longlive_trt.signals import interrupts_deferred
 
@@ -36,7 +37,7 @@ def write_sidecar(video: str | Path, values: Mapping[str, object]) -> Path:
 
 
 def _write_text(target: Path, text: str) -> None:
-    target.write_text(text, encoding="utf-8")
+    target.write_text(storable(text), encoding="utf-8")
 
 
 def _write_whole(path: Path, write: Callable[[Path], None]) -> None:

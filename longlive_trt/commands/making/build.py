@@ -1,21 +1,20 @@
 """``longlive-trt build``."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any, get_args
 
 import click
-from rich.console import Console
 from rich.table import Table
 
-from longlive_trt.commands._reporting import stage_reporter
+from longlive_trt.commands._reporting import command_line, stage_reporter
 from longlive_trt.engines.build import BuildResult
 from longlive_trt.engines.registry import DEFAULT, KINDS
 from longlive_trt.engines.trt.report import REPORT_NAME
 from longlive_trt.making.building import Attention, Compatibility, build
 from longlive_trt.making.quantized import QUANTIZED
 from longlive_trt.precision import PRECISIONS
+from longlive_trt.printing import console
 
 _PATH = click.Path(path_type=Path)
 _COLUMNS = (
@@ -115,7 +114,7 @@ def command(
             refittable=refittable,
             strip=strip,
             timing_cache=timing_cache,
-            command=" ".join(["longlive-trt", *sys.argv[1:]]),
+            command=command_line(),
             progress=progress,
         )
     show_result(result, out)
@@ -143,7 +142,7 @@ def _show_report(report: dict[str, Any]) -> None:
         table.add_column(column, justify="right" if number else "left")
     for graph in report["graphs"]:
         table.add_row(*_row(graph))
-    Console().print(table)
+    console().print(table)
 
 
 def _row(graph: dict[str, Any]) -> tuple[str, ...]:

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from longlive_trt.commands._reporting import folded, stage_reporter
 from longlive_trt.export.exporter import ExportResult
 from longlive_trt.making.exporting import export
 from longlive_trt.precision import PRECISIONS
+from longlive_trt.printing import console
 
 _PATH = click.Path(path_type=Path)
 
@@ -74,7 +74,7 @@ def command(
 
 
 def _show(result: ExportResult, out: Path) -> None:
-    console = Console()
+    shown = console()
     table = Table(title=f"Graphs in {out} ({result.record.precision})")
     for column in ("graph", "", "tensor", "type", "shape"):
         table.add_column(column)
@@ -83,7 +83,7 @@ def _show(result: ExportResult, out: Path) -> None:
             for tensor in folded(tensors):
                 table.add_row(name, direction, *tensor)
         table.add_section()
-    console.print(table)
+    shown.print(table)
     for check in result.checks:
         outcome = check.note or f"differs from torch by {check.error:.1e} (relative L2)"
-        console.print(f"{check.graph}: {outcome}", highlight=False)
+        shown.print(f"{check.graph}: {outcome}", highlight=False)

@@ -1,8 +1,6 @@
 """``longlive-trt bench``."""
 
 import math
-import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ import click
 
 from longlive_trt.cli import INTERRUPTED
 from longlive_trt.commands._device import device_option
-from longlive_trt.commands._reporting import stage_reporter
+from longlive_trt.commands._reporting import command_line, stage_reporter
 from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
@@ -107,8 +105,8 @@ def command(
     with stage_reporter() as report:
         measurements = measure(bundles, settings, report, _notify)
     shown = figures(measurements, peak_tflops)
-    command_line = shlex.join(["longlive-trt", *sys.argv[1:]])
-    text = to_json(report_values(measurements, shown, command_line))
+    typed = command_line()
+    text = to_json(report_values(measurements, shown, typed))
     if as_json:
         click.echo(text, nl=False)
     else:
@@ -116,7 +114,7 @@ def command(
     if out is not None:
         _publish(out, text.encode())
     if plot is not None:
-        _publish(plot, latency_png(shown, command_line))
+        _publish(plot, latency_png(shown, typed))
     return INTERRUPTED if measurements.interrupted else 0
 
 

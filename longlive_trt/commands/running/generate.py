@@ -1,7 +1,5 @@
 """``longlive-trt generate``."""
 
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +7,7 @@ import click
 
 from longlive_trt.cli import INTERRUPTED
 from longlive_trt.commands._device import device_option
+from longlive_trt.commands._reporting import command_line
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
 from longlive_trt.runtime.generation import Outputs, generate
@@ -159,8 +158,7 @@ def command(
         with make_progress(mode or "auto") as progress:  # type: ignore[arg-type]
             for notice in plan.notices:
                 progress.notice(notice)
-            command_line = shlex.join(["longlive-trt", *sys.argv[1:]])
-            interrupted = generate(pipeline, plan, outputs, progress, command_line)
+            interrupted = generate(pipeline, plan, outputs, progress, command_line())
     return INTERRUPTED if interrupted else 0
 
 

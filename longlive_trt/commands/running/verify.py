@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from longlive_trt.commands._device import device_option
@@ -14,6 +13,7 @@ from longlive_trt.configs.replay import load_replay
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
+from longlive_trt.printing import console
 from longlive_trt.runtime.verify import (
     DEFAULT_BLOCKS,
     Comparison,
@@ -123,7 +123,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def _show(reference: Bundle, candidate: Bundle, result: Comparison) -> None:
-    console = Console()
+    shown = console()
     for name, bundle in (("checked", candidate), ("against", reference)):
         side = _side(bundle)
         click.echo(f"{name}: {side['path']} ({side['precision']}, {side['engine']})")
@@ -137,8 +137,8 @@ def _show(reference: Bundle, candidate: Bundle, result: Comparison) -> None:
         blocks.add_column(column)
     for number, block in enumerate(result.blocks):
         blocks.add_row(str(number), f"{block.latents:.2e}", _decibels(block.psnr_db))
-    console.print(graphs)
-    console.print(blocks)
+    shown.print(graphs)
+    shown.print(blocks)
     verdict = "passed" if result.passed else "FAILED"
     click.echo(f"{verdict}: every error should be at most {result.tolerance:g}")
 
