@@ -24,6 +24,7 @@ from longlive_trt.calibration.videos import Video, plan_videos, run_video
 from longlive_trt.configs import ModelConfig
 from longlive_trt.errors import UsageError
 from longlive_trt.export.checkpoints.opening import Weights
+from longlive_trt.export.components import SEEDS
 from longlive_trt.export.models.transformer import Transformer
 from longlive_trt.export.torch_types import TORCH_TYPES
 from longlive_trt.files import publish_file
@@ -37,7 +38,6 @@ logger = logging.getLogger(__name__)
 
 _PROGRESS_FORMAT = 2
 BLOCKS = Range(1, 1000)
-SEEDS = Range(0, 2**63 - 1)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from longlive_trt.contract import COMPONENT_OF, weights_file
 from longlive_trt.errors import ExportError, UsageError
 from longlive_trt.export.check import CheckResult, check_graph
 from longlive_trt.export.components import Component, Sources, components
-from longlive_trt.export.demo_tokenizer import write_demo_tokenizer
+from longlive_trt.export.demo_tokenizer import require_demo_vocab, write_demo_tokenizer
 from longlive_trt.export.tracing import TracedGraph, trace
 from longlive_trt.export.weights_file import write_weights
 from longlive_trt.exports import (
@@ -80,6 +80,8 @@ def export(
     """Write the graphs and weights of every component that there are weights for."""
     require_replaceable(out)
     tokenizer_file = _find_tokenizer(tokenizer)
+    if tokenizer_file is None and sources.random_seed is not None and config.text_encoder:
+        require_demo_vocab(config.text_encoder.vocab)
 
     def add_tokenizer(folder: Path) -> None:
         _write_tokenizer(folder, tokenizer_file, config, sources)

@@ -83,7 +83,7 @@ class _Facts:
         block = self.config.rollout.frames_per_block
         decoded = self.next_frame if self.vae_frames is None else self.vae_frames
         for key, value, is_possible, allowed in (
-            ("seed", self.seed, self.seed in _SEEDS, str(_SEEDS)),
+            ("seed", self.seed, self.seed in _SEEDS, "0 to 2**64 - 1"),
             (
                 *("next_frame", self.next_frame),
                 self.next_frame in _FRAMES and self.next_frame % block == 0,

@@ -30,7 +30,11 @@ from longlive_trt.export.exporter import ExportResult
 from longlive_trt.making.choices import optional_path, require_choice, unheard
 from longlive_trt.making.exporting import export
 from longlive_trt.precision import PRECISIONS
+from longlive_trt.reading.ranges import Range
 from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer
+
+MOST_PROMPTS = Range(1, 1_000_000)
+ERROR_BUDGET = Range(0, 1000, above=True)
 
 
 @dataclass(frozen=True)
@@ -217,10 +221,8 @@ def _require_choices(
 
 
 def _require_numbers(max_prompts: int | None, error_budget: float) -> None:
-    if max_prompts is not None and max_prompts < 1:
-        raise UsageError(f"max_prompts is {max_prompts}; allowed: 1 or more")
-    if not error_budget > 0:
-        raise UsageError(f"error_budget is {error_budget}; allowed: a number above 0")
+    MOST_PROMPTS.require("max_prompts", max_prompts)
+    ERROR_BUDGET.require("error_budget", error_budget)
 
 
 def require_device(device: str) -> None:

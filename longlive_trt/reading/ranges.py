@@ -26,7 +26,8 @@ class Range:
     def __str__(self) -> str:
         if self.above:
             return f"a number above {_written(self.low)}, at most {_written(self.high)}"
-        return f"{_written(self.low)} to {_written(self.high)}"
+        low, high = _written(self.low), _written(self.high)
+        return f"{low} to {high}" if self.low != 1 else f"1 or more, at most {high}"
 
     def require(self, name: str, value: Any) -> None:
         """Of an option or an argument; None is one that was not given."""

@@ -5,7 +5,10 @@ from pathlib import Path
 import click
 from rich.table import Table
 
+from longlive_trt.commands._numbers import real, whole
 from longlive_trt.commands._reporting import folded, stage_reporter
+from longlive_trt.export.checkpoints.lora import MULTIPLIERS
+from longlive_trt.export.components import SEEDS
 from longlive_trt.export.exporter import ExportResult
 from longlive_trt.making.exporting import export
 from longlive_trt.precision import PRECISIONS
@@ -18,12 +21,14 @@ _PATH = click.Path(path_type=Path)
 @click.option("--config", required=True, help="YAML file, or a shipped model's name.")
 @click.option("--transformer", type=_PATH, help="Transformer checkpoint.")
 @click.option("--lora", type=_PATH, help="LoRA adapter, merged in float32.")
-@click.option("--lora-alpha", type=float, help="Overrides the adapter's own alpha.")
+@click.option("--lora-alpha", type=real(MULTIPLIERS), help="Overrides the adapter's own alpha.")
 @click.option("--ema", is_flag=True, help="Take the checkpoint's EMA weights.")
 @click.option("--vae", type=_PATH, help="VAE checkpoint.")
 @click.option("--text-encoder", type=_PATH, help="UMT5 encoder checkpoint.")
 @click.option("--tokenizer", type=_PATH, help="Folder that holds tokenizer.json.")
-@click.option("--random-weights", type=int, metavar="SEED", help="Make weights up instead.")
+@click.option(
+    "--random-weights", type=whole(SEEDS), metavar="SEED", help="Make weights up instead."
+)
 @click.option(
     "--precision",
     type=click.Choice(list(PRECISIONS)),

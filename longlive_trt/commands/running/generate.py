@@ -7,13 +7,15 @@ import click
 
 from longlive_trt.cli import INTERRUPTED
 from longlive_trt.commands._device import device_option
+from longlive_trt.commands._numbers import whole
 from longlive_trt.commands._reporting import command_line
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
+from longlive_trt.printing import quoted
 from longlive_trt.runtime.generation import Outputs, generate
 from longlive_trt.runtime.output import check_file_output, check_output
 from longlive_trt.runtime.pipeline import load
-from longlive_trt.runtime.plan import Plan, VideoOptions, plan_video
+from longlive_trt.runtime.plan import SEEDS, Plan, VideoOptions, plan_video
 from longlive_trt.runtime.progress import make_progress
 from longlive_trt.runtime.prompting.switches import SwitchMode
 from longlive_trt.runtime.prompting.timeline import Cue
@@ -31,7 +33,7 @@ def _frame_list(
         return None if value is None else tuple(int(part) for part in value.split(","))
     except ValueError:
         raise click.BadParameter(
-            f"{value!r}: expected numbers with commas between, such as 40,80,120"
+            f"{quoted(value)}: expected numbers with commas between, such as 40,80,120"
         ) from None
 
 
@@ -70,7 +72,7 @@ def _switch_mode(
 )
 @click.option("--seconds", type=float, help="Length of the video, or inf.  [default: 5]")
 @click.option("--frames", type=int, help="Length in latent frames instead.")
-@click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="[default: 0]")
+@click.option("--seed", type=whole(SEEDS), help="[default: 0]")
 @click.option("--out", help="video.mp4, .mov or .gif, or a folder for PNG files.")
 @click.option("--latents-out", type=_PATH, help="The latents too, as safetensors.")
 @click.option("--replay", type=_PATH, help="A replay file, instead of prompts and seed.")

@@ -9,13 +9,16 @@ import click
 from rich.table import Table
 
 from longlive_trt.commands._device import device_option
+from longlive_trt.commands._numbers import real, whole
 from longlive_trt.configs.replay import load_replay
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
 from longlive_trt.printing import console
 from longlive_trt.runtime.verify import (
+    BLOCKS,
     DEFAULT_BLOCKS,
+    TOLERANCE,
     Comparison,
     compare,
     default_tolerance,
@@ -33,12 +36,12 @@ _PATH = click.Path(path_type=Path)
 @click.option("--replay", type=_PATH, help="With --against: the rollout to replay.")
 @click.option(
     "--blocks",
-    type=click.IntRange(1, 1000),
+    type=whole(BLOCKS),
     help=f"With --against: the length without --replay.  [default: {DEFAULT_BLOCKS}]",
 )
 @click.option(
     "--tolerance",
-    type=click.FloatRange(0, min_open=True),
+    type=real(TOLERANCE),
     help="With --against: the relative L2 error that passes.  [default: by precision]",
 )
 @device_option
