@@ -19,6 +19,7 @@ from longlive_trt.engines.bundles.bundle import (
     read_manifest,
     require_replaceable,
 )
+from longlive_trt.engines.bundles.fit import require_fit
 from longlive_trt.engines.compiler import BuildOptions, EngineCompiler, GraphSource
 from longlive_trt.engines.registry import DEFAULT, compiler_named
 from longlive_trt.errors import BundleError
@@ -53,6 +54,7 @@ def build(
     record = read_export(export_folder)
     compiler = compiler_named(engine, options, precision, record.config)
     check_export(export_folder, record)
+    require_fit(export_folder, record.config, record.graphs)
     compiler.check(record)
     key = _key(record, compiler, precision)
     current = None if force else _current(out, key)

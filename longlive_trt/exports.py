@@ -3,7 +3,8 @@
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,17 @@ import onnx_ir as ir
 
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.dump import config_values
-from longlive_trt.contract import COMPONENT_OF, TRANSPOSED_KEY
+from longlive_trt.contract import COMPONENT_OF, ONNX_SUFFIX, TRANSPOSED_KEY
 from longlive_trt.dtypes import is_recorded
-from longlive_trt.errors import ExportError, UsageError
+from longlive_trt.errors import ExportError, LongLiveError, UsageError
 from longlive_trt.files import sha256_file
-from longlive_trt.printing import plain
+from longlive_trt.printing import plain, quoted
 from longlive_trt.reading.documents import JSON_BYTES, parse_json
 from longlive_trt.reading.failures import InvalidFieldError, ReadingError, refusing
-from longlive_trt.reading.files import read_bytes
+from longlive_trt.reading.files import file_size, read_bytes
 from longlive_trt.reading.names import require_inside
 from longlive_trt.reading.ranges import Range
-from longlive_trt.reading.shapes import structured
+from longlive_trt.reading.shapes import field, structured
 
 RECORD_NAME = "export.json"
 TOKENIZER_NAME = "tokenizer.json"
@@ -162,13 +163,58 @@ def check_export(folder: Path, record: ExportRecord) -> None:
                 f"{path}: altered since the export (sha256 {actual}, expected {expected}); "
                 f"export again"
             )
+    for name, info in record.graphs.items():
+        _require_graph(folder / f"{name}{ONNX_SUFFIX}", info, record)
+
+
+def _require_graph(path: Path, info: GraphInfo, record: ExportRecord) -> None:
+    """The record's word for a file is not enough: it may have been written anew with it."""
+    if path.name not in record.files:
+        raise UsageError(f"{path}: a graph of the record that is none of its files; {_AGAIN}")
+    with damage_refused(path):
+        model = load_graph(path)
+        found, weights = graph_info(model), _weight_files(model)
+    if found != info:
+        raise UsageError(f"{path}: not the graph that {RECORD_NAME} describes; {_AGAIN}")
+    for name in sorted(weights):
+        if name not in record.files:
+            raise UsageError(
+                f"{path}: wants weights from {quoted(name)}, which is no file of the export; "
+                f"{_AGAIN}"
+            )
+
+
+def load_graph(path: Path) -> ir.Model:
+    """An ONNX graph with its weights still in their files."""
+    with refusing(UsageError, path, _AGAIN):
+        file_size(path)
+    with damage_refused(path):
+        return ir.load(path)
+
+
+@contextmanager
+def damage_refused(path: Path) -> Iterator[None]:
+    """Damaged protobuf raises whatever its first wrong byte leads to."""
+    try:
+        yield
+    except (LongLiveError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise UsageError(f"{path}: not a readable ONNX graph ({plain(error)}); {_AGAIN}") from None
+
+
+def _weight_files(model: ir.Model) -> set[str]:
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return {str(t.location) for t in tensors if isinstance(t, ir.ExternalTensor)}
 
 
 def transposed_weights(model: ir.Model, path: Path) -> set[str]:
     """Weights that the graph of this file stores [in, out], by their names in the checkpoint."""
     if TRANSPOSED_KEY not in model.metadata_props:
         raise UsageError(f"{path}: of an older version; export again with this version")
-    return set(json.loads(model.metadata_props[TRANSPOSED_KEY]))
+    with refusing(UsageError, path, _AGAIN):
+        names = parse_json(model.metadata_props[TRANSPOSED_KEY])
+        return set(field(tuple[str, ...], names, TRANSPOSED_KEY))
 
 
 def graph_info(model: ir.Model) -> GraphInfo:

@@ -76,8 +76,10 @@ def recipe_settings(path: str | Path) -> RecipeSettings | None:
             f"prompts"
         )
     keys = [item.name for item in fields(RecipeSettings)]
-    with refusing(UsageError, f"{path}: the recipe", "take it anew"):
+    try:
         return structured(RecipeSettings, {key: document[key] for key in keys if key in document})
+    except ReadingError as error:
+        raise UsageError(f"{path}: the recipe's {error.problem}; take it anew") from None
 
 
 def _is_recipe(document: Any) -> bool:
