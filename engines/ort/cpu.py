@@ -36,6 +36,7 @@ def require_arithmetic(precision: Precision) -> None:
 def build_graph(source: Path, folder: Path, precision: Precision) -> None:
     """Optimize a graph ahead of time; the model and its weights go to ``folder``."""
     name = source.stem
+    require_utf8(folder)
     with damage_refused(source):
         model = load_graph(source)
         retyped = _retyped(model, source, folder, precision)
@@ -154,7 +155,18 @@ def _options() -> ort.SessionOptions:
     return options
 
 
+def require_utf8(path: Path) -> None:
+    """The library takes texts for paths."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise EngineError(
+            f"{path}: onnxruntime opens no file whose path is not UTF-8; rename the folder"
+        ) from None
+
+
 def _open_session(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    require_utf8(path)
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common base

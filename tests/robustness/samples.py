@@ -11,15 +11,16 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from longlive_trt.cli import main
+from longlive_trt.configs import load_config
 from longlive_trt.engines.bundles.bundle import read_manifest
 
 CONFIG = """\
 name: a model
 transformer: {dim: 36, heads: 3, layers: 2, ffn_dim: 48, freq_dim: 16, text_len: 5, text_dim: 12}
 latent: {height: 4, width: 6}
-rollout: {rope: relative, window_frames: 9, sink_frames: 3, steps: [1000, 500], eps: 1}
+rollout: {rope: relative, window_frames: 9, sink_frames: 3, steps: [1000, 500]}
+vae: {dim: 8}
 """
-CONFIG = CONFIG.replace(", eps: 1", "")
 TIMELINE = """\
 - {frame: 0, prompt: a cat}
 - {frame: 3, prompt: &dog "a dog"}
@@ -109,17 +110,23 @@ def _write_replay(path: Path) -> None:
 
 
 def _write_checkpoints(samples: Samples) -> None:
-    random = np.random.default_rng(0)
-    folder = samples.checkpoint.parent
-    names = ("blocks.0.self_attn.q.weight", "blocks.0.self_attn.k.weight")
-    weights = {name: random.random((4, 4), np.float32) for name in names}
+    from longlive_trt.export.checkpoints.random import RandomWeights
+    from longlive_trt.export.components import expected_shapes
+    from longlive_trt.export.models.transformer import Transformer
+
+    folder, config = samples.checkpoint.parent, load_config(samples.config)
+    made_up = RandomWeights(expected_shapes(lambda: Transformer(config.transformer)), 0)
+    weights = {name: made_up.load(name).numpy() for name in made_up.names}
     save_file(weights, samples.checkpoint)
-    pairs = {f"{names[0][:-7]}.lora_{side}.weight": np.ones((4, 4), np.float32) for side in "AB"}
+    name = "blocks.0.self_attn.q"
+    dim = weights[f"{name}.weight"].shape[0]
+    a, b = np.ones((4, dim), np.float32), np.ones((dim, 4), np.float32)
     samples.adapter.mkdir()
-    save_file(pairs, samples.adapter / "adapter_model.safetensors")
+    pair = {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
+    save_file(pair, samples.adapter / "adapter_model.safetensors")
     (samples.adapter / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 8}')
     save_file(weights, folder / "model-00001-of-00001.safetensors")
-    weight_map = dict.fromkeys(names, "model-00001-of-00001.safetensors")
+    weight_map = dict.fromkeys(weights, "model-00001-of-00001.safetensors")
     samples.shards.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 

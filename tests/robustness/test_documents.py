@@ -105,7 +105,7 @@ def shard_index(_: Samples, folder: Path, data: bytes) -> Command:
 def adapter_settings(samples: Samples, folder: Path, data: bytes) -> Command:
     shutil.copytree(samples.adapter, folder / "a")
     (folder / "a/adapter_config.json").write_bytes(data)
-    base = ("--transformer", samples.checkpoint, "--lora", "a")
+    base = ("--transformer", samples.checkpoint, "--lora", "a", "--vae", "none.pt")
     return ("export", "--config", samples.config, *base, "--out", "out")
 
 
