@@ -28,7 +28,7 @@ from longlive_trt.exports import (
     Quantization,
     graph_info,
 )
-from longlive_trt.files import publish_directory, sha256_file
+from longlive_trt.files import EXPORT, publish_directory, require_replaceable, sha256_file
 from longlive_trt.precision import Precision, retype
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def export(
     report: Report = lambda _what, _done, _total: None,
 ) -> ExportResult:
     """Write the graphs and weights of every component that there are weights for."""
-    require_replaceable(out)
+    require_replaceable(out, EXPORT)
     tokenizer_file = _find_tokenizer(tokenizer)
 
     def add_tokenizer(folder: Path) -> None:
@@ -107,8 +107,8 @@ def export_components(
     check: bool = True,
     report: Report = lambda _what, _done, _total: None,
 ) -> ExportResult:
-    require_replaceable(out)
-    with publish_directory(out) as folder:
+    require_replaceable(out, EXPORT)
+    with publish_directory(out, EXPORT) as folder:
         traced = {part.name: _export_component(part, folder, precision, report) for part in parts}
         if kept is not None:
             kept.copy_into(folder)
@@ -190,14 +190,6 @@ def _record(
         files={path.name: sha256_file(path) for path in sorted(folder.iterdir())},
         versions={name: version(name) for name in ("torch", "onnx", "onnxscript")},
     )
-
-
-def require_replaceable(out: Path) -> None:
-    """An older export may be replaced; anything else is somebody's."""
-    if out.is_dir() and any(out.iterdir()) and not (out / RECORD_NAME).is_file():
-        raise UsageError(f"{out}: not empty and not an export; give --out another folder")
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out}: a file is in the way; give --out another folder")
 
 
 def _find_tokenizer(given: Path | None) -> Path | None:

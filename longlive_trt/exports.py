@@ -13,9 +13,9 @@ from longlive_trt.configs.dump import config_values
 from longlive_trt.configs.loader import configure
 from longlive_trt.contract import TRANSPOSED_KEY
 from longlive_trt.errors import ExportError, UsageError
+from longlive_trt.files import RECORD_NAME as RECORD_NAME
 from longlive_trt.files import sha256_file
 
-RECORD_NAME = "export.json"
 TOKENIZER_NAME = "tokenizer.json"
 FORMAT = 1
 

@@ -21,10 +21,15 @@ from longlive_trt.engines.bundles.bundle import (
     FileEntry,
     Manifest,
     parse_manifest,
-    require_replaceable,
 )
 from longlive_trt.errors import BundleError, OutputError, UsageError
-from longlive_trt.files import free_bytes, publish_directory, publish_file
+from longlive_trt.files import (
+    BUNDLE,
+    free_bytes,
+    publish_directory,
+    publish_file,
+    require_replaceable,
+)
 
 SUFFIX = ".tar.zst"
 
@@ -77,11 +82,11 @@ def unpack(
     archive: Path, out: Path, report: Report = lambda _what, _done, _total: None
 ) -> Manifest:
     """Make the bundle of an archive; it appears when every byte of it has been checked."""
-    require_replaceable(out)
+    require_replaceable(out, BUNDLE)
     with _opened(archive) as contents:
         manifest, data = contents.manifest()
         require_space(out, sum(entry.bytes for entry in manifest.files.values()))
-        with publish_directory(out) as folder:
+        with publish_directory(out, BUNDLE) as folder:
             (folder / MANIFEST_NAME).write_bytes(data)
             for done, name in enumerate(contents.names(manifest)):
                 report(f"unpacking {name}", done, len(manifest.files))

@@ -1,6 +1,5 @@
 """The bundle: a folder of compiled engines with a manifest that answers for every byte."""
 
-import hashlib
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -14,13 +13,12 @@ from longlive_trt.configs.loader import configure
 from longlive_trt.contract import COMPONENT_OF
 from longlive_trt.errors import BundleError, ConfigError, UsageError
 from longlive_trt.exports import TOKENIZER_NAME, GraphInfo, graph_info_from_values
-from longlive_trt.files import sha256_file
+from longlive_trt.files import MANIFEST_NAME as MANIFEST_NAME
+from longlive_trt.files import is_sealed, seal_of, sha256_file
 
-MANIFEST_NAME = "manifest.json"
 FORMAT = 1
 MANIFEST_LIMIT_BYTES = 16 << 20
 
-_SEAL = re.compile(rb'"sha256": "([0-9a-f]{64})"')
 _ADDED_BY = {"transformer": "--transformer", "vae": "--vae", "text_encoder": "--text-encoder"}
 
 
@@ -68,8 +66,7 @@ class Manifest:
         values: dict[str, Any] = {"format": FORMAT, "sha256": "", **asdict(self)}
         values["config"] = config_values(self.config)
         text = json.dumps(values, indent=1) + "\n"
-        seal = hashlib.sha256(text.encode()).hexdigest()
-        return text.replace('"sha256": ""', f'"sha256": "{seal}"', 1)
+        return text.replace('"sha256": ""', f'"sha256": "{seal_of(text)}"', 1)
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,7 @@ def parse_manifest(data: bytes, origin: str) -> Manifest:
         newer = isinstance(found, int) and found > FORMAT
         remedy = "update longlive-trt" if newer else "build the bundle again"
         raise BundleError(f"{origin}: format {found}, and this version reads {FORMAT}; {remedy}")
-    if not _is_sealed(data):
+    if not is_sealed(data):
         raise BundleError(
             f"{origin}: altered: its own sha256 does not match; build or fetch the bundle again"
         )
@@ -142,14 +139,6 @@ def parse_manifest(data: bytes, origin: str) -> Manifest:
         raise BundleError(
             f"{origin}: not a valid manifest ({error}); build the bundle again"
         ) from None
-
-
-def _is_sealed(data: bytes) -> bool:
-    seal = _SEAL.search(data)
-    if seal is None:
-        return False
-    unsealed = data[: seal.start(1)] + data[seal.end(1) :]
-    return hashlib.sha256(unsealed).hexdigest().encode() == seal[1]
 
 
 def _manifest(values: dict[str, Any], origin: str) -> Manifest:
@@ -175,14 +164,6 @@ def _require_inside(name: str) -> None:
     is_plain = str(path) == name and name.isprintable() and "\\" not in name
     if not is_plain or path.is_absolute() or ".." in path.parts or name in (".", MANIFEST_NAME):
         raise ValueError(f"file name {name!r} leads outside the bundle or is not plain")
-
-
-def require_replaceable(out: Path) -> None:
-    """An older bundle may be replaced; anything else is somebody's."""
-    if out.is_file():
-        raise UsageError(f"{out}: a file is in the way; give --out another folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST_NAME).is_file():
-        raise UsageError(f"{out}: not empty and not a bundle; give --out another folder")
 
 
 def open_bundle(folder: Path) -> Bundle:

@@ -30,7 +30,6 @@ from longlive_trt.engines.bundles.bundle import (
     check_files,
     parse_manifest,
     read_manifest,
-    require_replaceable,
 )
 from longlive_trt.engines.bundles.catalog import (
     INDEX_NAME,
@@ -41,7 +40,7 @@ from longlive_trt.engines.bundles.catalog import (
 )
 from longlive_trt.engines.bundles.stores import Store, is_transient
 from longlive_trt.errors import BundleError, UsageError
-from longlive_trt.files import replace_directory, sha256_file
+from longlive_trt.files import BUNDLE, replace_directory, require_replaceable, sha256_file
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +107,7 @@ def pull(
     report: Report = lambda _what, _done, _total: None,
 ) -> Pulled:
     """Make the bundle of an address: a bundle's, an archive's, or a catalog's to choose from."""
-    require_replaceable(out)
+    require_replaceable(out, BUNDLE)
     if choose is None and url.endswith(SUFFIX):
         parent, _, name = url.rpartition("/")
         return _pull_archive(Store(parent or "."), name, out, None, report)
@@ -166,7 +165,7 @@ def _pull_folder(store: Store, data: bytes, out: Path, report: Report) -> Pulled
             report(f"pulling {name}", done, len(manifest.files))
             fetched += _fetch_file(store, name, entry, whole / name, parts / entry.sha256)
         (whole / MANIFEST_NAME).write_bytes(data)
-        replace_directory(out, whole)
+        replace_directory(out, whole, BUNDLE)
     return Pulled(manifest, fetched, max(0, total - fetched))
 
 
