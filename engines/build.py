@@ -13,11 +13,13 @@ from longlive_trt.configs.dump import config_sha256
 from longlive_trt.engines.bundles.bundle import (
     FORMAT,
     MANIFEST_NAME,
+    Bundle,
     FileEntry,
     Manifest,
     check_files,
     read_manifest,
 )
+from longlive_trt.engines.bundles.contents import require_complete
 from longlive_trt.engines.compiler import BuildOptions, EngineCompiler, GraphSource
 from longlive_trt.engines.registry import DEFAULT, compiler_named
 from longlive_trt.errors import BundleError
@@ -84,6 +86,7 @@ def build(
             command=command,
             duration_s=round(time.monotonic() - started, 3),
         )
+        require_complete(Bundle(folder, manifest))
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return BuildResult(manifest, was_current=False)
 

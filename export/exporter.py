@@ -27,6 +27,7 @@ from longlive_trt.exports import (
     GraphInfo,
     Quantization,
     graph_info,
+    require_complete_record,
 )
 from longlive_trt.files import EXPORT, publish_directory, require_replaceable, sha256_file
 from longlive_trt.precision import Precision, retype
@@ -115,6 +116,7 @@ def export_components(
         add_files(folder)
         graphs = [graph for group in traced.values() for graph in group]
         record = _record(config, precision, quantization, parts, graphs, kept, folder)
+        require_complete_record(folder, record)
         checks = _check_all(parts, graphs, folder, config, precision, report) if check else ()
         (folder / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
     return ExportResult(record, tuple(checks))

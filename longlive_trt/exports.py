@@ -111,6 +111,32 @@ def check_export(folder: Path, record: ExportRecord) -> None:
                 f"export again"
             )
 
+    require_complete_record(folder, record)
+
+
+def require_complete_record(folder: Path, record: ExportRecord) -> None:
+    """Refuse a record that leaves out a file which its graphs need."""
+    for graph in record.graphs:
+        name = f"{graph}.onnx"
+        needed = {name} if name not in record.files else weight_files(folder / name)
+        if missing := sorted(needed - record.files.keys()):
+            raise UsageError(
+                f"{folder}: its {RECORD_NAME} does not list {missing[0]}, which graph {graph} "
+                "needs; export again"
+            )
+
+
+def weight_files(graph: Path) -> set[str]:
+    """The files beside a graph that hold its weights."""
+    try:
+        model = ir.load(graph)
+    except Exception as error:  # the library's errors have no common base
+        raise UsageError(
+            f"{graph}: not a readable ONNX graph ({' '.join(str(error).split())}); make it again"
+        ) from None
+    values = (value.const_value for value in model.graph.initializers.values())
+    return {str(value.location) for value in values if isinstance(value, ir.ExternalTensor)}
+
 
 def transposed_weights(model: ir.Model, path: Path) -> set[str]:
     """Weights that the graph of this file stores [in, out], by their names in the checkpoint."""

@@ -12,7 +12,7 @@ def interrupts_deferred() -> Iterator[None]:
     """Let Ctrl-C wait: inside an encoder it would lose packets, inside a rename the video, and
     inside a callback from C it would be lost itself.
     """
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not None]
+    numbers = [n for n in stopping_signals() if signal.getsignal(n) is not None]
     if threading.current_thread() is not threading.main_thread():
         numbers = []
     arrived: list[int] = []
@@ -28,3 +28,10 @@ def interrupts_deferred() -> Iterator[None]:
             signal.signal(number, handler)
         if arrived:
             signal.raise_signal(arrived[0])
+
+
+def stopping_signals() -> list[signal.Signals]:
+    """``nohup`` has the last one ignored, and it stays so."""
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return numbers[:-1] if is_ignored else numbers

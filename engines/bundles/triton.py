@@ -6,19 +6,17 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-import onnx
-
 from longlive_trt.dtypes import recorded_type
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.engines.registry import KINDS, Kind, TritonBackend
 from longlive_trt.errors import UsageError
-from longlive_trt.exports import GraphInfo, TensorInfo
+from longlive_trt.exports import GraphInfo, TensorInfo, weight_files
 from longlive_trt.files import (
     Ours,
     blamed_on,
     real_path,
     replace_directory,
-    require_outside,
+    require_place,
     require_replaceable,
     scratch_folder,
 )
@@ -76,7 +74,7 @@ def _kind(bundle: Bundle) -> Kind:
 def _require_repository(out: Path, models: Iterable[str]) -> None:
     if real_path(out).exists() and not out.is_dir():
         raise UsageError(f"{out}: a file is in the way; give --out another folder")
-    require_outside(out)
+    require_place(out)
     there = sorted(out.iterdir()) if out.is_dir() else []
     other = next((path for path in there if not (path / _CONFIG).is_file()), None)
     if other is not None:
@@ -114,7 +112,7 @@ def _write_model(bundle: Bundle, graph: str, backend: TritonBackend, folder: Pat
     shutil.copyfile(source, version / backend.model_file)
     profiles = _kind(bundle).profile_count(bundle, graph)
     if not profiles:
-        for name in sorted(_weight_files(onnx.load(source, load_external_data=False))):
+        for name in sorted(weight_files(source)):
             shutil.copyfile(_listed(bundle, name), version / name)
     config = model_config(folder.name, backend, bundle.manifest.graphs[graph], profiles)
     files = sorted(path.relative_to(folder).as_posix() for path in version.iterdir())
@@ -137,15 +135,6 @@ def _listed(bundle: Bundle, name: str) -> Path:
             f"bundle; build it again"
         )
     return bundle.folder / name
-
-
-def _weight_files(model: onnx.ModelProto) -> set[str]:
-    return {
-        item.value
-        for tensor in model.graph.initializer
-        for item in tensor.external_data
-        if item.key == "location"
-    }
 
 
 def model_config(name: str, backend: TritonBackend, info: GraphInfo, profiles: int) -> str:

@@ -17,6 +17,7 @@ from longlive_trt.engines.bundles.bundle import (
     Manifest,
     open_bundle,
 )
+from longlive_trt.engines.bundles.contents import require_complete
 from longlive_trt.engines.trt.flavors import FLAVORS
 from longlive_trt.engines.trt.graph import PreparedGraph, prepare
 from longlive_trt.engines.trt.monitor import BuildLog, make_logger
@@ -43,6 +44,7 @@ def refit(stripped: Path, export_folder: Path, out: Path, report: Report) -> Bui
             report(f"refitting {graph}", done, len(record.graphs))
             _refit_graph(bundle, graph, export_folder / f"{graph}.onnx", folder)
         manifest = _manifest(bundle.manifest, folder, time.monotonic() - started)
+        require_complete(Bundle(folder, manifest))
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return BuildResult(manifest, was_current=False)
 

@@ -30,8 +30,14 @@ def real_path(path: str | Path) -> Path:
     """Where a path leads, links followed; it need not exist."""
     # Not Path.resolve(): it fails in its own way, and not on every loop.
     real = Path(os.path.realpath(path))
-    if real.is_symlink():
-        raise OutputError(f"{path}: a link that leads to itself; give another place")
+    try:
+        is_loop = real.is_symlink()
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be used ({error.strerror}); choose another name"
+        ) from None
+    if is_loop:
+        raise OutputError(f"{path}: a link that leads to itself; choose another name")
     return real
 
 

@@ -22,6 +22,7 @@ RECORD_NAME = "export.json"
 _RECORD_LIMIT_BYTES = 16 << 20
 _SEAL = re.compile(rb'"sha256": "([0-9a-f]{64})"')
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_SYSTEM, _SHARED_MEMORY = ("/dev", "/proc", "/sys"), "/dev/shm"  # noqa: S108 - refused or allowed
 _RECORD_FIELDS = {"precision": str, "config": dict, "graphs": dict, "checkpoints": dict}
 
 
@@ -39,7 +40,7 @@ def require_replaceable(out: Path, kind: Ours) -> None:
     real = real_path(out)
     if real.exists() and not real.is_dir():
         raise UsageError(f"{out}: a file is in the way; give --out another folder")
-    require_outside(out)
+    require_place(out)
     if real.is_dir() and (foreign := foreign_file(real, kind)) is not None:
         if kind.listing(real) is None:
             raise UsageError(
@@ -52,9 +53,16 @@ def require_replaceable(out: Path, kind: Ours) -> None:
         )
 
 
-def require_outside(path: str | Path) -> None:
-    """Refuse an output inside a bundle or an export: it would overwrite or spoil them."""
-    for folder in real_path(path).parents:
+def require_place(path: str | Path) -> None:
+    """Refuse an output where none belongs: in the system's own folders, where it is a device or is
+    lost, and inside a bundle or an export, which it would overwrite or spoil.
+    """
+    if os.fspath(path) == "-":
+        raise UsageError("-: standard output is not taken here; give a name, or ./- for that one")
+    real = real_path(path)
+    if any(real.is_relative_to(top) for top in _SYSTEM) and not real.is_relative_to(_SHARED_MEMORY):
+        raise UsageError(f"{path}: a place of the system's own; choose one on a disk")
+    for folder in real.parents:
         for kind in (BUNDLE, EXPORT):
             if kind.listing(folder) is not None:
                 raise UsageError(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from longlive_trt.errors import LongLiveError, OutputError, UsageError
 from longlive_trt.files.facts import real_path
-from longlive_trt.files.ours import Ours, foreign_file, require_outside, require_replaceable
+from longlive_trt.files.ours import Ours, foreign_file, require_place, require_replaceable
 from longlive_trt.files.partials import Ownership
 
 logger = logging.getLogger(__name__)
@@ -21,18 +21,23 @@ _FULL_TEXTS = tuple(os.strerror(number) for number in sorted(_FULL))
 
 
 @contextmanager
-def publish_file(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` that takes its place when the block ends well."""
+def publish_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
+    """A temporary name beside ``path`` that takes its place when the block ends well.
+
+    Without ``overwrite``, what appeared there meanwhile stays, and the file gets a free name.
+    """
     path = real_path(path)
     require_ordinary(path)
-    require_outside(path)
+    require_place(path)
     ownership = Ownership(path)
     partial = ownership.name()
     try:
         with blamed_on(path, partial):
             yield partial
             make_readable(partial)
-            partial.replace(path)
+            given = give_name(partial, path, overwrite=overwrite)
+            if given != path:
+                logger.warning("%s: appeared meanwhile and stays; what was made is %s", path, given)
     finally:
         partial.unlink(missing_ok=True)
         ownership.release()

@@ -12,7 +12,7 @@ from longlive_trt.commands._device import device_option
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
 from longlive_trt.runtime.generation import Outputs, generate
-from longlive_trt.runtime.output import check_file_output, check_output
+from longlive_trt.runtime.output import check_file_output, check_fps, check_output
 from longlive_trt.runtime.pipeline import load
 from longlive_trt.runtime.plan import Plan, VideoOptions, plan_video
 from longlive_trt.runtime.progress import make_progress
@@ -183,6 +183,7 @@ def _check_outputs(outputs: Outputs, plan: Plan, inputs: Sequence[Path | None]) 
     for video in outputs.videos(plan.batch):
         if video is not None:
             check_output(video, outputs.overwrite)
+            check_fps(video, plan.config.fps)
     for file in (outputs.latents, outputs.state):
         if file is not None:
             check_file_output(file, outputs.overwrite)

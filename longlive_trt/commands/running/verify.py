@@ -12,6 +12,7 @@ from rich.table import Table
 from longlive_trt.commands._device import device_option
 from longlive_trt.configs.replay import load_replay
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
+from longlive_trt.engines.bundles.contents import require_complete
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
 from longlive_trt.runtime.verify import (
@@ -61,6 +62,7 @@ def command(
     if replay and blocks:
         raise UsageError("--replay fixes the length: leave out --blocks")
     candidate = open_bundle(bundle)
+    require_complete(candidate)
     if against is None:
         _show_files(candidate, as_json)
         return 0
