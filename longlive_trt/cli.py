@@ -13,6 +13,7 @@ import click
 from longlive_trt import __version__
 from longlive_trt.errors import LongLiveError, shortened
 from longlive_trt.extras import missing_module_message
+from longlive_trt.signals import bus_errors_told
 from longlive_trt.streams import drop_output, lasting_streams
 
 
@@ -94,7 +95,7 @@ def _set_up_logging(verbose: int) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    with lasting_streams():
+    with lasting_streams(), bus_errors_told():
         return _run_and_tell(list(sys.argv[1:] if arguments is None else arguments))
 
 

@@ -142,7 +142,9 @@ class _Run:
         frames = min((writer.frames_kept for writer in self._writers), default=None)
         if frames is None or frames == finished.video_frames:
             return finished
-        return replace(finished, video_frames=frames, blocks=self._whole_blocks(frames))
+        output = finished.output if frames else None
+        blocks = self._whole_blocks(frames)
+        return replace(finished, video_frames=frames, blocks=blocks, output=output)
 
     def _whole_blocks(self, frames: int) -> int:
         first, blocks = self._plan.first_block, 0

@@ -67,7 +67,7 @@ class Store:
         folder = Path(self._root)
         if BUNDLE.listing(folder) is not None:
             raise UsageError(f"{self.url}: a bundle itself; push to a folder that holds bundles")
-        require_place(folder)
+        require_place(self.url if "://" not in self.url else folder)
 
     def read(self, name: str, limit_bytes: int) -> bytes | None:
         """A small file whole, or None if there is none."""

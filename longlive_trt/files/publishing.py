@@ -4,6 +4,7 @@ import ctypes
 import errno
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from longlive_trt.files.partials import Ownership
 logger = logging.getLogger(__name__)
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NUMPY_WROTE = re.compile(r"\d+ requested and \d+ written")
 _FULL_TEXTS = tuple(os.strerror(number) for number in sorted(_FULL))
 
 
@@ -119,15 +121,22 @@ def blamed_on(path: Path, partial: Path) -> Iterator[None]:
 
 
 def _is_full(error: Exception, partial: Path) -> bool:
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:
         names = [os.fsdecode(name) for name in (error.filename, error.filename2) if _is_name(name)]
         is_there = not names or any(os.fspath(partial) in name for name in names)
         return error.errno in _FULL and is_there
     if isinstance(error, OutputError | UsageError):
         return False
-    if any(text in str(error) for text in _FULL_TEXTS):
+    said = str(error)
+    if any(text in said for text in _FULL_TEXTS) or _is_failed_write(said, partial):
         return True
     return not isinstance(error, LongLiveError) and _has_no_space(partial.parent)
+
+
+def _is_failed_write(said: str, partial: Path) -> bool:
+    """In the words of onnxruntime, and of numpy, which names no file."""
+    names_it = os.fspath(partial) in said and "write" in said.lower()
+    return names_it or _NUMPY_WROTE.fullmatch(said) is not None
 
 
 def _is_name(name: object) -> bool:
@@ -146,7 +155,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error)
-    return next((known for known in _FULL_TEXTS if known in text), os.strerror(errno.ENOSPC))
+    return next((known for known in _FULL_TEXTS if known in text), "a write failed")
 
 
 def _put_in_place(ready: Path, path: Path, kind: Ours, aside: Path) -> None:

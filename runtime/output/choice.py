@@ -38,6 +38,7 @@ def open_writer(
 
 def check_output(path: str | Path, overwrite: bool) -> None:
     """Refuse, before any work, a video path that cannot be written or would lose something."""
+    require_place(path)
     if Path(path).name.endswith("."):
         raise UsageError(f"{path}: ends with a dot; end it with one of {', '.join(_FILE_SUFFIXES)}")
     if _is_folder(path):
@@ -88,7 +89,6 @@ def _check_sidecar(path: Path, overwrite: bool) -> None:
 
 
 def _check_frame_folder(folder: Path, overwrite: bool) -> None:
-    require_place(folder)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is a file, not a folder for PNG files; choose another name")
     if folder.is_dir() and (foreign := foreign_file(folder, FRAMES)):

@@ -11,6 +11,7 @@ from longlive_trt.cli import INTERRUPTED
 from longlive_trt.commands._device import device_option
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
+from longlive_trt.files import real_path
 from longlive_trt.runtime.generation import Outputs, generate
 from longlive_trt.runtime.output import check_file_output, check_fps, check_output
 from longlive_trt.runtime.pipeline import load
@@ -190,10 +191,8 @@ def _check_outputs(outputs: Outputs, plan: Plan, inputs: Sequence[Path | None]) 
 
 
 def _require_different(outputs: Outputs, inputs: Sequence[Path | None]) -> None:
-    read = [path.resolve() for path in inputs if path is not None]
-    written = [
-        Path(path).resolve() for path in (outputs.video, outputs.latents, outputs.state) if path
-    ]
+    read = [real_path(path) for path in inputs if path is not None]
+    written = [real_path(path) for path in (outputs.video, outputs.latents, outputs.state) if path]
     for path in written:
         if path in read:
             raise UsageError(f"{path}: read by this run, so it cannot be its output too")
