@@ -5,6 +5,8 @@ import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import av
+
 from longlive_trt.cli import main
 
 MakeBundle = Callable[..., Path]
@@ -27,6 +29,11 @@ def _entry(path: Path) -> tuple[str, bytes]:
 
 def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
+
+
+def frames_in(video: Path) -> int:
+    with av.open(str(video)) as container:
+        return sum(1 for _ in container.decode(video=0))
 
 
 def write(path: Path, text: str = "mine") -> Path:

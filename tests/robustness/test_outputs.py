@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -18,7 +17,7 @@ from safetensors.numpy import load_file
 from longlive_trt.engines.bundles.archive import pack
 from longlive_trt.runtime.progress import PlainProgress
 from longlive_trt.runtime.transformer import TransformerPasses
-from tests.robustness.places import MakeBundle, run, snapshot, write
+from tests.robustness.places import MakeBundle, frames_in, run, snapshot, write
 
 PROMPT = ("--prompt", "a cat")
 BLOCKS = ("--frames", "9")
@@ -45,11 +44,6 @@ def disk_of(size_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def frames_in(video: Path) -> int:
-    with av.open(str(video)) as container:
-        return sum(1 for _ in container.decode(video=0))
 
 
 # ---- what is in the way ------------------------------------------------------------------------
