@@ -41,6 +41,11 @@ def require_replaceable(out: Path, kind: Ours) -> None:
     if real.exists() and not real.is_dir():
         raise UsageError(f"{out}: a file is in the way; give --out another folder")
     require_place(out)
+    if real.is_mount():
+        raise UsageError(
+            f"{out}: a disk is mounted there, which cannot be exchanged for another folder; give "
+            "--out a folder inside it"
+        )
     if real.is_dir() and (foreign := foreign_file(real, kind)) is not None:
         if kind.listing(real) is None:
             raise UsageError(
@@ -91,7 +96,7 @@ def seal_of(text: str) -> str:
 
 
 def _names_in(folder: Path) -> Iterator[str]:
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder, onerror=_raise):
         folders.sort()
         inner = Path(place).relative_to(folder)
         links = [name for name in folders if (Path(place) / name).is_symlink()]
@@ -99,6 +104,11 @@ def _names_in(folder: Path) -> Iterator[str]:
             yield (inner / name).as_posix()
         if not folders and not files and place != os.fspath(folder):
             yield f"{inner.as_posix()}/"
+
+
+def _raise(error: OSError) -> None:
+    """A folder that cannot be looked into may hold anything."""
+    raise error
 
 
 def _bundle_listing(folder: Path) -> frozenset[str] | None:

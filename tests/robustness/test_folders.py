@@ -186,6 +186,31 @@ def test_nothing_goes_into_a_bundle_an_export_or_the_systems_folders(
     assert not Path("/dev/new").exists()
 
 
+def test_a_mounted_disk_is_refused_before_any_work(
+    sources: Sources,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """An empty one too: it could not be given to another folder, which would be known last."""
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "out")
+    for command in sources.commands.values():
+        assert run(*command, "--out", tmp_path / "out") == 2
+        assert "a disk is mounted there" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look everywhere")
+def test_a_folder_that_cannot_be_looked_into_stays(sources: Sources, tmp_path: Path) -> None:
+    shutil.copytree(sources.bundle, tmp_path / "out")
+    write(tmp_path / "out" / "closed" / "diary.txt")
+    (tmp_path / "out" / "closed").chmod(0)
+    assert run(*sources.commands["unpack"], "--out", tmp_path / "out") == 1
+    (tmp_path / "out" / "closed").chmod(0o700)
+    assert (tmp_path / "out" / "closed" / "diary.txt").exists()
+
+
 def test_a_bundle_of_ours_and_what_a_link_leads_to_are_replaced(
     sources: Sources, fake_bundle: MakeBundle, tmp_path: Path
 ) -> None:
