@@ -4,7 +4,6 @@ import errno
 import importlib
 import io
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from longlive_trt import __version__
 from longlive_trt.errors import LongLiveError
 from longlive_trt.extras import missing_module_message
 from longlive_trt.printing import accept_every_character, console, message_lines
+from longlive_trt.signals import bus_errors_told
+from longlive_trt.streams import drop_output, lasting_streams
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,12 @@ def _set_up_logging(verbose: int) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    accept_every_character()
+    with lasting_streams(), bus_errors_told():
+        accept_every_character()
+        return _run_and_tell(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run_and_tell(arguments: list[str]) -> int:
     settings = Settings()
     try:
         return _run(arguments, settings)
@@ -104,35 +110,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if settings.debug or message is None:
             raise
         _complain(f"error: {message}", arguments)
+        _give_up_on_output()
         return error.exit_code if isinstance(error, LongLiveError) else 1
 
 
-def _complain(message: str, arguments: Sequence[str] | None) -> None:
-    given = sys.argv[1:] if arguments is None else arguments
-    click.echo(message_lines(message, given), err=True)
+def _complain(message: str, arguments: list[str]) -> None:
+    click.echo(message_lines(message, arguments), err=True)
 
 
-def _run(arguments: Sequence[str] | None, settings: Settings) -> int:
+def _run(arguments: list[str], settings: Settings) -> int:
     try:
         code = cli.main(arguments, "longlive-trt", standalone_mode=False, obj=settings)
         sys.stdout.flush()
     except click.ClickException as error:
-        shown = io.StringIO()
-        error.show(shown)
-        _complain(shown.getvalue().rstrip("\n"), arguments)
+        said = io.StringIO()
+        error.show(said)
+        _complain(said.getvalue().rstrip("\n"), arguments)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return INTERRUPTED
     except BrokenPipeError:
-        _discard_output()
+        # The reader is gone (`| head`).
+        drop_output()
         return 1
     return code if isinstance(code, int) else 0
 
 
-def _discard_output() -> None:
-    """The reader is gone (``| head``): keep Python's flush at exit from complaining."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _give_up_on_output() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        drop_output()
 
 
 def _one_line(error: Exception) -> str | None:
@@ -151,7 +160,8 @@ def _one_line(error: Exception) -> str | None:
 
 
 def _describe_os_error(error: OSError) -> str:
-    reason = error.strerror or str(error)
+    reason, name = error.strerror or str(error), error.filename
     if error.errno == errno.ENOSPC:
-        reason += "; free some space or choose another disk"
-    return f"{error.filename}: {reason}" if error.filename else reason
+        # Of a copy, what was to be written is the second name.
+        reason, name = reason + "; free some space or choose another disk", error.filename2 or name
+    return f"{name}: {reason}" if name else reason

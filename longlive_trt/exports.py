@@ -16,8 +16,9 @@ from longlive_trt.configs.dump import config_values
 from longlive_trt.contract import COMPONENT_OF, ONNX_SUFFIX, TRANSPOSED_KEY
 from longlive_trt.dtypes import is_recorded
 from longlive_trt.errors import ExportError, LongLiveError, UsageError
+from longlive_trt.files import RECORD_NAME as RECORD_NAME
 from longlive_trt.files import sha256_file
-from longlive_trt.printing import plain, quoted
+from longlive_trt.printing import plain
 from longlive_trt.reading.documents import JSON_BYTES, parse_json
 from longlive_trt.reading.failures import InvalidFieldError, ReadingError, refusing
 from longlive_trt.reading.files import file_size, read_bytes
@@ -25,7 +26,6 @@ from longlive_trt.reading.names import require_inside
 from longlive_trt.reading.ranges import Range
 from longlive_trt.reading.shapes import field, structured
 
-RECORD_NAME = "export.json"
 TOKENIZER_NAME = "tokenizer.json"
 FORMAT = 1
 
@@ -163,25 +163,34 @@ def check_export(folder: Path, record: ExportRecord) -> None:
                 f"{path}: altered since the export (sha256 {actual}, expected {expected}); "
                 f"export again"
             )
+    require_complete_record(folder, record)
     for name, info in record.graphs.items():
-        _require_graph(folder / f"{name}{ONNX_SUFFIX}", info, record)
+        path = folder / f"{name}{ONNX_SUFFIX}"
+        with damage_refused(path):
+            found = graph_info(load_graph(path))
+        if found != info:
+            # The record's word for a file is not enough: it may have been written anew with it.
+            raise UsageError(f"{path}: not the graph that {RECORD_NAME} describes; {_AGAIN}")
 
 
-def _require_graph(path: Path, info: GraphInfo, record: ExportRecord) -> None:
-    """The record's word for a file is not enough: it may have been written anew with it."""
-    if path.name not in record.files:
-        raise UsageError(f"{path}: a graph of the record that is none of its files; {_AGAIN}")
-    with damage_refused(path):
-        model = load_graph(path)
-        found, weights = graph_info(model), _weight_files(model)
-    if found != info:
-        raise UsageError(f"{path}: not the graph that {RECORD_NAME} describes; {_AGAIN}")
-    for name in sorted(weights):
-        if name not in record.files:
+def require_complete_record(folder: Path, record: ExportRecord) -> None:
+    """Refuse a record that leaves out a file which its graphs need."""
+    for graph in record.graphs:
+        name = f"{graph}{ONNX_SUFFIX}"
+        needed = {name} if name not in record.files else weight_files(folder / name)
+        if missing := sorted(needed - record.files.keys()):
             raise UsageError(
-                f"{path}: wants weights from {quoted(name)}, which is no file of the export; "
-                f"{_AGAIN}"
+                f"{folder}: its {RECORD_NAME} does not list {plain(missing[0])}, which graph "
+                f"{graph} needs; export again"
             )
+
+
+def weight_files(graph: Path) -> set[str]:
+    """The files beside a graph that hold its weights."""
+    with damage_refused(graph):
+        values = load_graph(graph).graph.initializers.values()
+        tensors = (value.const_value for value in values)
+        return {str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
 
 
 def load_graph(path: Path) -> ir.Model:
@@ -201,11 +210,6 @@ def damage_refused(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         raise UsageError(f"{path}: not a readable ONNX graph ({plain(error)}); {_AGAIN}") from None
-
-
-def _weight_files(model: ir.Model) -> set[str]:
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    return {str(t.location) for t in tensors if isinstance(t, ir.ExternalTensor)}
 
 
 def transposed_weights(model: ir.Model, path: Path) -> set[str]:

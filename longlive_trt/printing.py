@@ -1,6 +1,7 @@
 """How what belongs to a user is shown: short, on one line, and never taken for markup."""
 
 import io
+import re
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, TextIO
@@ -10,8 +11,9 @@ if TYPE_CHECKING:
 
 QUOTED_CHARACTERS = 200
 """The most of one text or value that a message repeats."""
-_LINE_CHARACTERS = 1500
-_HEAD, _TAIL = 120, 60
+_LINE_CHARACTERS = 1000
+# What stands in quotes, and what has no space in it.
+_QUOTES = re.compile(r"'[^'\n]{200,}'|\"[^\"\n]{200,}\"|\S{200,}")
 
 
 def quoted(value: object) -> str:
@@ -33,8 +35,7 @@ def cut(text: str, most: int = QUOTED_CHARACTERS) -> str:
     """The beginning and the end of a long text."""
     if len(text) <= most:
         return text
-    left_out = len(text) - _HEAD - _TAIL
-    return f"{text[:_HEAD]}... ({left_out} characters) ...{text[-_TAIL:]}"
+    return f"{text[: most * 3 // 5]}[...]{text[-most * 3 // 10 :]}"
 
 
 def escaped(text: str) -> str:
@@ -50,10 +51,15 @@ def message_lines(message: str, arguments: Iterable[str] = ()) -> str:
     Its own line ends stay; those in ``arguments`` of the command line, which it may repeat, go.
     """
     for argument in arguments:
-        for part in {argument, argument.partition("=")[2]}:
-            if part.strip() and not part.isprintable():
-                message = message.replace(part, escaped(part))
-    return "\n".join(_cut_line(escaped(line)) for line in message.split("\n"))
+        for part in (argument, argument.partition("=")[2]):
+            if part.strip() and (len(part) > QUOTED_CHARACTERS or not part.isprintable()):
+                message = message.replace(part, plain(part))
+    return "\n".join(shortened(escaped(line)) for line in message.split("\n"))
+
+
+def shortened(line: str) -> str:
+    """With at most some 200 characters of each thing that it quotes."""
+    return cut(_QUOTES.sub(lambda quote: cut(quote[0]), line), _LINE_CHARACTERS)
 
 
 def console(
@@ -87,11 +93,6 @@ def accept_every_character() -> None:
 def storable(text: str) -> str:
     """A text that may hold bytes of a name, as UTF-8 can keep it."""
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _cut_line(line: str) -> str:
-    words = line.split(" ")
-    return cut(" ".join(cut(word) for word in words), _LINE_CHARACTERS)
 
 
 def _shown(character: str) -> str:

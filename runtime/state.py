@@ -43,7 +43,7 @@ from longlive_trt.runtime.memory.base import Buffer, Memory, Tensor, buffers, na
 from longlive_trt.runtime.prompting.blending import Blend
 from longlive_trt.runtime.prompting.switches import EXACT, SwitchMode
 from longlive_trt.runtime.ring import Ring, RingLayout
-from longlive_trt.runtime.session import Session
+from longlive_trt.runtime.session import Session, require_finite
 
 FORMAT = 2
 # The file's library writes such numbers for numpy, and cannot read them.
@@ -137,9 +137,12 @@ def save_state(
     prompt: str,
     switch: SwitchMode = EXACT,
     blend: Blend | None = None,
+    overwrite: bool = True,
 ) -> None:
     """Write a session's state; only safe between blocks."""
     session.settle()
+    for frame, latent in session.history.items():
+        require_finite(latent, f"{path}: latent frame {frame}")
     memory = session.memory
     tensors: dict[str, Array] = _fetched(memory, {**session.passes.cache, **session.context})
     tensors |= {f"latent.{frame}": latent for frame, latent in session.history.items()}
@@ -165,7 +168,7 @@ def save_state(
     tensors |= {name: tensors[name].view(np.uint8) for name in described[_AS_BYTES]}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with publish_file(path) as partial:
+        with publish_file(path, overwrite=overwrite) as partial:
             text = json.dumps(described)
             save_file(tensors, partial, {"state": text, "sha256": _digest(text, tensors)})
     except (OSError, SafetensorError) as error:

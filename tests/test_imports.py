@@ -29,7 +29,8 @@ RULES = {
         for name in ("errors", "basics", "signals", "architectures", "probes", "printing")
     },
     "reading": {"errors", "basics", "printing"},
-    **{name: {"errors"} for name in ("files", "contract", "dtypes")},
+    "files": {"errors", "reading"},
+    **{name: {"errors"} for name in ("contract", "dtypes")},
     "extras": {"probes"},
     "doctor": {"architectures", "extras", "probes"},
     "precision": FOUNDATION,

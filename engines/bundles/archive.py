@@ -21,10 +21,18 @@ from longlive_trt.engines.bundles.bundle import (
     FileEntry,
     Manifest,
     parse_manifest,
+)
+from longlive_trt.errors import BundleError, LongLiveError, OutputError, UsageError
+from longlive_trt.files import (
+    BUNDLE,
+    free_bytes,
+    is_inside,
+    publish_directory,
+    publish_file,
+    require_ordinary,
+    require_place,
     require_replaceable,
 )
-from longlive_trt.errors import BundleError, OutputError, UsageError
-from longlive_trt.files import free_bytes, publish_directory, publish_file
 from longlive_trt.printing import quoted
 from longlive_trt.reading.failures import refusing
 from longlive_trt.reading.files import open_file, read_bytes
@@ -80,11 +88,11 @@ def unpack(
     archive: Path, out: Path, report: Report = lambda _what, _done, _total: None
 ) -> Manifest:
     """Make the bundle of an archive; it appears when every byte of it has been checked."""
-    require_replaceable(out)
+    require_replaceable(out, BUNDLE)
     with _opened(archive) as contents:
         manifest, data = contents.manifest()
         require_space(out, sum(entry.bytes for entry in manifest.files.values()))
-        with publish_directory(out) as folder:
+        with publish_directory(out, BUNDLE) as folder:
             (folder / MANIFEST_NAME).write_bytes(data)
             for done, name in enumerate(contents.names(manifest)):
                 report(f"unpacking {name}", done, len(manifest.files))
@@ -130,12 +138,25 @@ def _manifest_of(folder: Path) -> tuple[Manifest, bytes]:
 
 
 def _require_writable(out: Path, folder: Path) -> None:
+    """An older archive of a bundle may be replaced; anything else is somebody's."""
     if out.is_dir():
         raise UsageError(f"{out}: a folder is in the way; give --out FILE{SUFFIX}")
-    if out.resolve().is_relative_to(folder.resolve()):
+    if is_inside(out, folder):
         raise UsageError(f"{out}: inside the bundle itself; give --out a place outside it")
-    if out.is_file() and not _head(out).startswith(_ZSTD_MAGIC):
-        raise UsageError(f"{out}: a file that is no archive is in the way; give another --out")
+    require_place(out)
+    require_ordinary(out)
+    if out.is_file() and not _is_archive(out):
+        raise UsageError(
+            f"{out}: a file that is no archive of a bundle is in the way; give another --out"
+        )
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        read_archive_manifest(path)
+    except (LongLiveError, OSError):
+        return False
+    return True
 
 
 def _write_archive(

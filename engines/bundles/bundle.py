@@ -1,6 +1,5 @@
 """The bundle: a folder of compiled engines with a manifest that answers for every byte."""
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -14,7 +13,8 @@ from longlive_trt.configs.dump import config_values
 from longlive_trt.contract import COMPONENT_OF
 from longlive_trt.errors import BundleError, UsageError
 from longlive_trt.exports import TOKENIZER_NAME, GraphInfo
-from longlive_trt.files import sha256_file
+from longlive_trt.files import MANIFEST_NAME as MANIFEST_NAME
+from longlive_trt.files import is_sealed, seal_of, sha256_file
 from longlive_trt.printing import quoted
 from longlive_trt.reading.documents import JSON_BYTES, parse_json
 from longlive_trt.reading.failures import InvalidFieldError, ReadingError, refusing
@@ -23,13 +23,11 @@ from longlive_trt.reading.names import require_inside
 from longlive_trt.reading.ranges import Range
 from longlive_trt.reading.shapes import structured
 
-MANIFEST_NAME = "manifest.json"
 FORMAT = 1
 MANIFEST_LIMIT_BYTES = JSON_BYTES
 BATCH = Range(1, 256)
 """Videos side by side."""
 
-_SEAL = re.compile(rb'"sha256": "([0-9a-f]{64})"')
 _FILE_BYTES = Range(0, 1 << 50)
 _LONGEST_WORD = 100
 _AGAIN = "build or fetch the bundle again"
@@ -126,8 +124,7 @@ class Manifest:
         values: dict[str, Any] = {"format": FORMAT, "sha256": "", **asdict(self)}
         values["config"] = config_values(self.config)
         text = json.dumps(values, indent=1) + "\n"
-        seal = hashlib.sha256(text.encode()).hexdigest()
-        return text.replace('"sha256": ""', f'"sha256": "{seal}"', 1)
+        return text.replace('"sha256": ""', f'"sha256": "{seal_of(text)}"', 1)
 
 
 @dataclass(frozen=True)
@@ -186,7 +183,7 @@ def parse_manifest(data: bytes, origin: str) -> Manifest:
         raise BundleError(
             f"{origin}: format {quoted(found)}, and this version reads {FORMAT}; {remedy}"
         )
-    if not _is_sealed(data):
+    if not is_sealed(data):
         raise BundleError(
             f"{origin}: altered: its own sha256 does not match; build or fetch the bundle again"
         )
@@ -194,22 +191,6 @@ def parse_manifest(data: bytes, origin: str) -> Manifest:
         manifest = structured(Manifest, {k: v for k, v in values.items() if k != "sha256"})
         manifest.require_sound()
     return manifest
-
-
-def _is_sealed(data: bytes) -> bool:
-    seal = _SEAL.search(data)
-    if seal is None:
-        return False
-    unsealed = data[: seal.start(1)] + data[seal.end(1) :]
-    return hashlib.sha256(unsealed).hexdigest().encode() == seal[1]
-
-
-def require_replaceable(out: Path) -> None:
-    """An older bundle may be replaced; anything else is somebody's."""
-    if out.is_file():
-        raise UsageError(f"{out}: a file is in the way; give --out another folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST_NAME).is_file():
-        raise UsageError(f"{out}: not empty and not a bundle; give --out another folder")
 
 
 def open_bundle(folder: Path) -> Bundle:

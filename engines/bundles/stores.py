@@ -5,7 +5,6 @@ import io
 import logging
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ import fsspec  # type: ignore[import-untyped]
 
 from longlive_trt.errors import BundleError, LongLiveError, OutputError, UsageError
 from longlive_trt.extras import install_command
+from longlive_trt.files import BUNDLE, Ownership, blamed_on, real_path, require_place
 from longlive_trt.printing import plain
 from longlive_trt.reading.failures import refusing
 from longlive_trt.reading.files import file_size
@@ -37,6 +37,10 @@ _NETWORK_LIBRARIES = {"aiohttp", "aiobotocore", "botocore", "gcsfs", "httpx", "r
 T = TypeVar("T")
 
 
+class UnreachableError(BundleError):
+    """It may work another time: what was fetched so far is worth keeping."""
+
+
 class Store:
     """Files by name under one URL."""
 
@@ -53,11 +57,20 @@ class Store:
         return Store(f"{self.url}/{name}")
 
     def require_writable(self) -> None:
+        if self.is_local:
+            self._require_store()
         if self._protocol in _READ_ONLY:
             raise UsageError(
                 f"{self.url}: nothing can be pushed over HTTP; push to a folder, s3://, gs:// or "
                 f"hf://, and pull from there"
             )
+
+    def _require_store(self) -> None:
+        """A folder that is a bundle, or lies in one, takes no other files."""
+        folder = Path(self._root)
+        if BUNDLE.listing(folder) is not None:
+            raise UsageError(f"{self.url}: a bundle itself; push to a folder that holds bundles")
+        require_place(self.url if "://" not in self.url else folder)
 
     def read(self, name: str, limit_bytes: int) -> bytes | None:
         """A small file whole, or None if there is none."""
@@ -104,14 +117,14 @@ class Store:
     def put(self, path: Path, name: str) -> None:
         """Upload a file; it appears whole or not at all."""
         if self.is_local:
-            with _published(self._local(name)) as partial:
+            with self._publishing(name) as partial:
                 shutil.copyfile(path, partial)
         else:
             self._send(name, lambda: self._system.put_file(str(path), self._path(name)))
 
     def write(self, name: str, data: bytes) -> None:
         if self.is_local:
-            with _published(self._local(name)) as partial:
+            with self._publishing(name) as partial:
                 partial.write_bytes(data)
         else:
             self._send(name, lambda: self._system.pipe_file(self._path(name), data))
@@ -171,10 +184,20 @@ class Store:
     def _local_path(self, name: str) -> Path:
         return Path(self._path(name))
 
-    def _local(self, name: str) -> Path:
-        path = self._local_path(name)
+    @contextmanager
+    def _publishing(self, name: str) -> Iterator[Path]:
+        """A file of a store in a folder. It may well be one of a bundle: that is what is stored."""
+        path = real_path(self._path(name))
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        ownership = Ownership(path)
+        partial = ownership.name()
+        try:
+            with blamed_on(path, partial):
+                yield partial
+                partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+            ownership.release()
 
     def _failure(self, name: str, error: Exception) -> Exception:
         if isinstance(error, BundleError | FileNotFoundError) and not is_transient(error):
@@ -184,18 +207,7 @@ class Store:
         advice = "check the address and the connection, and run the command again"
         if _status(error) in (401, 403) or isinstance(error, PermissionError):
             advice = "sign in to the store, or ask for access"
-        return BundleError(f"{self.url}/{name}: {_reason(error)}; {advice}")
-
-
-@contextmanager
-def _published(path: Path) -> Iterator[Path]:
-    """A name of its own: on a shared disk another machine may have a process of our number."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        return UnreachableError(f"{self.url}/{name}: {_reason(error)}; {advice}")
 
 
 def is_transient(error: BaseException | None) -> bool:

@@ -2,18 +2,16 @@
 
 import json
 import math
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
 from longlive_trt.errors import CheckpointError, OutputError
 from longlive_trt.export.checkpoints.files import StoredTensor, TensorFile
 from longlive_trt.export.checkpoints.weights import Weights
+from longlive_trt.files import publish_file
 from longlive_trt.printing import plain
 from longlive_trt.reading.failures import ReadingError
 from longlive_trt.reading.tensors import Entry, read_header
@@ -69,7 +67,7 @@ def write_safetensors(weights: Weights, path: Path) -> None:
     # Wide types first keep every tensor aligned to its own element size.
     names = sorted(weights.names, key=lambda name: -weights.dtype(name).itemsize)
     try:
-        with _published_when_complete(path) as file:
+        with publish_file(path) as partial, partial.open("wb") as file:
             file.write(_encoded_header(weights, names))
             for name in names:
                 file.write(_raw_bytes(weights, name))
@@ -95,17 +93,6 @@ def _raw_bytes(weights: Weights, name: str) -> memoryview:
     if tensor.dtype != weights.dtype(name) or tuple(tensor.shape) != weights.shape(name):
         raise AssertionError(f"{name} was announced with another type or shape")
     return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
-
-
-@contextmanager
-def _published_when_complete(path: Path) -> Iterator[BinaryIO]:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _read_into(file: FileIO, buffer: memoryview, path: Path) -> None:

@@ -1,6 +1,5 @@
 """``longlive_trt.calibrate``: what the command does, as a function."""
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from longlive_trt.calibration.texts import Tokenize
 from longlive_trt.configs import ModelConfig
 from longlive_trt.errors import UsageError
 from longlive_trt.export.exporter import ExportResult
+from longlive_trt.files import EXPORT, real_path, require_replaceable, scratch_folder
 from longlive_trt.making.choices import optional_path, require_choice, unheard
 from longlive_trt.making.exporting import export
 from longlive_trt.precision import PRECISIONS
@@ -95,7 +95,10 @@ def calibrate(
         raise UsageError("out is missing: give a folder for the quantized graphs")
     _require_choices(precision, cache, attention, vae_precision, compute)
     _require_numbers(max_prompts, error_budget)
+    if vae_exclude and vae_precision is None:
+        raise UsageError("--vae-exclude chooses among what --vae-precision quantizes: give both")
     require_device(device)
+    require_replaceable(Path(out), EXPORT)
     request = CalibrationRequest(
         recipe=recipe_named(f"{precision}-smoothquant" if smoothquant else precision),
         prompts=tuple(load_prompts(prompts))[:max_prompts],
@@ -181,9 +184,8 @@ def _source(
     if onnx is not None:
         yield Path(onnx)
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.export-") as scratch:
-        folder = Path(scratch) / "export"
+    with scratch_folder(real_path(out)) as scratch:
+        folder = scratch / "export"
         checkpoints.export(folder, progress)
         yield folder
 

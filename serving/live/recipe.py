@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longlive_trt.files import publish_file
 from longlive_trt.runtime.prompting.timeline_files import RECIPE_FORMAT
 from longlive_trt.serving.live.clock import VideoClock
 from longlive_trt.serving.live.schedule import Cue
@@ -35,7 +36,8 @@ class SavedVideo:
             "bundle_key": self.bundle_key,
             "cues": [[cue.id, cue.block, cue.prompt] for cue in self.cues],
         }
-        self.path.with_suffix(".json").write_text(json.dumps(values), encoding="utf-8")
+        with publish_file(self.path.with_suffix(".json")) as partial:
+            partial.write_text(json.dumps(values), encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> "SavedVideo":

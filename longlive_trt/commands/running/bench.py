@@ -13,7 +13,7 @@ from longlive_trt.commands._reporting import command_line, stage_reporter
 from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
-from longlive_trt.files import publish_file
+from longlive_trt.files import publish_file, real_path
 from longlive_trt.reading.ranges import Range
 from longlive_trt.runtime.bench.lane import (
     BLOCKS,
@@ -131,13 +131,11 @@ def _check_outputs(out: Path | None, plot: Path | None, *, overwrite: bool) -> N
         require_pillow()
         if plot.suffix.lower() != ".png":
             raise UsageError(f"--plot {plot}: the picture is a PNG file; end its name with .png")
-    if out is not None and plot is not None and out.resolve() == plot.resolve():
+    if out is not None and plot is not None and real_path(out) == real_path(plot):
         raise UsageError(f"{out}: two outputs of this name; give each a name of its own")
     for path in (out, plot):
         if path is None:
             continue
-        if path.is_dir():
-            raise UsageError(f"{path}: is a folder; give the name of a file")
         check_file_output(path, overwrite)
 
 

@@ -11,9 +11,10 @@ from longlive_trt.commands._numbers import whole
 from longlive_trt.commands._reporting import command_line
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
+from longlive_trt.files import real_path
 from longlive_trt.printing import quoted
 from longlive_trt.runtime.generation import Outputs, generate
-from longlive_trt.runtime.output import check_file_output, check_output
+from longlive_trt.runtime.output import check_file_output, check_fps, check_output
 from longlive_trt.runtime.pipeline import load
 from longlive_trt.runtime.plan import SEEDS, Plan, VideoOptions, plan_video
 from longlive_trt.runtime.progress import make_progress
@@ -183,16 +184,15 @@ def _check_outputs(outputs: Outputs, plan: Plan, inputs: Sequence[Path | None]) 
     for video in outputs.videos(plan.batch):
         if video is not None:
             check_output(video, outputs.overwrite)
+            check_fps(video, plan.config.fps)
     for file in (outputs.latents, outputs.state):
         if file is not None:
             check_file_output(file, outputs.overwrite)
 
 
 def _require_different(outputs: Outputs, inputs: Sequence[Path | None]) -> None:
-    read = [path.resolve() for path in inputs if path is not None]
-    written = [
-        Path(path).resolve() for path in (outputs.video, outputs.latents, outputs.state) if path
-    ]
+    read = [real_path(path) for path in inputs if path is not None]
+    written = [real_path(path) for path in (outputs.video, outputs.latents, outputs.state) if path]
     for path in written:
         if path in read:
             raise UsageError(f"{path}: read by this run, so it cannot be its output too")

@@ -12,6 +12,7 @@ from longlive_trt.commands._device import device_option
 from longlive_trt.commands._numbers import real, whole
 from longlive_trt.configs.replay import load_replay
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
+from longlive_trt.engines.bundles.contents import require_complete
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
 from longlive_trt.printing import console
@@ -64,6 +65,7 @@ def command(
     if replay and blocks:
         raise UsageError("--replay fixes the length: leave out --blocks")
     candidate = open_bundle(bundle)
+    require_complete(candidate)
     if against is None:
         _show_files(candidate, as_json)
         return 0
