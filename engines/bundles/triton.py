@@ -20,6 +20,8 @@ from longlive_trt.files import (
     require_replaceable,
     scratch_folder,
 )
+from longlive_trt.reading.documents import parse_json
+from longlive_trt.reading.failures import ReadingError
 
 _VERSION = "1"
 _CONFIG = "config.pbtxt"
@@ -96,8 +98,8 @@ def _listing(folder: Path) -> frozenset[str] | None:
     with path.open("rb") as file:
         mark, _, listed = file.readline(_LONGEST_LINE_BYTES).partition(b" files: ")
     try:
-        names = json.loads(listed) if mark == _MARK.encode() else None
-    except (ValueError, RecursionError):
+        names = parse_json(listed) if mark == _MARK.encode() else None
+    except ReadingError:
         return None
     return frozenset({_CONFIG, *map(str, names)}) if isinstance(names, list) else None
 

@@ -1,12 +1,14 @@
 """The record beside a video: where it is, and whether it is one of ours."""
 
-import json
 import os
 from itertools import count
 from pathlib import Path
 
+from longlive_trt.reading.documents import JSON_BYTES, parse_json
+from longlive_trt.reading.failures import ReadingError
+from longlive_trt.reading.files import read_bytes
+
 _FIELDS = {"bundle_key", "engine", "config", "prompts", "video_frames"}
-_LIMIT_BYTES = 16 << 20
 
 
 def sidecar_path(video: str | Path) -> Path:
@@ -17,10 +19,8 @@ def sidecar_path(video: str | Path) -> Path:
 def is_sidecar(path: Path) -> bool:
     """Whether a file is the record of some video, and not somebody's own."""
     try:
-        if not path.is_file() or path.stat().st_size > _LIMIT_BYTES:
-            return False
-        values = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        values = parse_json(read_bytes(path, JSON_BYTES))
+    except ReadingError:
         return False
     return isinstance(values, dict) and values.keys() >= _FIELDS
 
