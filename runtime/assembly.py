@@ -9,6 +9,7 @@ from longlive_trt.configs import ModelConfig
 from longlive_trt.contract import PROMPT, STEP, TEXT, VAE_GRAPHS
 from longlive_trt.engines.base import Engine, specs_of
 from longlive_trt.engines.bundles.bundle import Bundle
+from longlive_trt.engines.bundles.fit import require_described, require_fit
 from longlive_trt.engines.loader import DeviceChoice, load_engine, require_runnable, runs_on_gpu
 from longlive_trt.engines.registry import KINDS
 from longlive_trt.engines.transient import TransientEngine
@@ -44,6 +45,7 @@ class Engines(Closing):
         frame by frame.
         """
         require_runnable(bundle, device)
+        require_fit(bundle.folder, bundle.config, bundle.manifest.graphs)
         self.bundle, self._low_memory, self._wrap = bundle, low_memory, wrap
         self.on_gpu = runs_on_gpu(bundle, device)
         self._streams = GpuStreams()
@@ -88,7 +90,13 @@ class Engines(Closing):
 
     def _load(self, graph: str) -> Engine:
         stream = self.stream(STREAM_OF[graph]) if self.on_gpu else None
-        return load_engine(self.bundle, graph, stream=stream)
+        engine = load_engine(self.bundle, graph, stream=stream)
+        try:
+            require_described(self.bundle, graph, engine)
+        except BaseException:
+            engine.close()
+            raise
+        return engine
 
     def _transient(self, graph: str) -> Engine:
         info = self.bundle.manifest.graphs[graph]

@@ -10,7 +10,7 @@ import numpy as np
 from longlive_trt.basics import Array, Closing
 from longlive_trt.configs import ModelConfig
 from longlive_trt.engines.base import Engine
-from longlive_trt.errors import UsageError
+from longlive_trt.errors import NotFiniteError, UsageError
 from longlive_trt.plugins.cuda.marks import mark
 from longlive_trt.runtime.decoding.host import Decoder, DecoderSnapshot, Decoding
 from longlive_trt.runtime.memory.base import HostMemory, Memory, Pending, Span, Tensor
@@ -27,25 +27,46 @@ _AHEAD = 4
 
 
 class Block:
-    """What one step made. Its values may still be on their way."""
+    """What one step made. Its values may still be on their way.
+
+    Nothing of a block whose latents are not finite is handed out. They come to the host in any
+    case, for prompt switches, so that looking at them is no wait.
+    """
 
     def __init__(self, index: int, latents: Pending, decoding: Decoding | None) -> None:
         self.index = index
         self._latents, self._decoding = latents, decoding
         self._pixels: Array | None = None
+        self._is_finite = False
 
     @property
     def latents(self) -> FloatArray:
         """[B, frames_per_block, C, h, w]; waits until they are there."""
-        return self._latents.result().astype(np.float32)
+        return self._finite_latents().astype(np.float32)
 
     def pixels(self) -> Array:
         """The block's pictures [B, n, H, W, 3]; waits until they are decoded."""
         if self._decoding is None:
             raise UsageError("this session does not decode; give it a VAE stream")
         if self._pixels is None:
+            self._finite_latents()
             self._pixels = self._decoding.result()
         return self._pixels
+
+    def _finite_latents(self) -> Array:
+        latents = self._latents.result()
+        if not self._is_finite:
+            require_finite(latents, f"block {self.index + 1}")
+            self._is_finite = True
+        return latents
+
+
+def require_finite(latents: Array, what: str) -> None:
+    if not np.isfinite(latents).all():
+        raise NotFiniteError(
+            f"{what}: its latents are not finite (NaN or infinity): the weights are damaged, or "
+            "this precision is too narrow for them; build with --precision bf16 or fp32"
+        )
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from longlive_trt.contract import ONNX_SUFFIX, weights_file
 from longlive_trt.dtypes import BY_NUMPY, BY_ONNXRUNTIME, FLOAT8, name_of
 from longlive_trt.engines.base import TensorSpec, TensorTable, require_fit
 from longlive_trt.errors import EngineError, UsageError
+from longlive_trt.exports import damage_refused, load_graph
 from longlive_trt.extras import engine_command
 from longlive_trt.precision import Precision, compute_precision, retype
 
@@ -35,9 +36,11 @@ def require_arithmetic(precision: Precision) -> None:
 def build_graph(source: Path, folder: Path, precision: Precision) -> None:
     """Optimize a graph ahead of time; the model and its weights go to ``folder``."""
     name = source.stem
-    model = ir.load(source)
-    retyped = _retyped(model, source, folder, precision)
-    options = _options()
+    require_utf8(folder)
+    with damage_refused(source):
+        model = load_graph(source)
+        retyped = _retyped(model, source, folder, precision)
+        options = _options()
     # Higher levels would tie the model to this machine's processor. FP8 stays FP8 at the basic
     # level only: the others put integer kernels around it, which refuse it.
     levels = ort.GraphOptimizationLevel
@@ -152,7 +155,18 @@ def _options() -> ort.SessionOptions:
     return options
 
 
+def require_utf8(path: Path) -> None:
+    """The library takes texts for paths."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise EngineError(
+            f"{path}: onnxruntime opens no file whose path is not UTF-8; rename the folder"
+        ) from None
+
+
 def _open_session(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    require_utf8(path)
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common base

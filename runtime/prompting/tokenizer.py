@@ -12,9 +12,13 @@ import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
 from longlive_trt.errors import BundleError
+from longlive_trt.printing import plain
+from longlive_trt.reading.failures import refusing
+from longlive_trt.reading.files import MIB, read_text
 
 TOKENIZER_FILE = "tokenizer.json"
 PAD_ID, END_ID = 0, 1
+_LARGEST_BYTES = 256 * MIB
 _SPECIAL_TOKENS = {PAD_ID: "<pad>", END_ID: "</s>"}
 
 Ids = npt.NDArray[np.int64]
@@ -71,15 +75,14 @@ def clean_prompt(prompt: str) -> str:
 
 
 def _read(path: Path) -> Tokenizer:
-    try:
-        content = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not path.exists():
         raise BundleError(
             f"{path}: no such tokenizer file; export with --tokenizer DIR, a folder that holds "
             f"UMT5's {TOKENIZER_FILE}"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path}: the tokenizer cannot be read ({error})") from None
+        )
+    advice = f"take {TOKENIZER_FILE} of google/umt5-xxl again"
+    with refusing(BundleError, f"{path}: the tokenizer cannot be read", advice):
+        content = read_text(path, _LARGEST_BYTES)
     return _parse(content, path)
 
 
@@ -88,7 +91,7 @@ def _parse(content: str, path: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_str(content)
     except Exception as error:  # the library raises nothing narrower
         raise BundleError(
-            f"{path}: not a tokenizer file of the tokenizers library ({error}); take "
+            f"{path}: not a tokenizer file of the tokenizers library ({plain(error)}); take "
             f"{TOKENIZER_FILE} of google/umt5-xxl again"
         ) from error
     for token_id, token in _SPECIAL_TOKENS.items():

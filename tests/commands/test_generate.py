@@ -164,9 +164,12 @@ def test_a_place_that_cannot_be_written_is_found_before_work(
     video_bundle: Path, refused: Refused
 ) -> None:
     Path("file").write_text("")
-    for option, name in (("--out", "file/v.mp4"), ("--latents-out", "/proc/l.safetensors")):
+    for option, name, words, code in (
+        ("--out", "file/v.mp4", ("cannot be",), 1),
+        ("--latents-out", "/proc/l.safetensors", ("the system's own",), 2),
+    ):
         arguments = (*PROMPT, option, name)
-        refused("generate", "--bundle", video_bundle, *arguments, words=("cannot be",), code=1)
+        refused("generate", "--bundle", video_bundle, *arguments, words=words, code=code)
 
 
 def test_a_component_that_was_never_exported_is_named(

@@ -8,6 +8,7 @@ from longlive_trt.commands._reporting import stage_reporter
 from longlive_trt.making.building import build
 from longlive_trt.making.exporting import export
 from longlive_trt.runtime.generation import Outputs, generate
+from longlive_trt.runtime.output import free_video
 from longlive_trt.runtime.pipeline import load
 from longlive_trt.runtime.plan import VideoOptions, plan_video
 from longlive_trt.runtime.progress import make_progress
@@ -29,7 +30,8 @@ def command(out: Path) -> None:
     The model is tiny and its weights are random: the video is colorful noise, and every step
     that made it is the one that a real checkpoint takes.
     """
-    graphs, bundle, video = out / "onnx", out / "bundle", out / "video.mp4"
+    graphs, bundle = out / "onnx", out / "bundle"
+    video = free_video(out / "video.mp4")
     with stage_reporter() as progress:
         click.echo(f"1/3 export: model {MODEL}, random weights from seed {SEED}")
         export(MODEL, graphs, random_weights=SEED, progress=progress)
@@ -39,7 +41,7 @@ def command(out: Path) -> None:
     options = VideoOptions(prompt=PROMPTS, frames=FRAMES, seed=SEED)
     with load(bundle) as pipeline, make_progress("auto") as shown:
         plan = plan_video(pipeline.bundle, options)
-        generate(pipeline, plan, Outputs(str(video), overwrite=True), shown, "demo")
+        generate(pipeline, plan, Outputs(str(video)), shown, "demo")
     click.echo(f"\nThe video is {video} (noise: this model's weights are random).")
     click.echo("The same bundle makes others:")
     click.echo(

@@ -11,6 +11,7 @@ from longlive_trt.commands._device import device_option
 from longlive_trt.engines.bundles.bundle import read_manifest
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
+from longlive_trt.files import require_place
 
 _PATH = click.Path(path_type=Path)
 
@@ -82,6 +83,8 @@ def command(
             f"--host {host}: others could reach this server; give --token, such as --token "
             f"{secrets.token_urlsafe(18)}"
         )
+    if data is not None:
+        require_place(data / "states")
     for path in (tls_cert, tls_key):
         if path is not None and not path.is_file():
             raise UsageError(f"{path}: no such file")
