@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and their hashes."""
 
 import ctypes
+import fcntl
 import glob
 import hashlib
 import os
@@ -48,15 +49,45 @@ def publish_directory(path: Path) -> Iterator[Path]:
     path = path.resolve()
     if path in (Path.cwd(), *Path.cwd().parents):
         raise UsageError(f"{path}: the folder you are in cannot be replaced; give another one")
+    with scratch_directory(path) as partial:
+        yield partial
+        replace_directory(path, partial)
+
+
+@contextmanager
+def scratch_directory(path: Path) -> Iterator[Path]:
+    """A temporary folder beside ``path`` that goes when the block ends.
+
+    One that a killed run left goes with the next.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     discard_partials(path)
     partial = _partial_name(path)
     partial.mkdir()
     try:
         yield partial
-        replace_directory(path, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time; ``path`` becomes an empty file. Who is killed gives it free."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def cache_folder(concern: str) -> Path:
+    """Where a user's programs keep what can be made again."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        folder = Path(base) if base else Path.home() / ".cache"
+    except RuntimeError:
+        raise UsageError(
+            "this user has no home folder: set XDG_CACHE_HOME to a folder that can be written"
+        ) from None
+    return folder / "longlive-trt" / concern
 
 
 def replace_directory(path: Path, ready: Path) -> None:

@@ -12,6 +12,7 @@ from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.engines.loader import DeviceChoice, load_engine, require_runnable, runs_on_gpu
 from longlive_trt.engines.registry import KINDS
 from longlive_trt.engines.transient import TransientEngine
+from longlive_trt.engines.turns import FEW_CORES, EngineInTurn, Turns, cores
 from longlive_trt.plugins.cuda.streams import Gpu, Stream
 from longlive_trt.runtime.decoding.cuda import CudaDecoder
 from longlive_trt.runtime.decoding.host import Decoder, ThreadedDecoder, VaeStream
@@ -19,7 +20,13 @@ from longlive_trt.runtime.memory.base import HostMemory, Memory
 from longlive_trt.runtime.memory.budget import require_memory, session_budget
 from longlive_trt.runtime.memory.cuda import CudaMemory
 from longlive_trt.runtime.noise import NoiseSource
-from longlive_trt.runtime.prompting.encoder import PromptContexts, PromptEncoder, PromptReader
+from longlive_trt.runtime.prompting.encoder import (
+    OnTokens,
+    PromptContexts,
+    PromptEncoder,
+    PromptReader,
+    unheard,
+)
 from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer
 from longlive_trt.runtime.session import Session
 from longlive_trt.runtime.streams import STREAM_OF, GpuStreams
@@ -47,6 +54,7 @@ class Engines(Closing):
         self.bundle, self._low_memory, self._wrap = bundle, low_memory, wrap
         self.on_gpu = runs_on_gpu(bundle, device)
         self._streams = GpuStreams()
+        self._turns = Turns() if not self.on_gpu and cores() <= FEW_CORES else None
         self._opening = threading.RLock()
         self._loaded: dict[str, Engine] = {}
         self._encoders: list[PromptEncoder] = []
@@ -88,7 +96,8 @@ class Engines(Closing):
 
     def _load(self, graph: str) -> Engine:
         stream = self.stream(STREAM_OF[graph]) if self.on_gpu else None
-        return load_engine(self.bundle, graph, stream=stream)
+        engine = load_engine(self.bundle, graph, stream=stream)
+        return engine if self._turns is None else EngineInTurn(engine, self._turns)
 
     def _transient(self, graph: str) -> Engine:
         info = self.bundle.manifest.graphs[graph]
@@ -101,9 +110,7 @@ class Engines(Closing):
         engine = self.get(PROMPT, "conditioning on a prompt")
         return PromptContexts(engine, batch, self._memory("prompts"))
 
-    def prompt_encoder(
-        self, batch: int, on_truncation: Callable[[str, str], None]
-    ) -> PromptEncoder:
+    def prompt_encoder(self, batch: int, on_tokens: OnTokens = unheard) -> PromptEncoder:
         """The text encoder itself is loaded when the first prompt comes."""
         contexts = self.contexts(batch)
 
@@ -111,7 +118,7 @@ class Engines(Closing):
             text = self.get(TEXT, "reading a prompt")
             text_len = self.bundle.config.transformer.text_len
             tokenizer = PromptTokenizer.load(self.bundle.tokenizer, text_len)
-            return PromptReader(tokenizer, text, contexts.memory, on_truncation)
+            return PromptReader(tokenizer, text, contexts.memory, on_tokens)
 
         encoder = PromptEncoder(open_reader, contexts, beside=self.on_gpu)
         with self._opening:

@@ -87,7 +87,7 @@ def test_a_bundle_of_random_weights_from_graphs_alone(tiny_export: Path, tmp_pat
     config = bundle.config
     assert bundle.manifest.graphs.keys() == {"step", "prompt", "vae_first", "vae_next", "text"}
     with Engines(bundle) as engines:
-        encoder = engines.prompt_encoder(1, lambda _prompt, _kept: None)
+        encoder = engines.prompt_encoder(1)
         shape = (1, config.rollout.frames_per_block, *config.latent_shape)
         noise = SeededNoise(0, shape, len(config.rollout.steps))
         with engines.session(config, noise) as session:

@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from longlive_trt.commands._bundle import find_bundle
 from longlive_trt.commands._device import device_option
 from longlive_trt.configs.replay import load_replay
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
@@ -60,7 +61,7 @@ def command(
         raise UsageError("--replay, --blocks and --tolerance compare two things: add --against")
     if replay and blocks:
         raise UsageError("--replay fixes the length: leave out --blocks")
-    candidate = open_bundle(bundle)
+    candidate = open_bundle(find_bundle(bundle))
     if against is None:
         _show_files(candidate, as_json)
         return 0
