@@ -18,7 +18,7 @@ _MARGIN, _GAP, _RADIUS = 56, 12, 10
 _BACKGROUND, _INK, _QUIET = (14, 17, 22), (236, 238, 241), (139, 147, 161)
 _TITLE, _WORDS, _SMALL = 40, 30, 24
 _ABOVE_WORDS, _BELOW_WORDS = 14, 40
-_SETTLED_S = 0.8
+_SETTLED_S = 1.5
 """After a switch one scene still turns into the next."""
 
 

@@ -20,8 +20,8 @@ def test_a_strip_shows_its_prompt_s_moments_from_first_to_last() -> None:
     assert (second.prompt, second.begins_s, second.ends_s) == ("two", 4, 10)
     numbers = [[int(moment[0, 0, 0]) for moment in strip.moments] for strip in (first, second)]
     assert numbers[0][0] == 0 and numbers[0][-1] == 39
-    # The change itself, eight pictures, is left out.
-    assert numbers[1][0] == 48 and numbers[1][-1] == 99
+    # The change itself, fifteen pictures, is left out.
+    assert numbers[1][0] == 55 and numbers[1][-1] == 99
     assert all(row == sorted(set(row)) for row in numbers)
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from longlive_trt.demo.shipped import weights_path, write_sums
+from longlive_trt.demo.geometry import WEIGHTS
+from longlive_trt.demo.shipped import SUMS, weights_path, write_sums
 from longlive_trt.errors import CheckpointError
 
 
@@ -31,4 +32,6 @@ def test_missing_weights_are_named(folder: Path) -> None:
 
 
 def test_every_shipped_file_matches_its_hash() -> None:
-    assert weights_path("vae")
+    names = [Path(line.split()[1]).stem for line in (WEIGHTS / SUMS).read_text().splitlines()]
+    assert "vae" in names
+    assert [weights_path(name).stem for name in names] == names
