@@ -244,6 +244,15 @@ class TextEncoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromptsConfig:
+    """For those who write prompts; nothing that is computed depends on it."""
+
+    knows: str = ""
+    """What a small model understands, as the end of the sentence "it knows ..."."""
+    suggestions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     name: str = "longlive-1.3b"
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
@@ -252,6 +261,7 @@ class ModelConfig:
     vae: VaeConfig | None = None
     text_encoder: TextEncoderConfig | None = None
     fps: float = 16
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
 
     def __post_init__(self) -> None:
         _require(bool(self.name.strip()), "name", self.name, "a non-empty text")

@@ -34,7 +34,7 @@ COMMANDS = {
     "refit": Entry("making.refit", "Give stripped engines their weights."),
     "generate": Entry("running.generate", "Make a video from a bundle and prompts."),
     "serve": Entry("running.serve", "Endless video in the browser that answers to typing."),
-    "demo": Entry("running.demo", "Export, build and generate in one go, on this machine."),
+    "demo": Entry("running.demo", "A video of the demo model, steered by three prompts."),
     "verify": Entry("running.verify", "Check a bundle, file by file and against its reference."),
     "inspect": Entry("shipping.inspect", "Show what a bundle or an archive holds."),
     "pack": Entry("shipping.pack", "Put a bundle into one file."),

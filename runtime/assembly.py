@@ -13,6 +13,7 @@ from longlive_trt.engines.bundles.fit import require_described, require_fit
 from longlive_trt.engines.loader import DeviceChoice, load_engine, require_runnable, runs_on_gpu
 from longlive_trt.engines.registry import KINDS
 from longlive_trt.engines.transient import TransientEngine
+from longlive_trt.engines.turns import FEW_CORES, EngineInTurn, Turns, cores
 from longlive_trt.plugins.cuda.streams import Gpu, Stream
 from longlive_trt.runtime.decoding.cuda import CudaDecoder
 from longlive_trt.runtime.decoding.host import Decoder, ThreadedDecoder, VaeStream
@@ -20,7 +21,13 @@ from longlive_trt.runtime.memory.base import HostMemory, Memory
 from longlive_trt.runtime.memory.budget import require_memory, session_budget
 from longlive_trt.runtime.memory.cuda import CudaMemory
 from longlive_trt.runtime.noise import NoiseSource
-from longlive_trt.runtime.prompting.encoder import PromptContexts, PromptEncoder, PromptReader
+from longlive_trt.runtime.prompting.encoder import (
+    OnTokens,
+    PromptContexts,
+    PromptEncoder,
+    PromptReader,
+    unheard,
+)
 from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer
 from longlive_trt.runtime.session import Session
 from longlive_trt.runtime.streams import STREAM_OF, GpuStreams
@@ -49,6 +56,7 @@ class Engines(Closing):
         self.bundle, self._low_memory, self._wrap = bundle, low_memory, wrap
         self.on_gpu = runs_on_gpu(bundle, device)
         self._streams = GpuStreams()
+        self._turns = Turns() if not self.on_gpu and cores() <= FEW_CORES else None
         self._opening = threading.RLock()
         self._loaded: dict[str, Engine] = {}
         self._encoders: list[PromptEncoder] = []
@@ -96,7 +104,7 @@ class Engines(Closing):
         except BaseException:
             engine.close()
             raise
-        return engine
+        return engine if self._turns is None else EngineInTurn(engine, self._turns)
 
     def _transient(self, graph: str) -> Engine:
         info = self.bundle.manifest.graphs[graph]
@@ -109,9 +117,7 @@ class Engines(Closing):
         engine = self.get(PROMPT, "conditioning on a prompt")
         return PromptContexts(engine, batch, self._memory("prompts"))
 
-    def prompt_encoder(
-        self, batch: int, on_truncation: Callable[[str, str], None]
-    ) -> PromptEncoder:
+    def prompt_encoder(self, batch: int, on_tokens: OnTokens = unheard) -> PromptEncoder:
         """The text encoder itself is loaded when the first prompt comes."""
         contexts = self.contexts(batch)
 
@@ -119,7 +125,7 @@ class Engines(Closing):
             text = self.get(TEXT, "reading a prompt")
             text_len = self.bundle.config.transformer.text_len
             tokenizer = PromptTokenizer.load(self.bundle.tokenizer, text_len)
-            return PromptReader(tokenizer, text, contexts.memory, on_truncation)
+            return PromptReader(tokenizer, text, contexts.memory, on_tokens)
 
         encoder = PromptEncoder(open_reader, contexts, beside=self.on_gpu)
         with self._opening:

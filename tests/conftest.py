@@ -134,6 +134,14 @@ def video_bundle(make_once: MakeOnce, mini_bundle: Callable[[str], Path]) -> Pat
 
 
 @pytest.fixture(scope="session")
+def demo_weights(make_once: MakeOnce) -> Path:
+    """Weights of the demo's model that have learned nothing, as the package holds its own."""
+    from tests.fakes.demo import write_weights
+
+    return make_once("demo-weights", write_weights)
+
+
+@pytest.fixture(scope="session")
 def golden_vae_bundle(make_once: MakeOnce) -> Path:
     """The golden VAE alone, for the latents it was recorded with."""
     from safetensors.numpy import load_file

@@ -73,7 +73,7 @@ RULES = {
         *FOUNDATION,
         *("configs", "engines", "engines.bundles", "runtime"),
     },
-    "demo": {*FOUNDATION, "configs", "export.models"},
+    "demo": {*FOUNDATION, "configs", "exports", "export.models"},
 }
 # The package `export` can be called, as the function of its name is the public one.
 CALLS_ITS_FUNCTION = "export imports making.exporting"

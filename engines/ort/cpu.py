@@ -12,6 +12,7 @@ from longlive_trt.basics import Array, Given
 from longlive_trt.contract import ONNX_SUFFIX, weights_file
 from longlive_trt.dtypes import BY_NUMPY, BY_ONNXRUNTIME, FLOAT8, name_of
 from longlive_trt.engines.base import TensorSpec, TensorTable, require_fit
+from longlive_trt.engines.ort.rewrites import rewrite
 from longlive_trt.errors import EngineError, UsageError
 from longlive_trt.exports import damage_refused, load_graph
 from longlive_trt.extras import engine_command
@@ -39,7 +40,7 @@ def build_graph(source: Path, folder: Path, precision: Precision) -> None:
     require_utf8(folder)
     with damage_refused(source):
         model = load_graph(source)
-        retyped = _retyped(model, source, folder, precision)
+        changed = _changed(model, source, folder, precision)
         options = _options()
     # Higher levels would tie the model to this machine's processor. FP8 stays FP8 at the basic
     # level only: the others put integer kernels around it, which refuse it.
@@ -56,8 +57,8 @@ def build_graph(source: Path, folder: Path, precision: Precision) -> None:
         ("disable_prepacking", "1"),
     ):
         options.add_session_config_entry(f"session.{key}", value)
-    _open_session(retyped or source, options)
-    for leftover in folder.glob(f".{name}.retyped*"):
+    _open_session(changed or source, options)
+    for leftover in folder.glob(f".{name}.changed*"):
         leftover.unlink()
 
 
@@ -72,11 +73,14 @@ def _holds_fp8(model: ir.Model) -> bool:
     )
 
 
-def _retyped(model: ir.Model, source: Path, folder: Path, precision: Precision) -> Path | None:
-    if compute_precision(model) == precision:
+def _changed(model: ir.Model, source: Path, folder: Path, precision: Precision) -> Path | None:
+    """The graph in another precision, or in other operators; None if it stays as it is."""
+    is_retyped = compute_precision(model) != precision
+    if is_retyped:
+        retype(model, precision)
+    if not (rewrite(model) or is_retyped):
         return None
-    retype(model, precision)
-    path = folder / f".{source.stem}.retyped.onnx"
+    path = folder / f".{source.stem}.changed.onnx"
     ir.save(model, path, external_data=weights_file(path.name))
     return path
 

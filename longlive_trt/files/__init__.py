@@ -1,6 +1,12 @@
 """Files that appear whole or not at all, and never in the place of somebody else's."""
 
-from longlive_trt.files.facts import free_bytes, is_inside, real_path, sha256_file
+from longlive_trt.files.facts import (
+    cache_folder,
+    free_bytes,
+    is_inside,
+    real_path,
+    sha256_file,
+)
 from longlive_trt.files.ours import (
     BUNDLE,
     EXPORT,
@@ -13,7 +19,13 @@ from longlive_trt.files.ours import (
     require_replaceable,
     seal_of,
 )
-from longlive_trt.files.partials import Claim, Ownership, discard_abandoned, scratch_folder
+from longlive_trt.files.partials import (
+    Claim,
+    Ownership,
+    discard_abandoned,
+    locked,
+    scratch_folder,
+)
 from longlive_trt.files.publishing import (
     blamed_on,
     give_name,
@@ -33,12 +45,14 @@ __all__ = [
     "Ours",
     "Ownership",
     "blamed_on",
+    "cache_folder",
     "discard_abandoned",
     "foreign_file",
     "free_bytes",
     "give_name",
     "is_inside",
     "is_sealed",
+    "locked",
     "make_readable",
     "publish_directory",
     "publish_file",

@@ -5,7 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
-from longlive_trt.errors import OutputError
+from longlive_trt.errors import OutputError, UsageError
 
 _CHUNK_BYTES = 1 << 22
 
@@ -43,3 +43,15 @@ def real_path(path: str | Path) -> Path:
 
 def is_inside(path: Path, folder: Path) -> bool:
     return real_path(path).is_relative_to(real_path(folder))
+
+
+def cache_folder(concern: str) -> Path:
+    """Where a user's programs keep what can be made again."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        folder = Path(base) if base else Path.home() / ".cache"
+    except RuntimeError:
+        raise UsageError(
+            "this user has no home folder: set XDG_CACHE_HOME to a folder that can be written"
+        ) from None
+    return folder / "longlive-trt" / concern

@@ -78,6 +78,14 @@ def scratch_folder(beside: Path) -> Iterator[Path]:
         ownership.release()
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time; ``path`` becomes an empty file. Who is killed gives it free."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def discard_abandoned(folder: Path) -> None:
     """Remove what killed runs left in a folder; what others are at work on stays."""
     with suppress(OSError):

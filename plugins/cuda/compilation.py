@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol
 
 from longlive_trt.architectures import WITH_KERNELS
 from longlive_trt.errors import OutputError, PluginError
-from longlive_trt.files import publish_file
+from longlive_trt.files import cache_folder, publish_file
 
 logger = logging.getLogger(__name__)
 
@@ -170,10 +170,7 @@ def choose_compiler(name: CompilerName = "auto") -> Compiler:
 
 def default_cache_dir() -> Path:
     configured = os.environ.get(CACHE_ENVIRONMENT)
-    if configured:
-        return Path(configured)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "longlive-trt" / "kernels"
+    return Path(configured) if configured else cache_folder("kernels")
 
 
 def cache_key(source: KernelSource, architecture: str, kind: BinaryKind, compiler: Compiler) -> str:

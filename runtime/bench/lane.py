@@ -305,7 +305,7 @@ class Lane(Closing):
 
     def _some_prompts(self) -> Prompts:
         if has_text_encoder(self.bundle):
-            return TextPrompts(self._engines.prompt_encoder(1, lambda _prompt, _kept: None))
+            return TextPrompts(self._engines.prompt_encoder(1))
         return RandomPrompts(self._engines.contexts(1), self._config, self._settings.seed)
 
     def _open_session(self) -> Session:

@@ -19,6 +19,7 @@ from longlive_trt.reading.files import MIB, read_text
 TOKENIZER_FILE = "tokenizer.json"
 PAD_ID, END_ID = 0, 1
 _LARGEST_BYTES = 256 * MIB
+UNKNOWN = "<unk>"
 _SPECIAL_TOKENS = {PAD_ID: "<pad>", END_ID: "</s>"}
 
 Ids = npt.NDArray[np.int64]
@@ -32,6 +33,8 @@ class TokenizedPrompt:
     """How many ids are not padding, the end token included."""
     truncated_at: str | None
     """What remained of the cleaned prompt, if it was too long."""
+    unknown: tuple[str, ...] = ()
+    """Words, or parts of some, that have no token of their own."""
 
 
 class PromptTokenizer:
@@ -40,6 +43,7 @@ class PromptTokenizer:
     def __init__(self, tokenizer: Tokenizer, text_len: int) -> None:
         self._tokenizer = tokenizer
         self._text_len = text_len
+        self._unknown_id = tokenizer.token_to_id(UNKNOWN)
         # The file may ask for either; both are done here, to the model's length.
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -66,7 +70,13 @@ class PromptTokenizer:
             mask=(np.arange(self._text_len) <= len(kept)).astype(np.int64),
             tokens=len(kept) + 1,
             truncated_at=_covered(text, encoding, len(kept)) if cut else None,
+            unknown=self._unknown(text, encoding, len(kept)),
         )
+
+    def _unknown(self, text: str, encoding: Encoding, tokens: int) -> tuple[str, ...]:
+        pairs = zip(encoding.ids[:tokens], encoding.offsets, strict=False)
+        words = (text[start:end] for number, (start, end) in pairs if number == self._unknown_id)
+        return tuple(dict.fromkeys(words))
 
 
 def clean_prompt(prompt: str) -> str:

@@ -146,13 +146,6 @@ def test_another_model_is_no_comparison(
     refused("--bundle", mini, "--compare", other, words=("--compare", "another model"))
 
 
-def test_a_missing_pillow_is_told_before_the_run(
-    mini: str, refused: Refused, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("longlive_trt.runtime.bench.plot.find_spec", lambda _: None)
-    refused("--bundle", mini, "--plot", "p.png", words=("pillow", "leave --plot out"))
-
-
 @pytest.mark.parametrize("presses", [1, 2])
 def test_an_interrupted_run_leaves_a_report_that_says_so(
     mini: str, tmp_path: Path, presses: int

@@ -7,6 +7,8 @@ from typing import Any
 import click
 
 from longlive_trt.cli import INTERRUPTED
+from longlive_trt.commands._bundle import HELP as BUNDLE_HELP
+from longlive_trt.commands._bundle import find_bundle
 from longlive_trt.commands._device import device_option
 from longlive_trt.commands._numbers import real, whole
 from longlive_trt.commands._reporting import command_line, stage_reporter
@@ -23,7 +25,7 @@ from longlive_trt.runtime.bench.lane import (
     BenchSettings,
 )
 from longlive_trt.runtime.bench.measurement import measure
-from longlive_trt.runtime.bench.plot import latency_png, require_pillow
+from longlive_trt.runtime.bench.plot import latency_png
 from longlive_trt.runtime.bench.record import report_values, to_json
 from longlive_trt.runtime.bench.report import figures
 from longlive_trt.runtime.bench.table import show
@@ -36,7 +38,7 @@ TERAFLOPS = Range(0, 1_000_000, above=True)
 
 
 @click.command()
-@click.option("--bundle", "bundle_folder", required=True, type=_PATH, help="What `build` made.")
+@click.option("--bundle", required=True, type=_PATH, help=BUNDLE_HELP)
 @click.option(
     "--compare", type=_PATH, metavar="BUNDLE", help="A second bundle of the same model, in turns."
 )
@@ -78,7 +80,7 @@ TERAFLOPS = Range(0, 1_000_000, above=True)
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(
-    bundle_folder: Path,
+    bundle: Path,
     compare: Path | None,
     blocks: int | None,
     switches: int | None,
@@ -107,8 +109,8 @@ def command(
     settings = replace(
         base, seed=seed, decode=not no_decode, device=device, low_memory=low_memory, **lengths
     )
-    folders = [bundle_folder] if compare is None else [bundle_folder, compare]
-    bundles = [open_bundle(folder) for folder in folders]
+    wanted_bundles = [bundle] if compare is None else [bundle, compare]
+    bundles = [open_bundle(find_bundle(one)) for one in wanted_bundles]
     with stage_reporter() as report:
         measurements = measure(bundles, settings, report, _notify)
     shown = figures(measurements, peak_tflops)
@@ -127,10 +129,8 @@ def command(
 
 def _check_outputs(out: Path | None, plot: Path | None, *, overwrite: bool) -> None:
     """Before the run: it takes minutes, and its results should have a place."""
-    if plot is not None:
-        require_pillow()
-        if plot.suffix.lower() != ".png":
-            raise UsageError(f"--plot {plot}: the picture is a PNG file; end its name with .png")
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise UsageError(f"--plot {plot}: the picture is a PNG file; end its name with .png")
     if out is not None and plot is not None and real_path(out) == real_path(plot):
         raise UsageError(f"{out}: two outputs of this name; give each a name of its own")
     for path in (out, plot):

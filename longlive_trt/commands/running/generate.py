@@ -6,16 +6,18 @@ from pathlib import Path
 import click
 
 from longlive_trt.cli import INTERRUPTED
+from longlive_trt.commands._bundle import HELP as BUNDLE_HELP
+from longlive_trt.commands._bundle import find_bundle
 from longlive_trt.commands._device import device_option
 from longlive_trt.commands._numbers import whole
 from longlive_trt.commands._reporting import command_line
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
 from longlive_trt.files import real_path
+from longlive_trt.loading import load
 from longlive_trt.printing import quoted
 from longlive_trt.runtime.generation import Outputs, generate
 from longlive_trt.runtime.output import check_file_output, check_fps, check_output
-from longlive_trt.runtime.pipeline import load
 from longlive_trt.runtime.plan import SEEDS, Plan, VideoOptions, plan_video
 from longlive_trt.runtime.progress import make_progress
 from longlive_trt.runtime.prompting.switches import SwitchMode
@@ -45,7 +47,7 @@ def _switch_mode(
 
 
 @click.command()
-@click.option("--bundle", "bundle_folder", required=True, type=_PATH, help="What `build` made.")
+@click.option("--bundle", required=True, type=_PATH, help=BUNDLE_HELP)
 @click.option("--prompt", help="What to show.")
 @click.option(
     "--prompt-at",
@@ -102,7 +104,7 @@ def _switch_mode(
 @click.option("--quiet", "mode", flag_value="quiet", help="Show errors only.")
 @click.option("--json", "mode", flag_value="json", help="Progress as JSON lines on stdout.")
 def command(
-    bundle_folder: Path,
+    bundle: Path,
     prompt: str | None,
     prompts_at: tuple[tuple[int, str], ...],
     timeline: Path | None,
@@ -155,7 +157,8 @@ def command(
         raise UsageError(
             "--replay takes its noise from the file, and a state has a seed: leave out --save-state"
         )
-    with load(bundle_folder, device=device, low_memory=low_memory) as pipeline:
+    folder = find_bundle(bundle, quiet=mode == "quiet")
+    with load(folder, device=device, low_memory=low_memory) as pipeline:
         plan = plan_video(pipeline.bundle, options)
         _check_outputs(outputs, plan, inputs=(timeline, replay))
         with make_progress(mode or "auto") as progress:  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from typing import Any
 import click
 from rich.table import Table
 
+from longlive_trt.commands._bundle import find_bundle
 from longlive_trt.commands._device import device_option
 from longlive_trt.commands._numbers import real, whole
 from longlive_trt.configs.replay import load_replay
@@ -64,7 +65,7 @@ def command(
         raise UsageError("--replay, --blocks and --tolerance compare two things: add --against")
     if replay and blocks:
         raise UsageError("--replay fixes the length: leave out --blocks")
-    candidate = open_bundle(bundle)
+    candidate = open_bundle(find_bundle(bundle))
     require_complete(candidate)
     if against is None:
         _show_files(candidate, as_json)

@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 from longlive_trt.configs import ModelConfig
-from longlive_trt.demo.shipped import ship, weights
+from longlive_trt.demo.shipped import weights_path
 from longlive_trt.demo.training import distill, flow
 from longlive_trt.demo.training.legs import Worker
 from longlive_trt.demo.training.look import held_out_prompts, pictures, tallies, videos
-from longlive_trt.demo.training.state import load_generator, slim
+from longlive_trt.demo.training.state import load_generator, ship, slim
 
 CPU = torch.device("cpu")
 
@@ -116,6 +116,6 @@ def test_a_checkpoint_becomes_the_shipped_weights(
 ) -> None:
     model = load_generator(trained / "flow-state.pt", CPU, small_config)
     ship(model, tmp_path)
-    shipped = weights("transformer", tmp_path)
+    shipped = load_file(weights_path("transformer", tmp_path))
     assert shipped.keys() == model.transformer.state_dict().keys()
     assert load_file(tmp_path / "text_encoder.safetensors").keys() == model.text.state_dict().keys()
