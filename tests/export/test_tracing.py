@@ -96,6 +96,12 @@ def test_sizes_keep_their_names_on_the_smallest_grid() -> None:
     assert shapes["latents_next"][:2] == ["batch", "frames"]
 
 
+def test_graphs_say_nothing_of_the_machine_that_traced_them(tiny_export: Path) -> None:
+    for path in tiny_export.glob("*.onnx"):
+        data = path.read_bytes()
+        assert b"site-packages" not in data and b'File "/' not in data
+
+
 def test_the_vae_keeps_its_scales_in_single_precision(tiny_export: Path) -> None:
     model = onnx.load(tiny_export / "vae_first.onnx", load_external_data=False)
     found = [
