@@ -18,7 +18,7 @@ from longlive_trt.contract import weights_file as file_of
 from longlive_trt.demo.geometry import WEIGHTS
 from longlive_trt.demo.shipped import weights_path
 from longlive_trt.errors import CheckpointError
-from longlive_trt.exports import RECORD_NAME, ExportRecord, check_export, read_export
+from longlive_trt.exports import RECORD_NAME, ExportRecord, check_hashes, read_export
 from longlive_trt.files import sha256_file
 
 GRAPHS = Path(__file__).with_name("onnx")
@@ -36,7 +36,7 @@ class _Place:
 def assemble(folder: Path, *, graphs: Path = GRAPHS, weights: Path = WEIGHTS) -> None:
     """Fill an empty folder."""
     record = read_export(graphs)
-    check_export(graphs, record)
+    check_hashes(graphs, record)
     for name in record.files:
         shutil.copyfile(graphs / name, folder / name)
     checkpoints = {}

@@ -136,7 +136,7 @@ def test_a_killed_build_leaves_nothing_in_the_way(
         assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert list(folder.parent.glob(".*.partial/begun"))
+    assert list(folder.parent.glob(".*.scratch/begun"))
     began = time.monotonic()
     assert find() == (folder, [f"building the demo's bundle, once, in {folder}"])
     assert time.monotonic() - began < 60

@@ -11,7 +11,7 @@ from longlive_trt.runtime.output.data import write_latents, write_sidecar
 from longlive_trt.runtime.output.gif import GifWriter
 from longlive_trt.runtime.output.mp4 import Mp4Writer
 from longlive_trt.runtime.output.png import PngFolderWriter
-from longlive_trt.runtime.output.sidecar import free_video, sidecar_path
+from longlive_trt.runtime.output.sidecar import free_name, sidecar_path
 
 __all__ = [
     "FrameWriter",
@@ -22,7 +22,7 @@ __all__ = [
     "check_file_output",
     "check_fps",
     "check_output",
-    "free_video",
+    "free_name",
     "open_writer",
     "sidecar_path",
     "write_latents",

@@ -25,8 +25,8 @@ def is_sidecar(path: Path) -> bool:
     return isinstance(values, dict) and values.keys() >= _FIELDS
 
 
-def free_video(path: Path) -> Path:
-    """The name, or a numbered one like it, where neither a video nor its record is yet."""
+def free_name(path: Path) -> Path:
+    """The name, or a numbered one like it, that neither a file nor a video's record has yet."""
     names = (path if n == 1 else path.with_name(f"{path.stem}-{n}{path.suffix}") for n in count(1))
     return next(
         name

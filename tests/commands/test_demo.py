@@ -35,7 +35,6 @@ def short(
 def test_it_leaves_a_video_and_its_contact_sheet(capsys: Any) -> None:
     folder = Path("out/demo")
     folder.mkdir(parents=True)
-    (folder / "video.mp4").write_text("of an earlier call")
     assert main(["demo"]) == 0
     assert {path.name for path in folder.iterdir()} == {"video.mp4", "video.mp4.json", "sheet.png"}
     with av.open(str(folder / "video.mp4")) as video:
@@ -47,6 +46,17 @@ def test_it_leaves_a_video_and_its_contact_sheet(capsys: Any) -> None:
     arguments = shlex.split(line)
     assert arguments[:4] == ["longlive-trt", "generate", "--bundle", "demo"]
     assert arguments[4] == "--prompt" and "car" in arguments[5]
+
+
+def test_what_is_there_stays() -> None:
+    folder = Path("out/demo")
+    folder.mkdir(parents=True)
+    for name in ("video.mp4", "sheet.png"):
+        (folder / name).write_text("somebody's")
+    assert main(["demo"]) == 0
+    for name in ("video.mp4", "sheet.png"):
+        assert (folder / name).read_text() == "somebody's"
+    assert {path.name for path in folder.iterdir()} > {"video-2.mp4", "sheet-2.png"}
 
 
 def test_an_interrupted_one_draws_no_sheet(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from longlive_trt.demo.assembly import GRAPHS, assemble
 from longlive_trt.demo.geometry import MODEL_FILE, model_config
 from longlive_trt.demo.shipped import write_sums
 from longlive_trt.errors import CheckpointError
-from longlive_trt.exports import check_export, read_export
+from longlive_trt.exports import check_hashes, read_export
 from longlive_trt.files import sha256_file
 
 
@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_shipped_graphs_are_those_of_the_model() -> None:
     record = read_export(GRAPHS)
-    check_export(GRAPHS, record)
+    check_hashes(GRAPHS, record)
     assert record.config == model_config()
     assert record.graphs.keys() == {"step", "prompt", "text", "vae_first", "vae_next"}
     assert "tokenizer.json" in record.files
@@ -40,7 +40,7 @@ def test_what_is_shipped_says_nothing_of_the_machine_it_was_made_on() -> None:
 def test_an_export_is_whole(folder: Path, demo_weights: Path) -> None:
     assemble(folder, weights=demo_weights)
     record = read_export(folder)
-    check_export(folder, record)
+    check_hashes(folder, record)
     assert {path.name for path in folder.iterdir()} == {*record.files, "export.json"}
     assert record.checkpoints == {
         path.stem: sha256_file(path) for path in demo_weights.glob("*.safetensors")

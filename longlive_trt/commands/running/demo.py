@@ -12,7 +12,7 @@ from longlive_trt.configs import ModelConfig
 from longlive_trt.demo.poster import Pixels, save_poster, strips
 from longlive_trt.loading import DEMO, load
 from longlive_trt.runtime.generation import Outputs, generate
-from longlive_trt.runtime.output import free_video
+from longlive_trt.runtime.output import free_name
 from longlive_trt.runtime.plan import VideoOptions, plan_video
 from longlive_trt.runtime.progress import make_progress
 
@@ -40,7 +40,7 @@ def command(out: Path) -> int:
 
     The demo model comes with the package. Its bundle is built at the first call, and kept.
     """
-    video, sheet = free_video(out / "video.mp4"), out / "sheet.png"
+    video, sheet = free_name(out / "video.mp4"), free_name(out / "sheet.png")
     options = VideoOptions(prompt=PROMPTS, frames=FRAMES, seed=SEED)
     with load(find_demo()) as pipeline, make_progress("auto") as progress:
         config, plan = pipeline.config, plan_video(pipeline.bundle, options)
