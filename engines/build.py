@@ -25,7 +25,14 @@ from longlive_trt.engines.compiler import BuildOptions, EngineCompiler, GraphSou
 from longlive_trt.engines.registry import DEFAULT, compiler_named
 from longlive_trt.errors import BundleError
 from longlive_trt.exports import TOKENIZER_NAME, ExportRecord, check_export, read_export
-from longlive_trt.files import BUNDLE, publish_directory, require_replaceable, sha256_file
+from longlive_trt.files import (
+    BUNDLE,
+    discard_abandoned,
+    publish_directory,
+    real_path,
+    require_replaceable,
+    sha256_file,
+)
 from longlive_trt.precision import Precision, precision_named
 
 logger = logging.getLogger(__name__)
@@ -60,6 +67,8 @@ def build(
     key = _key(record, compiler, precision)
     current = None if force else _current(out, key)
     if current is not None:
+        # A run that was killed after it gave the bundle its name left the older one.
+        discard_abandoned(real_path(out).parent)
         return BuildResult(current, was_current=True)
     require_replaceable(out, BUNDLE)
     started = time.monotonic()

@@ -33,11 +33,18 @@ class Block:
     case, for prompt switches, so that looking at them is no wait.
     """
 
-    def __init__(self, index: int, latents: Pending, decoding: Decoding | None) -> None:
+    def __init__(
+        self,
+        index: int,
+        latents: Pending,
+        decoding: Decoding | None,
+        *,
+        takes_any_number: bool = False,
+    ) -> None:
         self.index = index
         self._latents, self._decoding = latents, decoding
         self._pixels: Array | None = None
-        self._is_finite = False
+        self._is_finite = takes_any_number
 
     @property
     def latents(self) -> FloatArray:
@@ -99,8 +106,11 @@ class Session(Closing):
         decoder: Decoder | None = None,
         memory: Memory | None = None,
         debug: bool = False,
+        takes_any_number: bool = False,
     ) -> None:
-        """``debug``: a block that does what no live session may do is an error."""
+        """``debug``: a block that does what no live session may do is an error.
+        ``takes_any_number``: blocks that are not finite are handed out, to be compared.
+        """
         self.config = config
         self.memory = memory or HostMemory()
         self.ring = Ring(RingLayout.of(config, total_frames))
@@ -113,6 +123,7 @@ class Session(Closing):
         self._taken: deque[Context] = deque(maxlen=_AHEAD)
         self._reading: list[Decoding | None] = [None, None]
         self._steps, self._debug = 0, debug
+        self._takes_any_number = takes_any_number
         end = None if total_frames is None else -(-total_frames // self.ring.layout.block)
         self._noise = NoiseFeed(noise, self.passes.noise, end=end)
         self._noise.prepare(0, self.passes.place)
@@ -158,7 +169,7 @@ class Session(Closing):
         self.ring = self.ring.after_block()
         self._steps += 1
         self._reading[which] = decoding = self.decoder.start(made) if self.decoder else None
-        return Block(index, latents, decoding)
+        return Block(index, latents, decoding, takes_any_number=self._takes_any_number)
 
     def checkpoint(self) -> Checkpoint:
         """Remember how things stand, to come back with :meth:`rollback`."""

@@ -310,6 +310,7 @@ def roll_out(
         batch=replay.batch,
         total_frames=replay.frames,
         decoder=ThreadedDecoder(_frame_stream(engines, replay.batch)) if decode else None,
+        takes_any_number=True,
     ) as session:
         for _, (_, prompt) in zip(range(replay.frames // block_frames), switches, strict=False):
             if prompt is not None:

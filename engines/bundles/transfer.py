@@ -45,6 +45,7 @@ from longlive_trt.files import (
     BUNDLE,
     Claim,
     blamed_on,
+    discard_abandoned,
     real_path,
     replace_directory,
     require_replaceable,
@@ -165,6 +166,7 @@ def _pull_folder(store: Store, data: bytes, out: Path, report: Report) -> Pulled
     manifest = parse_manifest(data, f"{store.url}/{MANIFEST_NAME}")
     if _is_current(out, data, manifest):
         shutil.rmtree(_staging_path(out), ignore_errors=True)
+        discard_abandoned(real_path(out).parent)
         return Pulled(manifest, 0, 0, was_current=True)
     total = sum(entry.bytes for entry in manifest.files.values())
     with _staging(out) as staging:

@@ -6,6 +6,7 @@ a run that is at work from one that was killed. Process numbers say nothing: ano
 another machine, counts its own.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -178,9 +179,9 @@ def _open_for(target: Path, lock: Path, flags: int = 0) -> int:
     try:
         return os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | flags, 0o600)
     except OSError as error:
+        advice = "free some space or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise OutputError(
-            f"{target}: cannot be written ({error.strerror}); free some space or choose another "
-            "place"
+            f"{target}: cannot be written ({error.strerror}); {advice}choose another place"
         ) from None
 
 

@@ -12,6 +12,7 @@ import pytest
 from longlive_trt.engines.bundles.archive import pack
 from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.engines.bundles.transfer import push
+from longlive_trt.files import Ownership
 from tests.robustness.places import MakeBundle, run, snapshot, write
 
 Place = Callable[[Path, "Sources"], None]
@@ -241,6 +242,21 @@ def test_what_comes_into_a_bundle_while_it_is_built_again_is_kept(
     assert open_bundle(out).manifest.precision == "fp16"
     assert (tmp_path / "out-replaced" / "video.mp4").read_text() == "mine"
     assert not (out / "video.mp4").exists()
+
+
+@pytest.mark.parametrize("command", ["build", "pull"])
+def test_what_a_killed_run_left_goes_also_where_nothing_is_to_do(
+    command: str, sources: Sources, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        assert run(*sources.commands[command], "--out", tmp_path / "out") == 0
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        left = Ownership(tmp_path / "out")
+        shutil.copytree(tmp_path / "out", left.name())
+        os.close(left._file)
+        write(tmp_path / "..out.pull.claim", "longlive-trt")
+    assert run(*sources.commands[command], "--out", tmp_path / "out") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_two_builders_of_one_bundle(

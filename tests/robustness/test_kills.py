@@ -13,7 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,29 +31,102 @@ from tests.robustness.places import Tree, frames_in, snapshot, write
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("LONGLIVE_TRT_KILLS", "14"))
+COMMANDS = ("export", "build", "pack", "unpack", "pull", "push", "generate")
 SEED = int(os.environ.get("LONGLIVE_TRT_KILLS_SEED", "0"))
 
-# Counts its calls on files in the folder; at the one whose number is given, it kills itself.
-CHILD = """
-import os, signal, sys
-at, folder, counted = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-calls = 0
-events = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod",
+# Forks a process for each command that comes in a line, so that none imports everything anew. One
+# that is given a number kills itself at that call of its own on files in the folder.
+FORKING = """
+import importlib, json, os, signal, sys
+from longlive_trt.cli import COMMANDS, main
+for entry in COMMANDS.values():
+    importlib.import_module(f"longlive_trt.commands.{entry.module}")
+import onnxruntime, torch.export, torch.onnx, longlive_trt.export.tracing
+
+EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod",
           "ctypes.dlopen", "fcntl.flock"}
-def hook(event, arguments):
-    global calls
-    if event in events and (folder in str(arguments[:2]) or event in ("ctypes.dlopen",
-                                                                      "fcntl.flock")):
-        calls += 1
-        if calls == at:
-            os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(hook)
-os.chdir(folder)
-from longlive_trt.cli import main
-code = main(sys.argv[4:])
-open(counted, "w").write(str(calls))
-sys.exit(code)
+calls = 0
+
+def run(at, folder, counted, said, arguments):
+    def hook(event, values):
+        global calls
+        is_on_files = event in ("ctypes.dlopen", "fcntl.flock") or folder in str(values[:2])
+        if event in EVENTS and is_on_files:
+            calls += 1
+            if calls == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    os.dup2(2, 1)
+    os.chdir(folder)
+    sys.addaudithook(hook)
+    code = main(arguments)
+    with open(counted, "w") as file:
+        file.write(str(calls))
+    return code
+
+for line in sys.stdin:
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            code = run(**json.loads(line))
+        finally:
+            os._exit(code)
+    os.write(1, b"%d\\n" % pid)
+    os.write(1, b"%d\\n" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
+
+
+class Forking:
+    """Runs commands, one at a time, each in a process of its own."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", FORKING],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+        )  # fmt: skip
+
+    def start(self, work: "Work", folder: Path, at: int = 0) -> int:
+        """The number of the process."""
+        assert self._process.stdin is not None
+        values = {
+            "at": at,
+            "folder": str(folder),
+            "counted": str(folder.with_name("calls")),
+            "said": str(folder.with_name("said")),
+            "arguments": [str(argument) for argument in work.arguments],
+        }
+        self._process.stdin.write(json.dumps(values) + "\n")
+        return self._number()
+
+    def wait(self) -> int:
+        """The exit code; negative for a signal."""
+        return self._number()
+
+    def finish(self, work: "Work", folder: Path) -> float:
+        begun = time.monotonic()
+        self.start(work, folder)
+        assert self.wait() == 0, folder.with_name("said").read_text()
+        return time.monotonic() - begun
+
+    def close(self) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait(timeout=60)
+
+    def _number(self) -> int:
+        assert self._process.stdout is not None
+        return int(self._process.stdout.readline())
+
+
+@pytest.fixture(scope="module")
+def forking() -> Iterator[Forking]:
+    processes = Forking()
+    yield processes
+    processes.close()
+
 
 Check = Callable[[Path], None]
 
@@ -131,23 +205,6 @@ def works(
     }
 
 
-def start(work: Work, folder: Path, counted: Path, at: int = 0) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(at), str(folder), str(counted)]
-        + [str(argument) for argument in work.arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
-def finish(work: Work, folder: Path, counted: Path) -> float:
-    begun = time.monotonic()
-    process = start(work, folder, counted)
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said.decode()
-    return time.monotonic() - begun
-
-
 def foreign_in(folder: Path, work: Work) -> Tree:
     """What is neither the command's output nor one of its hidden names."""
     stems = ("..out.pull.", *(f".{name}." for name in (*work.out, "out")))
@@ -161,41 +218,44 @@ def foreign_in(folder: Path, work: Work) -> Tree:
 
 @pytest.mark.exhaustive
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(
-    "command", ["export", "build", "pack", "unpack", "pull", "push", "generate"]
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_killed_run_leaves_nothing_half(
-    command: str, works: dict[str, Work], tmp_path: Path
+    command: str, works: dict[str, Work], forking: Forking, tmp_path: Path
 ) -> None:
-    work, folder, counted = works[command], tmp_path / "folder", tmp_path / "calls"
+    work, folder = works[command], tmp_path / "folder"
     write(folder / "thesis.tex")
     write(folder / ".hidden.partial")
     write(folder / "sub" / "notes.txt")
     before = foreign_in(folder, work)
-    seconds = finish(work, folder, counted)
-    calls = int(counted.read_text())
+    seconds = forking.finish(work, folder)
+    calls = int((tmp_path / "calls").read_text())
     chance = random.Random(f"{SEED} {command}")
-    for number in range(-(-KILLS // 7)):
+    kills = 0
+    for number in range(-(-KILLS // len(COMMANDS))):
         if number % 4 < 2:
             for name in work.out:
                 remove(folder / name)
         if number % 2:
-            process = start(work, folder, counted, at=chance.randint(1, calls))
+            forking.start(work, folder, at=chance.randint(1, calls))
         else:
-            process = start(work, folder, counted)
+            pid = forking.start(work, folder)
             time.sleep(chance.uniform(0, seconds))
-            process.send_signal(signal.SIGKILL)
-        _, said = process.communicate(timeout=300)
-        assert process.returncode in (0, -signal.SIGKILL), said.decode()
+            # It may be over already.
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        code = forking.wait()
+        assert code in (0, -signal.SIGKILL), (tmp_path / "said").read_text()
+        kills += code != 0
         work.check(folder)
         assert foreign_in(folder, work) == before
         if number % 3 == 0:
-            finish_and_check(work, folder, counted, before)
-    finish_and_check(work, folder, counted, before)
+            finish_and_check(forking, work, folder, before)
+    assert kills > 0
+    finish_and_check(forking, work, folder, before)
 
 
-def finish_and_check(work: Work, folder: Path, counted: Path, before: Tree) -> None:
-    finish(work, folder, counted)
+def finish_and_check(forking: Forking, work: Work, folder: Path, before: Tree) -> None:
+    forking.finish(work, folder)
     work.check(folder)
     assert foreign_in(folder, work) == before
     names = {path.name for path in folder.iterdir()}
