@@ -1,8 +1,9 @@
 """A leg of distillation to the rollout's few steps; one process a GPU, under ``torchrun``.
 
 The student makes videos as the product does, block by block with its own history, and learns where
-many small steps of its teacher would have led from where it stood. Nothing is compared with real
-clips but the student's first history, so what it learns is what it meets.
+many small steps of its teacher would have led from where it stood. Halfway through its videos many
+prompts change. Nothing is compared with real clips but the student's first history, so what it
+learns is what it meets.
 """
 
 import logging
@@ -91,7 +92,9 @@ class Leg:
             *shape, rollout.frames_per_block, *config.latent_shape, device=device
         )
         self.ids = torch.ones(settings.batch, text_len, dtype=torch.long, device=device)
+        self.earlier_ids = self.ids.clone()
         self.counts = torch.ones(shape, device=device)
+        self.own_counts = self.counts.clone()
         self.real = torch.ones((), device=device)
         levels = self.schedule.passes
         self.sigmas = torch.tensor([level.sigma for level in levels], device=device)
@@ -100,39 +103,47 @@ class Leg:
         self.losses = torch.zeros(1 + len(levels), device=device)
         self.stepper = Stepper(worker, self.optimizer, self._backward)
 
+    @property
+    def _switch_at(self) -> int:
+        return self.settings.blocks // 2
+
     def _backward(self) -> None:
         level = torch.randint(len(self.sigmas), self.counts.shape, device=self.counts.device)
         sigma, times = self.sigmas[level], self.times[level]
         with torch.no_grad():
-            history, start = self._situations(level, sigma)
+            history, start, counts = self._situations(level, sigma)
             target = self._led_to(history, start, sigma)
         context = self.student.context(self.ids)
         flow = self.student(history, start[None], times[None], context)[0]
         errors = (flow - (start - target) / wide(sigma)).square().flatten(2).mean(2)
-        loss = (errors * self.counts).sum() / self.counts.sum()
+        loss = (errors * counts).sum() / counts.sum()
         loss.backward()
         with torch.no_grad():
             seen = [loss]
             for k in range(len(self.sigmas)):
-                here = self.counts * (level == k)
+                here = counts * (level == k)
                 seen.append((errors * here).sum() / here.sum().clamp_min(1))
             self.losses.lerp_(torch.stack(seen), 0.05)
 
-    def _situations(self, level: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Histories, and noised blocks after them: the student's own, or of real clips."""
+    def _situations(self, level: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Histories, noised blocks after them, and which count: the student's, or of real clips."""
         with pointwise_as_it_is():
             blocks, starts = self._own_video()
         own = torch.stack(starts).gather(0, wide(level)[None].expand(1, *blocks.shape))[0]
         real = torch.lerp(self.latents, torch.randn_like(self.latents), wide(sigma))
-        is_real = wide(torch.rand_like(sigma[:1]) < self.real)
-        return torch.where(is_real, self.latents, blocks), torch.where(is_real, real, own)
+        is_real = torch.rand_like(sigma[:1]) < self.real
+        counts = torch.where(is_real, self.counts, self.own_counts)
+        is_real = wide(is_real)
+        return torch.where(is_real, self.latents, blocks), torch.where(is_real, real, own), counts
 
     def _own_video(self) -> tuple[Tensor, list[Tensor]]:
         """Blocks [K, B, ...] that the student makes, and what it saw at each of its steps."""
         rollout = BatchRollout(self.student, self.settings.batch)
-        rollout.prompt(self.ids)
+        rollout.prompt(self.earlier_ids)
         seen: list[list[Tensor]] = [[] for _ in self.schedule.passes]
-        for _ in range(self.settings.blocks):
+        for block in range(self.settings.blocks):
+            if block == self._switch_at:
+                rollout.prompt(self.ids)
             x = torch.randn_like(self.latents[0])
             for k, step in enumerate(self.schedule.passes):
                 seen[k].append(x)
@@ -168,7 +179,10 @@ class Leg:
             batch = pool.batch(settings.batch)
             self.latents.copy_(batch.latents)
             self.ids.copy_(batch.ids)
+            self.earlier_ids.copy_(batch.earlier_ids)
             self.counts.copy_(batch.counts)
+            follows = torch.arange(settings.blocks)[:, None] >= self._switch_at
+            self.own_counts.copy_(follows | ~batch.changes)
             yield
 
     def run(self) -> None:

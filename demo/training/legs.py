@@ -156,7 +156,7 @@ def train(
     step: Callable[[], None],
     report: Callable[[float, int], None],
 ) -> None:
-    """Step until the leg is over, the same number of times on every worker.
+    """Step until the leg is over, the same number of times on every worker, a few at least.
 
     ``pace`` gets, now and then, the share of the training that is done and the steps of this leg;
     ``report`` the seconds that a step took since the last report (0 at the end), and the steps.
@@ -165,7 +165,7 @@ def train(
     while True:
         if steps % check_every == 0:
             share = worker.told(2.0 if clock.is_over else clock.share)
-            if share > 1:
+            if share > 1 and steps:
                 break
             pace(share, steps)
             since_s = clock.elapsed_s - reported_s
