@@ -149,7 +149,7 @@ def _one_line(error: Exception) -> str | None:
     if isinstance(error, ModuleNotFoundError):
         return missing_module_message(error.name or "")
     if isinstance(error, ImportError):
-        return f"{error.name or 'a library'} cannot be loaded here ({error}); install it again"
+        return _describe_import_error(error)
     if isinstance(error, OSError):
         return _describe_os_error(error)
     if isinstance(error, MemoryError):
@@ -157,6 +157,14 @@ def _one_line(error: Exception) -> str | None:
     if isinstance(error, RuntimeError):
         return _NO_THREAD if str(error) == "can't start new thread" else None
     return str(error)
+
+
+def _describe_import_error(error: ImportError) -> str:
+    name, reason = error.name or "a library", str(error)
+    # What the loader says where the memory is limited (ulimit -v).
+    lacks_memory = any(words in reason for words in ("failed to map", "allocate memory"))
+    remedy = "there is not enough memory for it" if lacks_memory else "install it again"
+    return f"{name} cannot be loaded here ({reason}); {remedy}"
 
 
 def _describe_os_error(error: OSError) -> str:

@@ -20,6 +20,8 @@ from longlive_trt.precision import Precision, compute_precision, retype
 
 logger = logging.getLogger(__name__)
 
+_NOTHING_LEFT = ("pthread_create failed", "Cannot allocate memory", "bad_alloc")
+
 
 def version() -> str:
     return str(ort.__version__)
@@ -172,8 +174,16 @@ def require_utf8(path: Path) -> None:
 def _open_session(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
     require_utf8(path)
     try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        # Its fallback would try the same again, and print what it thinks of it.
+        return ort.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
     except Exception as error:  # onnxruntime's errors have no common base
+        if any(words in str(error) for words in _NOTHING_LEFT):
+            raise EngineError(
+                f"{path}: no memory, or no thread, is to be had for its engine; end other "
+                f"programs, or raise the limits (ulimit -v, ulimit -u)"
+            ) from None
         raise EngineError(f"{path}: onnxruntime cannot load the graph: {brief(error)}") from None
 
 
