@@ -52,7 +52,6 @@ class Engines(Closing):
         frame by frame.
         """
         require_runnable(bundle, device)
-        require_fit(bundle.folder, bundle.config, bundle.manifest.graphs)
         self.bundle, self._low_memory, self._wrap = bundle, low_memory, wrap
         self.on_gpu = runs_on_gpu(bundle, device)
         self._streams = GpuStreams()
@@ -73,6 +72,8 @@ class Engines(Closing):
         with self._opening:
             if graph not in self._loaded:
                 self.bundle.require(graph, purpose)
+                described = {graph: self.bundle.manifest.graphs[graph]}
+                require_fit(self.bundle.folder, self.bundle.config, described)
                 transient = self._low_memory and graph == TEXT
                 engine = self._transient(graph) if transient else self._load(graph)
                 self._loaded[graph] = self._wrap(engine, graph)

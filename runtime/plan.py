@@ -11,6 +11,7 @@ from longlive_trt.configs.loader import configure
 from longlive_trt.configs.replay import Replay, load_replay
 from longlive_trt.contract import PROMPT, STEP, TEXT, VAE_FIRST
 from longlive_trt.engines.bundles.bundle import BATCH, Bundle
+from longlive_trt.engines.bundles.fit import require_fit
 from longlive_trt.errors import UsageError
 from longlive_trt.printing import quoted
 from longlive_trt.reading.ranges import Range
@@ -29,7 +30,7 @@ from longlive_trt.runtime.prompting.timeline import (
 )
 from longlive_trt.runtime.prompting.timeline_files import recipe_settings, timeline_from_file
 from longlive_trt.runtime.ring import RingLayout
-from longlive_trt.runtime.state import SavedState, load_state, require_fit, require_savable
+from longlive_trt.runtime.state import SavedState, load_state, require_kept, require_savable
 
 SEEDS = Range(0, 2**64 - 1)
 
@@ -175,7 +176,7 @@ def plan_video(bundle: Bundle, options: VideoOptions) -> Plan:
         _require_resumable(plan, resumed, options.spell("resume"))
         assert options.resume is not None
         layout = RingLayout.of(plan.config, plan.total_frames)
-        require_fit(options.resume, resumed, bundle, layout)
+        require_kept(options.resume, resumed, bundle, layout)
     return plan
 
 
@@ -206,6 +207,7 @@ def _require_graphs(bundle: Bundle, plan: Plan) -> None:
         require_text_encoder(bundle)
     if plan.decode:
         bundle.require(VAE_FIRST, "making a video")
+    require_fit(bundle.folder, bundle.config, bundle.manifest.graphs)
 
 
 def require_text_encoder(bundle: Bundle) -> None:

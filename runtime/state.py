@@ -251,7 +251,7 @@ def _state_of(facts: _Facts, tensors: dict[str, Array]) -> SavedState:
     )
 
 
-def require_fit(path: Path, state: SavedState, bundle: Bundle, layout: RingLayout) -> None:
+def require_kept(path: Path, state: SavedState, bundle: Bundle, layout: RingLayout) -> None:
     """Refuse tensors that sessions of this bundle do not keep, before any is opened."""
     own, other = bundle.config, state.config
     same_graphs = replace(other, rollout=own.rollout, fps=own.fps) == own
