@@ -61,9 +61,9 @@ def build(
     precision = precision_named(precision_name)
     record = read_export(export_folder)
     compiler = compiler_named(engine, options, precision, record.config)
+    compiler.check(record)
     check_export(export_folder, record)
     require_fit(export_folder, record.config, record.graphs)
-    compiler.check(record)
     key = _key(record, compiler, precision)
     current = None if force else _current(out, key)
     if current is not None:

@@ -1,6 +1,8 @@
 """The README's pictures: two loops and a contact sheet, made by the demo model on a CPU.
 
-python -m benchmarks.demo.pictures                    # into docs/demo/
+    python -m benchmarks.demo.pictures                    # into docs/demo/
+
+To be made anew whenever the weights change.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -13,6 +13,8 @@ from tests.robustness.hostile import VALUES
 from tests.robustness.running import fail_unless_clean, faults, inventory
 from tests.robustness.samples import Samples
 
+pytestmark = pytest.mark.exhaustive
+
 _DEPTH = 3
 _EACH = 20
 """Changes of a format that are tried here; random ones are in `make test-all`."""

@@ -142,26 +142,6 @@ def test_pack_replaces_an_older_archive(here: Path, fake_bundle: MakeBundle) -> 
     assert not Path("-").exists()
 
 
-def test_the_demo_leaves_a_video_of_the_users(
-    here: Path, video_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from longlive_trt.commands.running import demo
-
-    def shipped(_: Path, out: Path, **__: object) -> None:
-        if not out.exists():
-            shutil.copytree(video_bundle, out)
-
-    monkeypatch.setattr(demo, "export", lambda *_, **__: None)
-    monkeypatch.setattr(demo, "build", shipped)
-    monkeypatch.setattr(demo, "FRAMES", 3)
-    monkeypatch.setattr(demo, "PROMPTS", {0: "a cat"})
-    write(here / "d" / "video.mp4")
-    for _ in range(2):
-        assert run("demo", "--out", "d") == 0
-    assert Path("d/video.mp4").read_text() == "mine"
-    assert frames_in(Path("d/video-2.mp4")) == frames_in(Path("d/video-3.mp4")) == 9
-
-
 # ---- two at once, and what appears meanwhile ---------------------------------------------------
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from tests.robustness.places import run, snapshot, write
 
+pytestmark = pytest.mark.exhaustive
+
 EXPORT = ("export", "--config", "tiny", "--random-weights", "1", "--out", "e", "--no-check")
 UNIGRAM = {"type": "Unigram", "unk_id": 2, "byte_fallback": False}
 SPECIAL = [["<pad>", 0.0], ["</s>", 0.0], ["<unk>", 0.0]]

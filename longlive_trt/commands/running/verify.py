@@ -66,8 +66,8 @@ def command(
     if replay and blocks:
         raise UsageError("--replay fixes the length: leave out --blocks")
     candidate = open_bundle(find_bundle(bundle))
-    require_complete(candidate)
     if against is None:
+        require_complete(candidate)
         _show_files(candidate, as_json)
         return 0
     reference = open_reference(against)

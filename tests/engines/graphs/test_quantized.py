@@ -185,8 +185,8 @@ def kernels(folder: Path, graph: str = "step") -> Counter[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("rope", "kind"),
     [
-        ("relative", "attention and cache"),
         ("absolute", "products"),
+        pytest.param("relative", "attention and cache", marks=pytest.mark.exhaustive),
         *(
             pytest.param("absolute", kind, marks=pytest.mark.exhaustive)
             for kind in KINDS
@@ -281,6 +281,7 @@ def test_weights_take_a_byte(quantized: Callable[..., Path], tmp_path: Path) -> 
     assert sizes[1] < 0.8 * sizes[0]
 
 
+@pytest.mark.exhaustive
 def test_layers_left_out_stay_in_the_compute_type(
     quantized: Callable[..., Path], tmp_path: Path, relative_error: Any
 ) -> None:
