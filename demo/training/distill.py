@@ -27,13 +27,12 @@ from longlive_trt.demo.training.flow import takes_muon, warped, wide
 from longlive_trt.demo.training.legs import (
     Clock,
     Journal,
+    TimedLeg,
     Worker,
     leg_parser,
-    load_state,
     rate,
     run_leg,
     save_checkpoint,
-    train,
 )
 from longlive_trt.demo.training.optimizer import MuonAdam
 from longlive_trt.demo.training.state import load_generator
@@ -41,8 +40,6 @@ from longlive_trt.demo.training.stepper import Stepper
 from longlive_trt.demo.words import word_ids
 
 log = logging.getLogger(__name__)
-
-_CHECK_EVERY = 5
 
 
 @dataclass(frozen=True)
@@ -67,8 +64,10 @@ class Settings:
     seed: int = 3
 
 
-class Leg:
-    """A stretch of training between two checkpoints."""
+class Leg(TimedLeg):
+    """A stretch of distillation, whose steps are long."""
+
+    check_every = 5
 
     def __init__(self, settings: Settings, worker: Worker) -> None:
         self.settings, self.worker = settings, worker
@@ -80,11 +79,8 @@ class Leg:
         )
         self.schedule = Schedule.of(config.rollout)
         self.shift = config.rollout.timestep_shift
-        self.before_s, self.step = 0.0, 0
         if settings.resume is not None:
-            state = load_state(settings.resume, device)
-            self.optimizer.load(state["optimizer"])
-            self.before_s, self.step = float(state["done_s"]), int(state["step"])
+            self._resume(settings.resume)
         self.journal = Journal(settings.out / "distill.jsonl", worker)
         shape = (settings.blocks, settings.batch)
         rollout, text_len = config.rollout, config.transformer.text_len
@@ -197,18 +193,7 @@ class Leg:
         batches = self.batches()
         next(batches)
         left_s = settings.leg_s - (time.monotonic() - begun)
-        clock = Clock(left_s, settings.total_s, self.before_s)
-        train(
-            self.worker,
-            clock,
-            reports=settings.reports,
-            check_every=_CHECK_EVERY,
-            pace=self._pace,
-            step=partial(self.train_step, batches),
-            report=partial(self._report, clock),
-        )
-        if self.worker.leads:
-            self._draw()
+        self._train(left_s, settings.total_s, settings.reports, partial(self.train_step, batches))
 
     def train_step(self, batches: Iterator[None]) -> None:
         next(batches)

@@ -214,7 +214,7 @@ document.addEventListener("visibilitychange", () => {
     sessionStorage.setItem("hidden", current.session);
     connection.send({ type: "session.pause" });
   } else if (goOnAfterHiding()) {
-    player.pause(false);
+    setPaused(false);
   }
 });
 
