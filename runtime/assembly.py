@@ -13,7 +13,6 @@ from longlive_trt.engines.bundles.fit import require_described, require_fit
 from longlive_trt.engines.loader import DeviceChoice, load_engine, require_runnable, runs_on_gpu
 from longlive_trt.engines.registry import KINDS
 from longlive_trt.engines.transient import TransientEngine
-from longlive_trt.engines.turns import FEW_CORES, EngineInTurn, Turns, cores
 from longlive_trt.plugins.cuda.streams import Gpu, Stream
 from longlive_trt.runtime.decoding.cuda import CudaDecoder
 from longlive_trt.runtime.decoding.host import Decoder, ThreadedDecoder, VaeStream
@@ -55,7 +54,6 @@ class Engines(Closing):
         self.bundle, self._low_memory, self._wrap = bundle, low_memory, wrap
         self.on_gpu = runs_on_gpu(bundle, device)
         self._streams = GpuStreams()
-        self._turns = Turns() if not self.on_gpu and cores() <= FEW_CORES else None
         self._opening = threading.RLock()
         self._loaded: dict[str, Engine] = {}
         self._encoders: list[PromptEncoder] = []
@@ -105,7 +103,7 @@ class Engines(Closing):
         except BaseException:
             engine.close()
             raise
-        return engine if self._turns is None else EngineInTurn(engine, self._turns)
+        return engine
 
     def _transient(self, graph: str) -> Engine:
         info = self.bundle.manifest.graphs[graph]
