@@ -13,7 +13,7 @@ help:  ## list the targets
 	@echo "usage: make TARGET [VENV=.venv] [TORCH=cpu|cuda] [PYTHON=python3]"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1:\2/p' Makefile | awk -F: '{printf "%-18s%s\n", $$1, $$2}'
 
-demo: $(READY)  ## export, build and generate on the CPU; leaves a video in out/demo
+demo: $(READY)  ## a video of the demo model and its contact sheet, in out/demo
 	$(BIN)/longlive-trt demo --out $(OUT)
 
 test: $(READY)  ## run the tests (PYTEST_ARGS="-k name" narrows them)
@@ -21,7 +21,8 @@ test: $(READY)  ## run the tests (PYTEST_ARGS="-k name" narrows them)
 
 test-all: test test-exhaustive  ## run every test, the long ones too
 
-test-exhaustive: $(READY)  ## run the long tests alone
+test-exhaustive: $(READY)  ## run the long tests alone; installs a browser and a proxy for them
+	sh scripts/live_tools.sh $(VENV)
 	$(BIN)/python -m pytest -n $(WORKERS) -m exhaustive $(PYTEST_ARGS)
 
 env: $(READY)  ## make the environment, if need be

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from websockets.sync.client import connect
@@ -127,7 +128,7 @@ def measured(port: int, sessions: int, prompts: int, *, drafts: bool) -> dict[st
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("bundle")
+    options.add_argument("bundle", type=Path)
     options.add_argument("--device", choices=DEVICES, default="auto")
     options.add_argument("--prompts", type=int, default=50, help="of each session")
     chosen = options.parse_args()

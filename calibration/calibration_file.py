@@ -5,10 +5,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -19,6 +17,11 @@ from longlive_trt.configs import ModelConfig, TransformerConfig
 from longlive_trt.contract import SMOOTHING_SCALE
 from longlive_trt.errors import UsageError
 from longlive_trt.files import publish_file
+from longlive_trt.printing import plain, quoted
+from longlive_trt.reading.documents import parse_json
+from longlive_trt.reading.failures import ReadingError, refusing
+from longlive_trt.reading.shapes import structured
+from longlive_trt.reading.tensors import FLOATS, TensorHeader, read_header
 
 FORMAT = 1
 _METADATA = "longlive_calibration"
@@ -42,6 +45,18 @@ class Origin:
     """``encoder``, or ``synthetic`` for a model without one."""
     vae: str = ""
     """Digest of the VAE's checkpoint, where its convolutions were watched too."""
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the file says beside its tensors."""
+
+    recipe: str
+    origin: Origin
+    layers: tuple[str, ...]
+    statistics: Mapping[str, Mapping[str, float]]
+    versions: Mapping[str, str]
+    vae_layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,56 +123,64 @@ def load_calibration(path: Path) -> Calibration:
     path = path / FILE_NAME if path.is_dir() else path
     if not path.is_file():
         raise UsageError(f"{path}: no such file; give one that `longlive-trt calibrate` made")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError):
-        raise UsageError(f"{path}: not a calibration file, or cut short; calibrate again") from None
-    try:
-        facts = json.loads(metadata[_METADATA])
-        file_format = facts["format"]
-    except (KeyError, ValueError, TypeError):
-        raise UsageError(f"{path}: not a calibration file; calibrate again") from None
+    with refusing(UsageError, f"{path}: not a calibration file, or cut short", "calibrate again"):
+        header = read_header(path)
+        facts = parse_json(header.metadata.get(_METADATA, ""))
+        if not isinstance(facts, dict):
+            raise ReadingError("it does not say what it holds")
+    file_format = facts.pop("format", None)
     if file_format != FORMAT:
         raise UsageError(
-            f"{path}: of another version (format {file_format}, expected {FORMAT}); calibrate again"
+            f"{path}: of another version (format {quoted(file_format)}, expected {FORMAT}); "
+            f"calibrate again"
         )
-    try:
-        return _calibration(facts, tensors)
-    except (KeyError, ValueError, TypeError, AttributeError, UsageError):
-        raise UsageError(f"{path}: incomplete or altered; calibrate again") from None
+    with refusing(UsageError, f"{path}: incomplete or altered", "calibrate again"):
+        return _calibration(structured(_Facts, facts), _tensors(header))
 
 
-def _calibration(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Calibration:
-    for tensor in tensors.values():
+def _tensors(header: TensorHeader) -> dict[str, Tensor]:
+    for name, entry in header.entries.items():
+        if entry.dtype not in FLOATS:
+            raise ReadingError(f"{name} holds no ranges but {entry.dtype}")
+    tensors = {name: torch.from_numpy(values) for name, values in header.read_all().items()}
+    for name, tensor in tensors.items():
         if not (torch.isfinite(tensor).all() and (tensor >= 0).all()):
-            raise ValueError("ranges are finite and not negative")
+            raise ReadingError(f"{name}: ranges are finite and not negative")
+    return tensors
+
+
+def _calibration(facts: _Facts, tensors: Mapping[str, Tensor]) -> Calibration:
+    try:
+        recipe = recipe_named(facts.recipe).name
+    except UsageError as error:
+        raise ReadingError(str(error)) from None
     return Calibration(
-        origin=Origin(**facts["origin"]),
-        recipe=recipe_named(facts["recipe"]).name,
-        layers={name: _ranges(name, tensors) for name in facts["layers"]},
+        origin=facts.origin,
+        recipe=recipe,
+        layers={name: _ranges(name, tensors) for name in facts.layers},
         channels={
             name.removeprefix("channels."): tensor
             for name, tensor in tensors.items()
             if name.startswith("channels.")
         },
-        statistics=facts["statistics"],
-        versions=facts["versions"],
+        statistics=facts.statistics,
+        versions=facts.versions,
         vae=_vae_ranges(facts, tensors),
     )
 
 
-def _vae_ranges(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> VaeRanges | None:
+def _vae_ranges(facts: _Facts, tensors: Mapping[str, Tensor]) -> VaeRanges | None:
     """Older files have none."""
-    names = facts.get("vae_layers", [])
-    if not names:
+    if not facts.vae_layers:
         return None
-    layers = {name: _ranges(f"vae.{name}", tensors) for name in names}
-    return VaeRanges(facts["origin"]["vae"], layers)
+    layers = {name: _ranges(f"vae.{name}", tensors) for name in facts.vae_layers}
+    return VaeRanges(facts.origin.vae, layers)
 
 
 def _ranges(name: str, tensors: Mapping[str, Tensor]) -> LayerRanges:
+    for kind in ("input_amax", "weight_amax"):
+        if f"{kind}.{name}" not in tensors:
+            raise ReadingError(f"the ranges of {plain(name)} are missing")
     return LayerRanges(
         tensors[f"input_amax.{name}"],
         tensors[f"weight_amax.{name}"],

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -25,13 +24,20 @@ from longlive_trt.calibration.videos import Video, plan_videos, run_video
 from longlive_trt.configs import ModelConfig
 from longlive_trt.errors import UsageError
 from longlive_trt.export.checkpoints.opening import Weights
+from longlive_trt.export.components import SEEDS
 from longlive_trt.export.models.transformer import Transformer
 from longlive_trt.export.torch_types import TORCH_TYPES
 from longlive_trt.files import publish_file
+from longlive_trt.reading.documents import parse_json
+from longlive_trt.reading.failures import ReadingError
+from longlive_trt.reading.ranges import Range
+from longlive_trt.reading.shapes import field as checked
+from longlive_trt.reading.tensors import FLOATS, TensorHeader, read_header
 
 logger = logging.getLogger(__name__)
 
 _PROGRESS_FORMAT = 2
+BLOCKS = Range(1, 1000)
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,8 @@ class CalibrationRequest:
     def __post_init__(self) -> None:
         if not self.prompts:
             raise UsageError("no prompts to calibrate with; give a file with one prompt a line")
-        if self.blocks is not None and self.blocks < 1:
-            raise UsageError(f"--blocks is {self.blocks}; a video needs at least 1")
+        BLOCKS.require("--blocks", self.blocks)
+        SEEDS.require("--seed", self.seed)
 
 
 @dataclass
@@ -172,19 +178,28 @@ def _resume(path: Path, origin: Origin) -> CalibrationProgress:
     if not path.is_file():
         return CalibrationProgress({}, [])
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            channels = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        known = {"format": _PROGRESS_FORMAT, "origin": asdict(origin)}
-        if json.loads(metadata["known"]) == known:
-            progress = CalibrationProgress(channels, json.loads(metadata["by_video"]))
-            logger.warning("%s: going on after %d videos", path, len(progress.by_video))
-            return progress
-    except (SafetensorError, OSError, KeyError, ValueError):
-        logger.warning("%s: not readable; starting over", path)
+        header = read_header(path)
+        found = parse_json(header.metadata.get("known", ""))
+        if found == {"format": _PROGRESS_FORMAT, "origin": asdict(origin)}:
+            return _progress(path, header)
+    except ReadingError as error:
+        logger.warning("%s: not readable (%s); starting over", path, error)
         return CalibrationProgress({}, [])
     logger.warning("%s: of another calibration; starting over", path)
     return CalibrationProgress({}, [])
+
+
+def _progress(path: Path, header: TensorHeader) -> CalibrationProgress:
+    by_video: tuple[dict[str, float], ...] = checked(
+        tuple[dict[str, float], ...], parse_json(header.metadata.get("by_video", "")), "by_video"
+    )
+    if any(video.keys() != header.entries.keys() for video in by_video):
+        raise ReadingError("videos and channels do not fit together")
+    if any(entry.dtype not in FLOATS for entry in header.entries.values()):
+        raise ReadingError("it holds no ranges")
+    channels = {name: torch.from_numpy(values) for name, values in header.read_all().items()}
+    logger.warning("%s: going on after %d videos", path, len(by_video))
+    return CalibrationProgress(channels, list(by_video))
 
 
 def _save_progress(path: Path, origin: Origin, progress: CalibrationProgress) -> None:

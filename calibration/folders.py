@@ -36,12 +36,7 @@ from longlive_trt.export.components import (
     vae_specs,
 )
 from longlive_trt.export.exported_weights import ExportedWeights
-from longlive_trt.export.exporter import (
-    ExportResult,
-    KeptGraphs,
-    export_components,
-    require_replaceable,
-)
+from longlive_trt.export.exporter import ExportResult, KeptGraphs, export_components
 from longlive_trt.export.models.text_encoder import TextEncoder
 from longlive_trt.export.models.transformer import Transformer
 from longlive_trt.export.models.vae import VaeDecoder
@@ -52,6 +47,7 @@ from longlive_trt.exports import (
     check_export,
     read_export,
 )
+from longlive_trt.files import EXPORT, require_replaceable
 from longlive_trt.precision import precision_named
 
 logger = logging.getLogger(__name__)
@@ -133,7 +129,7 @@ def calibrate_export(
     *,
     with_vae: bool = False,
 ) -> Calibration:
-    require_replaceable(out)
+    require_replaceable(out, EXPORT)
     return calibrate(
         source.config,
         source.transformer(),

@@ -9,6 +9,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from longlive_trt.errors import UsageError
+from longlive_trt.reading.documents import JSON_BYTES
+from longlive_trt.reading.failures import refusing
+from longlive_trt.reading.files import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -22,12 +25,10 @@ def shipped_prompts() -> list[str]:
 
 def read_prompts(path: Path) -> list[str]:
     """One prompt a line; empty lines and those that begin with # are skipped."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file; give a text file with one prompt a line") from None
-    except (UnicodeDecodeError, IsADirectoryError):
-        raise UsageError(f"{path}: not a UTF-8 text file with one prompt a line") from None
+    if not path.exists():
+        raise UsageError(f"{path}: no such file; give a text file with one prompt a line")
+    with refusing(UsageError, f"{path}: not a UTF-8 text file with one prompt a line"):
+        text = read_text(path, JSON_BYTES)
     prompts = _parse(text, str(path))
     if len(prompts) == 1:
         logger.warning(

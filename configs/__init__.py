@@ -9,6 +9,7 @@ from longlive_trt.configs.loader import (
 from longlive_trt.configs.schema import (
     LatentConfig,
     ModelConfig,
+    PromptsConfig,
     RolloutConfig,
     TextEncoderConfig,
     TransformerConfig,
@@ -18,6 +19,7 @@ from longlive_trt.configs.schema import (
 __all__ = [
     "LatentConfig",
     "ModelConfig",
+    "PromptsConfig",
     "RolloutConfig",
     "TextEncoderConfig",
     "TransformerConfig",

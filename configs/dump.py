@@ -5,11 +5,14 @@ import hashlib
 import json
 from typing import Any
 
-from longlive_trt.configs.schema import ModelConfig
+from longlive_trt.configs.schema import ModelConfig, PromptsConfig
 
 
 def config_values(config: ModelConfig) -> dict[str, Any]:
     values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    if config.prompts == PromptsConfig():
+        # Records and fingerprints of models that say nothing of prompts are as they always were.
+        del values["prompts"]
     return values
 
 

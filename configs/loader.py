@@ -1,19 +1,19 @@
 """YAML and ``--set`` into :class:`ModelConfig`; every error names file, key and choice."""
 
-import dataclasses
-import difflib
-import types
-import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import yaml
-
-from longlive_trt.configs.schema import InvalidValueError, ModelConfig
+from longlive_trt.configs.schema import ModelConfig
 from longlive_trt.errors import ConfigError
+from longlive_trt.printing import plain
+from longlive_trt.reading.documents import YAML_BYTES, parse_yaml
+from longlive_trt.reading.failures import ReadingError, refusing
+from longlive_trt.reading.files import read_text
+from longlive_trt.reading.shapes import structured
 
 _HERE = Path(__file__).parent
+_MOST_SECTIONS = 8
 
 
 def shipped_models() -> list[str]:
@@ -56,12 +56,9 @@ def configure(
     overrides = list(overrides)
     if overrides:
         merged = _merge(merged, parse_overrides(overrides))
-        origin = f"{origin} with --set {' '.join(overrides)}"
-    try:
-        config = _build(ModelConfig, merged, "")
-    except ConfigError as error:
-        raise ConfigError(f"{origin}: {error}") from None
-    return typing.cast(ModelConfig, config)
+        origin = f"{origin} with --set {plain(' '.join(overrides))}"
+    with refusing(ConfigError, origin):
+        return structured(ModelConfig, merged)
 
 
 def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
@@ -69,18 +66,22 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
-        if not equals or not all(key.strip().split(".")):
-            raise ConfigError(f"--set {assignment}: expected key=value, such as fps=24")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"--set {assignment}: the value is not YAML") from None
         *parents, leaf = key.strip().split(".")
+        if not equals or not all((*parents, leaf)) or len(parents) > _MOST_SECTIONS:
+            raise ConfigError(f"--set {plain(assignment)}: expected key=value, such as fps=24")
+        try:
+            value = parse_yaml(text)
+        except ReadingError as error:
+            raise ConfigError(
+                f"--set {plain(assignment)}: the value is not YAML to be used ({error.problem})"
+            ) from None
         level = nested
         for parent in parents:
             level = level.setdefault(parent, {})
             if not isinstance(level, dict):
-                raise ConfigError(f"--set {assignment}: {parent} was set to a single value before")
+                raise ConfigError(
+                    f"--set {plain(assignment)}: {plain(parent)} was set to a single value before"
+                )
         level[leaf] = value
     return nested
 
@@ -93,21 +94,12 @@ def _find(source: str | Path, folder: str, what: str) -> Path:
     if path.is_file():
         return path
     names = ", ".join(sorted(p.stem for p in (_HERE / folder).glob("*.yaml")))
-    raise ConfigError(f"{source}: no such {what} file; give a YAML file or one of: {names}")
+    raise ConfigError(f"{plain(source)}: no such {what} file; give a YAML file or one of: {names}")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text file (UTF-8 expected)") from None
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        problem = getattr(error, "problem", None) or "not valid YAML"
-        raise ConfigError(f"{path}{line}: {problem}") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    with refusing(ConfigError, path):
+        values = parse_yaml(read_text(path, YAML_BYTES))
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -123,73 +115,3 @@ def _merge(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
-
-
-def _build(kind: type, values: Mapping[str, Any], section: str) -> object:
-    hints = typing.get_type_hints(kind)
-    known = {field.name for field in dataclasses.fields(kind)}
-    for key in values:
-        if key not in known:
-            raise _unknown_key(str(key), known, section)
-    arguments = {
-        key: _coerce(hints[key], value, f"{section}{key}") for key, value in values.items()
-    }
-    try:
-        return kind(**arguments)
-    except InvalidValueError as error:
-        raise (error.within(section[:-1]) if section else error) from None
-
-
-def _unknown_key(key: str, known: set[str], section: str) -> ConfigError:
-    close = difflib.get_close_matches(key, known, n=1)
-    hint = f" (did you mean {section}{close[0]}?)" if close else ""
-    return ConfigError(f"unknown key {section}{key}{hint}; known here: {', '.join(sorted(known))}")
-
-
-def _coerce(hint: Any, value: Any, key: str) -> Any:
-    origin, choices = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in choices:
-            return None
-        (inner,) = [choice for choice in choices if choice is not type(None)]
-        return _coerce(inner, value, key)
-    if origin is Literal:
-        if value not in choices:
-            raise InvalidValueError(key, value, ", ".join(map(str, choices)))
-        return value
-    if origin is tuple:
-        return _coerce_tuple(choices, value, key)
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, Mapping):
-            raise InvalidValueError(key, value, "a section of keys and values")
-        return _build(typing.cast(type, hint), value, f"{key}.")
-    return _coerce_scalar(hint, value, key)
-
-
-def _coerce_tuple(kinds: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
-    if not isinstance(value, list | tuple):
-        raise InvalidValueError(key, value, "a list")
-    if kinds[-1] is Ellipsis:
-        kinds = (kinds[0],) * len(value)
-    if len(value) != len(kinds):
-        raise InvalidValueError(key, value, f"a list of {len(kinds)}")
-    items = zip(kinds, value, strict=True)
-    return tuple(_coerce(kind, item, f"{key}[{i}]") for i, (kind, item) in enumerate(items))
-
-
-def _coerce_scalar(kind: type, value: Any, key: str) -> Any:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-    if kind is float and isinstance(value, str):
-        # YAML 1.1 reads 1e-6 (no dot) as a text.
-        try:
-            value = float(value)
-        except ValueError:
-            raise InvalidValueError(key, value, names[kind]) from None
-    fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
-    if not fits or (isinstance(value, bool) and kind is not bool):
-        raise InvalidValueError(key, value, names[kind])
-    if kind is float:
-        value = float(value)
-        if value != value or value in (float("inf"), float("-inf")):
-            raise InvalidValueError(key, value, "a finite number")
-    return value

@@ -1,6 +1,6 @@
 """Replay files: all that is random in a rollout, so that engines can be compared."""
 
-import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -8,12 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 
 from longlive_trt.configs.schema import ModelConfig
 from longlive_trt.errors import UsageError
+from longlive_trt.reading.documents import parse_json
+from longlive_trt.reading.failures import ReadingError
+from longlive_trt.reading.shapes import field
+from longlive_trt.reading.tensors import FLOATS, TensorHeader, read_header
 
 FloatArray = npt.NDArray[np.float32]
+
+_PROMPT_NAME = re.compile(r"prompt\.(0|[1-9][0-9]{0,8})")
 
 
 @dataclass(frozen=True)
@@ -61,45 +66,47 @@ def prompts_by_block(
 
 def load_replay(path: Path, config: ModelConfig) -> Replay:
     """Read and check a replay file against the model that is to run it."""
-    tensors, metadata = _read(path)
-    for name in ("noise", "renoise", "prompt.0"):
-        if name not in tensors:
-            raise UsageError(f"{path}: tensor {name} is missing; a replay file needs it")
-    prompts = {
-        int(name.removeprefix("prompt.")): tensor
-        for name, tensor in tensors.items()
-        if name.removeprefix("prompt.").isdecimal()
-    }
-    schedule = _parse_schedule(path, metadata.get("schedule"), prompts)
-    replay = Replay(tensors["noise"], tensors["renoise"], prompts, schedule)
-    _check_shapes(path, replay, config)
+    if not path.is_file():
+        raise UsageError(f"{path}: no such replay file")
+    try:
+        header = read_header(path)
+        prompts = _prompt_names(header)
+        schedule = _parse_schedule(path, header.metadata.get("schedule"), prompts)
+        _check_shapes(header, prompts, config)
+        replay = Replay(
+            _values(header, "noise"),
+            _values(header, "renoise"),
+            {number: _values(header, name) for number, name in prompts.items()},
+            schedule,
+        )
+    except (ReadingError, OSError) as error:
+        raise UsageError(f"{path}: not a readable safetensors file ({error})") from None
     _check_switches(path, replay, config.rollout.frames_per_block)
     return replay
 
 
-def _read(path: Path) -> tuple[dict[str, FloatArray], dict[str, str]]:
-    if not path.is_file():
-        raise UsageError(f"{path}: no such replay file")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            names = file.keys()
-            tensors = {name: np.asarray(file.get_tensor(name), np.float32) for name in names}
-            return tensors, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise UsageError(f"{path}: not a readable safetensors file ({error})") from None
+def _prompt_names(header: TensorHeader) -> dict[int, str]:
+    """The tensors of prompts by their numbers; others than these may be in the file too."""
+    for name in ("noise", "renoise", "prompt.0"):
+        if name not in header.entries:
+            raise UsageError(f"{header.path}: tensor {name} is missing; a replay file needs it")
+    found = (_PROMPT_NAME.fullmatch(name) for name in header.entries)
+    return {int(match[1]): match[0] for match in found if match}
 
 
-def _parse_schedule(
-    path: Path, text: str | None, prompts: Mapping[int, FloatArray]
-) -> tuple[Switch, ...]:
+def _values(header: TensorHeader, name: str) -> FloatArray:
+    values = header.read(name).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise UsageError(f"{header.path}: {name} holds NaN or infinity")
+    return values
+
+
+def _parse_schedule(path: Path, text: str | None, prompts: Mapping[int, str]) -> tuple[Switch, ...]:
     where = f"{path}: metadata entry schedule"
     expected = '[{"frame": 0, "prompt": 0}, ...]'
     try:
-        entries = json.loads(text or "")
-        schedule = tuple(
-            Switch(_whole(entry["frame"]), _whole(entry["prompt"])) for entry in entries
-        )
-    except (ValueError, TypeError, KeyError):
+        schedule: tuple[Switch, ...] = field(tuple[Switch, ...], parse_json(text or ""), "schedule")
+    except ReadingError:
         raise UsageError(f"{where} is missing or not JSON of the form {expected}") from None
     if not schedule or schedule[0].frame != 0:
         raise UsageError(f"{where} must begin with frame 0")
@@ -112,19 +119,15 @@ def _parse_schedule(
     return schedule
 
 
-def _whole(value: object) -> int:
-    if type(value) is not int:
-        raise TypeError(value)
-    return value
-
-
-def _check_shapes(path: Path, replay: Replay, config: ModelConfig) -> None:
-    if replay.noise.ndim != 5 or replay.batch == 0:
+def _check_shapes(header: TensorHeader, prompts: Mapping[int, str], config: ModelConfig) -> None:
+    """Before anything is read, which may be large."""
+    path, shapes = header.path, {name: entry.shape for name, entry in header.entries.items()}
+    noise = shapes["noise"]
+    if len(noise) != 5 or noise[0] == 0:
         raise UsageError(
-            f"{path}: noise is {list(replay.noise.shape)}; "
-            f"it needs [batch, frames, channels, height, width]"
+            f"{path}: noise is {list(noise)}; it needs [batch, frames, channels, height, width]"
         )
-    batch, frames = replay.noise.shape[:2]
+    batch, frames = noise[:2]
     block = config.rollout.frames_per_block
     if frames == 0 or frames % block:
         raise UsageError(f"{path}: noise has {frames} frames; it needs whole blocks of {block}")
@@ -132,20 +135,23 @@ def _check_shapes(path: Path, replay: Replay, config: ModelConfig) -> None:
     steps = len(config.rollout.steps)
     text = (config.transformer.text_len, config.transformer.text_dim)
     expected = {
-        "noise": (replay.noise, (batch, frames, *frame)),
-        "renoise": (replay.renoise, (frames // block, steps - 1, batch, block, *frame)),
+        "noise": (batch, frames, *frame),
+        "renoise": (frames // block, steps - 1, batch, block, *frame),
     }
-    for number, states in replay.prompts.items():
-        rows = states.shape[0] if states.shape[:1] in ((1,), (batch,)) else batch
-        expected[f"prompt.{number}"] = (states, (rows, *text))
-    for name, (tensor, shape) in expected.items():
-        if tensor.shape != shape:
+    for name in prompts.values():
+        rows = shapes[name][:1] if shapes[name][:1] in ((1,), (batch,)) else (batch,)
+        expected[name] = (*rows, *text)
+    for name, shape in expected.items():
+        if shapes[name] != shape:
             raise UsageError(
-                f"{path}: {name} is {list(tensor.shape)}, but the model "
+                f"{path}: {name} is {list(shapes[name])}, but the model "
                 f"({config.name}) needs {list(shape)}"
             )
-        if not np.isfinite(tensor).all():
-            raise UsageError(f"{path}: {name} holds NaN or infinity")
+        if header.entries[name].dtype not in FLOATS:
+            raise UsageError(
+                f"{path}: {name} is stored as {header.entries[name].dtype}; save it as "
+                f"{' or '.join(FLOATS)}"
+            )
 
 
 def _check_switches(path: Path, replay: Replay, block_frames: int) -> None:

@@ -10,6 +10,8 @@ from itertools import pairwise
 from typing import Literal
 
 from longlive_trt.errors import ConfigError
+from longlive_trt.reading.failures import InvalidFieldError
+from longlive_trt.reading.ranges import Range
 
 GLOBAL_WINDOW = -1
 ROPE_TABLE_FRAMES = 1024
@@ -17,13 +19,25 @@ WAN_TEMPORAL_FACTOR = 4
 GLOBAL_ATTENTION_TOKENS = 32_760
 
 
-class InvalidValueError(ConfigError):
-    def __init__(self, key: str, value: object, allowed: str) -> None:
-        super().__init__(f"{key} is {value!r}; allowed: {allowed}")
-        self.key, self.value, self.allowed = key, value, allowed
+# What is larger than any model of this kind by far: beyond it, work would begin that never ends.
+LAYERS = Range(1, 256)
+HEADS = Range(1, 1024)
+WIDTH = Range(1, 65_536)
+"""Channels of a layer, and tokens of a text."""
+LATENT_SIDE = Range(1, 4096)
+BLOCK_FRAMES = Range(1, 256)
+VOCABULARY = Range(1, 4_000_000)
+FPS = Range(0.1, 240)
+MOST_TOKENS_PER_FRAME = 65_536
+MOST_WEIGHTS = 10**11
+_LARGEST_PATCH = 64
+_LONGEST_WINDOW = 16_384
+_STATISTIC = Range(-1e6, 1e6)
+_DEVIATION = Range(1e-6, 1e6)
 
-    def within(self, section: str) -> "InvalidValueError":
-        return InvalidValueError(f"{section}.{self.key}", self.value, self.allowed)
+
+class InvalidValueError(ConfigError, InvalidFieldError):
+    """A value of the configuration that cannot be."""
 
 
 def _require(condition: bool, key: str, value: object, allowed: str) -> None:
@@ -31,9 +45,18 @@ def _require(condition: bool, key: str, value: object, allowed: str) -> None:
         raise InvalidValueError(key, value, allowed)
 
 
-def _require_positive(config: object, *keys: str) -> None:
+def _require_range(config: object, allowed: Range, *keys: str) -> None:
     for key in keys:
-        _require(getattr(config, key) > 0, key, getattr(config, key), "a number above 0")
+        value = getattr(config, key)
+        if not value > 0:
+            raise InvalidValueError(key, value, f"a number above 0, at most {allowed.high:g}")
+        _require(value in allowed, key, value, str(allowed))
+
+
+def _require_weights(count: int, key: str, config: object) -> None:
+    """Each size may be sane, and all of them together not."""
+    allowed = f"fewer: these sizes make {count:.0e} weights, and {MOST_WEIGHTS:.0e} are the most"
+    _require(count <= MOST_WEIGHTS, key, getattr(config, key), allowed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,20 +73,22 @@ class TransformerConfig:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        _require_positive(
-            self, "dim", "heads", "layers", "ffn_dim", "freq_dim", "text_len", "text_dim"
-        )
-        _require_positive(self, "channels", "eps")
+        _require_range(self, WIDTH, "dim", "ffn_dim", "freq_dim", "text_len", "text_dim")
+        _require_range(self, Range(1, 1024), "channels")
+        _require_range(self, HEADS, "heads")
+        _require_range(self, LAYERS, "layers")
+        _require_range(self, Range(0, 1, above=True), "eps")
         _require(self.dim % self.heads == 0, "heads", self.heads, f"a divisor of dim ({self.dim})")
         _require(self.head_dim % 2 == 0, "heads", self.heads, "dim / heads must be even")
         _require(self.head_dim >= 6, "heads", self.heads, "dim / heads must be at least 6")
         _require(self.freq_dim % 2 == 0, "freq_dim", self.freq_dim, "an even number")
         _require(
-            self.patch[0] == 1 and min(self.patch) > 0,
+            self.patch[0] == 1 and min(self.patch) > 0 and max(self.patch) <= _LARGEST_PATCH,
             "patch",
             list(self.patch),
-            "[1, height, width], each above 0",
+            f"[1, height, width], each above 0 and at most {_LARGEST_PATCH}",
         )
+        _require_weights(self.layers * self.dim * (8 * self.dim + 2 * self.ffn_dim), "layers", self)
 
     @property
     def head_dim(self) -> int:
@@ -76,7 +101,7 @@ class LatentConfig:
     width: int = 104
 
     def __post_init__(self) -> None:
-        _require_positive(self, "height", "width")
+        _require_range(self, LATENT_SIDE, "height", "width")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +116,19 @@ class RolloutConfig:
     context_timestep: int = 0
 
     def __post_init__(self) -> None:
-        _require_positive(self, "frames_per_block", "timestep_shift")
-        _require(self.sink_frames >= 0, "sink_frames", self.sink_frames, "0 or more")
+        _require_range(self, BLOCK_FRAMES, "frames_per_block")
+        _require_range(self, Range(0, 1000, above=True), "timestep_shift")
+        sinks = Range(0, ROPE_TABLE_FRAMES)
+        allowed = f"0 or more, at most {ROPE_TABLE_FRAMES}"
+        _require(self.sink_frames in sinks, "sink_frames", self.sink_frames, allowed)
         smallest = self.sink_frames + self.frames_per_block
         _require(
-            self.window_frames == GLOBAL_WINDOW or self.window_frames >= smallest,
+            self.window_frames == GLOBAL_WINDOW
+            or smallest <= self.window_frames <= _LONGEST_WINDOW,
             "window_frames",
             self.window_frames,
-            f"-1 (global attention), or at least sink_frames + frames_per_block ({smallest})",
+            f"-1 (global attention), or at least sink_frames + frames_per_block ({smallest}) and "
+            f"at most {_LONGEST_WINDOW}",
         )
         falling = all(a > b for a, b in pairwise(self.steps))
         _require(
@@ -135,13 +165,15 @@ class VaeConfig:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        _require_positive(self, "dim", "channels", "res_blocks")
+        _require_range(self, Range(1, 4096), "dim")
+        _require_range(self, Range(1, 1024), "channels")
+        _require_range(self, Range(1, 64), "res_blocks")
         _require(self.dim % 2 == 0, "dim", self.dim, "an even number")
         _require(
-            bool(self.multipliers) and min(self.multipliers) > 0,
+            0 < len(self.multipliers) <= 8 and all(m in Range(1, 64) for m in self.multipliers),
             "multipliers",
             list(self.multipliers),
-            "one or more numbers above 0",
+            "one or more numbers above 0: 1 to 8 of them, from 1 to 64",
         )
         _require(
             len(self.temporal_upsample) == len(self.multipliers) - 1,
@@ -157,7 +189,10 @@ class VaeConfig:
                 list(getattr(self, key)),
                 f"one number per channel ({self.channels})",
             )
-        _require(min(self.std) > 0, "std", list(self.std), "numbers above 0")
+        means = all(value in _STATISTIC for value in self.mean)
+        _require(means, "mean", list(self.mean), f"numbers from {_STATISTIC}")
+        deviations = all(value in _DEVIATION for value in self.std)
+        _require(deviations, "std", list(self.std), f"numbers above 0, from {_DEVIATION}")
 
     @property
     def spatial_factor(self) -> int:
@@ -181,9 +216,11 @@ class TextEncoderConfig:
     max_distance: int = 128
 
     def __post_init__(self) -> None:
-        _require_positive(
-            self, "vocab", "dim", "attention_dim", "ffn_dim", "heads", "layers", "max_distance"
-        )
+        _require_range(self, VOCABULARY, "vocab")
+        _require_range(self, WIDTH, "dim", "attention_dim", "ffn_dim")
+        _require_range(self, HEADS, "heads")
+        _require_range(self, LAYERS, "layers")
+        _require_range(self, Range(1, 1_000_000), "max_distance")
         _require(
             self.attention_dim % self.heads == 0,
             "heads",
@@ -191,10 +228,10 @@ class TextEncoderConfig:
             f"a divisor of attention_dim ({self.attention_dim})",
         )
         _require(
-            self.buckets >= 4 and self.buckets % 4 == 0,
+            self.buckets in Range(4, 4096) and self.buckets % 4 == 0,
             "buckets",
             self.buckets,
-            "a multiple of 4",
+            "a multiple of 4, at most 4096",
         )
         _require(
             self.max_distance > self.buckets // 4,
@@ -202,6 +239,17 @@ class TextEncoderConfig:
             self.max_distance,
             f"more than buckets / 4 ({self.buckets // 4})",
         )
+        per_layer = self.dim * (4 * self.attention_dim + 3 * self.ffn_dim)
+        _require_weights(self.layers * per_layer + self.vocab * self.dim, "layers", self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptsConfig:
+    """For those who write prompts; nothing that is computed depends on it."""
+
+    knows: str = ""
+    """What a small model understands, as the end of the sentence "it knows ..."."""
+    suggestions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,16 +261,24 @@ class ModelConfig:
     vae: VaeConfig | None = None
     text_encoder: TextEncoderConfig | None = None
     fps: float = 16
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
 
     def __post_init__(self) -> None:
         _require(bool(self.name.strip()), "name", self.name, "a non-empty text")
-        _require_positive(self, "fps")
+        _require_range(self, FPS, "fps")
         _, patch_height, patch_width = self.transformer.patch
         for key, value, patch in (
             ("latent.height", self.latent.height, patch_height),
             ("latent.width", self.latent.width, patch_width),
         ):
             _require(value % patch == 0, key, value, f"a multiple of the patch size ({patch})")
+        most = f"a frame of at most {MOST_TOKENS_PER_FRAME} tokens, and this has "
+        _require(
+            self.tokens_per_frame <= MOST_TOKENS_PER_FRAME,
+            "latent",
+            [self.latent.height, self.latent.width],
+            most + str(self.tokens_per_frame),
+        )
         if self.vae is not None:
             _require(
                 self.vae.channels == self.transformer.channels,

@@ -13,17 +13,26 @@ from longlive_trt.configs.dump import config_sha256
 from longlive_trt.engines.bundles.bundle import (
     FORMAT,
     MANIFEST_NAME,
+    Bundle,
     FileEntry,
     Manifest,
     check_files,
     read_manifest,
-    require_replaceable,
 )
+from longlive_trt.engines.bundles.contents import require_complete
+from longlive_trt.engines.bundles.fit import require_fit
 from longlive_trt.engines.compiler import BuildOptions, EngineCompiler, GraphSource
 from longlive_trt.engines.registry import DEFAULT, compiler_named
 from longlive_trt.errors import BundleError
 from longlive_trt.exports import TOKENIZER_NAME, ExportRecord, check_export, read_export
-from longlive_trt.files import publish_directory, sha256_file
+from longlive_trt.files import (
+    BUNDLE,
+    discard_abandoned,
+    publish_directory,
+    real_path,
+    require_replaceable,
+    sha256_file,
+)
 from longlive_trt.precision import Precision, precision_named
 
 logger = logging.getLogger(__name__)
@@ -52,15 +61,18 @@ def build(
     precision = precision_named(precision_name)
     record = read_export(export_folder)
     compiler = compiler_named(engine, options, precision, record.config)
-    check_export(export_folder, record)
     compiler.check(record)
+    check_export(export_folder, record)
+    require_fit(export_folder, record.config, record.graphs)
     key = _key(record, compiler, precision)
     current = None if force else _current(out, key)
     if current is not None:
+        # A run that was killed after it gave the bundle its name left the older one.
+        discard_abandoned(real_path(out).parent)
         return BuildResult(current, was_current=True)
-    require_replaceable(out)
+    require_replaceable(out, BUNDLE)
     started = time.monotonic()
-    with publish_directory(out) as folder:
+    with publish_directory(out, BUNDLE) as folder:
         sources = {
             name: GraphSource(name, export_folder / f"{name}.onnx", info, record.config)
             for name, info in record.graphs.items()
@@ -85,6 +97,7 @@ def build(
             command=command,
             duration_s=round(time.monotonic() - started, 3),
         )
+        require_complete(Bundle(folder, manifest))
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return BuildResult(manifest, was_current=False)
 

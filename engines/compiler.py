@@ -5,13 +5,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, Protocol
 
-import onnx_ir as ir
-
 from longlive_trt.basics import Report
 from longlive_trt.configs import ModelConfig
 from longlive_trt.engines.bundles.bundle import EngineKind
 from longlive_trt.errors import UsageError
-from longlive_trt.exports import ExportRecord, GraphInfo, graph_info
+from longlive_trt.exports import ExportRecord, GraphInfo, damage_refused, graph_info, load_graph
 from longlive_trt.precision import Precision, retype
 
 
@@ -57,9 +55,10 @@ class GraphSource:
 
 def retyped_info(source: GraphSource, precision: Precision) -> GraphInfo:
     """The exported graph's tensors, those of the compute type in another precision."""
-    model = ir.load(source.path)
-    retype(model, precision)
-    return graph_info(model)
+    with damage_refused(source.path):
+        model = load_graph(source.path)
+        retype(model, precision)
+        return graph_info(model)
 
 
 class EngineCompiler(Protocol):

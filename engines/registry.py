@@ -18,6 +18,7 @@ from longlive_trt.engines.base import Engine
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.engines.compiler import BuildOptions, EngineCompiler
 from longlive_trt.errors import UsageError
+from longlive_trt.exports import weight_files
 from longlive_trt.extras import engine_upgrade, install_command
 from longlive_trt.plugins.cuda.streams import Stream
 from longlive_trt.precision import Precision
@@ -70,6 +71,10 @@ class Kind(ABC):
         """One graph's engine: with a stream, on its GPU."""
         ...
 
+    def needed_files(self, bundle: Bundle, graph: str) -> set[str]:
+        """Every file of the bundle that running this graph takes."""
+        return {f"{graph}{self.suffix}"}
+
     def profile_count(self, bundle: Bundle, graph: str) -> int:
         """How many ranges of sizes the engine was compiled for; 0 where it takes all."""
         return 0
@@ -99,6 +104,12 @@ class _OnnxRuntime(Kind):
     def install_command(self, version: str) -> str:
         return engine_upgrade(version)
 
+    def needed_files(self, bundle: Bundle, graph: str) -> set[str]:
+        name = f"{graph}{self.suffix}"
+        if name not in bundle.manifest.files:
+            return {name}
+        return {name} | weight_files(bundle.folder / name) | self._library(bundle, graph)
+
     def load(
         self, bundle: Bundle, graph: str, *, stream: Stream | None, threads: int | None
     ) -> Engine:
@@ -108,11 +119,16 @@ class _OnnxRuntime(Kind):
 
             return OnnxRuntimeEngine(path, threads=threads)
         from longlive_trt.engines.ort.gpu import OnnxRuntimeCudaEngine
+
+        library = next((bundle.folder / name for name in self._library(bundle, graph)), None)
+        return OnnxRuntimeCudaEngine(path, stream, library=library)
+
+    def _library(self, bundle: Bundle, graph: str) -> set[str]:
+        """The file of our kernels, for a graph that calls them."""
         from longlive_trt.plugins.onnxruntime_bridge import LIBRARY_NAME
 
         has_kernels = graph in bundle.manifest.options.get("kernel_graphs", ())
-        library = bundle.folder / LIBRARY_NAME if has_kernels else None
-        return OnnxRuntimeCudaEngine(path, stream, library=library)
+        return {LIBRARY_NAME} if has_kernels else set()
 
     def load_gpu_libraries(self) -> None:
         from longlive_trt.engines.ort import gpu
@@ -149,6 +165,10 @@ class _TensorRt(Kind):
         manifest, path = bundle.manifest, bundle.folder / f"{graph}{self.suffix}"
         flavor, info = FLAVORS[self.name], manifest.graphs[graph]
         return TensorRtEngine(path, info, flavor, manifest.options, stream)
+
+    def needed_files(self, bundle: Bundle, graph: str) -> set[str]:
+        """Every file of the bundle that running this graph takes."""
+        return {f"{graph}{self.suffix}"}
 
     def profile_count(self, bundle: Bundle, graph: str) -> int:
         from longlive_trt.engines.trt.profiles import profiles

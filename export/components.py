@@ -30,8 +30,11 @@ from longlive_trt.export.models.text_encoder import TextEncoder
 from longlive_trt.export.models.transformer import Transformer
 from longlive_trt.export.models.vae import VaeDecoder
 from longlive_trt.export.tracing import GraphInput, GraphSpec, Size
+from longlive_trt.reading.ranges import Range
 
 Shapes = Mapping[str, tuple[int, ...]]
+SEEDS = Range(0, 2**63 - 1)
+"""Of weights that are made up."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Sources:
     random_seed: int | None = None
 
     def __post_init__(self) -> None:
+        SEEDS.require("--random-weights", self.random_seed)
         given = (self.transformer, self.lora, self.vae, self.text_encoder)
         if self.random_seed is not None and any(given):
             raise UsageError("--random-weights makes all weights; give it without checkpoints")

@@ -11,12 +11,16 @@ PAD, END, UNKNOWN = SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
 SMALLEST_VOCAB = len(SPECIAL_TOKENS) + 256
 
 
-def write_demo_tokenizer(folder: Path, vocab: int) -> None:
+def require_demo_vocab(vocab: int) -> None:
     if vocab < SMALLEST_VOCAB:
         raise ConfigError(
             f"text_encoder.vocab is {vocab}; the demo tokenizer needs {SMALLEST_VOCAB} or more "
             "(a token for every byte)"
         )
+
+
+def write_demo_tokenizer(folder: Path, vocab: int) -> None:
+    require_demo_vocab(vocab)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "tokenizer.json"
     aside = path.with_name(f".{path.name}.{os.getpid()}")

@@ -9,7 +9,7 @@ import torch
 from longlive_trt.contract import COMPONENT_OF, weight_prefix
 from longlive_trt.errors import UsageError
 from longlive_trt.export.checkpoints.weights import Weights
-from longlive_trt.exports import ExportRecord, transposed_weights
+from longlive_trt.exports import ExportRecord, load_graph, transposed_weights
 
 
 class ExportedWeights(Weights):
@@ -28,7 +28,7 @@ class ExportedWeights(Weights):
         self._tensors = {name: self._tensors[name] for name in expected}
 
     def _add_graph(self, path: Path, component: str) -> None:
-        model, prefix = ir.load(path), weight_prefix(component)
+        model, prefix = load_graph(path), weight_prefix(component)
         self._transposed |= transposed_weights(model, path)
         for name, value in model.graph.initializers.items():
             if name.startswith(prefix) and value.const_value is not None:

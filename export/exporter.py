@@ -17,7 +17,7 @@ from longlive_trt.contract import COMPONENT_OF, weights_file
 from longlive_trt.errors import ExportError, UsageError
 from longlive_trt.export.check import CheckResult, check_graph
 from longlive_trt.export.components import Component, Sources, components
-from longlive_trt.export.demo_tokenizer import write_demo_tokenizer
+from longlive_trt.export.demo_tokenizer import require_demo_vocab, write_demo_tokenizer
 from longlive_trt.export.tracing import TracedGraph, trace
 from longlive_trt.export.weights_file import write_weights
 from longlive_trt.exports import (
@@ -27,8 +27,9 @@ from longlive_trt.exports import (
     GraphInfo,
     Quantization,
     graph_info,
+    require_complete_record,
 )
-from longlive_trt.files import publish_directory, sha256_file
+from longlive_trt.files import EXPORT, publish_directory, require_replaceable, sha256_file
 from longlive_trt.precision import Precision, retype
 
 logger = logging.getLogger(__name__)
@@ -78,8 +79,10 @@ def export(
     report: Report = lambda _what, _done, _total: None,
 ) -> ExportResult:
     """Write the graphs and weights of every component that there are weights for."""
-    require_replaceable(out)
+    require_replaceable(out, EXPORT)
     tokenizer_file = _find_tokenizer(tokenizer)
+    if tokenizer_file is None and sources.random_seed is not None and config.text_encoder:
+        require_demo_vocab(config.text_encoder.vocab)
 
     def add_tokenizer(folder: Path) -> None:
         _write_tokenizer(folder, tokenizer_file, config, sources)
@@ -107,14 +110,15 @@ def export_components(
     check: bool = True,
     report: Report = lambda _what, _done, _total: None,
 ) -> ExportResult:
-    require_replaceable(out)
-    with publish_directory(out) as folder:
+    require_replaceable(out, EXPORT)
+    with publish_directory(out, EXPORT) as folder:
         traced = {part.name: _export_component(part, folder, precision, report) for part in parts}
         if kept is not None:
             kept.copy_into(folder)
         add_files(folder)
         graphs = [graph for group in traced.values() for graph in group]
         record = _record(config, precision, quantization, parts, graphs, kept, folder)
+        require_complete_record(folder, record)
         checks = _check_all(parts, graphs, folder, config, precision, report) if check else ()
         (folder / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
     return ExportResult(record, tuple(checks))
@@ -190,14 +194,6 @@ def _record(
         files={path.name: sha256_file(path) for path in sorted(folder.iterdir())},
         versions={name: version(name) for name in ("torch", "onnx", "onnxscript")},
     )
-
-
-def require_replaceable(out: Path) -> None:
-    """An older export may be replaced; anything else is somebody's."""
-    if out.is_dir() and any(out.iterdir()) and not (out / RECORD_NAME).is_file():
-        raise UsageError(f"{out}: not empty and not an export; give --out another folder")
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out}: a file is in the way; give --out another folder")
 
 
 def _find_tokenizer(given: Path | None) -> Path | None:

@@ -94,6 +94,7 @@ def trace(spec: GraphSpec) -> TracedGraph:
     onnxscript.optimizer.optimize(model)
     weights = _attach_weights(model, spec, parameters)
     transposed = _fold_transposes(weights)
+    _forget_origins(model)
     add_attention_functions(model)
     mark_compute_type(model, TRACED.onnx)
     model.metadata_props[TRANSPOSED_KEY] = json.dumps(sorted(transposed))
@@ -233,6 +234,15 @@ def _fold_transposes(weights: Mapping[str, ir.Value]) -> frozenset[str]:
         value.shape = ir.Shape(tuple(reversed(shape.numpy())))
         folded.add(name)
     return frozenset(folded)
+
+
+def _forget_origins(model: ir.Model) -> None:
+    """Where in which file of this machine each node comes from takes half of a graph's file."""
+    for node in model.graph:
+        node.doc_string = None
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
 
 
 def _require_exact_constants(model: ir.Model) -> None:

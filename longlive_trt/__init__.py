@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from longlive_trt.engines.build import BuildResult as BuildResult
     from longlive_trt.errors import LongLiveError as LongLiveError
     from longlive_trt.export.exporter import ExportResult as ExportResult
+    from longlive_trt.loading import load as load
     from longlive_trt.making.building import build as build
     from longlive_trt.making.calibrating import CalibrationResult as CalibrationResult
     from longlive_trt.making.calibrating import calibrate as calibrate
     from longlive_trt.making.exporting import export as export
     from longlive_trt.runtime.pipeline import Pipeline as Pipeline
-    from longlive_trt.runtime.pipeline import load as load
     from longlive_trt.runtime.video import Video as Video
     from longlive_trt.runtime.video import VideoBlock as VideoBlock
     from longlive_trt.runtime.video import VideoCheckpoint as VideoCheckpoint
@@ -55,7 +55,7 @@ _HOMES = {
     "VideoCheckpoint": "runtime.video",
     "build": "making.building",
     "calibrate": "making.calibrating",
-    "load": "runtime.pipeline",
+    "load": "loading",
 }
 # The area `export` can be called, because the function has its name.
 _MODULES = {"errors", "export"}

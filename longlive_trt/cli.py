@@ -2,8 +2,8 @@
 
 import errno
 import importlib
+import io
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +13,9 @@ import click
 from longlive_trt import __version__
 from longlive_trt.errors import LongLiveError
 from longlive_trt.extras import missing_module_message
+from longlive_trt.printing import accept_every_character, console, message_lines
+from longlive_trt.signals import bus_errors_told
+from longlive_trt.streams import drop_output, lasting_streams
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ COMMANDS = {
     "refit": Entry("making.refit", "Give stripped engines their weights."),
     "generate": Entry("running.generate", "Make a video from a bundle and prompts."),
     "serve": Entry("running.serve", "Endless video in the browser that answers to typing."),
-    "demo": Entry("running.demo", "Export, build and generate in one go, on this machine."),
+    "demo": Entry("running.demo", "A video of the demo model, steered by three prompts."),
     "verify": Entry("running.verify", "Check a bundle, file by file and against its reference."),
     "inspect": Entry("shipping.inspect", "Show what a bundle or an archive holds."),
     "pack": Entry("shipping.pack", "Put a bundle into one file."),
@@ -42,6 +45,7 @@ COMMANDS = {
     "bench": Entry("running.bench", "Measure how fast a bundle runs."),
     "doctor": Entry("running.doctor", "Show what this machine can do, and how to add the rest."),
 }
+_NO_THREAD = "no thread is to be had here; end other programs, or raise the limit (ulimit -u)"
 INTERRUPTED = 128 + 2  # what a shell reports for a process ended by SIGINT
 
 
@@ -82,60 +86,90 @@ def cli(ctx: click.Context, verbose: int, debug: bool) -> None:
 
 
 def _set_up_logging(verbose: int) -> None:
-    from rich.console import Console
     from rich.logging import RichHandler
 
     # Our own logger, not the root: a library that logs is not what -v asked for.
     logger = logging.getLogger(__package__)
     logger.setLevel([logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)])
-    logger.handlers = [RichHandler(console=Console(stderr=True), show_path=False, show_time=False)]
+    logger.handlers = [RichHandler(console=console(stderr=True), show_path=False, show_time=False)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    with lasting_streams(), bus_errors_told():
+        accept_every_character()
+        return _run_and_tell(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run_and_tell(arguments: list[str]) -> int:
     settings = Settings()
     try:
         return _run(arguments, settings)
-    except (LongLiveError, ModuleNotFoundError, OSError) as error:
+    except (LongLiveError, ImportError, OSError, MemoryError, RuntimeError) as error:
         message = _one_line(error)
         if settings.debug or message is None:
             raise
-        click.echo(f"error: {message}", err=True)
+        _complain(f"error: {message}", arguments)
+        _give_up_on_output()
         return error.exit_code if isinstance(error, LongLiveError) else 1
 
 
-def _run(arguments: Sequence[str] | None, settings: Settings) -> int:
+def _complain(message: str, arguments: list[str]) -> None:
+    click.echo(message_lines(message, arguments), err=True)
+
+
+def _run(arguments: list[str], settings: Settings) -> int:
     try:
         code = cli.main(arguments, "longlive-trt", standalone_mode=False, obj=settings)
         sys.stdout.flush()
     except click.ClickException as error:
-        error.show()
+        said = io.StringIO()
+        error.show(said)
+        _complain(said.getvalue().rstrip("\n"), arguments)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return INTERRUPTED
     except BrokenPipeError:
-        _discard_output()
+        # The reader is gone (`| head`).
+        drop_output()
         return 1
     return code if isinstance(code, int) else 0
 
 
-def _discard_output() -> None:
-    """The reader is gone (``| head``): keep Python's flush at exit from complaining."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _give_up_on_output() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        drop_output()
 
 
 def _one_line(error: Exception) -> str | None:
     """The message of an expected failure; None for one that is a defect of ours."""
     if isinstance(error, ModuleNotFoundError):
         return missing_module_message(error.name or "")
+    if isinstance(error, ImportError):
+        return _describe_import_error(error)
     if isinstance(error, OSError):
         return _describe_os_error(error)
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for this; end other programs, or ask for less"
+    if isinstance(error, RuntimeError):
+        return _NO_THREAD if str(error) == "can't start new thread" else None
     return str(error)
 
 
+def _describe_import_error(error: ImportError) -> str:
+    name, reason = error.name or "a library", str(error)
+    # What the loader says where the memory is limited (ulimit -v).
+    lacks_memory = any(words in reason for words in ("failed to map", "allocate memory"))
+    remedy = "there is not enough memory for it" if lacks_memory else "install it again"
+    return f"{name} cannot be loaded here ({reason}); {remedy}"
+
+
 def _describe_os_error(error: OSError) -> str:
-    reason = error.strerror or str(error)
+    reason, name = error.strerror or str(error), error.filename
     if error.errno == errno.ENOSPC:
-        reason += "; free some space or choose another disk"
-    return f"{error.filename}: {reason}" if error.filename else reason
+        # Of a copy, what was to be written is the second name.
+        reason, name = reason + "; free some space or choose another disk", error.filename2 or name
+    return f"{name}: {reason}" if name else reason

@@ -72,6 +72,10 @@ def name_of(dtype: np.dtype[Any]) -> str:
     return BY_NUMPY[dtype].name if dtype in BY_NUMPY else dtype.name
 
 
+def is_recorded(name: str) -> bool:
+    return name in _BY_RECORDED
+
+
 def recorded_type(name: str) -> ElementType:
     """The type of a tensor in an export's record or a manifest."""
     if name not in _BY_RECORDED:

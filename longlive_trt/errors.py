@@ -7,6 +7,7 @@
 ├── ``ExportError``      a graph that could not be made, or does not compute what torch computes
 ├── ``BundleError``      a bundle that is incomplete, altered, newer, or made for something else
 ├── ``EngineError``      an engine that cannot be built, loaded or run here
+│   └── ``NotFiniteError`` a block whose latents are not numbers
 ├── ``PluginError``      a kernel that cannot be compiled, or arguments it does not take
 │   └── ``LostGpuError`` a fault after which nothing of this process runs on the GPU any more
 └── ``OutputError``      a video, picture or state file that cannot be written
@@ -42,6 +43,10 @@ class BundleError(LongLiveError):
 
 
 class EngineError(LongLiveError):
+    pass
+
+
+class NotFiniteError(EngineError):
     pass
 
 

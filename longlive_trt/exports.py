@@ -1,7 +1,10 @@
 """The folder that ``export`` leaves and ``build`` takes: ONNX graphs, weights, and their record."""
 
 import json
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +13,28 @@ import onnx_ir as ir
 
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.dump import config_values
-from longlive_trt.configs.loader import configure
-from longlive_trt.contract import TRANSPOSED_KEY
-from longlive_trt.errors import ExportError, UsageError
+from longlive_trt.contract import COMPONENT_OF, ONNX_SUFFIX, TRANSPOSED_KEY
+from longlive_trt.dtypes import is_recorded
+from longlive_trt.errors import ExportError, LongLiveError, UsageError
+from longlive_trt.files import RECORD_NAME as RECORD_NAME
 from longlive_trt.files import sha256_file
+from longlive_trt.printing import plain
+from longlive_trt.reading.documents import JSON_BYTES, parse_json
+from longlive_trt.reading.failures import InvalidFieldError, ReadingError, refusing
+from longlive_trt.reading.files import file_size, read_bytes
+from longlive_trt.reading.names import require_inside
+from longlive_trt.reading.ranges import Range
+from longlive_trt.reading.shapes import field, structured
 
-RECORD_NAME = "export.json"
 TOKENIZER_NAME = "tokenizer.json"
 FORMAT = 1
+
+_SIZE = re.compile(r"[A-Za-z0-9_]{1,40}(\s*\*\s*[A-Za-z0-9_]{1,40}){0,7}")
+_DIMENSIONS = Range(0, 8)
+_ELEMENTS = Range(0, 1 << 48)
+"""Of one tensor, as far as its sizes are known."""
+_AGAIN = "export again"
+_QUANTIZED_TYPES = ("fp8", "int8")
 
 
 @dataclass(frozen=True)
@@ -31,6 +48,35 @@ class TensorInfo:
 class GraphInfo:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+
+    def require_sound(self, graph: str) -> None:
+        """Of a file that may say anything."""
+        for tensor in (*self.inputs, *self.outputs):
+            where = f"graphs.{plain(graph)}.{plain(tensor.name)}"
+            if not tensor.name.isprintable() or not 0 < len(tensor.name) <= _LONGEST_NAME:
+                raise InvalidFieldError(where, tensor.name, "a short name of printable characters")
+            if not is_recorded(tensor.dtype):
+                raise InvalidFieldError(where, tensor.dtype, "a type that this version knows")
+            _require_sizes(where, tensor.shape)
+
+
+_LONGEST_NAME = 500
+
+
+def _require_sizes(where: str, shape: tuple[int | str, ...]) -> None:
+    allowed = f"up to {_DIMENSIONS.high} sizes: numbers, names, or products of such"
+    if len(shape) not in _DIMENSIONS:
+        raise InvalidFieldError(where, shape, allowed)
+    known = [1]
+    for size in shape:
+        if isinstance(size, str) and not _SIZE.fullmatch(size):
+            raise InvalidFieldError(where, size, allowed)
+        factors = str(size).split("*")
+        known += [int(factor) for factor in map(str.strip, factors) if factor.isdecimal()]
+        if isinstance(size, int) and size < 0:
+            raise InvalidFieldError(where, size, allowed)
+    if math.prod(known) not in _ELEMENTS:
+        raise InvalidFieldError(where, shape, f"at most {_ELEMENTS.high} elements")
 
 
 @dataclass(frozen=True)
@@ -71,6 +117,18 @@ class ExportRecord:
         values["config"] = config_values(self.config)
         return json.dumps(values, indent=1) + "\n"
 
+    def require_sound(self) -> None:
+        """Of a file that may say anything."""
+        for graph, info in self.graphs.items():
+            if graph not in COMPONENT_OF:
+                raise ReadingError(f"{plain(graph)} is no graph that this version knows")
+            info.require_sound(graph)
+        for name in self.files:
+            require_inside(name)
+        for kind in self.quantization.formats if self.quantization else ():
+            if kind not in _QUANTIZED_TYPES:
+                raise InvalidFieldError("quantization", kind, ", ".join(_QUANTIZED_TYPES))
+
 
 def read_export(folder: Path) -> ExportRecord:
     path = folder / RECORD_NAME
@@ -80,25 +138,20 @@ def read_export(folder: Path) -> ExportRecord:
         raise UsageError(
             f"{folder}: no {RECORD_NAME} inside; give a folder that `longlive-trt export` made"
         )
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values.pop("format") != FORMAT:
-            raise UsageError(f"{path}: of another version; export again with this version")
-        graphs = {name: graph_info_from_values(info) for name, info in values.pop("graphs").items()}
-        config = configure(values.pop("config"), origin=str(path))
-        values["files"] = dict(values["files"])
-        quantization = values.pop("quantization", None)
-        return ExportRecord(
-            config=config,
-            graphs=graphs,
-            quantization=Quantization(**quantization) if quantization else None,
-            **values,
-        )
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UsageError(f"{path}: not a readable export record; export again") from None
+    with refusing(UsageError, f"{path}: not a readable export record", _AGAIN):
+        return _record(path, parse_json(read_bytes(path, JSON_BYTES)))
 
 
-def check_export(folder: Path, record: ExportRecord) -> None:
+def _record(path: Path, values: Any) -> ExportRecord:
+    found = values.pop("format", None) if isinstance(values, dict) else None
+    if found is not None and found != FORMAT:
+        raise UsageError(f"{path}: of another version; export again with this version")
+    record = structured(ExportRecord, values)
+    record.require_sound()
+    return record
+
+
+def check_hashes(folder: Path, record: ExportRecord) -> None:
     """Refuse files that are not those which the export wrote."""
     for name, expected in record.files.items():
         path = folder / name
@@ -112,11 +165,65 @@ def check_export(folder: Path, record: ExportRecord) -> None:
             )
 
 
+def check_export(folder: Path, record: ExportRecord) -> None:
+    """Refuse an export that is not whole, or not as it was written."""
+    check_hashes(folder, record)
+    require_complete_record(folder, record)
+    for name, info in record.graphs.items():
+        path = folder / f"{name}{ONNX_SUFFIX}"
+        with damage_refused(path):
+            found = graph_info(load_graph(path))
+        if found != info:
+            # The record's word for a file is not enough: it may have been written anew with it.
+            raise UsageError(f"{path}: not the graph that {RECORD_NAME} describes; {_AGAIN}")
+
+
+def require_complete_record(folder: Path, record: ExportRecord) -> None:
+    """Refuse a record that leaves out a file which its graphs need."""
+    for graph in record.graphs:
+        name = f"{graph}{ONNX_SUFFIX}"
+        needed = {name} if name not in record.files else weight_files(folder / name)
+        if missing := sorted(needed - record.files.keys()):
+            raise UsageError(
+                f"{folder}: its {RECORD_NAME} does not list {plain(missing[0])}, which graph "
+                f"{graph} needs; export again"
+            )
+
+
+def weight_files(graph: Path) -> set[str]:
+    """The files beside a graph that hold its weights."""
+    with damage_refused(graph):
+        values = load_graph(graph).graph.initializers.values()
+        tensors = (value.const_value for value in values)
+        return {str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+
+
+def load_graph(path: Path) -> ir.Model:
+    """An ONNX graph with its weights still in their files."""
+    with refusing(UsageError, path, _AGAIN):
+        file_size(path)
+    with damage_refused(path):
+        return ir.load(path)
+
+
+@contextmanager
+def damage_refused(path: Path) -> Iterator[None]:
+    """Damaged protobuf raises whatever its first wrong byte leads to."""
+    try:
+        yield
+    except (LongLiveError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise UsageError(f"{path}: not a readable ONNX graph ({plain(error)}); {_AGAIN}") from None
+
+
 def transposed_weights(model: ir.Model, path: Path) -> set[str]:
     """Weights that the graph of this file stores [in, out], by their names in the checkpoint."""
     if TRANSPOSED_KEY not in model.metadata_props:
         raise UsageError(f"{path}: of an older version; export again with this version")
-    return set(json.loads(model.metadata_props[TRANSPOSED_KEY]))
+    with refusing(UsageError, path, _AGAIN):
+        names = parse_json(model.metadata_props[TRANSPOSED_KEY])
+        return set(field(tuple[str, ...], names, TRANSPOSED_KEY))
 
 
 def graph_info(model: ir.Model) -> GraphInfo:
@@ -131,12 +238,3 @@ def _tensor_info(value: ir.Value) -> TensorInfo:
         raise ExportError(f"the tracer left {value.name} without a type or shape")
     shape = tuple(size if isinstance(size, int) else str(size.value) for size in value.shape)
     return TensorInfo(value.name, value.dtype.name.lower(), shape)
-
-
-def graph_info_from_values(values: dict[str, Any]) -> GraphInfo:
-    def infos(key: str) -> tuple[TensorInfo, ...]:
-        return tuple(
-            TensorInfo(item["name"], item["dtype"], tuple(item["shape"])) for item in values[key]
-        )
-
-    return GraphInfo(infos("inputs"), infos("outputs"))

@@ -16,7 +16,6 @@ ENGINE_PACKAGES = ("onnxruntime-gpu", "onnxruntime")
 EXTRA_OF_MODULE = {
     "onnxscript": "export",
     "torch": "export",
-    "PIL": "quantize",
     "huggingface_hub": "quantize",
     "modelopt": "quantize",
     "requests": "quantize",

@@ -15,6 +15,9 @@ import onnx_ir as ir
 from longlive_trt.contract import COMPUTE_TYPE_KEY, COMPUTE_VALUES_KEY
 from longlive_trt.dtypes import BFLOAT16, FLOAT16, FLOAT32, ElementType
 from longlive_trt.errors import ExportError, UsageError
+from longlive_trt.reading.documents import parse_json
+from longlive_trt.reading.failures import refusing
+from longlive_trt.reading.shapes import field
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,9 @@ def compute_precision(model: ir.Model) -> Precision:
 
 def retype(model: ir.Model, precision: Precision) -> None:
     """Give the graph another compute type; weights are converted when they are next read."""
-    chosen = set(json.loads(model.metadata_props[COMPUTE_VALUES_KEY]))
+    with refusing(UsageError, f"graph {model.graph.name}", "export again"):
+        names = parse_json(model.metadata_props.get(COMPUTE_VALUES_KEY, ""))
+        chosen = set(field(tuple[str, ...], names, COMPUTE_VALUES_KEY))
     current = compute_precision(model).onnx
     for value in _values(model):
         if value.name in chosen:

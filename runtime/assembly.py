@@ -9,6 +9,7 @@ from longlive_trt.configs import ModelConfig
 from longlive_trt.contract import PROMPT, STEP, TEXT, VAE_GRAPHS
 from longlive_trt.engines.base import Engine, specs_of
 from longlive_trt.engines.bundles.bundle import Bundle
+from longlive_trt.engines.bundles.fit import require_described, require_fit
 from longlive_trt.engines.loader import DeviceChoice, load_engine, require_runnable, runs_on_gpu
 from longlive_trt.engines.registry import KINDS
 from longlive_trt.engines.transient import TransientEngine
@@ -19,7 +20,13 @@ from longlive_trt.runtime.memory.base import HostMemory, Memory
 from longlive_trt.runtime.memory.budget import require_memory, session_budget
 from longlive_trt.runtime.memory.cuda import CudaMemory
 from longlive_trt.runtime.noise import NoiseSource
-from longlive_trt.runtime.prompting.encoder import PromptContexts, PromptEncoder, PromptReader
+from longlive_trt.runtime.prompting.encoder import (
+    OnTokens,
+    PromptContexts,
+    PromptEncoder,
+    PromptReader,
+    unheard,
+)
 from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer
 from longlive_trt.runtime.session import Session
 from longlive_trt.runtime.streams import STREAM_OF, GpuStreams
@@ -63,6 +70,8 @@ class Engines(Closing):
         with self._opening:
             if graph not in self._loaded:
                 self.bundle.require(graph, purpose)
+                described = {graph: self.bundle.manifest.graphs[graph]}
+                require_fit(self.bundle.folder, self.bundle.config, described)
                 transient = self._low_memory and graph == TEXT
                 engine = self._transient(graph) if transient else self._load(graph)
                 self._loaded[graph] = self._wrap(engine, graph)
@@ -88,7 +97,13 @@ class Engines(Closing):
 
     def _load(self, graph: str) -> Engine:
         stream = self.stream(STREAM_OF[graph]) if self.on_gpu else None
-        return load_engine(self.bundle, graph, stream=stream)
+        engine = load_engine(self.bundle, graph, stream=stream)
+        try:
+            require_described(self.bundle, graph, engine)
+        except BaseException:
+            engine.close()
+            raise
+        return engine
 
     def _transient(self, graph: str) -> Engine:
         info = self.bundle.manifest.graphs[graph]
@@ -101,9 +116,7 @@ class Engines(Closing):
         engine = self.get(PROMPT, "conditioning on a prompt")
         return PromptContexts(engine, batch, self._memory("prompts"))
 
-    def prompt_encoder(
-        self, batch: int, on_truncation: Callable[[str, str], None]
-    ) -> PromptEncoder:
+    def prompt_encoder(self, batch: int, on_tokens: OnTokens = unheard) -> PromptEncoder:
         """The text encoder itself is loaded when the first prompt comes."""
         contexts = self.contexts(batch)
 
@@ -111,7 +124,7 @@ class Engines(Closing):
             text = self.get(TEXT, "reading a prompt")
             text_len = self.bundle.config.transformer.text_len
             tokenizer = PromptTokenizer.load(self.bundle.tokenizer, text_len)
-            return PromptReader(tokenizer, text, contexts.memory, on_truncation)
+            return PromptReader(tokenizer, text, contexts.memory, on_tokens)
 
         encoder = PromptEncoder(open_reader, contexts, beside=self.on_gpu)
         with self._opening:

@@ -3,8 +3,8 @@
 import platform
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,13 +13,15 @@ import numpy as np
 
 from longlive_trt.configs.dump import config_values
 from longlive_trt.engines.bundles.bundle import Bundle
-from longlive_trt.errors import LongLiveError, LostGpuError, OutputError
+from longlive_trt.errors import LongLiveError, LostGpuError, NotFiniteError, OutputError
+from longlive_trt.files import Claim, real_path
 from longlive_trt.runtime.interrupts import StopRequest, stop_on_signals
 from longlive_trt.runtime.noise import FloatArray
 from longlive_trt.runtime.output import FrameWriter, write_latents, write_sidecar
+from longlive_trt.runtime.output.base import make_folder
 from longlive_trt.runtime.pipeline import Pipeline
 from longlive_trt.runtime.plan import Plan
-from longlive_trt.runtime.progress import Meter, Progress, Started
+from longlive_trt.runtime.progress import Finished, Meter, Progress, Started
 from longlive_trt.runtime.video import Video, VideoBlock
 from longlive_trt.signals import interrupts_deferred
 
@@ -48,6 +50,10 @@ def generate(
 ) -> bool:
     """Make the video; True if it was interrupted. What was made is kept in any case."""
     with ExitStack() as stack:
+        for path in (outputs.latents, outputs.state):
+            if path is not None:
+                make_folder(path.parent)
+                stack.callback(Claim(real_path(path)).release)
         video = stack.enter_context(pipeline.open(plan, progress.notice))
         stop = stack.enter_context(stop_on_signals(progress.notice))
         run = _Run(video, outputs, _open_writers(video, outputs), progress, command)
@@ -102,7 +108,8 @@ class _Run:
     def rescue(self, error: Exception) -> None:
         """Hand out what was made before a failure, as far as it can be had."""
         self._failure = error
-        if isinstance(error, OutputError):
+        # Neither a file that took no more nor a block of no numbers takes or gives any later ones.
+        if isinstance(error, OutputError | NotFiniteError):
             return
         try:
             self.hand_out_rest()
@@ -123,19 +130,34 @@ class _Run:
                 closing.callback(self._attempt, partial(self._close, writer))
 
     def _tell_end(self, interrupted: bool) -> None:
-        if self._lacks_an_output:
-            return
-        outputs, plan = self._outputs, self._plan
-        finished = self._meter.finished(outputs.video, interrupted)
+        finished = self._kept(self._meter.finished(self._outputs.video, interrupted))
         with interrupts_deferred():
-            if outputs.video is not None and finished.blocks:
-                record = {
-                    "command": self._command,
-                    **_record(self._video.bundle, plan, finished.blocks, finished.video_frames),
-                }
-                for video in outputs.videos(plan.batch):
-                    write_sidecar(str(video).rstrip("/"), record)
-        self._progress.finished(finished)
+            for writer in self._writers:
+                self._write_record(writer)
+        if not self._lacks_an_output:
+            self._progress.finished(finished)
+
+    def _kept(self, finished: Finished) -> Finished:
+        """What the files hold, where they hold less than was made."""
+        frames = min((writer.frames_kept for writer in self._writers), default=None)
+        if frames is None or frames == finished.video_frames:
+            return finished
+        output = finished.output if frames else None
+        blocks = self._whole_blocks(frames)
+        return replace(finished, video_frames=frames, blocks=blocks, output=output)
+
+    def _whole_blocks(self, frames: int) -> int:
+        first, blocks = self._plan.first_block, 0
+        while self._plan.video_frames(first, first + blocks + 1) <= frames:
+            blocks += 1
+        return blocks
+
+    def _write_record(self, writer: FrameWriter) -> None:
+        if self._outputs.video is None or not writer.frames_kept:
+            return
+        frames = writer.frames_kept
+        record = _record(self._video.bundle, self._plan, self._whole_blocks(frames), frames)
+        write_sidecar(writer.path, {"command": self._command, **record})
 
     def _attempt(self, work: Callable[[], None]) -> None:
         """What fails because something else did is told beside it, not in its place."""
@@ -156,13 +178,14 @@ class _Run:
         path = self._outputs.latents
         if path is None:
             return
-        try:
-            # Those of a block whose pictures nobody took are there too, as in the state.
-            latents = [*self._latents, *(block.latents for block in self._pending)]
-        except LostGpuError:
-            latents = self._latents
+        latents = list(self._latents)
+        # Those of a block whose pictures nobody took are there too, as in the state.
+        with suppress(LostGpuError, NotFiniteError):
+            for block in self._pending:
+                latents.append(block.latents)
         if latents:
-            write_latents(path, np.concatenate(latents, axis=1))
+            overwrite = self._outputs.overwrite
+            write_latents(path, np.concatenate(latents, axis=1), overwrite=overwrite)
 
     def _save_state(self) -> None:
         path, video = self._outputs.state, self._video
@@ -175,7 +198,7 @@ class _Run:
         if not video.is_between_blocks or video.blocks_made != self._blocks_taken:
             self._progress.notice(f"{path}: not written; the run ended in the middle of a block")
             return
-        video.save_state(path)
+        video.save_state(path, overwrite=self._outputs.overwrite)
         if self._pending and self._writers:
             numbers = [str(block.index + 1) for block in self._pending]
             self._progress.notice(

@@ -1,9 +1,13 @@
-"""Ctrl-C once finishes the block and keeps everything; twice stops at once."""
+"""Ctrl-C once finishes the block and keeps everything; twice stops at once. A terminal that goes
+away asks for the same.
+"""
 
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+
+from longlive_trt.signals import stopping_signals
 
 
 class StopRequest:
@@ -23,7 +27,7 @@ def stop_on_signals(notify: Callable[[str], None]) -> Iterator[StopRequest]:
         with suppress(RuntimeError):
             notify("stopping after this block; press Ctrl-C again to stop at once")
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = stopping_signals()
     previous = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield request

@@ -1,4 +1,4 @@
-"""A bundle, opened for making videos: the public API's beginning."""
+"""A bundle, opened for making videos."""
 
 import logging
 import threading
@@ -9,14 +9,15 @@ from weakref import WeakSet
 
 from longlive_trt.basics import Closing
 from longlive_trt.configs import ModelConfig
-from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
-from longlive_trt.engines.loader import DEVICES, DeviceChoice
-from longlive_trt.errors import UsageError
+from longlive_trt.engines.bundles.bundle import Bundle
+from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.runtime.assembly import Engines
 from longlive_trt.runtime.plan import Plan, VideoOptions, plan_video
 from longlive_trt.runtime.prompting.encoder import PromptEncoder
+from longlive_trt.runtime.prompting.notices import notices
 from longlive_trt.runtime.prompting.switches import SwitchMode
 from longlive_trt.runtime.prompting.timeline import Cue
+from longlive_trt.runtime.prompting.tokenizer import TokenizedPrompt
 from longlive_trt.runtime.prompting.track import (
     PromptSource,
     PromptTrack,
@@ -30,30 +31,6 @@ from longlive_trt.runtime.video import Video
 logger = logging.getLogger(__name__)
 
 Notify = Callable[[str], None]
-
-
-def load(
-    bundle: str | Path, *, device: DeviceChoice = "auto", low_memory: bool = False
-) -> "Pipeline":
-    """Open a bundle; every byte of it is checked. Engines are loaded when a video needs them.
-
-    ``device``: ``cpu``, ``cuda``, or ``auto``, which is what the bundle was built for.
-    ``low_memory``: hold the text encoder only while it encodes, and decode frame by frame.
-    """
-    if device not in DEVICES:
-        raise UsageError(f"device is {device!r}; allowed: {', '.join(DEVICES)}")
-    return Pipeline(open_bundle(find_bundle(bundle)), device, low_memory=low_memory)
-
-
-def find_bundle(bundle: str | Path) -> Path:
-    """A bundle's folder. Names of bundles that can be fetched or made are to be known here."""
-    folder = Path(bundle)
-    if not folder.exists():
-        raise UsageError(
-            f"{bundle}: no such bundle: there is no such folder; give the folder of a bundle that "
-            "`longlive-trt build` made"
-        )
-    return folder
 
 
 class Pipeline(Closing):
@@ -184,11 +161,9 @@ class Pipeline(Closing):
         )
 
     def _encoder(self, plan: Plan, notify: Notify) -> PromptEncoder:
-        def tell(prompt: str, kept: str) -> None:
-            notify(
-                f"the prompt that begins {prompt[:30]!r} is longer than "
-                f"{plan.config.transformer.text_len} tokens; it was cut after {kept[-30:]!r}"
-            )
+        def tell(prompt: str, tokens: TokenizedPrompt) -> None:
+            for notice in notices(prompt, tokens, plan.config):
+                notify(notice)
 
         encoder = self.engines.prompt_encoder(plan.batch, tell)
         if plan.cues:

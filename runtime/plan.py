@@ -10,8 +10,11 @@ from longlive_trt.configs.dump import config_values
 from longlive_trt.configs.loader import configure
 from longlive_trt.configs.replay import Replay, load_replay
 from longlive_trt.contract import PROMPT, STEP, TEXT, VAE_FIRST
-from longlive_trt.engines.bundles.bundle import Bundle
+from longlive_trt.engines.bundles.bundle import BATCH, Bundle
+from longlive_trt.engines.bundles.fit import require_fit
 from longlive_trt.errors import UsageError
+from longlive_trt.printing import quoted
+from longlive_trt.reading.ranges import Range
 from longlive_trt.runtime.noise import NoiseSource, ReplayNoise, SeededNoise
 from longlive_trt.runtime.prompting.switches import EXACT, SwitchMode
 from longlive_trt.runtime.prompting.timeline import (
@@ -22,12 +25,14 @@ from longlive_trt.runtime.prompting.timeline import (
     Timeline,
     checked_timeline,
     length_in_frames,
+    require_length,
+    require_watchable,
 )
 from longlive_trt.runtime.prompting.timeline_files import recipe_settings, timeline_from_file
 from longlive_trt.runtime.ring import RingLayout
-from longlive_trt.runtime.state import SavedState, load_state, require_savable
+from longlive_trt.runtime.state import SavedState, load_state, require_kept, require_savable
 
-_SEEDS = 2**64
+SEEDS = Range(0, 2**64 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +62,10 @@ class VideoOptions:
     def __post_init__(self) -> None:
         self._require_one_source()
         self._require_own_length_and_seed()
-        if self.seed is not None and not 0 <= self.seed < _SEEDS:
+        if self.seed is not None and self.seed not in SEEDS:
             raise UsageError(f"{self.spell('seed')} is {self.seed}; allowed: 0 to 2**64 - 1")
-        if self.batch is not None and self.batch < 1:
-            raise UsageError(f"{self.spell('batch')} is {self.batch}; allowed: 1 or more")
+        BATCH.require(self.spell("batch"), self.batch)
+        require_length(self.seconds, self.frames)
 
     def _require_one_source(self) -> None:
         sources = {
@@ -169,6 +174,9 @@ def plan_video(bundle: Bundle, options: VideoOptions) -> Plan:
     _require_graphs(bundle, plan)
     if resumed is not None:
         _require_resumable(plan, resumed, options.spell("resume"))
+        assert options.resume is not None
+        layout = RingLayout.of(plan.config, plan.total_frames)
+        require_kept(options.resume, resumed, bundle, layout)
     return plan
 
 
@@ -199,6 +207,7 @@ def _require_graphs(bundle: Bundle, plan: Plan) -> None:
         require_text_encoder(bundle)
     if plan.decode:
         bundle.require(VAE_FIRST, "making a video")
+    require_fit(bundle.folder, bundle.config, bundle.manifest.graphs)
 
 
 def require_text_encoder(bundle: Bundle) -> None:
@@ -271,7 +280,9 @@ def _length(options: VideoOptions, config: ModelConfig, resumed: SavedState | No
     if resumed and seconds is not None and 0 < seconds < math.inf and frames is None:
         # Only a video's very first latent frame gives a single picture.
         frames, seconds = math.ceil(seconds * config.fps / config.temporal_factor), None
-    return length_in_frames(seconds, frames, config)
+    length = length_in_frames(seconds, frames, config)
+    require_watchable(length, config)
+    return length
 
 
 def _timeline(options: VideoOptions, clock: Clock, resumed: SavedState | None) -> Timeline | None:
@@ -301,7 +312,8 @@ def _asked_cues(prompt: str | Mapping[int, str] | Sequence[Cue], name: str) -> l
         if len(listed) == len(prompt):
             return listed
     raise UsageError(
-        f"{name} is {prompt!r}; give a text, or texts by the latent frame from which each is wanted"
+        f"{name} is {quoted(prompt)}; give a text, or texts by the latent frame from which each is "
+        "wanted"
     )
 
 

@@ -16,6 +16,8 @@ import rich.progress as bars
 from rich.console import Console
 from rich.text import Text
 
+from longlive_trt.printing import console, escaped
+
 _RATE_BLOCKS = 10
 _PLAIN_INTERVAL_S = 5.0
 
@@ -178,7 +180,7 @@ class PlainProgress(QuietProgress):
         self._say(_describe_end(event))
 
     def _say(self, line: str) -> None:
-        self._stream.write(line + "\n")
+        self._stream.write(escaped(line) + "\n")
         self._stream.flush()
 
 
@@ -195,7 +197,7 @@ class RichProgress(QuietProgress):
         self._task: bars.TaskID | None = None
 
     def started(self, event: Started) -> None:
-        self._console.print(Text(_describe_start(event)))
+        self._console.print(Text(escaped(_describe_start(event))))
         self._task = self._bars.add_task("first block", total=event.blocks)
         self._bars.start()
 
@@ -205,11 +207,11 @@ class RichProgress(QuietProgress):
             self._bars.update(self._task, completed=done, description=_describe_block(event))
 
     def notice(self, text: str) -> None:
-        self._console.print(Text(f"note: {text}", style="yellow"))
+        self._console.print(Text(escaped(f"note: {text}"), style="yellow"))
 
     def finished(self, event: Finished) -> None:
         self.close()
-        self._console.print(Text(_describe_end(event)))
+        self._console.print(Text(escaped(_describe_end(event))))
 
     def close(self) -> None:
         self._bars.stop()
@@ -228,7 +230,8 @@ def make_progress(
     if mode == "json":
         return JsonProgress(stdout or sys.stdout)
     if mode == "rich" or errors.isatty():
-        return RichProgress(Console(file=errors, force_terminal=True if mode == "rich" else None))
+        forced = True if mode == "rich" else None
+        return RichProgress(console(file=errors, force_terminal=forced))
     return PlainProgress(errors)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from longlive_trt.basics import Array, Closing
 from longlive_trt.configs import ModelConfig
 from longlive_trt.engines.base import Engine
-from longlive_trt.errors import UsageError
+from longlive_trt.errors import NotFiniteError, UsageError
 from longlive_trt.plugins.cuda.marks import mark
 from longlive_trt.runtime.decoding.host import Decoder, DecoderSnapshot, Decoding
 from longlive_trt.runtime.memory.base import HostMemory, Memory, Pending, Span, Tensor
@@ -27,25 +27,53 @@ _AHEAD = 4
 
 
 class Block:
-    """What one step made. Its values may still be on their way."""
+    """What one step made. Its values may still be on their way.
 
-    def __init__(self, index: int, latents: Pending, decoding: Decoding | None) -> None:
+    Nothing of a block whose latents are not finite is handed out. They come to the host in any
+    case, for prompt switches, so that looking at them is no wait.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        latents: Pending,
+        decoding: Decoding | None,
+        *,
+        takes_any_number: bool = False,
+    ) -> None:
         self.index = index
         self._latents, self._decoding = latents, decoding
         self._pixels: Array | None = None
+        self._is_finite = takes_any_number
 
     @property
     def latents(self) -> FloatArray:
         """[B, frames_per_block, C, h, w]; waits until they are there."""
-        return self._latents.result().astype(np.float32)
+        return self._finite_latents().astype(np.float32)
 
     def pixels(self) -> Array:
         """The block's pictures [B, n, H, W, 3]; waits until they are decoded."""
         if self._decoding is None:
             raise UsageError("this session does not decode; give it a VAE stream")
         if self._pixels is None:
+            self._finite_latents()
             self._pixels = self._decoding.result()
         return self._pixels
+
+    def _finite_latents(self) -> Array:
+        latents = self._latents.result()
+        if not self._is_finite:
+            require_finite(latents, f"block {self.index + 1}")
+            self._is_finite = True
+        return latents
+
+
+def require_finite(latents: Array, what: str) -> None:
+    if not np.isfinite(latents).all():
+        raise NotFiniteError(
+            f"{what}: its latents are not finite (NaN or infinity): the weights are damaged, or "
+            "this precision is too narrow for them; build with --precision bf16 or fp32"
+        )
 
 
 @dataclass(frozen=True)
@@ -78,8 +106,11 @@ class Session(Closing):
         decoder: Decoder | None = None,
         memory: Memory | None = None,
         debug: bool = False,
+        takes_any_number: bool = False,
     ) -> None:
-        """``debug``: a block that does what no live session may do is an error."""
+        """``debug``: a block that does what no live session may do is an error.
+        ``takes_any_number``: blocks that are not finite are handed out, to be compared.
+        """
         self.config = config
         self.memory = memory or HostMemory()
         self.ring = Ring(RingLayout.of(config, total_frames))
@@ -92,6 +123,7 @@ class Session(Closing):
         self._taken: deque[Context] = deque(maxlen=_AHEAD)
         self._reading: list[Decoding | None] = [None, None]
         self._steps, self._debug = 0, debug
+        self._takes_any_number = takes_any_number
         end = None if total_frames is None else -(-total_frames // self.ring.layout.block)
         self._noise = NoiseFeed(noise, self.passes.noise, end=end)
         self._noise.prepare(0, self.passes.place)
@@ -139,7 +171,7 @@ class Session(Closing):
         self.history.add(plan.frames[0], latents)
         self.ring = self.ring.after_block()
         self._steps += 1
-        return Block(index, latents, decoding)
+        return Block(index, latents, decoding, takes_any_number=self._takes_any_number)
 
     def checkpoint(self) -> Checkpoint:
         """Remember how things stand, to come back with :meth:`rollback`."""

@@ -38,6 +38,7 @@ from longlive_trt.engines.registry import DEFAULT
 from longlive_trt.engines.staging import HostStaged
 from longlive_trt.errors import UsageError
 from longlive_trt.exports import RECORD_NAME, check_export, read_export
+from longlive_trt.reading.ranges import Range
 from longlive_trt.runtime.assembly import Engines
 from longlive_trt.runtime.decoding.host import ThreadedDecoder, VaeStream
 from longlive_trt.runtime.memory.base import HostMemory
@@ -51,6 +52,8 @@ from longlive_trt.runtime.streams import STREAM_OF
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "fp8": 3e-1, "int8": 3e-1}
 PROMPTS = ("A red fox walks through fresh snow.", "The fox lies down beside a warm fire.")
 DEFAULT_BLOCKS = 6
+BLOCKS = Range(1, 1000)
+TOLERANCE = Range(0, 1e9, above=True)
 
 _FRAME_RANGE = 2.0  # Decoded frames lie in [-1, 1].
 
@@ -102,7 +105,6 @@ def open_reference(path: Path) -> Bundle:
         return open_bundle(path)
     record = read_export(path)
     check_export(path, record)
-
     quantized = record.quantization
     manifest = Manifest(
         key="",
@@ -133,6 +135,8 @@ def compare(
     device: DeviceChoice = "auto",
 ) -> Comparison:
     """``device`` is the candidate's."""
+    BLOCKS.require("blocks", blocks)
+    TOLERANCE.require("tolerance", tolerance)
     require_comparable(reference, candidate)
     with HostEngines(candidate, device) as alone, HostEngines(reference) as other:
         paired = PairedEngines(other, alone)
@@ -306,6 +310,7 @@ def roll_out(
         batch=replay.batch,
         total_frames=replay.frames,
         decoder=ThreadedDecoder(_frame_stream(engines, replay.batch)) if decode else None,
+        takes_any_number=True,
     ) as session:
         for _, (_, prompt) in zip(range(replay.frames // block_frames), switches, strict=False):
             if prompt is not None:

@@ -187,7 +187,7 @@ class Video(Closing):
         self._track.go_back(checkpoint.shown)
         self.is_between_blocks = True
 
-    def save_state(self, path: str | Path) -> None:
+    def save_state(self, path: str | Path, *, overwrite: bool = True) -> None:
         """What another process needs to go on after the last block, bit for bit.
 
         A prompt that no block has taken yet is not in it.
@@ -207,6 +207,7 @@ class Video(Closing):
             prompt=self._track.prompt,
             switch=self.plan.switch,
             blend=self._track.blend,
+            overwrite=overwrite,
         )
 
     def writer(self, path: str | Path | None, *, overwrite: bool = False) -> FrameWriter:

@@ -64,6 +64,10 @@ echo "wheel: making a video with it"
 "${generate[@]}"
 test -s video.mp4 && test -s video.mp4.json
 
+echo "wheel: making the demo with it"
+XDG_CACHE_HOME="$scratch/cache" longlive-trt demo --out demo
+test -s demo/video.mp4 && test -s demo/sheet.png
+
 mkdir -p "$root/dist"
 cp "$scratch"/dist/* "$root/dist/"
 echo "wheel: good; kept in dist/"

@@ -18,32 +18,23 @@ from longlive_trt.basics import Array, Closing
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.schema import ROPE_TABLE_FRAMES
 from longlive_trt.contract import STEP, VAE_GRAPHS
-from longlive_trt.engines.bundles.bundle import MANIFEST_NAME, Bundle, open_bundle
+from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.engines.loader import DeviceChoice
-from longlive_trt.errors import UsageError
 from longlive_trt.runtime.memory.budget import session_budget
 from longlive_trt.runtime.output.base import Pixels
 from longlive_trt.runtime.output.mp4 import exact_fps
-from longlive_trt.runtime.pipeline import Pipeline, find_bundle
+from longlive_trt.runtime.pipeline import Pipeline
 from longlive_trt.runtime.plan import VideoOptions, plan_video
 from longlive_trt.runtime.prompting.encoder import PromptEncoder
+from longlive_trt.runtime.prompting.notices import notices
 from longlive_trt.runtime.prompting.switches import SwitchMode
+from longlive_trt.runtime.prompting.tokenizer import TokenizedPrompt
 from longlive_trt.runtime.state import load_state
 from longlive_trt.runtime.transformer import Context
 
-DEMO = "demo"
 _FIRST = "-"
 """Stands in for a first prompt: the one that is asked for comes before it."""
 _MOST_NOTICES = 200
-DEMO_SUGGESTIONS = (
-    "A red car drives through the desert at sunset",
-    "A sailboat on the sea at night under the moon",
-    "A steam train through snowy mountains at dawn",
-    "A hot air balloon over green meadows at noon",
-    "A white bird flies through the forest in the fog",
-    "A yellow car in the city at night, in the rain",
-    "The same road, while it snows",
-)
 
 
 @dataclass(frozen=True)
@@ -126,18 +117,8 @@ class LiveModel(Protocol):
     def close(self) -> None: ...
 
 
-def bundle_folder(name: str) -> Path:
-    """Where the bundle lies that ``--bundle`` names; a folder called ``demo`` is another thing."""
-    if name == DEMO and not (Path(name) / MANIFEST_NAME).is_file():
-        raise UsageError(
-            "the demo model is not part of this installation yet; give --bundle FOLDER, such as "
-            "the out/demo/bundle that `longlive-trt demo` makes"
-        )
-    return find_bundle(name)
-
-
-def load_model(name: str, device: DeviceChoice = "auto") -> "BundleModel":
-    return BundleModel(open_bundle(bundle_folder(name)), device)
+def load_model(folder: Path, device: DeviceChoice = "auto") -> "BundleModel":
+    return BundleModel(open_bundle(folder), device)
 
 
 class BundleModel(Closing):
@@ -149,9 +130,9 @@ class BundleModel(Closing):
         plan_video(bundle, VideoOptions(prompt=_FIRST, frames=self._longest))
         self.bundle = bundle
         self._pipeline = Pipeline(bundle, device)
-        self._truncated: OrderedDict[str, str] = OrderedDict()
+        self._notices: OrderedDict[str, str] = OrderedDict()
         engines = self._pipeline.engines
-        encoder = engines.prompt_encoder(1, self._note_truncation)
+        encoder = engines.prompt_encoder(1, self._note)
         encoder.load()
         self._prompts = _SharedPrompts(encoder)
         for graph in (STEP, *VAE_GRAPHS):
@@ -187,19 +168,15 @@ class BundleModel(Closing):
         self._pipeline.close()
 
     def notice_of(self, prompt: str) -> str | None:
-        kept = self._truncated.get(prompt)
-        if kept is None:
-            return None
-        limit = self.bundle.config.transformer.text_len
-        return (
-            f"That prompt is longer than the {limit} tokens this model reads; it was cut after "
-            f"“{kept[-40:]}”."
-        )
+        return self._notices.get(prompt)
 
-    def _note_truncation(self, prompt: str, kept: str) -> None:
-        self._truncated[prompt] = kept
-        while len(self._truncated) > _MOST_NOTICES:
-            self._truncated.popitem(last=False)
+    def _note(self, prompt: str, tokens: TokenizedPrompt) -> None:
+        lines = notices(prompt, tokens, self.bundle.config)
+        if not lines:
+            return
+        self._notices[prompt] = " ".join(f"{line[:1].upper()}{line[1:]}." for line in lines)
+        while len(self._notices) > _MOST_NOTICES:
+            self._notices.popitem(last=False)
 
     def _describe(self) -> ModelFacts:
         config = self.bundle.config
@@ -222,7 +199,7 @@ class BundleModel(Closing):
             temporal_factor=config.temporal_factor,
             bundle_key=self.bundle.manifest.key,
             text_tokens=config.transformer.text_len,
-            suggestions=DEMO_SUGGESTIONS,
+            suggestions=config.prompts.suggestions,
             session_bytes=own + latents,
             free_bytes=free,
             blocks=None

@@ -205,9 +205,8 @@ def test_a_build_is_what_the_command_builds(mini_bundle: Callable[[str], Path]) 
 
 
 def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
-    for name in ("demo", "nowhere/"):
-        with pytest.raises(UsageError, match=rf"^{name}: no such bundle: .*longlive-trt build"):
-            ll.load(name)
+    with pytest.raises(UsageError, match=r"^nowhere/: no such bundle: .*`longlive-trt build`"):
+        ll.load("nowhere/")
     with pytest.raises(UsageError, match=r"no manifest\.json inside"):
         ll.load(tmp_path)
     with pytest.raises(UsageError, match="device is 'tpu'; allowed: auto, cpu, cuda"):

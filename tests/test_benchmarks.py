@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for path in (ROOT / "benchmarks").rglob("*.py")
-    if path.name not in ("harness.py", "timing.py")
+    if path.name not in ("harness.py", "timing.py", "report.py", "watching.py")
 )
 # One process: each would import torch anew.
 SHOW_HELP = """
@@ -87,7 +87,7 @@ def test_a_bundle_of_random_weights_from_graphs_alone(tiny_export: Path, tmp_pat
     config = bundle.config
     assert bundle.manifest.graphs.keys() == {"step", "prompt", "vae_first", "vae_next", "text"}
     with Engines(bundle) as engines:
-        encoder = engines.prompt_encoder(1, lambda _prompt, _kept: None)
+        encoder = engines.prompt_encoder(1)
         shape = (1, config.rollout.frames_per_block, *config.latent_shape)
         noise = SeededNoise(0, shape, len(config.rollout.steps))
         with engines.session(config, noise) as session:
@@ -117,3 +117,74 @@ def test_bundles_of_one_name_cannot_be_told_apart() -> None:
     pytest.importorskip("torch")
     with pytest.raises(AssertionError, match="bundles of one name: b, b"):
         run("against_torch", "--bundle", "one/b", "--bundle", "other/b")
+
+
+# ---- adherence -------------------------------------------------------------------------------
+
+
+def line(number: int, shown: dict[str, int], after: dict[str, int], at: float = 1) -> Any:
+    stated = [{"place": 1, "color": 2}, {"place": 3, "color": 2}]
+    return {
+        "number": number,
+        "bundle": "one",
+        "at": at,
+        "stated": stated,
+        "shown": [shown, after],
+    }
+
+
+def test_adherence_counts_what_changed_apart_from_what_stayed() -> None:
+    from benchmarks.demo.report import summaries
+
+    right, wrong = {"place": 1, "color": 2}, {"place": 0, "color": 2}
+    lines = [line(0, right, {"place": 3, "color": 0}), line(1, wrong, {"place": 3, "color": 2})]
+    found = summaries({"base": lines})["base"]
+    shares = {part: found[part]["share"] for part in ("single", "changed", "kept")}
+    assert shares == {"single": 0.75, "changed": 1.0, "kept": 0.5}
+    assert found["prompts"] == 2 and found["single"]["attributes"] == 4
+    # Of two bundles, the one that was measured last.
+    older = {**line(2, right, right, at=0), "bundle": "older"}
+    assert summaries({"base": [older, *lines]})["base"] == found
+
+
+def test_adherence_tables_have_a_line_for_everything(tmp_path: Path) -> None:
+    from benchmarks.demo.report import summaries, write_tables
+
+    wrong = {"place": 0, "color": 2}
+    long = {**line(0, {"place": 1, "color": 2}, wrong)}
+    long |= {"stated": long["stated"][0], "sharpness": [10.0, 9.0]}
+    clip = {"number": 0, "bundle": "one", "at": 1, "psnr_db": 35.5}
+    rows = summaries({"base": [line(0, wrong, wrong)], "drift": [long], "vae": [clip]})
+    page = tmp_path / "page.md"
+    names = ("targets", "attributes", "ablation")
+    page.write_text("".join(f"<!-- table: {name} -->\n<!-- end -->\n" for name in names))
+    write_tables({"rows": {name: {"title": name, **row} for name, row in rows.items()}}, page)
+    text = page.read_text()
+    assert "| 50.0% against 100.0% |" in text and "| -10.0% |" in text
+    assert "| 35.5 dB (lowest 35.5) |" in text and "| base |" in text
+
+
+@pytest.mark.exhaustive
+def test_adherence_goes_on_where_it_was(
+    demo_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With weights that have learned nothing, which a video does not tell."""
+    from benchmarks.demo import adherence, watching
+    from longlive_trt import loading
+    from longlive_trt.making import demo
+
+    monkeypatch.setattr(demo, "WEIGHTS", demo_weights)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(watching, "SINGLE_BLOCKS", 1)
+    work = tmp_path / "work"
+    with loading.load("demo") as pipeline:
+        adherence.measure(pipeline, "2-steps", [0], work, 0)
+        (file,) = work.iterdir()
+        before = file.read_text()
+        file.write_text(before + '{"number": 1, "bund')
+        adherence.measure(pipeline, "2-steps", [0], work, 1)
+        assert [one["number"] for one in adherence.lines(work, "2-steps")] == [0]
+        adherence.measure(pipeline, "no-sink", [0], work, 0)
+    rows = adherence.report(work)["rows"]
+    assert rows.keys() == {"2-steps", "no-sink"}
+    assert rows["2-steps"]["single"]["attributes"] >= 6

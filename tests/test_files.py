@@ -4,24 +4,39 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from longlive_trt import files
 from longlive_trt.errors import UsageError
-from longlive_trt.files import publish_directory, publish_file, sha256_file
+from longlive_trt.files import (
+    Claim,
+    Ours,
+    Ownership,
+    discard_abandoned,
+    partials,
+    publish_file,
+    publishing,
+    sha256_file,
+)
+from longlive_trt.files import publish_directory as publish_kind
+
+ROOT = Path(__file__).resolve().parents[1]
+ANYTHING = Ours(
+    "a test's folder",
+    lambda folder: frozenset(path.relative_to(folder).as_posix() for path in folder.rglob("*")),
+)
+
+
+def publish_directory(path: Path) -> AbstractContextManager[Path]:
+    return publish_kind(path, ANYTHING)
 
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
-
-
-def finished_pid() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
 
 
 @pytest.mark.parametrize("size", [0, 1, 4 << 20, (4 << 20) + 1])
@@ -57,7 +72,7 @@ def no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
         def renameat2(*_: object) -> int:
             return -1
 
-    monkeypatch.setattr(files.ctypes, "CDLL", lambda *_args, **_options: OldKernel)
+    monkeypatch.setattr(publishing.ctypes, "CDLL", lambda *_args, **_options: OldKernel)
 
 
 @pytest.mark.parametrize("prepare", [lambda _: None, no_exchange], ids=["exchange", "without"])
@@ -82,7 +97,7 @@ def test_the_old_folder_is_whole_at_every_moment(
     with publish_directory(path) as partial:
         (partial / "a").write_text("")
     seen = []
-    replace, rmtree = Path.replace, files.shutil.rmtree
+    replace, rmtree = Path.replace, publishing.shutil.rmtree
 
     def watch(call: Callable[..., object]) -> Callable[..., object]:
         def watched(*arguments: object, **options: object) -> object:
@@ -94,7 +109,7 @@ def test_the_old_folder_is_whole_at_every_moment(
         return watched
 
     monkeypatch.setattr(Path, "replace", watch(replace))
-    monkeypatch.setattr(files.shutil, "rmtree", watch(rmtree))
+    monkeypatch.setattr(publishing.shutil, "rmtree", watch(rmtree))
     with publish_directory(path) as partial:
         (partial / "a").write_text("")
         (partial / "b").write_text("")
@@ -117,26 +132,118 @@ def test_a_failure_leaves_the_old_folder(tmp_path: Path, error: type[BaseExcepti
     assert (names(tmp_path), names(path)) == ({"bundle"}, {"whole"})
 
 
-def test_what_killed_runs_left_is_removed(tmp_path: Path) -> None:
-    dead, alive = finished_pid(), os.getppid()
-    for owner in (dead, alive):
-        (tmp_path / f".bundle.{owner}.partial").mkdir()
-        (tmp_path / f".bundle.{owner}.partial" / "weights").write_text("")
-    (tmp_path / f".other.{dead}.partial").write_text("")
+PUBLISHING = """
+import sys, time
+from contextlib import ExitStack
+from pathlib import Path
+from longlive_trt.files import Claim, Ours, publish_directory, publish_file, scratch_folder
+with ExitStack() as stack:
+    folder, out = Path(sys.argv[1]), Path(sys.argv[1]) / "bundle"
+    stack.enter_context(publish_directory(out, Ours("a bundle", lambda _: None))).joinpath(
+        "half").write_text("")
+    stack.enter_context(publish_file(folder / "video.mp4")).write_text("half")
+    stack.enter_context(scratch_folder(folder / "export"))
+    Claim(folder / "video.mp4")
+    sys.stdout.write("ready\\n")
+    sys.stdout.flush()
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def other_run(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that is in the middle of publishing to this folder."""
+    with subprocess.Popen(
+        [sys.executable, "-c", PUBLISHING, str(tmp_path)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        yield process
+        process.kill()
+
+
+def test_what_a_killed_run_left_is_removed_and_what_a_live_one_makes_is_not(
+    tmp_path: Path, other_run: "subprocess.Popen[bytes]"
+) -> None:
+    (tmp_path / ".hidden.lock").write_text("of somebody else")
+    (tmp_path / f".mine.{'0' * 16}.lock").write_text("of somebody else")
+    foreign = {".hidden.lock", f".mine.{'0' * 16}.lock"}
+    theirs = names(tmp_path) - foreign
+    assert len(theirs) == 7
+    for _ in range(2):
+        with publish_directory(tmp_path / "bundle"):
+            pass
+        assert names(tmp_path) == theirs | foreign | {"bundle"}
+    other_run.kill()
+    other_run.wait()
+    with publish_file(tmp_path / "another") as partial:
+        partial.write_text("")
+    assert names(tmp_path) == {"bundle", "another"} | foreign
+
+
+def test_process_numbers_decide_nothing(
+    tmp_path: Path, other_run: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In containers every run may have the same one, and none sees that of another."""
+    theirs = names(tmp_path)
+    monkeypatch.setattr(os, "getpid", lambda: other_run.pid)
+    monkeypatch.setattr(os, "kill", lambda *_: (_ for _ in ()).throw(ProcessLookupError))
     with publish_directory(tmp_path / "bundle"):
         pass
-    kept = {f".bundle.{alive}.partial", f".other.{dead}.partial", "bundle"}
-    assert names(tmp_path) == kept
+    assert names(tmp_path) == theirs | {"bundle"}
 
 
-def test_a_killed_run_of_the_same_process_number_is_no_obstacle(tmp_path: Path) -> None:
-    """In a container every run may have the same one."""
-    leftover = tmp_path / f".bundle.{os.getpid()}.partial"
-    leftover.mkdir()
-    (leftover / "half").write_text("")
-    with publish_directory(tmp_path / "bundle") as partial:
-        (partial / "whole").write_text("")
-    assert (names(tmp_path), names(tmp_path / "bundle")) == ({"bundle"}, {"whole"})
+def test_a_lock_from_another_machine_is_trusted_for_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lock may not reach here."""
+    ownership = Ownership(tmp_path / "bundle")
+    ownership.name().mkdir()
+    (ownership.name() / "half").write_text("")
+    os.close(ownership._file)
+    theirs = names(tmp_path)
+    monkeypatch.setattr(partials, "_this_machine", lambda: b"another")
+    discard_abandoned(tmp_path)
+    assert names(tmp_path) == theirs
+    now = time.time()
+    monkeypatch.setattr(partials.time, "time", lambda: now + 25 * 3600)
+    discard_abandoned(tmp_path)
+    assert names(tmp_path) == set()
+
+
+def test_an_old_folder_that_was_put_aside_comes_back(tmp_path: Path) -> None:
+    """Where a kill came between the two renames of a file system without exchange."""
+    ownership = Ownership(tmp_path / "bundle")
+    for ending in ("old", "partial"):
+        ownership.name(ending).mkdir()
+        (ownership.name(ending) / ending).write_text("")
+    os.close(ownership._file)
+    discard_abandoned(tmp_path)
+    assert (names(tmp_path), names(tmp_path / "bundle")) == ({"bundle"}, {"old"})
+
+
+def test_one_run_at_a_time_claims_a_target(tmp_path: Path) -> None:
+    first = Claim(tmp_path / "video.mp4")
+    with pytest.raises(UsageError, match=r"video\.mp4: another run is writing it"):
+        Claim(tmp_path / "video.mp4")
+    Claim(tmp_path / "another.mp4").release()
+    first.release()
+    Claim(tmp_path / "video.mp4").release()
+    assert names(tmp_path) == set()
+
+
+def test_long_names_have_partials_of_their_own(tmp_path: Path) -> None:
+    targets = [tmp_path / ("x" * 240 + letter) for letter in "ab"]
+    claims = [Claim(target) for target in targets]
+    for target in targets:
+        with publish_file(target) as partial:
+            partial.write_text(target.name[-1])
+    assert [target.read_text() for target in targets] == ["a", "b"]
+    for claim in claims:
+        claim.release()
+    assert names(tmp_path) == {target.name for target in targets}
 
 
 def test_a_link_stays_a_link(tmp_path: Path) -> None:

@@ -17,12 +17,20 @@ PACKAGE = "longlive_trt"
 # By unit (a folder, or a module of the face), the units that it may import besides itself; what is
 # in a folder without a rule of its own belongs to the folder above. Modules of the face without a
 # rule, such as the commands, may import anything, and nothing below them may import them.
-FOUNDATION = {"errors", "basics", "signals", "files", "contract", "dtypes", "architectures"}
+FOUNDATION = {
+    *("errors", "basics", "signals", "files", "contract", "dtypes", "architectures"),
+    *("printing", "reading"),
+}
 ONNX = {"precision", "exports"}
 ENGINES = {*FOUNDATION, *ONNX, "configs", "engines", "engines.bundles"}
 RULES = {
-    **{name: set[str]() for name in ("errors", "basics", "signals", "architectures", "probes")},
-    **{name: {"errors"} for name in ("files", "contract", "dtypes")},
+    **{
+        name: set[str]()
+        for name in ("errors", "basics", "signals", "architectures", "probes", "printing")
+    },
+    "reading": {"errors", "basics", "printing"},
+    "files": {"errors", "reading"},
+    **{name: {"errors"} for name in ("contract", "dtypes")},
     "extras": {"probes"},
     "doctor": {"architectures", "extras", "probes"},
     "precision": FOUNDATION,
@@ -65,7 +73,7 @@ RULES = {
         *FOUNDATION,
         *("configs", "engines", "engines.bundles", "runtime"),
     },
-    "demo": {*FOUNDATION, "configs", "export.models"},
+    "demo": {*FOUNDATION, "configs", "exports", "export.models"},
 }
 # The package `export` can be called, as the function of its name is the public one.
 CALLS_ITS_FUNCTION = "export imports making.exporting"

@@ -17,8 +17,8 @@ from longlive_trt.demo.words import encode
 from longlive_trt.demo.world.clips import NEVER, render_clips
 
 _FAMILIES = 60
-_UNCHANGED = 0.45
-_AFTER = 0.6
+_UNCHANGED = 0.35
+_AFTER = 0.75
 _LOST_WORDS = 0.03
 _RENDERED, _ENCODED = 1024, 16
 """Clips at once."""
@@ -64,6 +64,10 @@ class Batch:
     ids: Tensor
     counts: Tensor
     """Which blocks the caption is about, [blocks, B]."""
+    earlier_ids: Tensor
+    """The caption of what was there before a change; of other clips the same again."""
+    changes: Tensor
+    """Whether the caption is about what a change leads to, [B]."""
 
 
 class LatentPool:
@@ -117,18 +121,21 @@ class LatentPool:
         re-cache: all of its history under the second caption, and only what follows counts.
         """
         index = [self.rng.randrange(len(self)) for _ in range(count)]
-        ids, counts = [], []
+        ids, earlier_ids, counts, changes = [], [], [], []
         for i in index:
             first, second, change = self.scenes[i]
             after = change < self.blocks and self.rng.random() < _AFTER
-            text = caption(second if after else first, self.rng)
-            ids.append(self._encoded(text))
+            ids.append(self._encoded(caption(second if after else first, self.rng)))
+            earlier_ids.append(self._encoded(caption(first, self.rng)) if after else ids[-1])
             counts.append([(block >= change) == after for block in range(self.blocks)])
+            changes.append(after)
         picked = self.latents[0][torch.tensor(index, device=self.device)]
         return Batch(
             latents=picked.transpose(0, 1),
             ids=torch.tensor(ids),
             counts=torch.tensor(counts).T.float(),
+            earlier_ids=torch.tensor(earlier_ids),
+            changes=torch.tensor(changes),
         )
 
     def _encoded(self, text: str) -> list[int]:

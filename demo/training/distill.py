@@ -1,8 +1,9 @@
 """A leg of distillation to the rollout's few steps; one process a GPU, under ``torchrun``.
 
 The student makes videos as the product does, block by block with its own history, and learns where
-many small steps of its teacher would have led from where it stood. Nothing is compared with real
-clips but the student's first history, so what it learns is what it meets.
+many small steps of its teacher would have led from where it stood. Halfway through its videos many
+prompts change. Nothing is compared with real clips but the student's first history, so what it
+learns is what it meets.
 """
 
 import logging
@@ -26,13 +27,12 @@ from longlive_trt.demo.training.flow import takes_muon, warped, wide
 from longlive_trt.demo.training.legs import (
     Clock,
     Journal,
+    TimedLeg,
     Worker,
     leg_parser,
-    load_state,
     rate,
     run_leg,
     save_checkpoint,
-    train,
 )
 from longlive_trt.demo.training.optimizer import MuonAdam
 from longlive_trt.demo.training.state import load_generator
@@ -40,8 +40,6 @@ from longlive_trt.demo.training.stepper import Stepper
 from longlive_trt.demo.words import word_ids
 
 log = logging.getLogger(__name__)
-
-_CHECK_EVERY = 5
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,10 @@ class Settings:
     seed: int = 3
 
 
-class Leg:
-    """A stretch of training between two checkpoints."""
+class Leg(TimedLeg):
+    """A stretch of distillation, whose steps are long."""
+
+    check_every = 5
 
     def __init__(self, settings: Settings, worker: Worker) -> None:
         self.settings, self.worker = settings, worker
@@ -79,11 +79,8 @@ class Leg:
         )
         self.schedule = Schedule.of(config.rollout)
         self.shift = config.rollout.timestep_shift
-        self.before_s, self.step = 0.0, 0
         if settings.resume is not None:
-            state = load_state(settings.resume, device)
-            self.optimizer.load(state["optimizer"])
-            self.before_s, self.step = float(state["done_s"]), int(state["step"])
+            self._resume(settings.resume)
         self.journal = Journal(settings.out / "distill.jsonl", worker)
         shape = (settings.blocks, settings.batch)
         rollout, text_len = config.rollout, config.transformer.text_len
@@ -91,7 +88,9 @@ class Leg:
             *shape, rollout.frames_per_block, *config.latent_shape, device=device
         )
         self.ids = torch.ones(settings.batch, text_len, dtype=torch.long, device=device)
+        self.earlier_ids = self.ids.clone()
         self.counts = torch.ones(shape, device=device)
+        self.own_counts = self.counts.clone()
         self.real = torch.ones((), device=device)
         levels = self.schedule.passes
         self.sigmas = torch.tensor([level.sigma for level in levels], device=device)
@@ -100,39 +99,47 @@ class Leg:
         self.losses = torch.zeros(1 + len(levels), device=device)
         self.stepper = Stepper(worker, self.optimizer, self._backward)
 
+    @property
+    def _switch_at(self) -> int:
+        return self.settings.blocks // 2
+
     def _backward(self) -> None:
         level = torch.randint(len(self.sigmas), self.counts.shape, device=self.counts.device)
         sigma, times = self.sigmas[level], self.times[level]
         with torch.no_grad():
-            history, start = self._situations(level, sigma)
+            history, start, counts = self._situations(level, sigma)
             target = self._led_to(history, start, sigma)
         context = self.student.context(self.ids)
         flow = self.student(history, start[None], times[None], context)[0]
         errors = (flow - (start - target) / wide(sigma)).square().flatten(2).mean(2)
-        loss = (errors * self.counts).sum() / self.counts.sum()
+        loss = (errors * counts).sum() / counts.sum()
         loss.backward()
         with torch.no_grad():
             seen = [loss]
             for k in range(len(self.sigmas)):
-                here = self.counts * (level == k)
+                here = counts * (level == k)
                 seen.append((errors * here).sum() / here.sum().clamp_min(1))
             self.losses.lerp_(torch.stack(seen), 0.05)
 
-    def _situations(self, level: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Histories, and noised blocks after them: the student's own, or of real clips."""
+    def _situations(self, level: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Histories, noised blocks after them, and which count: the student's, or of real clips."""
         with pointwise_as_it_is():
             blocks, starts = self._own_video()
         own = torch.stack(starts).gather(0, wide(level)[None].expand(1, *blocks.shape))[0]
         real = torch.lerp(self.latents, torch.randn_like(self.latents), wide(sigma))
-        is_real = wide(torch.rand_like(sigma[:1]) < self.real)
-        return torch.where(is_real, self.latents, blocks), torch.where(is_real, real, own)
+        is_real = torch.rand_like(sigma[:1]) < self.real
+        counts = torch.where(is_real, self.counts, self.own_counts)
+        is_real = wide(is_real)
+        return torch.where(is_real, self.latents, blocks), torch.where(is_real, real, own), counts
 
     def _own_video(self) -> tuple[Tensor, list[Tensor]]:
         """Blocks [K, B, ...] that the student makes, and what it saw at each of its steps."""
         rollout = BatchRollout(self.student, self.settings.batch)
-        rollout.prompt(self.ids)
+        rollout.prompt(self.earlier_ids)
         seen: list[list[Tensor]] = [[] for _ in self.schedule.passes]
-        for _ in range(self.settings.blocks):
+        for block in range(self.settings.blocks):
+            if block == self._switch_at:
+                rollout.prompt(self.ids)
             x = torch.randn_like(self.latents[0])
             for k, step in enumerate(self.schedule.passes):
                 seen[k].append(x)
@@ -168,7 +175,10 @@ class Leg:
             batch = pool.batch(settings.batch)
             self.latents.copy_(batch.latents)
             self.ids.copy_(batch.ids)
+            self.earlier_ids.copy_(batch.earlier_ids)
             self.counts.copy_(batch.counts)
+            follows = torch.arange(settings.blocks)[:, None] >= self._switch_at
+            self.own_counts.copy_(follows | ~batch.changes)
             yield
 
     def run(self) -> None:
@@ -183,18 +193,7 @@ class Leg:
         batches = self.batches()
         next(batches)
         left_s = settings.leg_s - (time.monotonic() - begun)
-        clock = Clock(left_s, settings.total_s, self.before_s)
-        train(
-            self.worker,
-            clock,
-            reports=settings.reports,
-            check_every=_CHECK_EVERY,
-            pace=self._pace,
-            step=partial(self.train_step, batches),
-            report=partial(self._report, clock),
-        )
-        if self.worker.leads:
-            self._draw()
+        self._train(left_s, settings.total_s, settings.reports, partial(self.train_step, batches))
 
     def train_step(self, batches: Iterator[None]) -> None:
         next(batches)

@@ -17,13 +17,12 @@ from longlive_trt.demo.training.curves import draw_curves
 from longlive_trt.demo.training.legs import (
     Clock,
     Journal,
+    TimedLeg,
     Worker,
     leg_parser,
-    load_state,
     rate,
     run_leg,
     save_checkpoint,
-    train,
 )
 from longlive_trt.demo.training.optimizer import MuonAdam
 from longlive_trt.demo.training.stepper import Stepper
@@ -32,7 +31,6 @@ from longlive_trt.demo.words import word_ids
 log = logging.getLogger(__name__)
 
 _DIRT = 0.12
-_CHECK_EVERY = 10
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,8 @@ def wide(x: Tensor) -> Tensor:
     return x[..., None, None, None, None]
 
 
-class Leg:
-    """A stretch of training between two checkpoints."""
+class Leg(TimedLeg):
+    """A stretch of flow matching."""
 
     def __init__(self, settings: Settings, worker: Worker) -> None:
         self.settings, self.worker = settings, worker
@@ -85,11 +83,8 @@ class Leg:
         self.optimizer = MuonAdam(
             self.model, takes_muon, settings.muon_rate, settings.adam_rate, average=0.999
         )
-        self.before_s, self.step = 0.0, 0
         if settings.resume is not None:
-            state = load_state(settings.resume, device)
-            self.optimizer.load(state["optimizer"])
-            self.before_s, self.step = float(state["done_s"]), int(state["step"])
+            self._resume(settings.resume)
         self.journal = Journal(settings.out / "flow.jsonl", worker)
         shape = (settings.blocks, settings.batch)
         rollout, text_len = config.rollout, config.transformer.text_len
@@ -154,18 +149,7 @@ class Leg:
         self.journal.report(prepared_s=round(time.monotonic() - begun, 1))
         pool = self.fill_pool()
         left_s = settings.leg_s - (time.monotonic() - begun)
-        clock = Clock(left_s, settings.total_s, self.before_s)
-        train(
-            self.worker,
-            clock,
-            reports=settings.reports,
-            check_every=_CHECK_EVERY,
-            pace=self._pace,
-            step=partial(self.train_step, pool),
-            report=partial(self._report, clock),
-        )
-        if self.worker.leads:
-            self._draw()
+        self._train(left_s, settings.total_s, settings.reports, partial(self.train_step, pool))
 
     def _pace(self, share: float, steps: int) -> None:
         self.optimizer.factor.fill_(rate(share, steps, warm_steps=100))

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from longlive_trt.demo.training.optimizer import MuonAdam
 from longlive_trt.errors import CheckpointError, LongLiveError, UsageError
 
 log = logging.getLogger(__name__)
@@ -156,7 +158,7 @@ def train(
     step: Callable[[], None],
     report: Callable[[float, int], None],
 ) -> None:
-    """Step until the leg is over, the same number of times on every worker.
+    """Step until the leg is over, the same number of times on every worker, a few at least.
 
     ``pace`` gets, now and then, the share of the training that is done and the steps of this leg;
     ``report`` the seconds that a step took since the last report (0 at the end), and the steps.
@@ -165,7 +167,7 @@ def train(
     while True:
         if steps % check_every == 0:
             share = worker.told(2.0 if clock.is_over else clock.share)
-            if share > 1:
+            if share > 1 and steps:
                 break
             pace(share, steps)
             since_s = clock.elapsed_s - reported_s
@@ -175,6 +177,44 @@ def train(
         step()
         steps += 1
     report(0.0, steps)
+
+
+class TimedLeg:
+    """A stretch of training between two checkpoints; each kind fills in what it learns."""
+
+    worker: Worker
+    optimizer: MuonAdam
+    check_every = 10
+    before_s, step = 0.0, 0
+
+    def _resume(self, path: Path) -> dict[str, Any]:
+        state = load_state(path, self.worker.device)
+        self.optimizer.load(state["optimizer"])
+        self.before_s, self.step = float(state["done_s"]), int(state["step"])
+        return state
+
+    def _train(self, leg_s: float, total_s: float, reports: int, step: Callable[[], None]) -> None:
+        clock = Clock(leg_s, total_s, self.before_s)
+        train(
+            self.worker,
+            clock,
+            reports=reports,
+            check_every=self.check_every,
+            pace=self._pace,
+            step=step,
+            report=partial(self._report, clock),
+        )
+        if self.worker.leads:
+            self._draw()
+
+    def _pace(self, share: float, steps: int) -> None:
+        raise NotImplementedError
+
+    def _report(self, clock: Clock, step_s: float, steps: int) -> None:
+        raise NotImplementedError
+
+    def _draw(self) -> None:
+        raise NotImplementedError
 
 
 def leg_parser(doc: str | None, settings: type[Any]) -> argparse.ArgumentParser:

@@ -4,11 +4,12 @@ import argparse
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from longlive_trt.configs import ModelConfig
 from longlive_trt.demo.generator import Generator
 from longlive_trt.demo.geometry import WEIGHTS, model_config
-from longlive_trt.demo.shipped import ship
+from longlive_trt.demo.shipped import write_sums
 from longlive_trt.demo.training.flow import takes_muon
 from longlive_trt.demo.training.legs import load_state, save_state
 from longlive_trt.demo.training.optimizer import MuonAdam
@@ -28,6 +29,14 @@ def slim(state: Path, to: Path) -> None:
     kept = load_state(state, torch.device("cpu"))
     del kept["optimizer"]["values"]
     save_state(to, kept)
+
+
+def ship(model: Generator, folder: Path) -> None:
+    """Write transformer and text encoder in halves, and the hashes of all files there."""
+    for name, part in (("transformer", model.transformer), ("text_encoder", model.text)):
+        halves = {k: v.half().contiguous().cpu() for k, v in part.state_dict().items()}
+        save_file(halves, folder / f"{name}.safetensors")
+    write_sums(folder)
 
 
 def main() -> None:

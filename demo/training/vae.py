@@ -3,7 +3,6 @@
 import logging
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,13 +18,12 @@ from longlive_trt.demo.training.curves import draw_curves
 from longlive_trt.demo.training.legs import (
     Clock,
     Journal,
+    TimedLeg,
     Worker,
     leg_parser,
-    load_state,
     rate,
     run_leg,
     save_checkpoint,
-    train,
 )
 from longlive_trt.demo.training.optimizer import MuonAdam
 from longlive_trt.demo.training.stepper import Stepper
@@ -36,7 +34,6 @@ log = logging.getLogger(__name__)
 
 _HELD_OUT_SEED = 999_983
 _EDGES, _COARSE = 0.5, 0.25
-_CHECK_EVERY = 10
 
 
 @dataclass(frozen=True)
@@ -116,8 +113,8 @@ def _halved(clips: Tensor) -> Tensor:
     return halved
 
 
-class Leg:
-    """A stretch of training between two checkpoints."""
+class Leg(TimedLeg):
+    """A stretch of the autoencoder's training."""
 
     def __init__(self, settings: Settings, worker: Worker) -> None:
         self.settings, self.worker = settings, worker
@@ -131,9 +128,9 @@ class Leg:
         self.optimizer = MuonAdam(
             self.model, takes_muon, settings.muon_rate, settings.adam_rate, average=0.998
         )
-        self.before_s, self.step, self.best = 0.0, 0, 0.0
+        self.best = 0.0
         if settings.resume is not None:
-            self._resume(settings.resume)
+            self.best = float(self._resume(settings.resume)["best"])
         self.journal = Journal(settings.out / "vae.jsonl", worker)
         begun = time.monotonic()
         seed = settings.seed * 100_003 + self.step * 17 + worker.rank
@@ -152,12 +149,6 @@ class Leg:
         self.parts = torch.zeros(4, device=device)
         self.stepper = Stepper(worker, self.optimizer, self._backward)
 
-    def _resume(self, path: Path) -> None:
-        state = load_state(path, self.worker.device)
-        self.optimizer.load(state["optimizer"])
-        self.before_s, self.step = float(state["done_s"]), int(state["step"])
-        self.best = float(state["best"])
-
     def _backward(self) -> None:
         loss, parts = objective(self.model, to_unit(self.batch), self.settings.kl)
         loss.backward()
@@ -175,18 +166,7 @@ class Leg:
         settings = self.settings
         self.stepper.capture()
         self.worker.told(0.0)
-        clock = Clock(settings.leg_s, settings.total_s, self.before_s)
-        train(
-            self.worker,
-            clock,
-            reports=settings.reports,
-            check_every=_CHECK_EVERY,
-            pace=self._pace,
-            step=self.train_step,
-            report=partial(self._report, clock),
-        )
-        if self.worker.leads:
-            self._draw()
+        self._train(settings.leg_s, settings.total_s, settings.reports, self.train_step)
 
     def _pace(self, share: float, steps: int) -> None:
         """Rates rise once, in the first leg."""

@@ -21,10 +21,21 @@ from longlive_trt.engines.bundles.bundle import (
     FileEntry,
     Manifest,
     parse_manifest,
+)
+from longlive_trt.errors import BundleError, LongLiveError, OutputError, UsageError
+from longlive_trt.files import (
+    BUNDLE,
+    free_bytes,
+    is_inside,
+    publish_directory,
+    publish_file,
+    require_ordinary,
+    require_place,
     require_replaceable,
 )
-from longlive_trt.errors import BundleError, OutputError, UsageError
-from longlive_trt.files import free_bytes, publish_directory, publish_file
+from longlive_trt.printing import quoted
+from longlive_trt.reading.failures import refusing
+from longlive_trt.reading.files import open_file, read_bytes
 
 SUFFIX = ".tar.zst"
 
@@ -77,11 +88,11 @@ def unpack(
     archive: Path, out: Path, report: Report = lambda _what, _done, _total: None
 ) -> Manifest:
     """Make the bundle of an archive; it appears when every byte of it has been checked."""
-    require_replaceable(out)
+    require_replaceable(out, BUNDLE)
     with _opened(archive) as contents:
         manifest, data = contents.manifest()
         require_space(out, sum(entry.bytes for entry in manifest.files.values()))
-        with publish_directory(out) as folder:
+        with publish_directory(out, BUNDLE) as folder:
             (folder / MANIFEST_NAME).write_bytes(data)
             for done, name in enumerate(contents.names(manifest)):
                 report(f"unpacking {name}", done, len(manifest.files))
@@ -98,7 +109,7 @@ def read_archive_manifest(archive: Path) -> Manifest:
 
 def check_seal(archive: Path) -> str:
     """Refuse an archive with an altered byte; its sha256 as a file."""
-    with archive.open("rb") as file:
+    with _open_archive(archive) as file:
         sealed = _SealedReader(archive, file)
         sealed.finish()
         sealed.digest.update(sealed.seal)
@@ -121,17 +132,31 @@ def _manifest_of(folder: Path) -> tuple[Manifest, bytes]:
             f"{folder}: not a bundle (no {MANIFEST_NAME}); give a folder that "
             f"`longlive-trt build` made"
         )
-    data = path.read_bytes()
+    with refusing(BundleError, path, "build or fetch the bundle again"):
+        data = read_bytes(path, MANIFEST_LIMIT_BYTES)
     return parse_manifest(data, str(path)), data
 
 
 def _require_writable(out: Path, folder: Path) -> None:
+    """An older archive of a bundle may be replaced; anything else is somebody's."""
     if out.is_dir():
         raise UsageError(f"{out}: a folder is in the way; give --out FILE{SUFFIX}")
-    if out.resolve().is_relative_to(folder.resolve()):
+    if is_inside(out, folder):
         raise UsageError(f"{out}: inside the bundle itself; give --out a place outside it")
-    if out.is_file() and not _head(out).startswith(_ZSTD_MAGIC):
-        raise UsageError(f"{out}: a file that is no archive is in the way; give another --out")
+    require_place(out)
+    require_ordinary(out)
+    if out.is_file() and not _is_archive(out):
+        raise UsageError(
+            f"{out}: a file that is no archive of a bundle is in the way; give another --out"
+        )
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        read_archive_manifest(path)
+    except (LongLiveError, OSError):
+        return False
+    return True
 
 
 def _write_archive(
@@ -224,11 +249,16 @@ class _SealedReader:
             )
 
 
+def _open_archive(path: Path) -> BinaryIO:
+    with refusing(BundleError, path, "give a file that `longlive-trt pack` made"):
+        return open_file(path)
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator["_Contents"]:
     if path.is_dir():
         raise UsageError(f"{path}: a folder; give a file that `longlive-trt pack` made")
-    with path.open("rb") as file:
+    with _open_archive(path) as file:
         sealed = _SealedReader(path, file)
         if not _head(path).startswith(_ZSTD_MAGIC):
             raise BundleError(f"{path}: altered at its start; fetch the archive again")
@@ -293,20 +323,24 @@ class _Contents:
             return None
         if not info.isreg():
             kind = _KINDS.get(info.type, f"of tar type {info.type!r}")
-            raise self._refused(f"entry {info.name!r} is {kind}; only plain files are allowed")
+            raise self._refused(
+                f"entry {quoted(info.name)} is {kind}; only plain files are allowed"
+            )
+        if info.size < 0:
+            raise self._refused(f"entry {quoted(info.name)} claims {info.size} bytes")
         self._next_bytes = info.size
         return info.name
 
     def _require_listed(self, name: str, manifest: Manifest) -> None:
         if name.startswith("/") or ".." in name.split("/"):
-            raise self._refused(f"entry {name!r} leads outside the bundle")
+            raise self._refused(f"entry {quoted(name)} leads outside the bundle")
         if name in self._seen or name == MANIFEST_NAME:
-            raise self._refused(f"entry {name!r} comes twice")
+            raise self._refused(f"entry {quoted(name)} comes twice")
         if name not in manifest.files:
-            raise self._refused(f"entry {name!r} is not in the manifest")
+            raise self._refused(f"entry {quoted(name)} is not in the manifest")
         if self._next_bytes != manifest.files[name].bytes:
             raise self._refused(
-                f"entry {name!r} claims {self._next_bytes} bytes, and the manifest says "
+                f"entry {quoted(name)} claims {self._next_bytes} bytes, and the manifest says "
                 f"{manifest.files[name].bytes}"
             )
         self._seen.add(name)
@@ -320,13 +354,14 @@ class _Contents:
         self._exactly(len(_padding(size)))
 
     def _exactly(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            piece = self._stream.read(size - len(data))
+        pieces, left = [], size
+        while left:
+            piece = self._stream.read(left)
             if not piece:
                 raise self._refused("the contents end too early")
-            data += piece
-        return data
+            pieces.append(piece)
+            left -= len(piece)
+        return b"".join(pieces)
 
     def _refused(self, reason: str) -> BundleError:
         return BundleError(f"{self._path}: {reason}; fetch the archive again, or another one")

@@ -1,26 +1,36 @@
 """The bundle: a folder of compiled engines with a manifest that answers for every byte."""
 
-import hashlib
 import json
 import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.dump import config_values
-from longlive_trt.configs.loader import configure
 from longlive_trt.contract import COMPONENT_OF
-from longlive_trt.errors import BundleError, ConfigError, UsageError
-from longlive_trt.exports import TOKENIZER_NAME, GraphInfo, graph_info_from_values
-from longlive_trt.files import sha256_file
+from longlive_trt.errors import BundleError, UsageError
+from longlive_trt.exports import TOKENIZER_NAME, GraphInfo
+from longlive_trt.files import MANIFEST_NAME as MANIFEST_NAME
+from longlive_trt.files import is_sealed, seal_of, sha256_file
+from longlive_trt.printing import quoted
+from longlive_trt.reading.documents import JSON_BYTES, parse_json
+from longlive_trt.reading.failures import InvalidFieldError, ReadingError, refusing
+from longlive_trt.reading.files import read_bytes
+from longlive_trt.reading.names import require_inside
+from longlive_trt.reading.ranges import Range
+from longlive_trt.reading.shapes import structured
 
-MANIFEST_NAME = "manifest.json"
 FORMAT = 1
-MANIFEST_LIMIT_BYTES = 16 << 20
+MANIFEST_LIMIT_BYTES = JSON_BYTES
+BATCH = Range(1, 256)
+"""Videos side by side."""
 
-_SEAL = re.compile(rb'"sha256": "([0-9a-f]{64})"')
+_FILE_BYTES = Range(0, 1 << 50)
+_LONGEST_WORD = 100
+_AGAIN = "build or fetch the bundle again"
 _ADDED_BY = {"transformer": "--transformer", "vae": "--vae", "text_encoder": "--text-encoder"}
 
 
@@ -31,9 +41,9 @@ class FileEntry:
 
     def __post_init__(self) -> None:
         if not re.fullmatch("[0-9a-f]{64}", self.sha256):
-            raise ValueError(f"{self.sha256!r} is not a sha256")
-        if type(self.bytes) is not int or self.bytes < 0:
-            raise ValueError(f"{self.bytes!r} is not a size")
+            raise InvalidFieldError("sha256", self.sha256, "64 hexadecimal digits")
+        if self.bytes not in _FILE_BYTES:
+            raise InvalidFieldError("bytes", self.bytes, f"a size, {_FILE_BYTES}")
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,40 @@ class EngineKind:
     kind: str
     version: str
     target: str
+
+    def __post_init__(self) -> None:
+        for key, word in asdict(self).items():
+            if not word.isprintable() or len(word) > _LONGEST_WORD:
+                raise InvalidFieldError(key, word, "a short text of printable characters")
+
+
+@dataclass(frozen=True)
+class KnownOptions:
+    """Those of a compiler's options that anything but the compiler asks for."""
+
+    batch: int | None = None
+    strip: bool | None = None
+    kernel_graphs: tuple[str, ...] = ()
+    gpu_name: str | None = None
+    version_compatible: bool | None = None
+    hardware_compatibility: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch is not None and self.batch not in BATCH:
+            raise InvalidFieldError("batch", self.batch, str(BATCH))
+
+    @classmethod
+    def require_sound(cls, options: Mapping[str, object]) -> None:
+        known = {item.name for item in fields(cls)}
+        structured(cls, {name: value for name, value in options.items() if name in known})
+
+    @classmethod
+    def are_sound(cls, options: Mapping[str, object]) -> bool:
+        try:
+            cls.require_sound(options)
+        except ReadingError:
+            return False
+        return True
 
 
 @dataclass(frozen=True)
@@ -63,13 +107,24 @@ class Manifest:
     command: str = ""
     duration_s: float = 0.0
 
+    def require_sound(self) -> None:
+        """Of a file that may say anything."""
+        for graph, info in self.graphs.items():
+            if not graph.isidentifier() or len(graph) > _LONGEST_WORD:
+                raise ReadingError(f"graph name {quoted(graph)} is not a plain name")
+            info.require_sound(graph)
+        for name in self.files:
+            require_inside(name)
+            if name == MANIFEST_NAME:
+                raise ReadingError(f"file name {name} is not plain: the manifest lists itself")
+        KnownOptions.require_sound(self.options)
+
     def to_json(self) -> str:
         """The text of the file, sealed: its first sha256 is that of the text without it."""
         values: dict[str, Any] = {"format": FORMAT, "sha256": "", **asdict(self)}
         values["config"] = config_values(self.config)
         text = json.dumps(values, indent=1) + "\n"
-        seal = hashlib.sha256(text.encode()).hexdigest()
-        return text.replace('"sha256": ""', f'"sha256": "{seal}"', 1)
+        return text.replace('"sha256": ""', f'"sha256": "{seal_of(text)}"', 1)
 
 
 @dataclass(frozen=True)
@@ -110,79 +165,32 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         what = f"no {MANIFEST_NAME} inside" if folder.is_dir() else "no such folder"
         raise UsageError(f"{folder}: {what}; give a bundle that `longlive-trt build` made")
-    with path.open("rb") as file:
-        return parse_manifest(file.read(MANIFEST_LIMIT_BYTES + 1), str(path))
+    with refusing(BundleError, path, _AGAIN):
+        data = read_bytes(path, MANIFEST_LIMIT_BYTES)
+    return parse_manifest(data, str(path))
 
 
 def parse_manifest(data: bytes, origin: str) -> Manifest:
     """The manifest from its file's bytes, which must be exactly those that were written."""
-    if len(data) > MANIFEST_LIMIT_BYTES:
-        raise BundleError(
-            f"{origin}: larger than {MANIFEST_LIMIT_BYTES >> 20} MiB, which no manifest is; "
-            f"build or fetch the bundle again"
-        )
-    try:
-        values = json.loads(data)
-        found = values.pop("format")
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        raise BundleError(
-            f"{origin}: not a readable manifest; build or fetch the bundle again"
-        ) from None
-    if found != FORMAT:
+    with refusing(BundleError, f"{origin}: not a readable manifest", _AGAIN):
+        values = parse_json(data)
+        if not isinstance(values, dict) or "format" not in values:
+            raise ReadingError("no keys and values, or no format among them")
+    found = values.pop("format")
+    if type(found) is not int or found != FORMAT:
         newer = isinstance(found, int) and found > FORMAT
         remedy = "update longlive-trt" if newer else "build the bundle again"
-        raise BundleError(f"{origin}: format {found}, and this version reads {FORMAT}; {remedy}")
-    if not _is_sealed(data):
+        raise BundleError(
+            f"{origin}: format {quoted(found)}, and this version reads {FORMAT}; {remedy}"
+        )
+    if not is_sealed(data):
         raise BundleError(
             f"{origin}: altered: its own sha256 does not match; build or fetch the bundle again"
         )
-    try:
-        return _manifest(values, origin)
-    except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
-        raise BundleError(
-            f"{origin}: not a valid manifest ({error}); build the bundle again"
-        ) from None
-
-
-def _is_sealed(data: bytes) -> bool:
-    seal = _SEAL.search(data)
-    if seal is None:
-        return False
-    unsealed = data[: seal.start(1)] + data[seal.end(1) :]
-    return hashlib.sha256(unsealed).hexdigest().encode() == seal[1]
-
-
-def _manifest(values: dict[str, Any], origin: str) -> Manifest:
-    del values["sha256"]
-    graphs = {name: graph_info_from_values(info) for name, info in values.pop("graphs").items()}
-    files = {name: FileEntry(**entry) for name, entry in values.pop("files").items()}
-    for name in graphs:
-        if not name.isidentifier():
-            raise ValueError(f"graph name {name!r} is not a plain name")
-    for name in files:
-        _require_inside(name)
-    return Manifest(
-        config=configure(values.pop("config"), origin=origin),
-        engine=EngineKind(**values.pop("engine")),
-        graphs=graphs,
-        files=files,
-        **values,
-    )
-
-
-def _require_inside(name: str) -> None:
-    path = PurePosixPath(name)
-    is_plain = str(path) == name and name.isprintable() and "\\" not in name
-    if not is_plain or path.is_absolute() or ".." in path.parts or name in (".", MANIFEST_NAME):
-        raise ValueError(f"file name {name!r} leads outside the bundle or is not plain")
-
-
-def require_replaceable(out: Path) -> None:
-    """An older bundle may be replaced; anything else is somebody's."""
-    if out.is_file():
-        raise UsageError(f"{out}: a file is in the way; give --out another folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST_NAME).is_file():
-        raise UsageError(f"{out}: not empty and not a bundle; give --out another folder")
+    with refusing(BundleError, f"{origin}: not a valid manifest", "build the bundle again"):
+        manifest = structured(Manifest, {k: v for k, v in values.items() if k != "sha256"})
+        manifest.require_sound()
+    return manifest
 
 
 def open_bundle(folder: Path) -> Bundle:

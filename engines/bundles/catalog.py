@@ -8,6 +8,7 @@ at the entry files too, and the next push repairs the index.
 """
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,10 +16,15 @@ from typing import Any
 
 from longlive_trt.configs import ModelConfig
 from longlive_trt.engines.bundles.archive import SUFFIX
-from longlive_trt.engines.bundles.bundle import Manifest
+from longlive_trt.engines.bundles.bundle import KnownOptions, Manifest
 from longlive_trt.engines.bundles.stores import Store
 from longlive_trt.engines.memory import least_bytes
-from longlive_trt.errors import BundleError, OutputError
+from longlive_trt.errors import BundleError, OutputError, UsageError
+from longlive_trt.reading.documents import parse_json
+from longlive_trt.reading.failures import ReadingError
+from longlive_trt.reading.shapes import structured
+
+logger = logging.getLogger(__name__)
 
 INDEX_NAME = "index.json"
 FORMAT = 1
@@ -26,6 +32,7 @@ FORMAT = 1
 _ENTRIES = "catalog"
 _LIMIT_BYTES = 16 << 20
 _ROUNDS = 5
+_LONGEST_TEXT = 250
 
 
 @dataclass(frozen=True)
@@ -84,26 +91,58 @@ def entry_of(manifest: Manifest, sha256: str, *, is_archive: bool, size: int) ->
 
 
 def read_catalog(store: Store) -> list[CatalogEntry] | None:
-    """All entries; None where there is no catalog."""
+    """All entries that can be read; None where there is no catalog."""
     listed = set(_entry_files(store))
     data = store.read(INDEX_NAME, _LIMIT_BYTES)
     if data is None and not listed:
         return None
     entries = _parse_index(store, data) if data is not None else []
     known = {_file_of(entry) for entry in entries}
-    return entries + _read_entries(store, listed - known)
+    entries += _read_entries(store, listed - known)
+    if not entries and (listed or _lists_any(data)):
+        raise BundleError(
+            f"{store.url}: no entry of its catalog can be read; push the bundles again"
+        )
+    return entries
+
+
+def require_catalog(store: Store) -> None:
+    """Refuse a place whose index is somebody else's: a push would replace it."""
+    data = store.read(INDEX_NAME, _LIMIT_BYTES)
+    if data is None or _read_entries(store, _entry_files(store)):
+        return
+    try:
+        is_ours = bool(_parse_index(store, data)) or not _lists_any(data)
+    except BundleError:
+        is_ours = False
+    if not is_ours:
+        raise UsageError(
+            f"{store.url}/{INDEX_NAME}: not a catalog of bundles of format {FORMAT}; push to "
+            "another place, or move that file"
+        )
+
+
+def require_sound(entry: CatalogEntry) -> None:
+    """Before anything is sent: what readers would not take is not listed."""
+    if not _is_sound(entry):
+        raise BundleError(
+            f"{entry.path}: a name, version or size in its manifest cannot be listed in a catalog "
+            f"({entry.config!r}, {entry.kind!r} {entry.version!r} for {entry.target!r}); names "
+            "have printable characters only: export and build it under another name"
+        )
 
 
 def add_entry(store: Store, entry: CatalogEntry) -> None:
     store.write(f"{_ENTRIES}/{_file_of(entry)}", json.dumps(asdict(entry), indent=1).encode())
     for _ in range(_ROUNDS):
-        names = set(_entry_files(store)) | {_file_of(entry)}
-        others = _read_entries(store, names - {_file_of(entry)})
+        others = _read_entries(store, set(_entry_files(store)) - {_file_of(entry)})
         _write_index(store, [entry, *others])
         # Another push may have written an index without ours, or added an entry to be in it.
         data = store.read(INDEX_NAME, _LIMIT_BYTES)
         written = _parse_index(store, data) if data is not None else []
-        if set(_entry_files(store)) <= {_file_of(item) for item in written}:
+        listed = {_file_of(item) for item in written}
+        missing = set(_entry_files(store)) - listed
+        if _file_of(entry) in listed and not _read_entries(store, missing):
             return
     raise OutputError(
         f"{store.url}/{INDEX_NAME}: others keep changing it; the bundle is stored, push it again "
@@ -119,52 +158,69 @@ def _write_index(store: Store, entries: Iterable[CatalogEntry]) -> None:
 
 def _parse_index(store: Store, data: bytes) -> list[CatalogEntry]:
     where = f"{store.url}/{INDEX_NAME}"
-    values = _parse_json(where, data)
-    if values.get("format") != FORMAT or not isinstance(values.get("bundles"), list):
+    values = _parse_json(data)
+    if values is None or not isinstance(values.get("bundles"), list):
+        raise BundleError(f"{where}: not JSON of a catalog; push the bundles again")
+    if values.get("format") != FORMAT:
         raise BundleError(
             f"{where}: not a catalog of format {FORMAT}; update longlive-trt, or push again"
         )
-    return [_parse_entry(where, item) for item in values["bundles"]]
+    return _sound_entries((where, item) for item in values["bundles"])
 
 
 def _read_entries(store: Store, names: Iterable[str]) -> list[CatalogEntry]:
     files = ((name, store.read(f"{_ENTRIES}/{name}", _LIMIT_BYTES)) for name in sorted(names))
-    return [
-        _parse_entry(f"{store.url}/{_ENTRIES}/{name}", _parse_json(name, data))
+    return _sound_entries(
+        (f"{store.url}/{_ENTRIES}/{name}", _parse_json(data))
         for name, data in files
         if data is not None
-    ]
+    )
 
 
-def _parse_json(where: str, data: bytes) -> Mapping[str, Any]:
+def _parse_json(data: bytes) -> Mapping[str, Any] | None:
     try:
-        values = json.loads(data)
-    except (ValueError, RecursionError):
-        values = None
-    if not isinstance(values, dict):
-        raise BundleError(f"{where}: not JSON of a catalog; push the bundles again")
-    return values
+        values = parse_json(data)
+    except ReadingError:
+        return None
+    return values if isinstance(values, dict) else None
 
 
-def _parse_entry(where: str, values: Any) -> CatalogEntry:
+def _lists_any(data: bytes | None) -> bool:
+    values = _parse_json(data) if data is not None else None
+    return values is not None and bool(values.get("bundles"))
+
+
+def _sound_entries(items: Iterable[tuple[str, Any]]) -> list[CatalogEntry]:
+    """One that cannot be read is told and left out: the others are no worse for it."""
+    entries = []
+    for where, values in items:
+        entry = _parse_entry(values)
+        if entry is None:
+            logger.warning("%s: an entry that is not of this catalog's form is left out", where)
+        else:
+            entries.append(entry)
+    return entries
+
+
+def _parse_entry(values: Any) -> CatalogEntry | None:
     try:
-        entry = CatalogEntry(**{**values, "graphs": tuple(values["graphs"])})
-    except (TypeError, KeyError):
-        raise BundleError(f"{where}: an entry has other fields than expected") from None
-    if not _is_sound(entry):
-        raise BundleError(f"{where}: entry {entry.path!r} does not name a bundle of this catalog")
-    return entry
+        entry = structured(CatalogEntry, values)
+    except ReadingError:
+        return None
+    return entry if _is_sound(entry) else None
 
 
 def _is_sound(entry: CatalogEntry) -> bool:
     texts = (entry.key, entry.config, entry.kind, entry.version, entry.target, entry.precision)
-    numbers = (entry.width, entry.height, entry.bytes, entry.memory_bytes)
+    sizes = (entry.width, entry.height, entry.bytes, entry.memory_bytes)
     return (
-        re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", str(entry.path)) is not None
-        and re.fullmatch(r"[0-9a-f]{64}", str(entry.sha256)) is not None
-        and all(isinstance(text, str) and text.isprintable() for text in texts)
-        and all(type(number) is int and number >= 0 for number in numbers)
-        and isinstance(entry.options, dict)
+        re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", entry.path) is not None
+        and re.fullmatch(r"[0-9a-f]{64}", entry.sha256) is not None
+        and all(graph.isidentifier() for graph in entry.graphs)
+        and all(text.isprintable() and len(text) <= _LONGEST_TEXT for text in texts)
+        and len(entry.path) <= _LONGEST_TEXT
+        and all(size >= 0 for size in sizes)
+        and KnownOptions.are_sound(entry.options)
     )
 
 

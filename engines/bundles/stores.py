@@ -5,7 +5,6 @@ import io
 import logging
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,8 +13,12 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import fsspec  # type: ignore[import-untyped]
 
-from longlive_trt.errors import BundleError, OutputError, UsageError
+from longlive_trt.errors import BundleError, LongLiveError, OutputError, UsageError
 from longlive_trt.extras import install_command
+from longlive_trt.files import BUNDLE, Ownership, blamed_on, real_path, require_place
+from longlive_trt.printing import plain
+from longlive_trt.reading.failures import refusing
+from longlive_trt.reading.files import file_size
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +37,10 @@ _NETWORK_LIBRARIES = {"aiohttp", "aiobotocore", "botocore", "gcsfs", "httpx", "r
 T = TypeVar("T")
 
 
+class UnreachableError(BundleError):
+    """It may work another time: what was fetched so far is worth keeping."""
+
+
 class Store:
     """Files by name under one URL."""
 
@@ -50,11 +57,20 @@ class Store:
         return Store(f"{self.url}/{name}")
 
     def require_writable(self) -> None:
+        if self.is_local:
+            self._require_store()
         if self._protocol in _READ_ONLY:
             raise UsageError(
                 f"{self.url}: nothing can be pushed over HTTP; push to a folder, s3://, gs:// or "
                 f"hf://, and pull from there"
             )
+
+    def _require_store(self) -> None:
+        """A folder that is a bundle, or lies in one, takes no other files."""
+        folder = Path(self._root)
+        if BUNDLE.listing(folder) is not None:
+            raise UsageError(f"{self.url}: a bundle itself; push to a folder that holds bundles")
+        require_place(self.url if "://" not in self.url else folder)
 
     def read(self, name: str, limit_bytes: int) -> bytes | None:
         """A small file whole, or None if there is none."""
@@ -101,14 +117,14 @@ class Store:
     def put(self, path: Path, name: str) -> None:
         """Upload a file; it appears whole or not at all."""
         if self.is_local:
-            with _published(self._local(name)) as partial:
+            with self._publishing(name) as partial:
                 shutil.copyfile(path, partial)
         else:
             self._send(name, lambda: self._system.put_file(str(path), self._path(name)))
 
     def write(self, name: str, data: bytes) -> None:
         if self.is_local:
-            with _published(self._local(name)) as partial:
+            with self._publishing(name) as partial:
                 partial.write_bytes(data)
         else:
             self._send(name, lambda: self._system.pipe_file(self._path(name), data))
@@ -137,6 +153,9 @@ class Store:
     def _open(self, name: str, start: int) -> Any:
         if self._protocol in _READ_ONLY:
             return self._open_http(name, start)
+        if self.is_local and self._local_path(name).exists():
+            with refusing(BundleError, f"{self.url}/{name}", "put the file itself there"):
+                file_size(self._local_path(name))
         file = self._system.open(self._path(name), "rb")
         file.seek(start)
         return file
@@ -162,10 +181,23 @@ class Store:
     def _path(self, name: str) -> str:
         return f"{self._root}/{quote(name) if self._protocol in _READ_ONLY else name}"
 
-    def _local(self, name: str) -> Path:
-        path = Path(self._path(name))
+    def _local_path(self, name: str) -> Path:
+        return Path(self._path(name))
+
+    @contextmanager
+    def _publishing(self, name: str) -> Iterator[Path]:
+        """A file of a store in a folder. It may well be one of a bundle: that is what is stored."""
+        path = real_path(self._path(name))
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        ownership = Ownership(path)
+        partial = ownership.name()
+        try:
+            with blamed_on(path, partial):
+                yield partial
+                partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+            ownership.release()
 
     def _failure(self, name: str, error: Exception) -> Exception:
         if isinstance(error, BundleError | FileNotFoundError) and not is_transient(error):
@@ -175,18 +207,7 @@ class Store:
         advice = "check the address and the connection, and run the command again"
         if _status(error) in (401, 403) or isinstance(error, PermissionError):
             advice = "sign in to the store, or ask for access"
-        return BundleError(f"{self.url}/{name}: {_reason(error)}; {advice}")
-
-
-@contextmanager
-def _published(path: Path) -> Iterator[Path]:
-    """A name of its own: on a shared disk another machine may have a process of our number."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        return UnreachableError(f"{self.url}/{name}: {_reason(error)}; {advice}")
 
 
 def is_transient(error: BaseException | None) -> bool:
@@ -217,7 +238,10 @@ def _reason(error: Exception) -> str:
 
 
 def _protocol(url: str) -> str:
-    return urlsplit(url).scheme if "://" in url else "file"
+    try:
+        return urlsplit(url).scheme if "://" in url else "file"
+    except ValueError as error:
+        raise _unusable(url, error) from None
 
 
 def _connect(url: str, protocol: str) -> tuple[Any, str]:
@@ -233,8 +257,14 @@ def _connect(url: str, protocol: str) -> tuple[Any, str]:
             f"{url}: {protocol}:// needs a package that is not installed ({error}): "
             f"{install_command('ship')}"
         ) from None
-    except ValueError as error:
-        raise UsageError(f"{url}: not an address that can be used ({error})") from None
+    except Exception as error:  # a library for each kind of store, and none says what it raises
+        if isinstance(error, LongLiveError):
+            raise
+        raise _unusable(url, error) from None
+
+
+def _unusable(url: str, error: Exception) -> UsageError:
+    return UsageError(f"{plain(url)}: not an address that can be used ({plain(error)})")
 
 
 def _require_plain(url: str) -> None:

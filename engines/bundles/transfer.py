@@ -4,7 +4,6 @@ A pull collects its files in a hidden folder beside the bundle-to-be. That folde
 run, and the next one goes on from what is in it, however much that is.
 """
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -30,7 +29,6 @@ from longlive_trt.engines.bundles.bundle import (
     check_files,
     parse_manifest,
     read_manifest,
-    require_replaceable,
 )
 from longlive_trt.engines.bundles.catalog import (
     INDEX_NAME,
@@ -38,10 +36,21 @@ from longlive_trt.engines.bundles.catalog import (
     add_entry,
     entry_of,
     read_catalog,
+    require_catalog,
+    require_sound,
 )
-from longlive_trt.engines.bundles.stores import Store, is_transient
+from longlive_trt.engines.bundles.stores import Store, UnreachableError, is_transient
 from longlive_trt.errors import BundleError, UsageError
-from longlive_trt.files import replace_directory, sha256_file
+from longlive_trt.files import (
+    BUNDLE,
+    Claim,
+    blamed_on,
+    discard_abandoned,
+    real_path,
+    replace_directory,
+    require_replaceable,
+    sha256_file,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +72,7 @@ def push(
     """Upload a bundle or an archive and list it in the catalog; its entry and address."""
     store = Store(url)
     store.require_writable()
+    require_catalog(store)
     push_it = _push_archive if source.is_file() else _push_folder
     entry = push_it(source, store, report)
     add_entry(store, entry)
@@ -73,6 +83,7 @@ def _push_archive(archive: Path, store: Store, report: Report) -> CatalogEntry:
     manifest, sha256 = read_archive_manifest(archive), check_seal(archive)
     size = archive.stat().st_size
     entry = entry_of(manifest, sha256, is_archive=True, size=size)
+    require_sound(entry)
     report(f"pushing {entry.path}", 0, 1)
     _upload(store, archive, entry.path, size)
     return entry
@@ -84,6 +95,7 @@ def _push_folder(folder: Path, store: Store, report: Report) -> CatalogEntry:
     size = sum(item.bytes for item in manifest.files.values())
     sha256 = sha256_file(folder / MANIFEST_NAME)
     entry = entry_of(manifest, sha256, is_archive=False, size=size)
+    require_sound(entry)
     # The manifest last: where there is one, the bundle is complete.
     for done, (name, item) in enumerate(manifest.files.items()):
         report(f"pushing {name}", done, len(manifest.files))
@@ -108,7 +120,7 @@ def pull(
     report: Report = lambda _what, _done, _total: None,
 ) -> Pulled:
     """Make the bundle of an address: a bundle's, an archive's, or a catalog's to choose from."""
-    require_replaceable(out)
+    require_replaceable(out, BUNDLE)
     if choose is None and url.endswith(SUFFIX):
         parent, _, name = url.rpartition("/")
         return _pull_archive(Store(parent or "."), name, out, None, report)
@@ -154,6 +166,7 @@ def _pull_folder(store: Store, data: bytes, out: Path, report: Report) -> Pulled
     manifest = parse_manifest(data, f"{store.url}/{MANIFEST_NAME}")
     if _is_current(out, data, manifest):
         shutil.rmtree(_staging_path(out), ignore_errors=True)
+        discard_abandoned(real_path(out).parent)
         return Pulled(manifest, 0, 0, was_current=True)
     total = sum(entry.bytes for entry in manifest.files.values())
     with _staging(out) as staging:
@@ -166,7 +179,7 @@ def _pull_folder(store: Store, data: bytes, out: Path, report: Report) -> Pulled
             report(f"pulling {name}", done, len(manifest.files))
             fetched += _fetch_file(store, name, entry, whole / name, parts / entry.sha256)
         (whole / MANIFEST_NAME).write_bytes(data)
-        replace_directory(out, whole)
+        replace_directory(out, whole, BUNDLE)
     return Pulled(manifest, fetched, max(0, total - fetched))
 
 
@@ -212,22 +225,34 @@ def _is_current(out: Path, data: bytes, manifest: Manifest) -> bool:
 def _staging(out: Path) -> Iterator[Path]:
     """The folder of this pull, ours alone; it goes when the pull ends well."""
     staging = _staging_path(out)
-    staging.mkdir(parents=True, exist_ok=True)
-    lock = os.open(staging, os.O_RDONLY)
+    staging.parent.mkdir(parents=True, exist_ok=True)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
+        claim = Claim(staging)
+    except UsageError:
         raise UsageError(f"{out}: another pull to this place is running; wait for it") from None
     try:
-        yield staging
+        staging.mkdir(exist_ok=True)
+        with blamed_on(out, staging):
+            yield staging
         shutil.rmtree(staging)
+    except BaseException as error:
+        if not _can_go_on(error, staging):
+            shutil.rmtree(staging, ignore_errors=True)
+        raise
     finally:
-        os.close(lock)
+        claim.release()
+
+
+def _can_go_on(error: BaseException, staging: Path) -> bool:
+    """Whether the same pull may end well later, and has something to go on from."""
+    is_refusal = isinstance(error, BundleError | UsageError)
+    is_refusal = is_refusal and not isinstance(error, UnreachableError)
+    return not is_refusal and _stored_bytes(staging) > 0
 
 
 def _staging_path(out: Path) -> Path:
-    return out.absolute().parent / f".{out.absolute().name}.pull"
+    real = real_path(out)
+    return real.with_name(f".{real.name}.pull")
 
 
 def _stored_bytes(folder: Path) -> int:

@@ -1,32 +1,56 @@
 """A bundle as a model repository of NVIDIA's Triton Inference Server: one model to a graph."""
 
+import json
 import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-import onnx
-
 from longlive_trt.dtypes import recorded_type
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.engines.registry import KINDS, Kind, TritonBackend
 from longlive_trt.errors import UsageError
-from longlive_trt.exports import GraphInfo, TensorInfo
-from longlive_trt.files import publish_directory
+from longlive_trt.exports import GraphInfo, TensorInfo, weight_files
+from longlive_trt.files import (
+    Ours,
+    blamed_on,
+    real_path,
+    replace_directory,
+    require_place,
+    require_replaceable,
+    scratch_folder,
+)
+from longlive_trt.reading.documents import parse_json
+from longlive_trt.reading.failures import ReadingError
 
 _VERSION = "1"
+_CONFIG = "config.pbtxt"
+_MARK = "# written by longlive-trt export-triton;"
+_LONGEST_LINE_BYTES = 1 << 20
 
 
 def export_triton(bundle: Bundle, out: Path) -> dict[str, str]:
     """Write the repository; the name of each graph's model."""
     backend = _backend_of(bundle)
-    _require_replaceable(out)
     prefix = re.sub(r"[^A-Za-z0-9_-]+", "_", bundle.config.name)
     models = {graph: f"{prefix}_{graph}" for graph in bundle.manifest.graphs}
-    with publish_directory(out) as repository:
+    _require_repository(out, models.values())
+    # What is mounted has no place beside it on the same disk.
+    beside = out / "models" if out.is_mount() else out
+    with scratch_folder(beside) as repository, blamed_on(out, repository):
         for graph, model in models.items():
             _write_model(bundle, graph, backend, repository / model)
+        _publish(repository, out)
     return models
+
+
+def _publish(repository: Path, out: Path) -> None:
+    """All at once in a new place; in an older one, model by model beside those of others."""
+    if not out.exists():
+        repository.rename(real_path(out))
+        return
+    for model in sorted(repository.iterdir()):
+        replace_directory(out / model.name, model, MODEL)
 
 
 def _backend_of(bundle: Bundle) -> TritonBackend:
@@ -49,12 +73,38 @@ def _kind(bundle: Bundle) -> Kind:
     return KINDS[bundle.manifest.engine.kind]
 
 
-def _require_replaceable(out: Path) -> None:
-    if out.is_file():
+def _require_repository(out: Path, models: Iterable[str]) -> None:
+    if real_path(out).exists() and not out.is_dir():
         raise UsageError(f"{out}: a file is in the way; give --out another folder")
-    models = list(out.iterdir()) if out.is_dir() else []
-    if not all((model / "config.pbtxt").is_file() for model in models):
-        raise UsageError(f"{out}: not empty and not a model repository; give --out another folder")
+    require_place(out)
+    there = sorted(out.iterdir()) if out.is_dir() else []
+    other = next((path for path in there if not (path / _CONFIG).is_file()), None)
+    if other is not None:
+        raise UsageError(
+            f"{out}: not empty and not a model repository ({other.name} is no model); give --out "
+            "another folder"
+        )
+    for model in models:
+        require_replaceable(out / model, MODEL)
+
+
+def _listing(folder: Path) -> frozenset[str] | None:
+    """The files of a model that was written here, by the comment that its configuration begins
+    with.
+    """
+    path = folder / _CONFIG
+    if path.is_symlink() or not path.is_file():
+        return None
+    with path.open("rb") as file:
+        mark, _, listed = file.readline(_LONGEST_LINE_BYTES).partition(b" files: ")
+    try:
+        names = parse_json(listed) if mark == _MARK.encode() else None
+    except ReadingError:
+        return None
+    return frozenset({_CONFIG, *map(str, names)}) if isinstance(names, list) else None
+
+
+MODEL = Ours("a model that export-triton wrote", _listing)
 
 
 def _write_model(bundle: Bundle, graph: str, backend: TritonBackend, folder: Path) -> None:
@@ -64,10 +114,11 @@ def _write_model(bundle: Bundle, graph: str, backend: TritonBackend, folder: Pat
     shutil.copyfile(source, version / backend.model_file)
     profiles = _kind(bundle).profile_count(bundle, graph)
     if not profiles:
-        for name in sorted(_weight_files(onnx.load(source, load_external_data=False))):
+        for name in sorted(weight_files(source)):
             shutil.copyfile(_listed(bundle, name), version / name)
     config = model_config(folder.name, backend, bundle.manifest.graphs[graph], profiles)
-    (folder / "config.pbtxt").write_text(config, encoding="utf-8")
+    files = sorted(path.relative_to(folder).as_posix() for path in version.iterdir())
+    (folder / _CONFIG).write_text(f"{_MARK} files: {json.dumps(files)}\n{config}", encoding="utf-8")
 
 
 def _engine_file(bundle: Bundle, graph: str) -> Path:
@@ -86,15 +137,6 @@ def _listed(bundle: Bundle, name: str) -> Path:
             f"bundle; build it again"
         )
     return bundle.folder / name
-
-
-def _weight_files(model: onnx.ModelProto) -> set[str]:
-    return {
-        item.value
-        for tensor in model.graph.initializer
-        for item in tensor.external_data
-        if item.key == "location"
-    }
 
 
 def model_config(name: str, backend: TritonBackend, info: GraphInfo, profiles: int) -> str:

@@ -12,11 +12,15 @@ from longlive_trt.basics import Array, Given
 from longlive_trt.contract import ONNX_SUFFIX, weights_file
 from longlive_trt.dtypes import BY_NUMPY, BY_ONNXRUNTIME, FLOAT8, name_of
 from longlive_trt.engines.base import TensorSpec, TensorTable, require_fit
+from longlive_trt.engines.ort.rewrites import rewrite
 from longlive_trt.errors import EngineError, UsageError
+from longlive_trt.exports import damage_refused, load_graph
 from longlive_trt.extras import engine_command
 from longlive_trt.precision import Precision, compute_precision, retype
 
 logger = logging.getLogger(__name__)
+
+_NOTHING_LEFT = ("pthread_create failed", "Cannot allocate memory", "bad_alloc")
 
 
 def version() -> str:
@@ -35,9 +39,11 @@ def require_arithmetic(precision: Precision) -> None:
 def build_graph(source: Path, folder: Path, precision: Precision) -> None:
     """Optimize a graph ahead of time; the model and its weights go to ``folder``."""
     name = source.stem
-    model = ir.load(source)
-    retyped = _retyped(model, source, folder, precision)
-    options = _options()
+    require_utf8(folder)
+    with damage_refused(source):
+        model = load_graph(source)
+        changed = _changed(model, source, folder, precision)
+        options = _options()
     # Higher levels would tie the model to this machine's processor. FP8 stays FP8 at the basic
     # level only: the others put integer kernels around it, which refuse it.
     levels = ort.GraphOptimizationLevel
@@ -53,8 +59,8 @@ def build_graph(source: Path, folder: Path, precision: Precision) -> None:
         ("disable_prepacking", "1"),
     ):
         options.add_session_config_entry(f"session.{key}", value)
-    _open_session(retyped or source, options)
-    for leftover in folder.glob(f".{name}.retyped*"):
+    _open_session(changed or source, options)
+    for leftover in folder.glob(f".{name}.changed*"):
         leftover.unlink()
 
 
@@ -69,11 +75,14 @@ def _holds_fp8(model: ir.Model) -> bool:
     )
 
 
-def _retyped(model: ir.Model, source: Path, folder: Path, precision: Precision) -> Path | None:
-    if compute_precision(model) == precision:
+def _changed(model: ir.Model, source: Path, folder: Path, precision: Precision) -> Path | None:
+    """The graph in another precision, or in other operators; None if it stays as it is."""
+    is_retyped = compute_precision(model) != precision
+    if is_retyped:
+        retype(model, precision)
+    if not (rewrite(model) or is_retyped):
         return None
-    retype(model, precision)
-    path = folder / f".{source.stem}.retyped.onnx"
+    path = folder / f".{source.stem}.changed.onnx"
     ir.save(model, path, external_data=weights_file(path.name))
     return path
 
@@ -152,10 +161,29 @@ def _options() -> ort.SessionOptions:
     return options
 
 
-def _open_session(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+def require_utf8(path: Path) -> None:
+    """The library takes texts for paths."""
     try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise EngineError(
+            f"{path}: onnxruntime opens no file whose path is not UTF-8; rename the folder"
+        ) from None
+
+
+def _open_session(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    require_utf8(path)
+    try:
+        # Its fallback would try the same again, and print what it thinks of it.
+        return ort.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
     except Exception as error:  # onnxruntime's errors have no common base
+        if any(words in str(error) for words in _NOTHING_LEFT):
+            raise EngineError(
+                f"{path}: no memory, or no thread, is to be had for its engine; end other "
+                f"programs, or raise the limits (ulimit -v, ulimit -u)"
+            ) from None
         raise EngineError(f"{path}: onnxruntime cannot load the graph: {brief(error)}") from None
 
 

@@ -8,6 +8,7 @@ from longlive_trt.contract import CPU, ONNXRUNTIME
 from longlive_trt.engines.bundles.bundle import EngineKind
 from longlive_trt.engines.compiler import BuildOptions, GraphSource, retyped_info
 from longlive_trt.engines.ort import cpu
+from longlive_trt.engines.ort.rewrites import VERSION
 from longlive_trt.exports import ExportRecord, GraphInfo
 from longlive_trt.precision import Precision
 
@@ -23,7 +24,7 @@ class OnnxRuntimeCompiler:
 
     @property
     def options(self) -> Mapping[str, object]:
-        return {}
+        return {"rewrites": VERSION}
 
     @property
     def plugins(self) -> Mapping[str, str]:

@@ -16,7 +16,7 @@ import onnxruntime as ort
 
 from longlive_trt.dtypes import BY_NUMPY
 from longlive_trt.engines.base import TensorSpec, TensorTable, require_fit
-from longlive_trt.engines.ort.cpu import brief, spec_of
+from longlive_trt.engines.ort.cpu import brief, require_utf8, spec_of
 from longlive_trt.errors import EngineError
 from longlive_trt.extras import engine_command, install_command
 from longlive_trt.plugins.cuda.streams import Repeated, Stream, given_on_device
@@ -44,6 +44,7 @@ class OnnxRuntimeCudaEngine(TensorTable):
         library: Path | None = None,
         captures: bool = True,
     ) -> None:
+        require_utf8(path)
         load_libraries()
         self.name, self.stream = path.stem, stream
         self._captures = captures and library is not None

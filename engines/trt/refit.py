@@ -16,14 +16,14 @@ from longlive_trt.engines.bundles.bundle import (
     Bundle,
     Manifest,
     open_bundle,
-    require_replaceable,
 )
+from longlive_trt.engines.bundles.contents import require_complete
 from longlive_trt.engines.trt.flavors import FLAVORS
 from longlive_trt.engines.trt.graph import PreparedGraph, prepare
 from longlive_trt.engines.trt.monitor import BuildLog, make_logger
 from longlive_trt.errors import EngineError, UsageError
 from longlive_trt.exports import ExportRecord, check_export, read_export
-from longlive_trt.files import publish_directory
+from longlive_trt.files import BUNDLE, publish_directory, require_replaceable
 from longlive_trt.plugins.cuda.driver import device_facts
 from longlive_trt.precision import precision_named
 
@@ -34,9 +34,9 @@ def refit(stripped: Path, export_folder: Path, out: Path, report: Report) -> Bui
     _require_stripped(bundle)
     _require_same_weights(bundle, export_folder, record)
     check_export(export_folder, record)
-    require_replaceable(out)
+    require_replaceable(out, BUNDLE)
     started = time.monotonic()
-    with publish_directory(out) as folder:
+    with publish_directory(out, BUNDLE) as folder:
         for name in bundle.manifest.files:
             if not name.endswith(PLAN_SUFFIX):
                 shutil.copyfile(bundle.folder / name, folder / name)
@@ -44,6 +44,7 @@ def refit(stripped: Path, export_folder: Path, out: Path, report: Report) -> Bui
             report(f"refitting {graph}", done, len(record.graphs))
             _refit_graph(bundle, graph, export_folder / f"{graph}.onnx", folder)
         manifest = _manifest(bundle.manifest, folder, time.monotonic() - started)
+        require_complete(Bundle(folder, manifest))
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return BuildResult(manifest, was_current=False)
 

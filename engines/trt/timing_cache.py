@@ -3,24 +3,19 @@
 A cache is good for one compiler version on one kind of GPU, so these are its file's name.
 """
 
-import fcntl
 import logging
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from longlive_trt.engines.bundles.bundle import EngineKind
-from longlive_trt.files import publish_file
+from longlive_trt.files import cache_folder, locked, publish_file
 
 logger = logging.getLogger(__name__)
 
 
 def default_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "longlive-trt" / "timing"
+    return cache_folder("timing")
 
 
 def cache_path(folder: Path, kind: EngineKind, gpu_name: str) -> Path:
@@ -40,7 +35,7 @@ def load(config: Any, path: Path) -> None:
 def save(config: Any, path: Path) -> None:
     """Add this build's times to those that other builds have saved meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path):
+    with locked(path.with_suffix(".lock")):
         ours = config.get_timing_cache()
         if path.is_file():
             theirs = config.create_timing_cache(path.read_bytes())
@@ -48,10 +43,3 @@ def save(config: Any, path: Path) -> None:
                 ours.combine(theirs, True)
         with publish_file(path) as partial:
             partial.write_bytes(bytes(ours.serialize()))
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -11,6 +11,9 @@ from pathlib import Path
 import torch
 
 from longlive_trt.errors import CheckpointError
+from longlive_trt.printing import plain
+from longlive_trt.reading.failures import refusing
+from longlive_trt.reading.files import open_file
 
 
 class FileKind(enum.Enum):
@@ -98,17 +101,14 @@ def require_finite(tensor: torch.Tensor, where: str) -> None:
 
 
 def quoted_names(names: Sequence[object], limit: int = 10) -> str:
-    shown = ", ".join(str(name) for name in names[:limit])
+    shown = ", ".join(plain(name) for name in names[:limit])
     rest = len(names) - limit
     return f"{shown} and {rest} more" if rest > 0 else shown
 
 
 def _read_head(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(512)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    with refusing(CheckpointError, path, "give a file of weights"), open_file(path) as file:
+        return file.read(512)
 
 
 def _describe(path: Path, head: bytes) -> str:

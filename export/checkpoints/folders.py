@@ -1,6 +1,5 @@
 """From the path a user gives to the tensors under it: a file, a shard index, or a folder."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,12 @@ from longlive_trt.export.checkpoints.files import (
 )
 from longlive_trt.export.checkpoints.pickles import PickleFile
 from longlive_trt.export.checkpoints.safetensors import SafetensorsFile
+from longlive_trt.printing import plain
+from longlive_trt.reading.documents import JSON_BYTES, parse_json
+from longlive_trt.reading.failures import ReadingError, refusing
+from longlive_trt.reading.files import read_bytes
+from longlive_trt.reading.names import require_inside
+from longlive_trt.reading.shapes import field
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
@@ -100,17 +105,17 @@ def _open_shards(index: Path, entries: Entries) -> TensorSet:
 
 
 def _read_index(index: Path) -> dict[str, str]:
-    try:
-        file_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    advice = "give the weights, or the *.safetensors.index.json beside them"
+    with refusing(CheckpointError, f"{index} is JSON text, but no index of shards", advice):
+        values = parse_json(read_bytes(index, JSON_BYTES))
+        weight_map = values.get("weight_map") if isinstance(values, dict) else None
+        file_of: dict[str, str] = field(dict[str, str], weight_map, "weight_map")
         # A shard is a plain name: an index must not lead out of its folder.
-        if all(Path(name).name == name for name in file_of.values()):
-            return dict(file_of)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        pass
-    raise CheckpointError(
-        f"{index} is JSON text, but no index of shards (no usable weight_map): "
-        "give the weights, or the *.safetensors.index.json beside them"
-    )
+        for name in set(file_of.values()):
+            require_inside(name)
+            if "/" in name:
+                raise ReadingError(f"shard {plain(name)} lies in another folder")
+    return file_of
 
 
 def _neighbors(path: Path) -> str:

@@ -1,6 +1,5 @@
 """LoRA adapters: read, checked against the model, and merged in float32 while loading."""
 
-import json
 import logging
 import math
 import re
@@ -23,12 +22,19 @@ from longlive_trt.export.checkpoints.files import (
 from longlive_trt.export.checkpoints.fit import Shapes, format_problems
 from longlive_trt.export.checkpoints.folders import TensorSet, open_tensors, weights_in
 from longlive_trt.export.checkpoints.weights import Weights, combined_digest
+from longlive_trt.printing import quoted
+from longlive_trt.reading.documents import JSON_BYTES, parse_json
+from longlive_trt.reading.failures import ReadingError, refusing
+from longlive_trt.reading.files import read_bytes
+from longlive_trt.reading.ranges import Range
 
 logger = logging.getLogger(__name__)
 
 _ENTRIES = Entries(("generator_lora",), advice="An adapter has tensors named *.lora_A.weight")
 _FILE_PATTERNS = ("adapter_model.*", "lora.*")
 _KEY = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
+MULTIPLIERS = Range(-1e6, 1e6)
+"""Of an adapter: its alpha, and its rank."""
 _UNSUPPORTED_SETTINGS = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern")
 
 
@@ -114,10 +120,10 @@ def _adapter_config(weights: Path) -> dict[str, Any]:
     path = weights.with_name("adapter_config.json")
     if not weights.name.startswith("adapter_model") or not path.is_file():
         return {}
-    try:
-        config = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a JSON object: get the adapter again") from error
+    with refusing(CheckpointError, f"{path} is not a JSON object", "get the adapter again"):
+        config = parse_json(read_bytes(path, JSON_BYTES))
+        if not isinstance(config, dict):
+            raise ReadingError(f"it holds a {type(config).__name__}")
     used = [name for name in _UNSUPPORTED_SETTINGS if config.get(name)]
     if used:
         raise CheckpointError(
@@ -135,7 +141,9 @@ def _number(lora: TensorSet, value: object, what: str) -> float | None:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise CheckpointError(f"{lora.path}: the {what} {value!r} is not a number")
+        raise CheckpointError(f"{lora.path}: the {what} {quoted(value)} is not a number")
+    if number not in MULTIPLIERS:
+        raise CheckpointError(f"{lora.path}: the {what} is {quoted(value)}; allowed: {MULTIPLIERS}")
     return number
 
 

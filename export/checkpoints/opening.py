@@ -5,7 +5,6 @@ checked without reading weights; loading a tensor checks that it is finite.
 """
 
 import logging
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,10 +20,11 @@ from longlive_trt.export.checkpoints.folders import (
     require_path,
     weights_in,
 )
-from longlive_trt.export.checkpoints.lora import merge_lora, open_lora
+from longlive_trt.export.checkpoints.lora import MULTIPLIERS, merge_lora, open_lora
 from longlive_trt.export.checkpoints.random import RandomWeights
 from longlive_trt.export.checkpoints.safetensors import write_safetensors
 from longlive_trt.export.checkpoints.weights import Weights, combined_digest
+from longlive_trt.printing import quoted
 
 __all__ = [
     "Weights",
@@ -118,5 +118,7 @@ def _weights_at(component: Component, path: Path) -> Path:
 def _require_sound_alpha(lora: Path | None, alpha: float | None) -> None:
     if alpha is not None and lora is None:
         raise UsageError("a LoRA alpha was given without a LoRA adapter: name the adapter too")
-    if alpha is not None and not math.isfinite(alpha):
-        raise UsageError(f"the LoRA alpha must be a finite number, not {alpha}")
+    if alpha is not None and alpha not in MULTIPLIERS:
+        raise UsageError(
+            f"the LoRA alpha must be a finite number, {MULTIPLIERS}, not {quoted(alpha)}"
+        )

@@ -2,18 +2,19 @@
 
 import json
 import math
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import torch
 
 from longlive_trt.errors import CheckpointError, OutputError
 from longlive_trt.export.checkpoints.files import StoredTensor, TensorFile
 from longlive_trt.export.checkpoints.weights import Weights
+from longlive_trt.files import publish_file
+from longlive_trt.printing import plain
+from longlive_trt.reading.failures import ReadingError
+from longlive_trt.reading.tensors import Entry, read_header
 
 _DTYPES = {
     "F64": torch.float64,
@@ -31,8 +32,6 @@ _DTYPES = {
 }
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _LENGTH_BYTES = 8
-# The format's own limit.
-_LONGEST_HEADER_BYTES = 100_000_000
 
 
 class SafetensorsFile(TensorFile):
@@ -40,14 +39,16 @@ class SafetensorsFile(TensorFile):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        header, self._data_start = _read_header(path)
-        self.metadata = _text_metadata(header.pop("__metadata__", None))
-        self._offsets: dict[str, tuple[int, int]] = {}
-        self.tensors = {key: self._stored(key, entry) for key, entry in header.items()}
-        self._require_whole_file()
+        try:
+            header = read_header(path)
+        except ReadingError as error:
+            raise _damaged(path, error.problem) from error
+        self.metadata = header.metadata
+        self._data_start, self._entries = header.data_start, header.entries
+        self.tensors = {key: self._stored(key, entry) for key, entry in header.entries.items()}
 
     def read(self, key: str) -> torch.Tensor:
-        begin, end = self._offsets[key]
+        begin, end = self._entries[key].begin, self._entries[key].end
         buffer = torch.empty(end - begin, dtype=torch.uint8)
         with self.path.open("rb", buffering=0) as file:
             file.seek(self._data_start + begin)
@@ -55,26 +56,10 @@ class SafetensorsFile(TensorFile):
         stored = self.tensors[key]
         return buffer.view(stored.dtype).reshape(stored.shape)
 
-    def _stored(self, key: str, entry: Any) -> StoredTensor:
-        try:
-            dtype = _DTYPES[entry["dtype"]]
-            shape = tuple(int(size) for size in entry["shape"])
-            begin, end = (int(offset) for offset in entry["data_offsets"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise _damaged(self.path, f"the entry of {key} makes no sense") from error
-        if min(begin, *shape, 0) < 0 or end - begin != math.prod(shape) * dtype.itemsize:
-            raise _damaged(self.path, f"the size of {key} does not agree with its shape")
-        self._offsets[key] = (begin, end)
-        return StoredTensor(self, key, shape, dtype)
-
-    def _require_whole_file(self) -> None:
-        data_bytes = max((end for _, end in self._offsets.values()), default=0)
-        expected, found = self._data_start + data_bytes, self.path.stat().st_size
-        if expected != found:
-            raise CheckpointError(
-                f"{self.path} is {found} bytes long, but its header promises {expected}: "
-                "the download was cut off or mixed up, get the file again"
-            )
+    def _stored(self, key: str, entry: Entry) -> StoredTensor:
+        if entry.dtype not in _DTYPES:
+            raise _damaged(self.path, f"{plain(key)} is of type {entry.dtype}, which torch lacks")
+        return StoredTensor(self, key, entry.shape, _DTYPES[entry.dtype])
 
 
 def write_safetensors(weights: Weights, path: Path) -> None:
@@ -82,7 +67,7 @@ def write_safetensors(weights: Weights, path: Path) -> None:
     # Wide types first keep every tensor aligned to its own element size.
     names = sorted(weights.names, key=lambda name: -weights.dtype(name).itemsize)
     try:
-        with _published_when_complete(path) as file:
+        with publish_file(path) as partial, partial.open("wb") as file:
             file.write(_encoded_header(weights, names))
             for name in names:
                 file.write(_raw_bytes(weights, name))
@@ -108,36 +93,6 @@ def _raw_bytes(weights: Weights, name: str) -> memoryview:
     if tensor.dtype != weights.dtype(name) or tuple(tensor.shape) != weights.shape(name):
         raise AssertionError(f"{name} was announced with another type or shape")
     return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
-
-
-@contextmanager
-def _published_when_complete(path: Path) -> Iterator[BinaryIO]:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-        encoded = file.read(min(length, _LONGEST_HEADER_BYTES))
-    if len(encoded) < length:
-        raise _damaged(path, "it ends inside its header")
-    try:
-        header = json.loads(encoded)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, "its header is not JSON") from error
-    return header, _LENGTH_BYTES + length
-
-
-def _text_metadata(metadata: object) -> dict[str, str]:
-    if not isinstance(metadata, dict):
-        return {}
-    return {str(key): str(value) for key, value in metadata.items()}
 
 
 def _read_into(file: FileIO, buffer: memoryview, path: Path) -> None:

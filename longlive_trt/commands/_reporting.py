@@ -1,14 +1,15 @@
 """How long-running commands show what they are doing."""
 
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from longlive_trt.basics import Report
 from longlive_trt.exports import TensorInfo
+from longlive_trt.printing import console, escaped, storable
 
 
 @contextmanager
@@ -17,12 +18,17 @@ def stage_reporter() -> Iterator[Report]:
     if not sys.stderr.isatty():
         yield _line_reporter()
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console(stderr=True), transient=True) as progress:
         task = progress.add_task("starting", total=None)
 
         def report(what: str, done: int, total: int) -> None:
-            progress.update(task, description=what, completed=done, total=total)
+            progress.update(task, description=escaped(what), completed=done, total=total)
 
         yield report
 
@@ -34,10 +40,15 @@ def _line_reporter() -> Report:
         nonlocal last
         if what != last:
             last = what
-            sys.stderr.write(what + "\n")
+            sys.stderr.write(escaped(what) + "\n")
             sys.stderr.flush()
 
     return report
+
+
+def command_line() -> str:
+    """What was typed, for a record of what made a file."""
+    return storable(shlex.join(["longlive-trt", *sys.argv[1:]]))
 
 
 def folded(tensors: tuple[TensorInfo, ...]) -> list[tuple[str, str, str]]:

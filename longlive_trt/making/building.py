@@ -6,18 +6,20 @@ from typing import Literal, get_args
 from longlive_trt.basics import Report
 from longlive_trt.engines.build import BuildResult
 from longlive_trt.engines.build import build as build_bundle
+from longlive_trt.engines.bundles.bundle import BATCH
 from longlive_trt.engines.compiler import BuildOptions
 from longlive_trt.engines.registry import DEFAULT, KINDS
-from longlive_trt.errors import UsageError
 from longlive_trt.making.choices import optional_path, require_choice, unheard
 from longlive_trt.making.quantized import QUANTIZED, plan_build
 from longlive_trt.precision import PRECISIONS
+from longlive_trt.reading.ranges import Range
 
 Attention = Literal["standard", "plugin"]
 Compatibility = Literal["same-capability", "ampere-plus"]
 
+OPTIMIZATION = Range(0, 5)
+MEMORY_GIB = Range(0, 65_536, above=True)
 _GIB = 1 << 30
-_MOST_OPTIMIZATION = 5
 
 
 def build(
@@ -59,7 +61,13 @@ def build(
     ``progress`` is called with (what is being done, how much is done, of how much).
     """
     _require_choices(precision, compute, engine, attention, hardware_compatibility)
-    _require_numbers(batch, optimization_level)
+    for name, allowed, value in (
+        ("batch", BATCH, batch),
+        ("optimization_level", OPTIMIZATION, optimization_level),
+        ("workspace_gib", MEMORY_GIB, workspace_gib),
+        ("weights_gib", MEMORY_GIB, weights_gib),
+    ):
+        allowed.require(name, value)
     options = BuildOptions(
         gpu=gpu,
         batch=batch,
@@ -108,12 +116,3 @@ def _require_choices(
     ):
         if value is not None:
             require_choice(name, value, allowed)
-
-
-def _require_numbers(batch: int, optimization_level: int | None) -> None:
-    if batch < 1:
-        raise UsageError(f"batch is {batch}; allowed: 1 or more")
-    if optimization_level is not None and not 0 <= optimization_level <= _MOST_OPTIMIZATION:
-        raise UsageError(
-            f"optimization_level is {optimization_level}; allowed: 0 to {_MOST_OPTIMIZATION}"
-        )

@@ -1,6 +1,5 @@
 """``longlive_trt.calibrate``: what the command does, as a function."""
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,10 +26,15 @@ from longlive_trt.calibration.texts import Tokenize
 from longlive_trt.configs import ModelConfig
 from longlive_trt.errors import UsageError
 from longlive_trt.export.exporter import ExportResult
+from longlive_trt.files import EXPORT, real_path, require_replaceable, scratch_folder
 from longlive_trt.making.choices import optional_path, require_choice, unheard
 from longlive_trt.making.exporting import export
 from longlive_trt.precision import PRECISIONS
+from longlive_trt.reading.ranges import Range
 from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer
+
+MOST_PROMPTS = Range(1, 1_000_000)
+ERROR_BUDGET = Range(0, 1000, above=True)
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,10 @@ def calibrate(
         raise UsageError("out is missing: give a folder for the quantized graphs")
     _require_choices(precision, cache, attention, vae_precision, compute)
     _require_numbers(max_prompts, error_budget)
+    if vae_exclude and vae_precision is None:
+        raise UsageError("--vae-exclude chooses among what --vae-precision quantizes: give both")
     require_device(device)
+    require_replaceable(Path(out), EXPORT)
     request = CalibrationRequest(
         recipe=recipe_named(f"{precision}-smoothquant" if smoothquant else precision),
         prompts=tuple(load_prompts(prompts))[:max_prompts],
@@ -177,9 +184,8 @@ def _source(
     if onnx is not None:
         yield Path(onnx)
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.export-") as scratch:
-        folder = Path(scratch) / "export"
+    with scratch_folder(real_path(out)) as scratch:
+        folder = scratch / "export"
         checkpoints.export(folder, progress)
         yield folder
 
@@ -217,10 +223,8 @@ def _require_choices(
 
 
 def _require_numbers(max_prompts: int | None, error_budget: float) -> None:
-    if max_prompts is not None and max_prompts < 1:
-        raise UsageError(f"max_prompts is {max_prompts}; allowed: 1 or more")
-    if not error_budget > 0:
-        raise UsageError(f"error_budget is {error_budget}; allowed: a number above 0")
+    MOST_PROMPTS.require("max_prompts", max_prompts)
+    ERROR_BUDGET.require("error_budget", error_budget)
 
 
 def require_device(device: str) -> None:

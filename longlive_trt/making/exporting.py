@@ -7,11 +7,14 @@ from longlive_trt.basics import Report
 from longlive_trt.configs import ModelConfig, load_config
 from longlive_trt.configs.dump import config_values
 from longlive_trt.configs.loader import configure
+from longlive_trt.errors import BundleError, UsageError
 from longlive_trt.export.components import Sources
 from longlive_trt.export.exporter import ExportResult
 from longlive_trt.export.exporter import export as write_export
+from longlive_trt.exports import TOKENIZER_NAME
 from longlive_trt.making.choices import optional_path, unheard
 from longlive_trt.precision import precision_named
+from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer
 
 
 def export(
@@ -45,6 +48,8 @@ def export(
     ``progress`` is called with (what is being done, how much is done, of how much).
     """
     model = _loaded(config, overrides)
+    if tokenizer is not None:
+        _require_usable(Path(tokenizer), model)
     sources = Sources(
         transformer=optional_path(transformer),
         lora=optional_path(lora),
@@ -63,6 +68,22 @@ def export(
         check=check,
         report=progress,
     )
+
+
+def _require_usable(tokenizer: Path, model: ModelConfig) -> None:
+    """Before hours of work: a bundle whose tokenizer cannot be used reads no prompt."""
+    path = tokenizer / TOKENIZER_NAME if tokenizer.is_dir() else tokenizer
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; --tokenizer takes the folder that holds it")
+    try:
+        needed = PromptTokenizer.load(path, model.transformer.text_len).vocab
+    except BundleError as error:
+        raise UsageError(f"--tokenizer {error}") from None
+    if model.text_encoder is not None and needed > model.text_encoder.vocab:
+        raise UsageError(
+            f"--tokenizer {path}: has {needed} tokens, and the text encoder of {model.name} knows "
+            f"{model.text_encoder.vocab}; give the tokenizer that it was trained with"
+        )
 
 
 def _loaded(config: str | Path | ModelConfig, overrides: Sequence[str]) -> ModelConfig:

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from longlive_trt.architectures import WITH_KERNELS
-from longlive_trt.errors import PluginError
+from longlive_trt.errors import OutputError, PluginError
+from longlive_trt.files import cache_folder, publish_file
 
 logger = logging.getLogger(__name__)
 
@@ -169,10 +170,7 @@ def choose_compiler(name: CompilerName = "auto") -> Compiler:
 
 def default_cache_dir() -> Path:
     configured = os.environ.get(CACHE_ENVIRONMENT)
-    if configured:
-        return Path(configured)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "longlive-trt" / "kernels"
+    return Path(configured) if configured else cache_folder("kernels")
 
 
 def cache_key(source: KernelSource, architecture: str, kind: BinaryKind, compiler: Compiler) -> str:
@@ -215,15 +213,12 @@ def compile_kernel(
 
 
 def publish(target: Path, content: bytes) -> None:
-    """Writes aside and renames: two processes may race, and either result is whole."""
+    """Two processes may race, and either result is whole."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=target.parent, prefix=target.name, suffix=".part", delete=False
-        ) as aside:
-            aside.write(content)
-        Path(aside.name).replace(target)
-    except OSError as error:
+        with publish_file(target) as partial:
+            partial.write_bytes(content)
+    except (OSError, OutputError) as error:
         raise PluginError(
             f"cannot write the kernel cache {target.parent}: {error}; set {CACHE_ENVIRONMENT} to a "
             "folder that can be written"

@@ -14,6 +14,7 @@ from longlive_trt.contract import PROMPT, STEP, TEXT, VAE_GRAPHS, VAE_NEXT
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.exports import TOKENIZER_NAME
+from longlive_trt.reading.ranges import Range
 from longlive_trt.runtime.bench.prompts import NewPrompt, Prompts, RandomPrompts, TextPrompts
 from longlive_trt.runtime.bench.timing import TRANSFORMER, Durations, Position, TimedEngines
 from longlive_trt.runtime.interrupts import StopRequest
@@ -28,6 +29,11 @@ ANNOUNCED_BLOCKS = 3
 """For one announced switch: a block alone, one with a prompt encoded beside it, the switch."""
 ROOM_BLOCKS = WARM_UP_SWITCHES + ANNOUNCED_BLOCKS
 """A session with fewer blocks left is replaced before the next measurement."""
+
+BLOCKS = Range(1, 10_000_000)
+SWITCHES = Range(0, 10_000)
+SECONDS = Range(0, 86_400)
+WARM_UP = Range(0, 10_000)
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,15 @@ class BenchSettings:
     decode: bool = True
     device: DeviceChoice = "auto"
     low_memory: bool = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("blocks", BLOCKS),
+            ("switches", SWITCHES),
+            ("seconds", SECONDS),
+            ("warmup", WARM_UP),
+        ):
+            allowed.require(name, getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -290,7 +305,7 @@ class Lane(Closing):
 
     def _some_prompts(self) -> Prompts:
         if has_text_encoder(self.bundle):
-            return TextPrompts(self._engines.prompt_encoder(1, lambda _prompt, _kept: None))
+            return TextPrompts(self._engines.prompt_encoder(1))
         return RandomPrompts(self._engines.contexts(1), self._config, self._settings.seed)
 
     def _open_session(self) -> Session:

@@ -4,10 +4,8 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
-from longlive_trt.errors import UsageError
 from longlive_trt.runtime.bench.report import Figures
 
 _WIDTH, _PANEL_HEIGHT, _LEFT, _RIGHT, _ABOVE, _BELOW = 1200, 260, 90, 30, 70, 40
@@ -28,14 +26,6 @@ class _Panel:
     @property
     def highest(self) -> float:
         return max(value for values in self.series.values() for value in values)
-
-
-def require_pillow() -> None:
-    if find_spec("PIL") is None:
-        raise UsageError(
-            "--plot draws with pillow, which is not installed: `pip install pillow`, or leave "
-            "--plot out"
-        )
 
 
 def latency_png(shown: Sequence[Figures], title: str) -> bytes:

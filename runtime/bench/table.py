@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from longlive_trt.contract import PROMPT, TEXT, VAE_NEXT
+from longlive_trt.printing import console
 from longlive_trt.runtime.bench.lane import Loading
 from longlive_trt.runtime.bench.measurement import Measurements, Reading
 from longlive_trt.runtime.bench.record import cpu_name
@@ -19,23 +19,21 @@ _NEW_PROMPT = "A switch to a prompt that is new"
 
 
 def show(measurements: Measurements, shown: Sequence[Figures]) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDTH_IN_A_FILE)
+    out = console(file_width=_WIDTH_IN_A_FILE)
     if measurements.interrupted:
-        console.print(Text("INTERRUPTED: what follows is the part that was measured", "bold red"))
+        out.print(Text("INTERRUPTED: what follows is the part that was measured", "bold red"))
     for line in _heading(measurements, shown[0]):
-        console.print(Text(line))
+        out.print(Text(line))
     for each in shown:
-        console.print(_block_table(each))
+        out.print(_block_table(each))
         for title, switches in _switches(each).items():
-            console.print(_switch_table(each, title, switches))
+            out.print(_switch_table(each, title, switches))
         for line in _single_figures(each):
-            console.print(Text(line))
+            out.print(Text(line))
     if len(shown) == _COMPARED_BUNDLES:
-        console.print(_ratio_table(*shown))
+        out.print(_ratio_table(*shown))
     for line in _resource_lines(measurements.readings):
-        console.print(Text(line))
+        out.print(Text(line))
 
 
 def _heading(measurements: Measurements, shown: Figures) -> Iterator[str]:

@@ -7,10 +7,12 @@ from math import prod
 from typing import Any, Protocol
 
 import numpy as np
+import psutil
 
 from longlive_trt.basics import Array
 from longlive_trt.contract import stem_of
 from longlive_trt.engines.base import TensorSpec
+from longlive_trt.errors import EngineError
 
 Tensor = Any
 """A numpy array on a CPU, a device tensor on a GPU."""
@@ -127,6 +129,12 @@ class HostInlet:
 
 class HostMemory:
     def reserve(self, buffers: Mapping[str, Buffer], what: str) -> dict[str, Tensor]:
+        needed, free = size_bytes(buffers.values()), psutil.virtual_memory().available
+        if needed > free:
+            raise EngineError(
+                f"{what}: {needed / 1e9:.1f} GB of memory are needed and {free / 1e9:.1f} GB are "
+                f"free; set a smaller rollout.window_frames or batch, or end other programs"
+            )
         return {name: np.zeros(buffer.shape, buffer.dtype) for name, buffer in buffers.items()}
 
     def view(self, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

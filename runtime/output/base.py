@@ -5,7 +5,6 @@ block; a failed write (a full disk) publishes what can be saved at once and rais
 """
 
 import os
-import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from longlive_trt.errors import OutputError
+from longlive_trt.files import Claim, Ownership, give_name, real_path, require_place
+from longlive_trt.runtime.output.sidecar import is_sidecar, sidecar_path
 from longlive_trt.signals import interrupts_deferred
 
 Pixels = npt.NDArray[np.uint8]
@@ -29,6 +30,8 @@ class FrameWriter(ABC):
         self.path = path
         self.height, self.width = height, width
         self.frames_written = 0
+        self.frames_kept = 0
+        """Those in the file that was published."""
         self.notices: list[str] = []
         self._closed = False
 
@@ -47,8 +50,10 @@ class FrameWriter(ABC):
         with interrupts_deferred(), self._saving_on_failure():
             if self.frames_written:
                 self._finish()
+                self.frames_kept = self.frames_written
             else:
                 self._discard()
+            self._release()
 
     def __enter__(self) -> Self:
         return self
@@ -71,7 +76,7 @@ class FrameWriter(ABC):
             yield
         except (OSError, av.FFmpegError) as error:
             self._closed = True
-            kept = self._salvaged()
+            self.frames_kept = kept = self._salvaged()
             raise OutputError(
                 f"{self.path}: writing failed after {self.frames_written} frames "
                 f"({reason(error)}); "
@@ -84,6 +89,11 @@ class FrameWriter(ABC):
             return self._salvage()
         except OSError:
             return 0
+        finally:
+            self._release()
+
+    def _release(self) -> None:  # noqa: B027 - there may be nothing to release
+        """Nothing is written any more."""
 
     @abstractmethod
     def _write_frame(self, frame: Pixels) -> None: ...
@@ -118,6 +128,43 @@ class NullWriter(FrameWriter):
 
     def _salvage(self) -> int:
         return 0
+
+
+class PublishingWriter(FrameWriter):
+    """Writes under hidden names beside its target, which no other run may write to meanwhile."""
+
+    def __init__(self, path: Path, height: int, width: int, *, overwrite: bool) -> None:
+        super().__init__(path, height, width)
+        require_place(path)
+        make_folder(path.parent)
+        self._overwrite, self._target = overwrite, real_path(path)
+        self._claim = Claim(self._target)
+        self._ownership = Ownership(self._target)
+
+    def _hidden(self, name: str) -> Path:
+        """Ends as the target does, so that players know what a killed run left."""
+        return self._ownership.name(f"{name}{self._target.suffix}")
+
+    def _publish(self, ready: Path) -> None:
+        # The record of an older video would tell of another one.
+        record = sidecar_path(self._target)
+        if (self._overwrite or not self._target.exists()) and is_sidecar(record):
+            record.unlink()
+        self._tell_name(self._give_name(ready))
+
+    def _give_name(self, ready: Path) -> Path:
+        return give_name(ready, self._target, overwrite=self._overwrite)
+
+    def _tell_name(self, given: Path) -> None:
+        if given != self._target:
+            self.notices.append(
+                f"{self.path}: appeared while the video was made, and stays; the video is {given}"
+            )
+            self.path = given
+
+    def _release(self) -> None:
+        self._ownership.release()
+        self._claim.release()
 
 
 class PrefixFile:
@@ -161,12 +208,6 @@ class PrefixFile:
 
 def reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error)
-
-
-def partial_path(target: Path) -> Path:
-    """A new hidden name beside the target, so that the final rename stays on one file system."""
-    # The stem is cut so that the name stays within the 255 bytes of most file systems.
-    return target.with_name(f".{target.stem[:40]}.{secrets.token_hex(4)}.partial{target.suffix}")
 
 
 def make_folder(folder: Path) -> None:

@@ -8,11 +8,14 @@ from fractions import Fraction
 from pathlib import Path
 
 from longlive_trt.errors import OutputError, UsageError
+from longlive_trt.files import foreign_file, require_place
 from longlive_trt.runtime.output.base import FrameWriter, NullWriter, reason
 from longlive_trt.runtime.output.gif import GifWriter
 from longlive_trt.runtime.output.mp4 import Mp4Writer
-from longlive_trt.runtime.output.png import PngFolderWriter, foreign_files
+from longlive_trt.runtime.output.png import FRAMES, PngFolderWriter
+from longlive_trt.runtime.output.sidecar import is_sidecar, sidecar_path
 
+_LEAST_FPS, _MOST_FPS = 0.1, 240
 _VIDEO_SUFFIXES = (".mp4", ".mov")
 _FILE_SUFFIXES = (*_VIDEO_SUFFIXES, ".gif")
 
@@ -24,21 +27,26 @@ def open_writer(
     if path is None:
         return NullWriter(height, width)
     check_output(path, overwrite)
+    check_fps(path, fps)
     target = _absolute(path)
     if _is_folder(path):
-        return PngFolderWriter(target, height, width)
+        return PngFolderWriter(target, height, width, overwrite=overwrite)
     if target.suffix.lower() == ".gif":
-        return GifWriter(target, fps, height, width)
-    return Mp4Writer(target, fps, height, width)
+        return GifWriter(target, fps, height, width, overwrite=overwrite)
+    return Mp4Writer(target, fps, height, width, overwrite=overwrite)
 
 
 def check_output(path: str | Path, overwrite: bool) -> None:
     """Refuse, before any work, a video path that cannot be written or would lose something."""
+    require_place(path)
+    if Path(path).name.endswith("."):
+        raise UsageError(f"{path}: ends with a dot; end it with one of {', '.join(_FILE_SUFFIXES)}")
     if _is_folder(path):
         with _looked_at(path):
             _check_frame_folder(_absolute(path), overwrite)
     elif Path(path).suffix.lower() in _FILE_SUFFIXES:
         check_file_output(path, overwrite)
+        _check_sidecar(sidecar_path(path), overwrite)
     else:
         raise UsageError(
             f"{path}: no kind of video has the ending {Path(path).suffix!r}; use one of "
@@ -46,7 +54,17 @@ def check_output(path: str | Path, overwrite: bool) -> None:
         )
 
 
+def check_fps(path: str | Path, fps: float | Fraction) -> None:
+    """Pictures in a folder have no rate."""
+    if not _is_folder(path) and not _LEAST_FPS <= fps <= _MOST_FPS:
+        raise UsageError(
+            f"{path}: players show {_LEAST_FPS:g} to {_MOST_FPS} frames/s, and this video has "
+            f"{float(fps):g}; choose another fps"
+        )
+
+
 def check_file_output(path: str | Path, overwrite: bool) -> None:
+    require_place(path)
     with _looked_at(path):
         _check_file(_absolute(path), overwrite)
 
@@ -61,13 +79,21 @@ def _check_file(path: Path, overwrite: bool) -> None:
     _check_writable(path.parent)
 
 
+def _check_sidecar(path: Path, overwrite: bool) -> None:
+    """The record of a video that is gone may be replaced; another file of that name not."""
+    with _looked_at(path):
+        if path.is_dir() or (path.exists() and not overwrite and not is_sidecar(path)):
+            raise UsageError(
+                f"{path}: in the way of the video's record; move it, or choose another name"
+            )
+
+
 def _check_frame_folder(folder: Path, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is a file, not a folder for PNG files; choose another name")
-    if folder.is_dir() and (foreign := foreign_files(folder)):
+    if folder.is_dir() and (foreign := foreign_file(folder, FRAMES)):
         raise UsageError(
-            f"{folder}: holds other files than frames ({foreign[0]}); "
-            "choose a new or an empty folder"
+            f"{folder}: holds other files than frames ({foreign}); choose a new or an empty folder"
         )
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise UsageError(f"{folder}: already holds frames; add --overwrite, or choose another one")

@@ -12,19 +12,18 @@ from safetensors.numpy import save_file
 
 from longlive_trt.errors import OutputError
 from longlive_trt.files import publish_file
+from longlive_trt.printing import storable
 from longlive_trt.runtime.output.base import make_folder, reason
+from longlive_trt.runtime.output.sidecar import sidecar_path
 from longlive_trt.signals import interrupts_deferred
 
 
-def write_latents(path: str | Path, latents: npt.NDArray[np.generic]) -> None:
+def write_latents(
+    path: str | Path, latents: npt.NDArray[np.generic], *, overwrite: bool = True
+) -> None:
     """A safetensors file with the float32 tensor ``latents``."""
     tensor = np.ascontiguousarray(latents, dtype=np.float32)
-    _write_whole(Path(path), lambda target: save_file({"latents": tensor}, target))
-
-
-def sidecar_path(video: str | Path) -> Path:
-    video = Path(video)
-    return video.with_name(video.name + ".json")
+    _write_whole(Path(path), lambda target: save_file({"latents": tensor}, target), overwrite)
 
 
 def write_sidecar(video: str | Path, values: Mapping[str, object]) -> Path:
@@ -36,13 +35,13 @@ def write_sidecar(video: str | Path, values: Mapping[str, object]) -> Path:
 
 
 def _write_text(target: Path, text: str) -> None:
-    target.write_text(text, encoding="utf-8")
+    target.write_text(storable(text), encoding="utf-8")
 
 
-def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def _write_whole(path: Path, write: Callable[[Path], None], overwrite: bool = True) -> None:
     make_folder(path.parent)
     try:
-        with interrupts_deferred(), publish_file(path) as partial:
+        with interrupts_deferred(), publish_file(path, overwrite=overwrite) as partial:
             write(partial)
             with partial.open("rb") as file:
                 os.fsync(file.fileno())

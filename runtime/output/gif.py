@@ -10,13 +10,7 @@ import av
 import numpy as np
 
 from longlive_trt.errors import UsageError
-from longlive_trt.runtime.output.base import (
-    FrameWriter,
-    Pixels,
-    PrefixFile,
-    make_folder,
-    partial_path,
-)
+from longlive_trt.runtime.output.base import Pixels, PrefixFile, PublishingWriter
 from longlive_trt.runtime.output.mp4 import exact_fps
 from longlive_trt.runtime.output.palette import quantize
 
@@ -24,16 +18,23 @@ _MAX_FPS = 50
 _PICTURE, _EXTENSION, _TRAILER = b"\x2c\x21\x3b"
 
 
-class GifWriter(FrameWriter):
-    def __init__(self, path: Path, fps: float | Fraction, height: int, width: int) -> None:
-        super().__init__(path, height, width)
+class GifWriter(PublishingWriter):
+    def __init__(
+        self,
+        path: Path,
+        fps: float | Fraction,
+        height: int,
+        width: int,
+        *,
+        overwrite: bool = False,
+    ) -> None:
         if fps > _MAX_FPS:
             raise UsageError(
                 f"{path}: a GIF shows at most {_MAX_FPS} frames/s, and this video has "
                 f"{float(fps):g}; write an .mp4 file"
             )
-        make_folder(path.parent)
-        self._partial = partial_path(path)
+        super().__init__(path, height, width, overwrite=overwrite)
+        self._partial = self._hidden("partial")
         self._file = PrefixFile(self._partial)
         self._container = av.open(self._file, "w", format="gif")
         self._stream = self._container.add_stream("gif", rate=exact_fps(fps))
@@ -54,7 +55,7 @@ class GifWriter(FrameWriter):
         self._container.close()
         self._file.sync()
         self._file.close()
-        self._partial.replace(self.path)
+        self._publish(self._partial)
 
     def _discard(self) -> None:
         self._file.close()
@@ -71,7 +72,7 @@ class GifWriter(FrameWriter):
         # A GIF plays without its last byte, should even that find no room.
         with suppress(OSError), self._partial.open("ab") as file:
             file.write(bytes([_TRAILER]))
-        self._partial.replace(self.path)
+        self._publish(self._partial)
         return frames
 
 

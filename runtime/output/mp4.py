@@ -15,11 +15,9 @@ from av.video.stream import VideoStream
 
 from longlive_trt.errors import OutputError
 from longlive_trt.runtime.output.base import (
-    FrameWriter,
     Pixels,
     PrefixFile,
-    make_folder,
-    partial_path,
+    PublishingWriter,
     reason,
 )
 from longlive_trt.runtime.output.h264 import (
@@ -37,7 +35,7 @@ _FRAGMENTED = {
 }
 
 
-class Mp4Writer(FrameWriter):
+class Mp4Writer(PublishingWriter):
     def __init__(
         self,
         path: Path,
@@ -46,20 +44,21 @@ class Mp4Writer(FrameWriter):
         width: int,
         crf: int = 18,
         preset: str = "veryfast",
+        *,
+        overwrite: bool = False,
     ) -> None:
-        super().__init__(path, height, width)
         if not has_encoder():
             raise OutputError(
                 f"{path}: this build of PyAV has no H.264 encoder (libx264); install the av "
                 "package from PyPI, or write a .gif or a folder of PNG files"
             )
+        super().__init__(path, height, width, overwrite=overwrite)
         if height % 2 or width % 2:
             self.notices.append(
                 f"H.264 needs even sizes: {width}x{height} is padded to "
                 f"{even(width)}x{even(height)} by repeating the edge"
             )
-        make_folder(path.parent)
-        self._partial = partial_path(path)
+        self._partial = self._hidden("partial")
         self._format = path.suffix[1:].lower() or "mp4"
         self._file = PrefixFile(self._partial)
         self._container = av.open(self._file, "w", format=self._format, options=_FRAGMENTED)
@@ -85,7 +84,7 @@ class Mp4Writer(FrameWriter):
         self._container.close()
         self._file.sync()
         self._file.close()
-        faststart = partial_path(self.path)
+        faststart = self._hidden("copy")
         try:
             remux(self._partial, faststart, self._format)
         except (OSError, av.FFmpegError) as error:
@@ -94,9 +93,9 @@ class Mp4Writer(FrameWriter):
                 f"{self.path} is whole, but stays a fragmented file, which some editors do not "
                 f"take: its copy with the index in front failed ({reason(error)})"
             )
-            self._partial.replace(self.path)
+            self._publish(self._partial)
         else:
-            faststart.replace(self.path)
+            self._publish(faststart)
             self._partial.unlink()
 
     def _discard(self) -> None:
@@ -108,7 +107,7 @@ class Mp4Writer(FrameWriter):
         os.truncate(self._partial, end_of_last_fragment(self._partial))
         frames = count_packets(self._partial)
         if frames:
-            self._partial.replace(self.path)
+            self._publish(self._partial)
         else:
             self._partial.unlink()
         return frames

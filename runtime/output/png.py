@@ -1,14 +1,15 @@
 """A folder of PNG files: frame_000000.png, frame_000001.png, ..."""
 
 import re
+import shutil
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 
-from longlive_trt.errors import OutputError
-from longlive_trt.runtime.output.base import FrameWriter, Pixels, make_folder, partial_path
+from longlive_trt.files import Ours, give_name, replace_directory
+from longlive_trt.runtime.output.base import Pixels, PublishingWriter, make_folder
 
 _FRAME_NAME = re.compile(r"frame_\d{6,}\.png")
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -16,11 +17,17 @@ _RGB_8_BIT = (8, 2, 0, 0, 0)
 _FILTER_UP = 2
 
 
-class PngFolderWriter(FrameWriter):
-    def __init__(self, path: Path, height: int, width: int) -> None:
-        super().__init__(path, height, width)
-        make_folder(path.parent)
-        self._partial = partial_path(path)
+def _frames_in(folder: Path) -> frozenset[str]:
+    return frozenset(path.name for path in folder.iterdir() if _FRAME_NAME.fullmatch(path.name))
+
+
+FRAMES = Ours("a folder of frames", _frames_in)
+
+
+class PngFolderWriter(PublishingWriter):
+    def __init__(self, path: Path, height: int, width: int, *, overwrite: bool = False) -> None:
+        super().__init__(path, height, width, overwrite=overwrite)
+        self._partial = self._ownership.name()
         make_folder(self._partial)
 
     def _write_frame(self, frame: Pixels) -> None:
@@ -32,16 +39,20 @@ class PngFolderWriter(FrameWriter):
             raise
 
     def _finish(self) -> None:
-        if not self.path.exists():
-            self._partial.rename(self.path)
-            return
-        replaced = partial_path(self.path)
-        self.path.rename(replaced)
-        self._partial.rename(self.path)
-        remove_frames(replaced)
+        self._publish(self._partial)
+
+    def _give_name(self, ready: Path) -> Path:
+        if self._overwrite:
+            replace_directory(self._target, ready, FRAMES)
+            return self._target
+        try:
+            # An empty folder is no obstacle, and one that was filled meanwhile is.
+            return ready.rename(self._target)
+        except OSError:
+            return give_name(ready, self._target, overwrite=False)
 
     def _discard(self) -> None:
-        remove_frames(self._partial)
+        shutil.rmtree(self._partial)
 
     def _salvage(self) -> int:
         if self.frames_written:
@@ -68,21 +79,3 @@ def encode_png(frame: Pixels) -> bytes:
 def _chunk(name: bytes, data: bytes) -> bytes:
     checksum = zlib.crc32(name + data)
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", checksum)
-
-
-def foreign_files(folder: Path) -> list[str]:
-    """What in a folder is not a frame: replacing the folder would lose it."""
-    return sorted(file.name for file in folder.iterdir() if not _FRAME_NAME.fullmatch(file.name))
-
-
-def remove_frames(folder: Path) -> None:
-    for file in folder.iterdir():
-        if _FRAME_NAME.fullmatch(file.name):
-            file.unlink()
-    try:
-        folder.rmdir()
-    except OSError:
-        raise OutputError(
-            f"{folder}: holds files that are not frames, from the replaced folder; "
-            "move them where they belong"
-        ) from None

@@ -13,12 +13,19 @@ from longlive_trt.basics import Array, Closing
 from longlive_trt.contract import CONTEXT_K, CONTEXT_V, IDS, MASK, TEXT_STATES
 from longlive_trt.engines.base import Engine
 from longlive_trt.runtime.memory.base import Buffer, HostMemory, Memory, buffers, named, size_bytes
-from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer
+from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer, TokenizedPrompt
 from longlive_trt.runtime.transformer import Context
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_BUDGET_BYTES = 1 << 30
+
+OnTokens = Callable[[str, TokenizedPrompt], None]
+"""(prompt, its tokens)"""
+
+
+def unheard(_prompt: str, _tokens: TokenizedPrompt) -> None:
+    """For prompts that nobody wrote."""
 
 
 class PromptContexts(Closing):
@@ -63,16 +70,16 @@ class PromptReader:
         tokenizer: PromptTokenizer,
         text: Engine,
         memory: Memory,
-        on_truncation: Callable[[str, str], None] = lambda _prompt, _kept: None,
+        on_tokens: OnTokens = unheard,
     ) -> None:
+        """``on_tokens`` is told of every prompt that is read, and what of it."""
         self._tokenizer, self._text, self._memory = tokenizer, text, memory
-        self._on_truncation = on_truncation
+        self._on_tokens = on_tokens
 
     def states_of(self, prompt: str) -> Array:
         """[1, text_len, text_dim], on the host, where they are small."""
         tokens = self._tokenizer.encode(prompt)
-        if tokens.truncated_at is not None:
-            self._on_truncation(prompt, tokens.truncated_at)
+        self._on_tokens(prompt, tokens)
         memory, text = self._memory, self._text
         inputs = memory.reserve(buffers(text.inputs.values(), batch=1), "a prompt's tokens")
         outputs = memory.reserve(buffers(text.outputs.values(), batch=1), "a prompt's states")

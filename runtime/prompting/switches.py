@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from longlive_trt.errors import UsageError
+from longlive_trt.printing import quoted
 from longlive_trt.runtime.ring import Recache
 
 _BLEND = re.compile(r"blend:([1-9][0-9]{0,5})")
@@ -26,7 +27,7 @@ class SwitchMode:
             # A re-cache would be the very jump that a blend is there to avoid.
             return cls("none", int(match[1]))
         raise UsageError(
-            f"{where} {text!r}: no way to change the prompt; choose exact, partial, none, or "
+            f"{where} {quoted(text)}: no way to change the prompt; choose exact, partial, none, or "
             f"blend:N with a number of blocks from 1 to 999999, such as blend:4"
         )
 

@@ -12,7 +12,14 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from longlive_trt.configs import ModelConfig
+from longlive_trt.configs.schema import FPS
 from longlive_trt.errors import UsageError
+from longlive_trt.printing import quoted
+from longlive_trt.reading.ranges import Range
+
+CUE_FRAMES = Range(0, 10**9)
+"""Where a prompt may begin."""
+CUE_SECONDS = Range(0, 10**8)
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class Clock:
         return self.config.rollout.frames_per_block
 
     def latent_frame_at(self, seconds: float) -> int:
+        CUE_SECONDS.require("the time of a prompt", seconds)
         video_frame = math.floor(_exact(seconds) * _exact(self.config.fps))
         return 0 if video_frame == 0 else 1 + (video_frame - 1) // self.config.temporal_factor
 
@@ -64,6 +72,8 @@ class Length:
 
 
 ENDLESS = Length(None, None)
+LONGEST_S = 86_400
+"""Of a video that is to have an end: a day."""
 
 
 def checked_timeline(cues: Sequence[Cue], clock: Clock) -> Timeline:
@@ -77,6 +87,8 @@ def checked_timeline(cues: Sequence[Cue], clock: Clock) -> Timeline:
 
 def _check_frames(cues: Sequence[Cue]) -> None:
     for cue in cues:
+        if cue.frame > CUE_FRAMES.high:
+            raise UsageError(f"{cue.where}: frame {quoted(cue.frame)}; allowed: {CUE_FRAMES}")
         if cue.frame < 0:
             raise UsageError(f"{cue.where}: frame {cue.frame} is negative; count frames from 0")
     if cues[0].frame != 0:
@@ -122,6 +134,30 @@ def _check_start(cue: Cue, start: int, clock: Clock) -> list[str]:
     if start == cue.frame:
         return []
     return [f"{cue.where}: the prompt starts at frame {start}, the next free block start"]
+
+
+def require_length(seconds: float | None, frames: int | None) -> None:
+    """Refuse what no video can last; ``inf`` seconds are one without an end."""
+    if seconds is not None and not seconds > 0:
+        raise UsageError(f"a length of {seconds:g} seconds; give a number above 0, or inf")
+    if frames is not None and frames <= 0:
+        raise UsageError(f"a length of {quoted(frames)} latent frames; give a number above 0")
+    if seconds is not None and LONGEST_S < seconds < math.inf:
+        raise _too_long(f"{seconds:g} seconds")
+    if frames is not None and frames > LONGEST_S * FPS.high:
+        raise _too_long(f"{quoted(frames)} latent frames")
+
+
+def require_watchable(length: Length, config: ModelConfig) -> None:
+    if length.video_frames is not None and length.video_frames > (LONGEST_S + 60) * config.fps:
+        raise _too_long(f"{length.latent_frames} latent frames")
+
+
+def _too_long(length: str) -> UsageError:
+    return UsageError(
+        f"a length of {length}: more than a day ({LONGEST_S} s); give a shorter one, or inf for a "
+        f"video without an end"
+    )
 
 
 def length_in_frames(seconds: float | None, frames: int | None, config: ModelConfig) -> Length:

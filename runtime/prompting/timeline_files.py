@@ -9,16 +9,18 @@ A recipe, as a live session gives it, is JSON too: ``prompts`` is its list, and 
 mode, the length and the bundle's key are beside it.
 """
 
-import json
 import math
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from longlive_trt.errors import UsageError
+from longlive_trt.printing import plain, quoted
+from longlive_trt.reading.documents import JSON_BYTES, parse_json, parse_yaml
+from longlive_trt.reading.failures import ReadingError, refusing
+from longlive_trt.reading.files import read_text
+from longlive_trt.reading.shapes import structured
 from longlive_trt.runtime.prompting.timeline import Clock, Cue, Timeline, checked_timeline
 
 _JSON_LINES = (".jsonl", ".ndjson")
@@ -69,14 +71,15 @@ def recipe_settings(path: str | Path) -> RecipeSettings | None:
         return None
     if document.get("format") != RECIPE_FORMAT:
         raise UsageError(
-            f"{path}: a recipe of another version (format {document.get('format')!r}, and this one "
-            f"reads {RECIPE_FORMAT}); use the version that made it, or give its list of prompts"
+            f"{path}: a recipe of another version (format {quoted(document.get('format'))}, and "
+            f"this one reads {RECIPE_FORMAT}); use the version that made it, or give its list of "
+            f"prompts"
         )
-    keys = {"seed": int, "switch": str, "frames": int, "bundle_key": str}
-    for key, kind in keys.items():
-        if type(document.get(key)) is not kind:
-            raise UsageError(f"{path}: the recipe's {key} is {document.get(key)!r}; take it anew")
-    return RecipeSettings(**{key: document[key] for key in keys})
+    keys = [item.name for item in fields(RecipeSettings)]
+    try:
+        return structured(RecipeSettings, {key: document[key] for key in keys if key in document})
+    except ReadingError as error:
+        raise UsageError(f"{path}: the recipe's {error.problem}; take it anew") from None
 
 
 def _is_recipe(document: Any) -> bool:
@@ -94,67 +97,25 @@ def _parse(path: Path) -> Any:
 
 
 def _read_text(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    try:
-        text = data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UsageError(
-            f"{path}, line {line}: not valid UTF-8 at byte {error.start} "
-            f"(0x{data[error.start]:02x}); save the file as UTF-8"
-        ) from None
+    with refusing(UsageError, path, "check the path and what it holds"):
+        text = read_text(path, JSON_BYTES)
     if not text.strip():
         raise UsageError(f"{path}: the file is empty; write at least one prompt into it")
     return text
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML keeps the last of two equal keys; here that would lose a prompt silently."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        mapping = super().construct_mapping(node, deep=deep)
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                problem = f"the key {key!r} appears twice; keep one"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen.add(key)
-        return mapping
-
-
 def _parse_yaml(path: Path, text: str) -> Any:
-    try:
-        return _UniqueKeyLoader(text).get_single_data()
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UsageError(f"{path}{line}: {error.problem or 'not valid YAML'}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not valid YAML ({error})") from None
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in unique:
-            raise ValueError(f"the key {key!r} appears twice; keep one")
-        unique[key] = value
-    return unique
+    with refusing(UsageError, path, "correct the file"):
+        return parse_yaml(text)
 
 
 def _parse_json(path: Path, text: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_unique_keys)
-    except json.JSONDecodeError as error:
-        hint = "; JSON Lines belong in a .jsonl file" if error.msg == "Extra data" else ""
-        raise UsageError(
-            f"{path}, line {error.lineno}: not valid JSON ({error.msg}){hint}"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not valid JSON ({error})") from None
+        return parse_json(text)
+    except ReadingError as error:
+        hint = "; JSON Lines belong in a .jsonl file" if "Extra data" in error.problem else ""
+        line = f", line {error.line}" if error.line else ""
+        raise UsageError(f"{path}{line}: {error.problem}{hint}") from None
 
 
 def _cues_of_document(path: Path, document: Any, clock: Clock) -> list[Cue]:
@@ -177,14 +138,14 @@ def _cues_of_document(path: Path, document: Any, clock: Clock) -> list[Cue]:
 def _cue_of_pair(path: Path, key: Any, prompt: Any) -> Cue:
     # JSON's keys are always texts.
     is_digits = isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 10
-    where = f"{path}, frame {key}"
+    where = f"{path}, frame {plain(key)}"
     return Cue(_frame(int(key) if is_digits else key, where), _prompt(prompt, where), where)
 
 
 def _cue_of_entry(where: str, entry: Any, clock: Clock) -> Cue:
     keys = set(entry) if isinstance(entry, dict) else set()
     if keys not in ({"frame", "prompt"}, {"seconds", "prompt"}):
-        found = ", ".join(sorted(map(str, keys))) if keys else f"a {type(entry).__name__}"
+        found = plain(", ".join(sorted(map(str, keys)))) if keys else f"a {type(entry).__name__}"
         raise UsageError(
             f"{where}: expected the keys frame and prompt, or seconds and prompt; found {found}"
         )
@@ -196,20 +157,24 @@ def _cue_of_entry(where: str, entry: Any, clock: Clock) -> Cue:
 
 def _frame(value: Any, where: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise UsageError(f"{where}: the frame is {value!r}; give a whole number, counted from 0")
+        raise UsageError(
+            f"{where}: the frame is {quoted(value)}; give a whole number, counted from 0"
+        )
     return value
 
 
 def _seconds(value: Any, where: str) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or value < 0:
-        raise UsageError(f"{where}: the time is {value!r}; give seconds from the start, 0 or more")
+        raise UsageError(
+            f"{where}: the time is {quoted(value)}; give seconds from the start, 0 or more"
+        )
     return float(value)
 
 
 def _prompt(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise UsageError(f"{where}: the prompt is {value!r}, not a text; put it in quotes")
+        raise UsageError(f"{where}: the prompt is {quoted(value)}, not a text; put it in quotes")
     return value
 
 
@@ -230,9 +195,11 @@ def _prompts_of_line(path: Path, line: int) -> list[str]:
 
 def _prompts_of_video(where: str, text: str) -> list[str]:
     try:
-        video = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where}: not JSON ({error}); write one JSON object a line") from None
+        video = parse_json(text)
+    except ReadingError as error:
+        raise UsageError(
+            f"{where}: not JSON ({error.problem}); write one JSON object a line"
+        ) from None
     if isinstance(video, str):
         return [video]
     for key in ("prompts_list", "prompts", "prompt"):
@@ -246,7 +213,7 @@ def _prompts_of_video(where: str, text: str) -> list[str]:
 def _listed_prompts(where: str, key: str, value: Any) -> list[str]:
     prompts = [value] if isinstance(value, str) else value
     if not isinstance(prompts, list) or not prompts:
-        raise UsageError(f"{where}: {key} is {value!r}; give a list of one or more texts")
+        raise UsageError(f"{where}: {key} is {quoted(value)}; give a list of one or more texts")
     return [_prompt(prompt, f"{where}, prompt {i}") for i, prompt in enumerate(prompts, 1)]
 
 

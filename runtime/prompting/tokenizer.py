@@ -12,9 +12,14 @@ import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
 from longlive_trt.errors import BundleError
+from longlive_trt.printing import plain
+from longlive_trt.reading.failures import refusing
+from longlive_trt.reading.files import MIB, read_text
 
 TOKENIZER_FILE = "tokenizer.json"
 PAD_ID, END_ID = 0, 1
+_LARGEST_BYTES = 256 * MIB
+UNKNOWN = "<unk>"
 _SPECIAL_TOKENS = {PAD_ID: "<pad>", END_ID: "</s>"}
 
 Ids = npt.NDArray[np.int64]
@@ -28,6 +33,8 @@ class TokenizedPrompt:
     """How many ids are not padding, the end token included."""
     truncated_at: str | None
     """What remained of the cleaned prompt, if it was too long."""
+    unknown: tuple[str, ...] = ()
+    """Words, or parts of some, that have no token of their own."""
 
 
 class PromptTokenizer:
@@ -36,6 +43,7 @@ class PromptTokenizer:
     def __init__(self, tokenizer: Tokenizer, text_len: int) -> None:
         self._tokenizer = tokenizer
         self._text_len = text_len
+        self._unknown_id = tokenizer.token_to_id(UNKNOWN)
         # The file may ask for either; both are done here, to the model's length.
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -62,7 +70,13 @@ class PromptTokenizer:
             mask=(np.arange(self._text_len) <= len(kept)).astype(np.int64),
             tokens=len(kept) + 1,
             truncated_at=_covered(text, encoding, len(kept)) if cut else None,
+            unknown=self._unknown(text, encoding, len(kept)),
         )
+
+    def _unknown(self, text: str, encoding: Encoding, tokens: int) -> tuple[str, ...]:
+        pairs = zip(encoding.ids[:tokens], encoding.offsets, strict=False)
+        words = (text[start:end] for number, (start, end) in pairs if number == self._unknown_id)
+        return tuple(dict.fromkeys(words))
 
 
 def clean_prompt(prompt: str) -> str:
@@ -71,15 +85,14 @@ def clean_prompt(prompt: str) -> str:
 
 
 def _read(path: Path) -> Tokenizer:
-    try:
-        content = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not path.exists():
         raise BundleError(
             f"{path}: no such tokenizer file; export with --tokenizer DIR, a folder that holds "
             f"UMT5's {TOKENIZER_FILE}"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path}: the tokenizer cannot be read ({error})") from None
+        )
+    advice = f"take {TOKENIZER_FILE} of google/umt5-xxl again"
+    with refusing(BundleError, f"{path}: the tokenizer cannot be read", advice):
+        content = read_text(path, _LARGEST_BYTES)
     return _parse(content, path)
 
 
@@ -88,7 +101,7 @@ def _parse(content: str, path: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_str(content)
     except Exception as error:  # the library raises nothing narrower
         raise BundleError(
-            f"{path}: not a tokenizer file of the tokenizers library ({error}); take "
+            f"{path}: not a tokenizer file of the tokenizers library ({plain(error)}); take "
             f"{TOKENIZER_FILE} of google/umt5-xxl again"
         ) from error
     for token_id, token in _SPECIAL_TOKENS.items():

@@ -6,11 +6,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longlive_trt.errors import UsageError
+from longlive_trt.files import publish_file
+from longlive_trt.reading.documents import JSON_BYTES, parse_json
+from longlive_trt.reading.failures import refusing
+from longlive_trt.reading.files import read_bytes
+from longlive_trt.reading.shapes import structured
 from longlive_trt.runtime.prompting.timeline_files import RECIPE_FORMAT
 from longlive_trt.serving.live.clock import VideoClock
 from longlive_trt.serving.live.schedule import Cue
 
 FORMAT = 1
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """The file beside a state."""
+
+    format: int
+    block: int
+    seed: int
+    switch: str
+    bundle_key: str
+    cues: tuple[tuple[int, int, str], ...]
 
 
 @dataclass(frozen=True)
@@ -35,17 +53,16 @@ class SavedVideo:
             "bundle_key": self.bundle_key,
             "cues": [[cue.id, cue.block, cue.prompt] for cue in self.cues],
         }
-        self.path.with_suffix(".json").write_text(json.dumps(values), encoding="utf-8")
+        with publish_file(self.path.with_suffix(".json")) as partial:
+            partial.write_text(json.dumps(values), encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> "SavedVideo":
-        values: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        cues = tuple(
-            Cue(int(number), int(block), str(text)) for number, block, text in values["cues"]
-        )
-        return cls(
-            path, values["block"], values["seed"], values["switch"], cues, values["bundle_key"]
-        )
+        beside = path.with_suffix(".json")
+        with refusing(UsageError, beside, "begin the video anew"):
+            facts = structured(_Facts, parse_json(read_bytes(beside, JSON_BYTES)))
+        cues = tuple(Cue(number, block, text) for number, block, text in facts.cues)
+        return cls(path, facts.block, facts.seed, facts.switch, cues, facts.bundle_key)
 
 
 def recipe(

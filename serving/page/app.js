@@ -20,7 +20,6 @@ const connection = new Connection();
 let model = null;
 let current = null; // of the session: video.start
 let isPaused = false;
-let isHeldByTab = false;
 let offer = null; // a recipe that a link brought
 let live = null; // the cue on screen
 let lastEnd = null;
@@ -56,7 +55,7 @@ connection.addEventListener("started", ({ detail: { message, wasBack } }) => {
   player.pause(isPaused && message.paused);
   timeline.begin(message);
   phase("live");
-  setPaused(message.paused);
+  setPaused(message.paused && !goOnAfterHiding());
   status("Live", "live");
   if (wasBack) notice(isSame ? "Back again; nothing was lost." : "Back again: the video goes on from its saved state.", { tone: "good", forMs: 4000 });
   if (message.format === "jpeg")
@@ -208,17 +207,23 @@ function togglePause() {
   say(isPaused ? "Paused." : "Going on.");
 }
 
+/** A tab that is hidden pauses, and so does one that is loaded again: kept beyond the page. */
 document.addEventListener("visibilitychange", () => {
   if (!current) return;
   if (document.hidden && !isPaused && viewers < 2) {
-    isHeldByTab = true;
+    sessionStorage.setItem("hidden", current.session);
     connection.send({ type: "session.pause" });
-  } else if (!document.hidden && isHeldByTab) {
-    isHeldByTab = false;
-    connection.send({ type: "session.resume" });
-    player.pause(false);
+  } else if (goOnAfterHiding()) {
+    setPaused(false);
   }
 });
+
+function goOnAfterHiding() {
+  if (document.hidden || sessionStorage.getItem("hidden") !== current.session) return false;
+  sessionStorage.removeItem("hidden");
+  connection.send({ type: "session.resume" });
+  return true;
+}
 
 // ---- prompts ------------------------------------------------------------------------------------
 
@@ -418,9 +423,12 @@ $("recipe-file").onchange = async (event) => {
 function askToken() {
   const dialog = $("token-dialog");
   dialog.showModal();
-  dialog.onclose = () => {
+  // Kept before the dialog closes: whoever types on at once is let in.
+  dialog.querySelector("form").onsubmit = () => {
     sessionStorage.setItem("access", $("token").value);
     $("token").value = "";
+  };
+  dialog.onclose = () => {
     phase("empty");
     veil("");
     status("Ready", "quiet");

@@ -36,7 +36,7 @@ Exported = Callable[[str], Path]
 NARROW = {"fp8": ir.DataType.FLOAT8E4M3FN, "int8": ir.DataType.INT8}
 
 
-@pytest.mark.parametrize("recipe", ["fp8", "int8"])
+@pytest.mark.parametrize("recipe", ["fp8", pytest.param("int8", marks=pytest.mark.exhaustive)])
 def test_linears_are_standard_quantized_products(quantized_export: Exported, recipe: str) -> None:
     model = ir.load(quantized_export(recipe) / "step.onnx")
     counts = Counter(node.op_type for node in model.graph)
@@ -66,7 +66,7 @@ def test_narrow_weights_are_half_of_fp16(
     assert quantized * 2 == plain
 
 
-@pytest.mark.parametrize("recipe", ["fp8", "int8"])
+@pytest.mark.parametrize("recipe", ["fp8", pytest.param("int8", marks=pytest.mark.exhaustive)])
 def test_the_reference_evaluator_agrees_with_torch(
     quantized_export: Exported,
     small_config: ModelConfig,
@@ -229,7 +229,7 @@ def test_half_precisions_hold_the_scales_exactly(quantized_export: Exported) -> 
         assert (array.astype(ml_dtypes.bfloat16).astype(array.dtype) == array).all()
 
 
-@pytest.mark.parametrize("cache", ["fp8", "int8"])
+@pytest.mark.parametrize("cache", ["fp8", pytest.param("int8", marks=pytest.mark.exhaustive)])
 def test_a_narrow_cache_is_what_torch_simulates(
     quantized_cache_export: Exported,
     small_config: ModelConfig,

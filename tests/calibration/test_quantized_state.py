@@ -73,10 +73,8 @@ def generate(bundle: Path, *arguments: object) -> None:
     assert main([str(value) for value in values]) == 0
 
 
-@pytest.mark.parametrize(
-    ("cache", "stored"),
-    [pytest.param("fp8", "uint8", marks=pytest.mark.exhaustive), ("int8", "int8")],
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("cache", "stored"), [("fp8", "uint8"), ("int8", "int8")])
 def test_a_resumed_run_is_the_run_that_was_not_interrupted(
     bundles: Callable[[str], Path],
     tmp_path: Path,

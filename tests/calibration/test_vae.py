@@ -204,7 +204,7 @@ def test_graphs_hold_narrow_convolutions(
     assert record.checkpoints == read_export(vae_export).checkpoints
 
 
-@pytest.mark.parametrize("name", ["fp8", "int8"])
+@pytest.mark.parametrize("name", ["fp8", pytest.param("int8", marks=pytest.mark.exhaustive)])
 def test_a_bundle_decodes_what_torch_simulates(
     narrow_vae_export: Callable[[str], Path],
     vae_export: Path,
@@ -234,7 +234,11 @@ def test_a_bundle_decodes_what_torch_simulates(
 
 
 @pytest.mark.parametrize(
-    ("name", "compute", "gpu"), [("fp8", "fp16", "sm89"), ("int8", "bf16", "sm120")]
+    ("name", "compute", "gpu"),
+    [
+        ("fp8", "fp16", "sm89"),
+        pytest.param("int8", "bf16", "sm120", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_tensorrt_convolves_in_the_narrow_type(
     narrow_vae_export: Callable[[str], Path], tmp_path: Path, name: str, compute: str, gpu: str

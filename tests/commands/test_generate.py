@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from longlive_trt.exports import GraphInfo
+from longlive_trt.exports import GraphInfo, TensorInfo
 from tests.commands.running import GOLDEN, ONE_BLOCK, OUT, PROMPT, generate_latents, succeeds
 
 Refused = Callable[..., str]
@@ -164,16 +164,20 @@ def test_a_place_that_cannot_be_written_is_found_before_work(
     video_bundle: Path, refused: Refused
 ) -> None:
     Path("file").write_text("")
-    for option, name in (("--out", "file/v.mp4"), ("--latents-out", "/proc/l.safetensors")):
+    for option, name, words, code in (
+        ("--out", "file/v.mp4", ("cannot be",), 1),
+        ("--latents-out", "/proc/l.safetensors", ("the system's own",), 2),
+    ):
         arguments = (*PROMPT, option, name)
-        refused("generate", "--bundle", video_bundle, *arguments, words=("cannot be",), code=1)
+        refused("generate", "--bundle", video_bundle, *arguments, words=words, code=code)
 
 
 def test_a_component_that_was_never_exported_is_named(
     golden_bundle_fp32: Path, fake_bundle: Callable[..., Path], refused: Refused
 ) -> None:
     replay = ("--replay", GOLDEN / "switch6.replay.safetensors")
-    vae_alone = fake_bundle(Path("vae"), graphs={"vae_first": GraphInfo((), ())})
+    latents = TensorInfo("latents", "float", ("batch", "latent_frames", 16, 4, 6))
+    vae_alone = fake_bundle(Path("vae"), graphs={"vae_first": GraphInfo((latents,), ())})
     for bundle, arguments, option in (
         (golden_bundle_fp32, (*PROMPT, *OUT, *ONE_BLOCK), "--text-encoder"),
         (golden_bundle_fp32, (*replay, "--out", "v.mp4"), "--vae"),

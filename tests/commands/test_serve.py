@@ -84,7 +84,6 @@ def test_a_signal_ends_it_with_states_saved(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "the demo model is not part of this installation yet"),
         (["--bundle", "no-such"], "no such bundle"),
         (["--bundle", ".", "--host", "0.0.0.0"], "give --token"),  # noqa: S104
         (["--bundle", ".", "--tls-cert", "no-such.pem"], "no-such.pem: no such file"),

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from safetensors.numpy import save_file
 
@@ -128,16 +129,56 @@ def test_inspect_as_json(bundle: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert values["graphs"]["step"]["inputs"][0]["shape"] == ["batch", 3]
 
 
-def test_verify_checks_files(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def graph_with_weights() -> bytes:
+    """A graph that does nothing, with a weight in ``step.weights``."""
+    weight = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [2], [1.0, 2.0])
+    weight.ClearField("float_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="step.weights")
+    graph = onnx.helper.make_graph([], "step", [], [], [weight])
+    return onnx.helper.make_model(graph).SerializeToString()
+
+
+def test_verify_checks_files(
+    tmp_path: Path, fake_bundle: MakeBundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contents = {"step.onnx": graph_with_weights(), "step.weights": bytes(200_000)}
+    bundle = fake_bundle(tmp_path / "b", contents, graphs={"step": GRAPH})
     code, said, _ = run(capsys, "verify", bundle)
     assert code == 0
-    assert "4 files, 0.2 MB, all as the manifest says" in said
+    assert "2 files, 0.2 MB, all as the manifest says" in said
     code, said, _ = run(capsys, "verify", bundle, "--json")
     assert json.loads(said)["passed"] is True
-    (bundle / "step.onnx").write_bytes(b"?" * 1500)
+    (bundle / "step.onnx").write_bytes(b"?" * len(contents["step.onnx"]))
     code, said, complaint = run(capsys, "verify", bundle)
     assert code == 1
     assert "step.onnx: altered" in complaint
+
+
+@pytest.mark.parametrize(
+    ("contents", "onnx_files", "message"),
+    [
+        ({"step.onnx": graph_with_weights()}, {}, "does not list step.weights, which graph step"),
+        ({"step.weights": b"w"}, {}, "does not list step.onnx, which graph step needs"),
+        (
+            {"step.onnx": graph_with_weights(), "step.weights": b"w"},
+            {"tokenizer.json": "0" * 64},
+            "does not list tokenizer.json, which reading prompts needs",
+        ),
+    ],
+)
+def test_verify_finds_what_a_manifest_leaves_out(
+    contents: dict[str, bytes],
+    onnx_files: dict[str, str],
+    message: str,
+    tmp_path: Path,
+    fake_bundle: MakeBundle,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bundle = fake_bundle(tmp_path / "b", contents, graphs={"step": GRAPH}, onnx=onnx_files)
+    code, said, complaint = run(capsys, "verify", bundle)
+    assert (code, said) == (1, "")
+    assert message in complaint
 
 
 def test_verify_against(

@@ -142,7 +142,7 @@ def test_mistakes(override: str, words: tuple[str, ...]) -> None:
         (b"name: caf\xe9\n", ("UTF-8",)),
         (b"3: 4\n", ("unknown key 3",)),
         (b"rollout: {window_frames: 2}\n", ("rollout.window_frames is 2",)),
-        (b"a: &a [*a]\n", ("unknown key a",)),
+        (b"a: &a [*a]\n", ("line 1", "an alias stands for what it is a part of")),
     ],
 )
 def test_mistakes_in_a_file_name_the_file(

@@ -1,12 +1,13 @@
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from longlive_trt.configs import VaeConfig
 from longlive_trt.demo.autoencoder import AutoEncoder
 from longlive_trt.demo.geometry import raw, vae_config
 from longlive_trt.demo.scenes import SceneSource
-from longlive_trt.demo.shipped import weights
+from longlive_trt.demo.shipped import weights_path
 from longlive_trt.demo.training.clips import psnr, to_bytes, to_unit
 from longlive_trt.demo.world.clips import NEVER, render_clips
 from longlive_trt.export.models.vae import VaeDecoder, to_pixels
@@ -19,7 +20,7 @@ TINY = VaeConfig(
 
 @pytest.fixture(scope="module")
 def shipped() -> dict[str, Tensor]:
-    return {name: value.float() for name, value in weights("vae").items()}
+    return {name: value.float() for name, value in load_file(weights_path("vae")).items()}
 
 
 @torch.no_grad()

@@ -96,6 +96,23 @@ def test_sizes_keep_their_names_on_the_smallest_grid() -> None:
     assert shapes["latents_next"][:2] == ["batch", "frames"]
 
 
+def test_graphs_say_nothing_of_the_machine_that_traced_them(tiny_export: Path) -> None:
+    for path in tiny_export.glob("*.onnx"):
+        data = path.read_bytes()
+        assert b"site-packages" not in data and b'File "/' not in data
+
+
+def test_norms_of_the_vae_are_in_single_precision_whatever_the_rest_is_in(
+    tiny_export: Path,
+) -> None:
+    """Or sums of squares, which a CPU takes for them, would overflow in halves."""
+    model = onnx.load(tiny_export / "vae_next.onnx", load_external_data=False)
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    norms = [made_by[node.input[0]] for node in model.graph.node if node.op_type == "ReduceL2"]
+    assert norms and {node.op_type for node in norms} == {"Cast"}
+    assert {a.i for node in norms for a in node.attribute} == {onnx.TensorProto.FLOAT}
+
+
 def test_the_vae_keeps_its_scales_in_single_precision(tiny_export: Path) -> None:
     model = onnx.load(tiny_export / "vae_first.onnx", load_external_data=False)
     found = [

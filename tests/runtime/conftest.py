@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from longlive_trt.engines.loader import load_engine
+from longlive_trt.loading import load
 from longlive_trt.runtime import assembly
-from longlive_trt.runtime.pipeline import Pipeline, load
+from longlive_trt.runtime.pipeline import Pipeline
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -388,7 +388,7 @@ def test_what_was_closed_is_forgotten(on_gpu: OnGpu) -> None:
     for _ in range(5):
         open_session(engines).close()
         engines.contexts(1).close()
-        engines.prompt_encoder(1, lambda _prompt, _kept: None).close()
+        engines.prompt_encoder(1).close()
     assert len(engines._memories) <= 2
     assert len(engines._encoders) == 1
 

@@ -96,7 +96,7 @@ class DiskFull:
 
     def __init__(self, *_: object) -> None:
         self.notices: list[str] = []
-        self.written = 0
+        self.written = self.frames_kept = 0
 
     def write(self, pixels: Any) -> None:
         self.written += 1
@@ -120,7 +120,7 @@ def test_a_full_disk_keeps_the_other_outputs(
 def test_an_output_that_fails_takes_no_other_with_it(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OutputError("l: cannot be written")
 
     monkeypatch.setattr(generation, "write_latents", fail)

@@ -16,7 +16,7 @@ from longlive_trt.engines.base import TensorSpec
 from longlive_trt.engines.build import build
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.errors import UsageError
-from longlive_trt.exports import GraphInfo
+from longlive_trt.exports import GraphInfo, TensorInfo
 from longlive_trt.runtime import assembly
 from longlive_trt.runtime.verify import (
     BlockError,
@@ -115,6 +115,14 @@ class FakeVae:
         self.inputs = {name: float_spec(name, size) for name in ("latents", "cache.0")}
         self.outputs = {"frames": frames, "cache_next.0": float_spec("cache_next.0", size)}
 
+    @property
+    def info(self) -> GraphInfo:
+        inputs, outputs = (
+            tuple(TensorInfo(spec.name, "float", spec.shape) for spec in specs.values())
+            for specs in (self.inputs, self.outputs)
+        )
+        return GraphInfo(inputs, outputs)
+
     def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> "FakeVae.Run":
         return FakeVae.Run(self.gain, inputs, outputs)
 
@@ -143,7 +151,7 @@ def float_spec(name: str, shape: tuple[int | str, ...]) -> TensorSpec:
 def test_decoded_frames_are_compared(
     gain: float, mini: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    info = GraphInfo((), ())
+    info = FakeVae(gain).info
     graphs = {**mini.manifest.graphs, "vae_first": info, "vae_next": info}
     with_vae = Bundle(mini.folder, replace(mini.manifest, graphs=graphs))
     candidate = Bundle(tmp_path, with_vae.manifest)

@@ -12,8 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from longlive_trt.cli import main
-from longlive_trt.errors import UsageError
-from longlive_trt.serving.engine import BundleModel, bundle_folder, load_model
+from longlive_trt.serving.engine import BundleModel, load_model
 from longlive_trt.serving.live.encoding import EncodedPicture
 from longlive_trt.serving.live.generator import Generator
 from longlive_trt.serving.live.plan import Cut
@@ -71,7 +70,7 @@ class Witness:
 
 @pytest.fixture(scope="module")
 def model(video_bundle: Path) -> Iterator[BundleModel]:
-    with load_model(str(video_bundle), "cpu") as model:
+    with load_model(video_bundle, "cpu") as model:
         yield model
 
 
@@ -242,7 +241,7 @@ def test_a_model_of_absolute_positions_ends_where_they_do(
     mini = mini_bundle("absolute")
     bundle = make_once("mini-video-absolute", lambda path: add_stand_ins(mini, path))
     generator, witness = Generator(), Witness()
-    with load_model(str(bundle), "cpu") as model:
+    with load_model(bundle, "cpu") as model:
         assert model.facts.blocks == 341
         shared = (witness, witness, Settings(), tmp_path)
         wish = Wish(prompt="a red car", seed=1, frames=60)
@@ -273,8 +272,3 @@ def test_a_recipe_of_another_bundle(
         arguments = ["generate", "--bundle", str(video_bundle), "--timeline", str(path)]
         assert main([*arguments, "--latents-out", str(tmp_path / "latents")]) == 2
         assert words in capsys.readouterr().err
-
-
-def test_the_demo_bundle_is_asked_for_in_words() -> None:
-    with pytest.raises(UsageError, match="give --bundle FOLDER"):
-        bundle_folder("demo")

@@ -35,7 +35,7 @@ def test_cuts_and_drafts_of_two_sessions(
 ) -> None:
     cuda = install(schedule)
     generator, sessions = Generator(), list[tuple[LiveSession, Witness]]()
-    with load_model(str(video_bundle), "cuda") as model:
+    with load_model(video_bundle, "cuda") as model:
         open_one: Any = partial(LiveSession, model, generator)
         for seed in (1, 2):
             seen = Witness()

@@ -1,21 +1,28 @@
 """``longlive-trt build``."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any, get_args
 
 import click
-from rich.console import Console
 from rich.table import Table
 
-from longlive_trt.commands._reporting import stage_reporter
+from longlive_trt.commands._numbers import real, whole
+from longlive_trt.commands._reporting import command_line, stage_reporter
 from longlive_trt.engines.build import BuildResult
+from longlive_trt.engines.bundles.bundle import BATCH
 from longlive_trt.engines.registry import DEFAULT, KINDS
 from longlive_trt.engines.trt.report import REPORT_NAME
-from longlive_trt.making.building import Attention, Compatibility, build
+from longlive_trt.making.building import (
+    MEMORY_GIB,
+    OPTIMIZATION,
+    Attention,
+    Compatibility,
+    build,
+)
 from longlive_trt.making.quantized import QUANTIZED
 from longlive_trt.precision import PRECISIONS
+from longlive_trt.printing import console
 
 _PATH = click.Path(path_type=Path)
 _COLUMNS = (
@@ -45,7 +52,7 @@ _COLUMNS = (
 @click.option("--gpu", metavar="smNN", help="Architecture: of tensorrt-rtx, or onnxruntime's GPU.")
 @click.option(
     "--batch",
-    type=click.IntRange(min=1),
+    type=whole(BATCH),
     default=1,
     show_default=True,
     help="Videos made side by side.",
@@ -60,9 +67,13 @@ _COLUMNS = (
     is_flag=True,
     help="Accept attention that is not one kernel: slow, and large in memory.",
 )
-@click.option("--optimization-level", type=click.IntRange(0, 5), help="How long to search.")
-@click.option("--workspace-gib", type=float, help="Most scratch memory a kernel may use.")
-@click.option("--weights-gib", type=float, help="Stream weights, keeping this much on the GPU.")
+@click.option("--optimization-level", type=whole(OPTIMIZATION), help="How long to search.")
+@click.option(
+    "--workspace-gib", type=real(MEMORY_GIB), help="Most scratch memory a kernel may use."
+)
+@click.option(
+    "--weights-gib", type=real(MEMORY_GIB), help="Stream weights, keeping this much on the GPU."
+)
 @click.option(
     "--hardware-compatibility",
     type=click.Choice(get_args(Compatibility)),
@@ -115,7 +126,7 @@ def command(
             refittable=refittable,
             strip=strip,
             timing_cache=timing_cache,
-            command=" ".join(["longlive-trt", *sys.argv[1:]]),
+            command=command_line(),
             progress=progress,
         )
     show_result(result, out)
@@ -143,7 +154,7 @@ def _show_report(report: dict[str, Any]) -> None:
         table.add_column(column, justify="right" if number else "left")
     for graph in report["graphs"]:
         table.add_row(*_row(graph))
-    Console().print(table)
+    console().print(table)
 
 
 def _row(graph: dict[str, Any]) -> tuple[str, ...]:

@@ -5,12 +5,20 @@ from pathlib import Path
 import click
 
 from longlive_trt.calibration.calibration_file import FILE_NAME
+from longlive_trt.calibration.calibrator import BLOCKS
 from longlive_trt.calibration.folders import REPORT_NAME
 from longlive_trt.calibration.recipes import FORMATS, FP8, VAE_EXCLUDED
 from longlive_trt.calibration.sensitivity import SensitivityReport
 from longlive_trt.calibration.targets import EXCLUDED, INCLUDED
+from longlive_trt.commands._numbers import real, whole
 from longlive_trt.commands._reporting import stage_reporter
-from longlive_trt.making.calibrating import CalibrationResult, calibrate
+from longlive_trt.export.components import SEEDS
+from longlive_trt.making.calibrating import (
+    ERROR_BUDGET,
+    MOST_PROMPTS,
+    CalibrationResult,
+    calibrate,
+)
 from longlive_trt.precision import PRECISIONS
 
 _PATH = click.Path(path_type=Path)
@@ -24,7 +32,9 @@ _PATH = click.Path(path_type=Path)
 @click.option("--vae", type=_PATH, help="VAE checkpoint.")
 @click.option("--text-encoder", type=_PATH, help="UMT5 encoder checkpoint.")
 @click.option("--tokenizer", type=_PATH, help="Folder that holds tokenizer.json.")
-@click.option("--random-weights", type=int, metavar="SEED", help="Make weights up instead.")
+@click.option(
+    "--random-weights", type=whole(SEEDS), metavar="SEED", help="Make weights up instead."
+)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override the config.")
 @click.option("--precision", type=click.Choice(list(FORMATS)), required=True)
 @click.option("--smoothquant", is_flag=True, help="int8: move outliers into the weights.")
@@ -50,10 +60,12 @@ _PATH = click.Path(path_type=Path)
     help=f"Convolutions to leave out.  [default: {' '.join(VAE_EXCLUDED)}]",
 )
 @click.option("--prompts", type=_PATH, help="One prompt a line; 64 ship with the program.")
-@click.option("--max-prompts", type=click.IntRange(1), help="Use only the first so many.")
+@click.option("--max-prompts", type=whole(MOST_PROMPTS), help="Use only the first so many.")
 @click.option("--calibration", type=_PATH, help="Use the scales of this file; no rollouts.")
-@click.option("--blocks", type=click.IntRange(1), help="Blocks in each rollout.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the rollouts' noise.")
+@click.option("--blocks", type=whole(BLOCKS), help="Blocks in each rollout.")
+@click.option(
+    "--seed", type=whole(SEEDS), default=0, show_default=True, help="Of the rollouts' noise."
+)
 @click.option(
     "--compute",
     type=click.Choice(list(PRECISIONS)),
@@ -79,7 +91,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option(
     "--error-budget",
-    type=click.FloatRange(0, min_open=True),
+    type=real(ERROR_BUDGET),
     default=0.02,
     show_default=True,
     help="Relative error of the latents that --report suggests layers to leave out for.",

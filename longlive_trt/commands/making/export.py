@@ -3,13 +3,16 @@
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
+from longlive_trt.commands._numbers import real, whole
 from longlive_trt.commands._reporting import folded, stage_reporter
+from longlive_trt.export.checkpoints.lora import MULTIPLIERS
+from longlive_trt.export.components import SEEDS
 from longlive_trt.export.exporter import ExportResult
 from longlive_trt.making.exporting import export
 from longlive_trt.precision import PRECISIONS
+from longlive_trt.printing import console
 
 _PATH = click.Path(path_type=Path)
 
@@ -18,12 +21,14 @@ _PATH = click.Path(path_type=Path)
 @click.option("--config", required=True, help="YAML file, or a shipped model's name.")
 @click.option("--transformer", type=_PATH, help="Transformer checkpoint.")
 @click.option("--lora", type=_PATH, help="LoRA adapter, merged in float32.")
-@click.option("--lora-alpha", type=float, help="Overrides the adapter's own alpha.")
+@click.option("--lora-alpha", type=real(MULTIPLIERS), help="Overrides the adapter's own alpha.")
 @click.option("--ema", is_flag=True, help="Take the checkpoint's EMA weights.")
 @click.option("--vae", type=_PATH, help="VAE checkpoint.")
 @click.option("--text-encoder", type=_PATH, help="UMT5 encoder checkpoint.")
 @click.option("--tokenizer", type=_PATH, help="Folder that holds tokenizer.json.")
-@click.option("--random-weights", type=int, metavar="SEED", help="Make weights up instead.")
+@click.option(
+    "--random-weights", type=whole(SEEDS), metavar="SEED", help="Make weights up instead."
+)
 @click.option(
     "--precision",
     type=click.Choice(list(PRECISIONS)),
@@ -74,7 +79,7 @@ def command(
 
 
 def _show(result: ExportResult, out: Path) -> None:
-    console = Console()
+    shown = console()
     table = Table(title=f"Graphs in {out} ({result.record.precision})")
     for column in ("graph", "", "tensor", "type", "shape"):
         table.add_column(column)
@@ -83,7 +88,7 @@ def _show(result: ExportResult, out: Path) -> None:
             for tensor in folded(tensors):
                 table.add_row(name, direction, *tensor)
         table.add_section()
-    console.print(table)
+    shown.print(table)
     for check in result.checks:
         outcome = check.note or f"differs from torch by {check.error:.1e} (relative L2)"
-        console.print(f"{check.graph}: {outcome}", highlight=False)
+        shown.print(f"{check.graph}: {outcome}", highlight=False)

@@ -1,8 +1,5 @@
 """``longlive-trt bench``."""
 
-import math
-import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +7,25 @@ from typing import Any
 import click
 
 from longlive_trt.cli import INTERRUPTED
+from longlive_trt.commands._bundle import HELP as BUNDLE_HELP
+from longlive_trt.commands._bundle import find_bundle
 from longlive_trt.commands._device import device_option
-from longlive_trt.commands._reporting import stage_reporter
+from longlive_trt.commands._numbers import real, whole
+from longlive_trt.commands._reporting import command_line, stage_reporter
 from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
-from longlive_trt.files import publish_file
-from longlive_trt.runtime.bench.lane import BenchSettings
+from longlive_trt.files import publish_file, real_path
+from longlive_trt.reading.ranges import Range
+from longlive_trt.runtime.bench.lane import (
+    BLOCKS,
+    SECONDS,
+    SWITCHES,
+    WARM_UP,
+    BenchSettings,
+)
 from longlive_trt.runtime.bench.measurement import measure
-from longlive_trt.runtime.bench.plot import latency_png, require_pillow
+from longlive_trt.runtime.bench.plot import latency_png
 from longlive_trt.runtime.bench.record import report_values, to_json
 from longlive_trt.runtime.bench.report import figures
 from longlive_trt.runtime.bench.table import show
@@ -27,32 +34,33 @@ from longlive_trt.runtime.output import check_file_output
 QUICK = BenchSettings(blocks=8, switches=2, seconds=4.0, warmup=5, sessions=2)
 _PATH = click.Path(path_type=Path)
 _FULL = BenchSettings()
+TERAFLOPS = Range(0, 1_000_000, above=True)
 
 
 @click.command()
-@click.option("--bundle", "bundle_folder", required=True, type=_PATH, help="What `build` made.")
+@click.option("--bundle", required=True, type=_PATH, help=BUNDLE_HELP)
 @click.option(
     "--compare", type=_PATH, metavar="BUNDLE", help="A second bundle of the same model, in turns."
 )
 @click.option(
     "--blocks",
-    type=click.IntRange(min=1),
+    type=whole(BLOCKS),
     help=f"Blocks of the steady state.  [default: {_FULL.blocks}]",
 )
 @click.option(
     "--switches",
-    type=click.IntRange(min=0),
+    type=whole(SWITCHES),
     help="Prompt switches; on a GPU, as many again with the prompt announced.  "
     f"[default: {_FULL.switches}]",
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0),
+    type=real(SECONDS),
     help=f"Length of the throughput measurement.  [default: {_FULL.seconds:g}]",
 )
 @click.option(
     "--warmup",
-    type=click.IntRange(min=0),
+    type=whole(WARM_UP),
     help="Blocks before any is counted; at least until the window is full.  "
     f"[default: {_FULL.warmup}]",
 )
@@ -63,7 +71,7 @@ _FULL = BenchSettings()
 @device_option
 @click.option(
     "--peak-tflops",
-    type=click.FloatRange(min=0, min_open=True),
+    type=real(TERAFLOPS),
     help="What to compare with, in 16 bits; 8 bits are taken to be twice as fast.  "
     "[default: the data sheet's rates of a known GPU]",
 )
@@ -72,7 +80,7 @@ _FULL = BenchSettings()
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(
-    bundle_folder: Path,
+    bundle: Path,
     compare: Path | None,
     blocks: int | None,
     switches: int | None,
@@ -94,7 +102,6 @@ def command(
     Blocks one after the other, prompt switches, and everything overlapped for a while. Frames are
     video frames. Ctrl-C ends it after a block and keeps what was measured.
     """
-    _require_finite(seconds)
     _check_outputs(out, plot, overwrite=overwrite)
     wanted = {"blocks": blocks, "switches": switches, "seconds": seconds, "warmup": warmup}
     lengths: dict[str, Any] = {name: n for name, n in wanted.items() if n is not None}
@@ -102,13 +109,13 @@ def command(
     settings = replace(
         base, seed=seed, decode=not no_decode, device=device, low_memory=low_memory, **lengths
     )
-    folders = [bundle_folder] if compare is None else [bundle_folder, compare]
-    bundles = [open_bundle(folder) for folder in folders]
+    wanted_bundles = [bundle] if compare is None else [bundle, compare]
+    bundles = [open_bundle(find_bundle(one)) for one in wanted_bundles]
     with stage_reporter() as report:
         measurements = measure(bundles, settings, report, _notify)
     shown = figures(measurements, peak_tflops)
-    command_line = shlex.join(["longlive-trt", *sys.argv[1:]])
-    text = to_json(report_values(measurements, shown, command_line))
+    typed = command_line()
+    text = to_json(report_values(measurements, shown, typed))
     if as_json:
         click.echo(text, nl=False)
     else:
@@ -116,28 +123,19 @@ def command(
     if out is not None:
         _publish(out, text.encode())
     if plot is not None:
-        _publish(plot, latency_png(shown, command_line))
+        _publish(plot, latency_png(shown, typed))
     return INTERRUPTED if measurements.interrupted else 0
-
-
-def _require_finite(seconds: float | None) -> None:
-    if seconds is not None and not math.isfinite(seconds):
-        raise UsageError(f"--seconds {seconds}: give a number of seconds")
 
 
 def _check_outputs(out: Path | None, plot: Path | None, *, overwrite: bool) -> None:
     """Before the run: it takes minutes, and its results should have a place."""
-    if plot is not None:
-        require_pillow()
-        if plot.suffix.lower() != ".png":
-            raise UsageError(f"--plot {plot}: the picture is a PNG file; end its name with .png")
-    if out is not None and plot is not None and out.resolve() == plot.resolve():
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise UsageError(f"--plot {plot}: the picture is a PNG file; end its name with .png")
+    if out is not None and plot is not None and real_path(out) == real_path(plot):
         raise UsageError(f"{out}: two outputs of this name; give each a name of its own")
     for path in (out, plot):
         if path is None:
             continue
-        if path.is_dir():
-            raise UsageError(f"{path}: is a folder; give the name of a file")
         check_file_output(path, overwrite)
 
 

@@ -2,47 +2,75 @@
 
 from pathlib import Path
 
+import av
 import click
+import numpy as np
 
-from longlive_trt.commands._reporting import stage_reporter
-from longlive_trt.making.building import build
-from longlive_trt.making.exporting import export
+from longlive_trt.cli import INTERRUPTED
+from longlive_trt.commands._bundle import find_demo
+from longlive_trt.configs import ModelConfig
+from longlive_trt.demo.poster import Pixels, save_poster, strips
+from longlive_trt.loading import DEMO, load
 from longlive_trt.runtime.generation import Outputs, generate
-from longlive_trt.runtime.pipeline import load
+from longlive_trt.runtime.output import free_name
 from longlive_trt.runtime.plan import VideoOptions, plan_video
 from longlive_trt.runtime.progress import make_progress
 
-MODEL = "tiny"
-SEED = 0
-FRAMES = 18
+SEED = 1
+FRAMES = 51
 PROMPTS = {
-    0: "A lighthouse on a cliff under a clear sky",
-    9: "The same lighthouse in a storm at night",
+    0: "A red car drives to the right through the desert at sunset",
+    18: "A red car drives to the right through the forest at night, in the snow",
+    33: "A red train goes to the right over the meadow in the morning",
 }
+"""By the latent frame from which each is wanted."""
+TITLE = "An endless journey, steered by words"
 
 
 @click.command()
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for it all.")
-def command(out: Path) -> None:
-    """Export, build and generate in one go, on this machine.
+@click.option(
+    "--out",
+    default=Path("out/demo"),
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder for it all.",
+)
+def command(out: Path) -> int:
+    """Make a 12-second video whose prompt changes twice, and a contact sheet, on this machine.
 
-    The model is tiny and its weights are random: the video is colorful noise, and every step
-    that made it is the one that a real checkpoint takes.
+    The demo model comes with the package. Its bundle is built at the first call, and kept.
     """
-    graphs, bundle, video = out / "onnx", out / "bundle", out / "video.mp4"
-    with stage_reporter() as progress:
-        click.echo(f"1/3 export: model {MODEL}, random weights from seed {SEED}")
-        export(MODEL, graphs, random_weights=SEED, progress=progress)
-        click.echo("2/3 build: ONNX Runtime engines, fp32")
-        build(graphs, bundle, command="longlive-trt demo", progress=progress)
-    click.echo("3/3 generate: two prompts, one video")
+    video, sheet = free_name(out / "video.mp4"), free_name(out / "sheet.png")
     options = VideoOptions(prompt=PROMPTS, frames=FRAMES, seed=SEED)
-    with load(bundle) as pipeline, make_progress("auto") as shown:
-        plan = plan_video(pipeline.bundle, options)
-        generate(pipeline, plan, Outputs(str(video), overwrite=True), shown, "demo")
-    click.echo(f"\nThe video is {video} (noise: this model's weights are random).")
-    click.echo("The same bundle makes others:")
+    with load(find_demo()) as pipeline, make_progress("auto") as progress:
+        config, plan = pipeline.config, plan_video(pipeline.bundle, options)
+        outputs = Outputs(str(video))
+        if generate(pipeline, plan, outputs, progress, f"longlive-trt demo --out {out}"):
+            return INTERRUPTED
+    save_poster(sheet, TITLE, _note(config), strips(_pictures(video), config.fps, _starts(config)))
+    click.echo(f"\nThe video:         {video}\nThe contact sheet: {sheet}\n")
+    click.echo("Make one of your own:")
     click.echo(
-        f'  longlive-trt generate --bundle {bundle} --prompt "..." --seconds 10 '
-        f"--out {out / 'mine.mp4'}"
+        f'  longlive-trt generate --bundle {DEMO} --prompt "{config.prompts.suggestions[-1]}" '
+        f"--seconds 10 --out mine.mp4"
     )
+    click.echo("Or steer it while it runs, in the browser:")
+    click.echo("  longlive-trt serve --open")
+    return 0
+
+
+def _note(config: ModelConfig) -> str:
+    assert config.video_size is not None
+    height, width = config.video_size
+    return f"{width} by {height} pixels, {config.fps:g} frames/s, made on a CPU"
+
+
+def _starts(config: ModelConfig) -> dict[int, str]:
+    """Prompts by the picture with which they begin."""
+    return {config.video_frames(frame): prompt for frame, prompt in PROMPTS.items()}
+
+
+def _pictures(video: Path) -> Pixels:
+    with av.open(str(video)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return np.stack(frames).astype(np.uint8, copy=False)

@@ -4,11 +4,11 @@ import json
 from dataclasses import asdict
 
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from longlive_trt.doctor import Finding, examine
+from longlive_trt.printing import console
 
 STYLES = {"ok": "green", "missing": "yellow", "problem": "red"}
 # A file is as wide as its longest line: a remedy must be one line to be copied.
@@ -30,9 +30,6 @@ def command(as_json: bool) -> None:
 
 
 def _show(findings: list[Finding]) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=FILE_WIDTH)
     table = Table(title="What this machine can do")
     table.add_column("piece", no_wrap=True)
     table.add_column("status", no_wrap=True)
@@ -41,4 +38,4 @@ def _show(findings: list[Finding]) -> None:
     for finding in findings:
         status = Text(finding.status, style=STYLES[finding.status])
         table.add_row(Text(finding.piece), status, Text(finding.detail), Text(finding.remedy or ""))
-    console.print(table)
+    console(file_width=FILE_WIDTH).print(table)

@@ -1,20 +1,24 @@
 """``longlive-trt generate``."""
 
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from longlive_trt.cli import INTERRUPTED
+from longlive_trt.commands._bundle import HELP as BUNDLE_HELP
+from longlive_trt.commands._bundle import find_bundle
 from longlive_trt.commands._device import device_option
+from longlive_trt.commands._numbers import whole
+from longlive_trt.commands._reporting import command_line
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
+from longlive_trt.files import real_path
+from longlive_trt.loading import load
+from longlive_trt.printing import quoted
 from longlive_trt.runtime.generation import Outputs, generate
-from longlive_trt.runtime.output import check_file_output, check_output
-from longlive_trt.runtime.pipeline import load
-from longlive_trt.runtime.plan import Plan, VideoOptions, plan_video
+from longlive_trt.runtime.output import check_file_output, check_fps, check_output
+from longlive_trt.runtime.plan import SEEDS, Plan, VideoOptions, plan_video
 from longlive_trt.runtime.progress import make_progress
 from longlive_trt.runtime.prompting.switches import SwitchMode
 from longlive_trt.runtime.prompting.timeline import Cue
@@ -32,7 +36,7 @@ def _frame_list(
         return None if value is None else tuple(int(part) for part in value.split(","))
     except ValueError:
         raise click.BadParameter(
-            f"{value!r}: expected numbers with commas between, such as 40,80,120"
+            f"{quoted(value)}: expected numbers with commas between, such as 40,80,120"
         ) from None
 
 
@@ -43,7 +47,7 @@ def _switch_mode(
 
 
 @click.command()
-@click.option("--bundle", "bundle_folder", required=True, type=_PATH, help="What `build` made.")
+@click.option("--bundle", required=True, type=_PATH, help=BUNDLE_HELP)
 @click.option("--prompt", help="What to show.")
 @click.option(
     "--prompt-at",
@@ -71,7 +75,7 @@ def _switch_mode(
 )
 @click.option("--seconds", type=float, help="Length of the video, or inf.  [default: 5]")
 @click.option("--frames", type=int, help="Length in latent frames instead.")
-@click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="[default: 0]")
+@click.option("--seed", type=whole(SEEDS), help="[default: 0]")
 @click.option("--out", help="video.mp4, .mov or .gif, or a folder for PNG files.")
 @click.option("--latents-out", type=_PATH, help="The latents too, as safetensors.")
 @click.option("--replay", type=_PATH, help="A replay file, instead of prompts and seed.")
@@ -100,7 +104,7 @@ def _switch_mode(
 @click.option("--quiet", "mode", flag_value="quiet", help="Show errors only.")
 @click.option("--json", "mode", flag_value="json", help="Progress as JSON lines on stdout.")
 def command(
-    bundle_folder: Path,
+    bundle: Path,
     prompt: str | None,
     prompts_at: tuple[tuple[int, str], ...],
     timeline: Path | None,
@@ -153,14 +157,14 @@ def command(
         raise UsageError(
             "--replay takes its noise from the file, and a state has a seed: leave out --save-state"
         )
-    with load(bundle_folder, device=device, low_memory=low_memory) as pipeline:
+    folder = find_bundle(bundle, quiet=mode == "quiet")
+    with load(folder, device=device, low_memory=low_memory) as pipeline:
         plan = plan_video(pipeline.bundle, options)
         _check_outputs(outputs, plan, inputs=(timeline, replay))
         with make_progress(mode or "auto") as progress:  # type: ignore[arg-type]
             for notice in plan.notices:
                 progress.notice(notice)
-            command_line = shlex.join(["longlive-trt", *sys.argv[1:]])
-            interrupted = generate(pipeline, plan, outputs, progress, command_line)
+            interrupted = generate(pipeline, plan, outputs, progress, command_line())
     return INTERRUPTED if interrupted else 0
 
 
@@ -183,16 +187,15 @@ def _check_outputs(outputs: Outputs, plan: Plan, inputs: Sequence[Path | None]) 
     for video in outputs.videos(plan.batch):
         if video is not None:
             check_output(video, outputs.overwrite)
+            check_fps(video, plan.config.fps)
     for file in (outputs.latents, outputs.state):
         if file is not None:
             check_file_output(file, outputs.overwrite)
 
 
 def _require_different(outputs: Outputs, inputs: Sequence[Path | None]) -> None:
-    read = [path.resolve() for path in inputs if path is not None]
-    written = [
-        Path(path).resolve() for path in (outputs.video, outputs.latents, outputs.state) if path
-    ]
+    read = [real_path(path) for path in inputs if path is not None]
+    written = [real_path(path) for path in (outputs.video, outputs.latents, outputs.state) if path]
     for path in written:
         if path in read:
             raise UsageError(f"{path}: read by this run, so it cannot be its output too")

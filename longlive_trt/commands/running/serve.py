@@ -7,16 +7,20 @@ from pathlib import Path
 import click
 
 from longlive_trt.cli import INTERRUPTED
+from longlive_trt.commands._bundle import HELP as BUNDLE_HELP
+from longlive_trt.commands._bundle import find_bundle
 from longlive_trt.commands._device import device_option
 from longlive_trt.engines.bundles.bundle import read_manifest
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
+from longlive_trt.files import require_place
+from longlive_trt.loading import DEMO
 
 _PATH = click.Path(path_type=Path)
 
 
 @click.command()
-@click.option("--bundle", default="demo", show_default=True, help="What `build` made, or demo.")
+@click.option("--bundle", type=_PATH, default=DEMO, show_default=True, help=BUNDLE_HELP)
 @device_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8400, show_default=True)
@@ -44,7 +48,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--log-prompts", is_flag=True, help="Write what people type into the logs.")
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in a browser.")
 def command(
-    bundle: str,
+    bundle: Path,
     device: DeviceChoice,
     host: str,
     port: int,
@@ -61,7 +65,7 @@ def command(
     open_browser: bool,
 ) -> int:
     """Endless video in the browser that answers to typing, and the API under it."""
-    from longlive_trt.serving.engine import BundleModel, bundle_folder, load_model
+    from longlive_trt.serving.engine import BundleModel, load_model
     from longlive_trt.serving.operation import logs
     from longlive_trt.serving.server import serve
     from longlive_trt.serving.settings import Pacing, Settings
@@ -82,14 +86,17 @@ def command(
             f"--host {host}: others could reach this server; give --token, such as --token "
             f"{secrets.token_urlsafe(18)}"
         )
+    if data is not None:
+        require_place(data / "states")
     for path in (tls_cert, tls_key):
         if path is not None and not path.is_file():
             raise UsageError(f"{path}: no such file")
-    read_manifest(bundle_folder(bundle))
+    folder = find_bundle(bundle)
+    read_manifest(folder)
     logs.set_up(prompts=log_prompts)
 
     def load() -> BundleModel:
-        return load_model(bundle, device)
+        return load_model(folder, device)
 
     def say(address: str) -> None:
         click.echo(f"Open {address} in a browser. Ctrl-C ends it.")

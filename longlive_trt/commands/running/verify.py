@@ -6,16 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
+from longlive_trt.commands._bundle import find_bundle
 from longlive_trt.commands._device import device_option
+from longlive_trt.commands._numbers import real, whole
 from longlive_trt.configs.replay import load_replay
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
+from longlive_trt.engines.bundles.contents import require_complete
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
+from longlive_trt.printing import console
 from longlive_trt.runtime.verify import (
+    BLOCKS,
     DEFAULT_BLOCKS,
+    TOLERANCE,
     Comparison,
     compare,
     default_tolerance,
@@ -33,12 +38,12 @@ _PATH = click.Path(path_type=Path)
 @click.option("--replay", type=_PATH, help="With --against: the rollout to replay.")
 @click.option(
     "--blocks",
-    type=click.IntRange(1, 1000),
+    type=whole(BLOCKS),
     help=f"With --against: the length without --replay.  [default: {DEFAULT_BLOCKS}]",
 )
 @click.option(
     "--tolerance",
-    type=click.FloatRange(0, min_open=True),
+    type=real(TOLERANCE),
     help="With --against: the relative L2 error that passes.  [default: by precision]",
 )
 @device_option
@@ -60,8 +65,9 @@ def command(
         raise UsageError("--replay, --blocks and --tolerance compare two things: add --against")
     if replay and blocks:
         raise UsageError("--replay fixes the length: leave out --blocks")
-    candidate = open_bundle(bundle)
+    candidate = open_bundle(find_bundle(bundle))
     if against is None:
+        require_complete(candidate)
         _show_files(candidate, as_json)
         return 0
     reference = open_reference(against)
@@ -123,7 +129,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def _show(reference: Bundle, candidate: Bundle, result: Comparison) -> None:
-    console = Console()
+    shown = console()
     for name, bundle in (("checked", candidate), ("against", reference)):
         side = _side(bundle)
         click.echo(f"{name}: {side['path']} ({side['precision']}, {side['engine']})")
@@ -137,8 +143,8 @@ def _show(reference: Bundle, candidate: Bundle, result: Comparison) -> None:
         blocks.add_column(column)
     for number, block in enumerate(result.blocks):
         blocks.add_row(str(number), f"{block.latents:.2e}", _decibels(block.psnr_db))
-    console.print(graphs)
-    console.print(blocks)
+    shown.print(graphs)
+    shown.print(blocks)
     verdict = "passed" if result.passed else "FAILED"
     click.echo(f"{verdict}: every error should be at most {result.tolerance:g}")
 

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from longlive_trt.commands._reporting import folded
 from longlive_trt.engines.bundles.archive import read_archive_manifest
 from longlive_trt.engines.bundles.bundle import Manifest, read_manifest
+from longlive_trt.printing import console
 
 
 @click.command()
@@ -35,12 +35,10 @@ def _values(bundle: Path, manifest: Manifest) -> dict[str, Any]:
 
 
 def _show(bundle: Path, manifest: Manifest) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
-    console.print(_summary(bundle, manifest))
-    console.print(_graphs(manifest))
-    console.print(_files(manifest))
+    shown = console(file_width=120)
+    shown.print(_summary(bundle, manifest))
+    shown.print(_graphs(manifest))
+    shown.print(_files(manifest))
 
 
 def _summary(bundle: Path, manifest: Manifest) -> Table:

@@ -24,6 +24,15 @@ def test_a_batch_is_blocks_of_latents_under_one_caption(pool: LatentPool) -> Non
     assert batch.ids.shape == (5, 32)
     assert batch.counts.shape == (BLOCKS, 5)
     assert (batch.counts.sum(0) > 0).all()
+    assert batch.changes.shape == (5,)
+
+
+def test_only_a_change_has_another_caption_before_it(pool: LatentPool) -> None:
+    batch = pool.batch(64)
+    differs = (batch.ids != batch.earlier_ids).any(1)
+    assert not differs[~batch.changes].any()
+    assert differs[batch.changes].any()
+    assert (batch.counts[0, batch.changes] == 0).all()
 
 
 def test_more_clips_join_those_there(pool: LatentPool) -> None:

@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 from longlive_trt.configs import ModelConfig
-from longlive_trt.demo.shipped import ship, weights
+from longlive_trt.demo.shipped import weights_path
 from longlive_trt.demo.training import distill, flow
 from longlive_trt.demo.training.legs import Worker
 from longlive_trt.demo.training.look import held_out_prompts, pictures, tallies, videos
-from longlive_trt.demo.training.state import load_generator, slim
+from longlive_trt.demo.training.state import load_generator, ship, slim
 
 CPU = torch.device("cpu")
 
@@ -70,23 +70,58 @@ def test_an_interrupted_leg_goes_on_from_its_last_report(
     assert leg.before_s > 0
 
 
+def distill_leg(
+    trained: Path, config: ModelConfig, vae: Path, out: Path, resume: Path | None = None
+) -> distill.Leg:
+    settings = distill.Settings(
+        out=out, teacher=trained / "flow-state.pt", leg_s=2.0, total_s=60.0, resume=resume,
+        config=config, vae=vae, batch=2, blocks=4, pool=4, teacher_steps=2, reports=1,
+    )  # fmt: skip
+    return distill.Leg(settings, Worker.start("cpu", settings.seed))
+
+
 def test_distillation_goes_on_where_it_stopped(
     trained: Path, small_config: ModelConfig, small_vae: Path, tmp_path: Path
 ) -> None:
-    def run(resume: Path | None) -> distill.Leg:
-        settings = distill.Settings(
-            out=tmp_path, teacher=trained / "flow-state.pt", leg_s=2.0, total_s=60.0,
-            resume=resume, config=small_config, vae=small_vae, batch=2, blocks=4, pool=4,
-            teacher_steps=2, reports=1,
-        )  # fmt: skip
-        leg = distill.Leg(settings, Worker.start("cpu", settings.seed))
-        leg.run()
-        return leg
-
-    first = run(None)
-    second = run(tmp_path / "distill-state.pt")
+    first = distill_leg(trained, small_config, small_vae, tmp_path)
+    first.run()
+    state = tmp_path / "distill-state.pt"
+    second = distill_leg(trained, small_config, small_vae, tmp_path, state)
+    second.run()
     assert second.step > first.step > 0
     assert second.losses.isfinite().all()
+
+
+@torch.no_grad()
+def test_the_student_s_own_videos_change_their_prompts_halfway(
+    trained: Path, small_config: ModelConfig, small_vae: Path, tmp_path: Path
+) -> None:
+    leg = distill_leg(trained, small_config, small_vae, tmp_path)
+    leg.ids[:, 0], leg.earlier_ids[:, 0] = 7, 9
+    changing, _ = own_video(leg)
+    leg.ids.copy_(leg.earlier_ids)
+    staying, _ = own_video(leg)
+    assert torch.equal(changing[:2], staying[:2])
+    assert not torch.equal(changing[2:], staying[2:])
+
+
+def own_video(leg: distill.Leg) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    torch.manual_seed(4)
+    # Cross-attention begins at zero, and a few steps leave little in it.
+    for block in leg.student.transformer.blocks:
+        torch.nn.init.normal_(block.cross_attn.o.weight, std=0.5)
+    return leg._own_video()
+
+
+def test_only_what_follows_a_change_counts_in_own_videos(
+    trained: Path, small_config: ModelConfig, small_vae: Path, tmp_path: Path
+) -> None:
+    leg = distill_leg(trained, small_config, small_vae, tmp_path)
+    batches, seen = leg.batches(), set()
+    for _ in range(40):
+        next(batches)
+        seen |= {tuple(column) for column in leg.own_counts.T.tolist()}
+    assert seen == {(1.0, 1.0, 1.0, 1.0), (0.0, 0.0, 1.0, 1.0)}
 
 
 @torch.no_grad()
@@ -116,6 +151,6 @@ def test_a_checkpoint_becomes_the_shipped_weights(
 ) -> None:
     model = load_generator(trained / "flow-state.pt", CPU, small_config)
     ship(model, tmp_path)
-    shipped = weights("transformer", tmp_path)
+    shipped = load_file(weights_path("transformer", tmp_path))
     assert shipped.keys() == model.transformer.state_dict().keys()
     assert load_file(tmp_path / "text_encoder.safetensors").keys() == model.text.state_dict().keys()

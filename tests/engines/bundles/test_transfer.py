@@ -418,13 +418,18 @@ def test_a_broken_catalog(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["../b", "/etc", "a/b", "", ".hidden", "https://elsewhere"])
-def test_a_catalog_leads_nowhere_else(path: str, bundle: Path, tmp_path: Path) -> None:
-    push(bundle, str(tmp_path / "s"))
+def test_a_catalog_leads_nowhere_else(
+    path: str, bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sound = push(bundle, str(tmp_path / "s"))[0].path
     index = tmp_path / "s" / "index.json"
     values = json.loads(index.read_text())
     values["bundles"][0]["path"] = path
     index.write_text(json.dumps(values))
-    with pytest.raises(BundleError, match="does not name a bundle"):
+    (entry,) = read_catalog(Store(str(tmp_path / "s"))) or ()
+    assert (entry.path, "is left out" in caplog.text) == (sound, True)
+    shutil.rmtree(tmp_path / "s" / "catalog")
+    with pytest.raises(BundleError, match="no entry of its catalog can be read"):
         pull(str(tmp_path / "s"), tmp_path / "out")
 
 

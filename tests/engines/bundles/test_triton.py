@@ -1,5 +1,6 @@
 """Triton model repositories: read back with the schema that Triton reads them with."""
 
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -184,14 +185,35 @@ def test_a_graph_without_its_engine(tmp_path: Path, fake_bundle: MakeBundle) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
-def test_an_older_repository_is_replaced_and_other_folders_stay(
-    tmp_path: Path, fake_bundle: MakeBundle
+def test_only_our_own_model_is_replaced(tmp_path: Path, fake_bundle: MakeBundle) -> None:
+    bundle, out = plan_bundle(tmp_path / "b", fake_bundle), tmp_path / "models"
+    export_triton(bundle, out)
+    older = out / "mini-relative_step" / "1" / "model.plan"
+    older.write_bytes(b"older")
+    shutil.copytree(out / "mini-relative_step", out / "theirs")
+    export_triton(bundle, out)
+    assert sorted(path.name for path in out.iterdir()) == ["mini-relative_step", "theirs"]
+    assert older.read_bytes() == b"plan"
+    assert (out / "theirs" / "1" / "model.plan").read_bytes() == b"older"
+
+
+@pytest.mark.parametrize("foreign", ["2/model.plan", "labels.txt", "config.pbtxt"])
+def test_a_model_with_files_of_somebody_else_stays(
+    foreign: str, tmp_path: Path, fake_bundle: MakeBundle
 ) -> None:
     bundle, out = plan_bundle(tmp_path / "b", fake_bundle), tmp_path / "models"
     export_triton(bundle, out)
-    shutil.copytree(out / "mini-relative_step", out / "older_step")
+    path = out / "mini-relative_step" / foreign
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('name: "theirs"')
+    with pytest.raises(UsageError, match=rf"mini-relative_step: .*{re.escape(foreign)}"):
+        export_triton(bundle, out)
+    assert path.read_text() == 'name: "theirs"'
+
+
+def test_a_repository_needs_a_place_of_its_own(tmp_path: Path, fake_bundle: MakeBundle) -> None:
+    bundle, out = plan_bundle(tmp_path / "b", fake_bundle), tmp_path / "models"
     export_triton(bundle, out)
-    assert [path.name for path in out.iterdir()] == ["mini-relative_step"]
     (out / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match="not a model repository"):
         export_triton(bundle, out)

@@ -56,6 +56,7 @@ KINDS = {
     "attention and cache": Extras(attention=FP8, cache=FP8),
     "attention and int8 cache": Extras(attention=FP8, cache=INT8),
 }
+QUICK_KINDS = ("products", "attention and cache")
 # Every layer's inputs are rounded to eight bits; where two programs differ in the last bit, a few
 # values in a thousand fall on the other side.
 SAME_ROUNDING = 1.5e-2
@@ -184,8 +185,8 @@ def kernels(folder: Path, graph: str = "step") -> Counter[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("rope", "kind"),
     [
-        ("relative", "attention and cache"),
         ("absolute", "products"),
+        pytest.param("relative", "attention and cache", marks=pytest.mark.exhaustive),
         *(
             pytest.param("absolute", kind, marks=pytest.mark.exhaustive)
             for kind in KINDS
@@ -239,7 +240,13 @@ def test_eight_bits_stay_eight_bits(quantized: Callable[..., Path], tmp_path: Pa
     assert not {kernel for kernel, _ in found} & {"widen_heads", "narrow_heads", "attention"}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind if kind in QUICK_KINDS else pytest.param(kind, marks=pytest.mark.exhaustive)
+        for kind in KINDS
+    ],
+)
 def test_the_kernels_of_a_graph_are_known_before_it_is_written(
     quantized: Callable[..., Path], kind: str, tmp_path: Path
 ) -> None:
@@ -274,6 +281,7 @@ def test_weights_take_a_byte(quantized: Callable[..., Path], tmp_path: Path) -> 
     assert sizes[1] < 0.8 * sizes[0]
 
 
+@pytest.mark.exhaustive
 def test_layers_left_out_stay_in_the_compute_type(
     quantized: Callable[..., Path], tmp_path: Path, relative_error: Any
 ) -> None:

@@ -16,6 +16,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from longlive_trt.cli import main
+from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.schema import TextEncoderConfig, VaeConfig
 from longlive_trt.engines.build import BuildResult, build
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
@@ -50,7 +51,9 @@ def exported(golden_export: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     )
     config = replace(record.config, vae=VaeConfig(dim=8), text_encoder=text)
     for name in ("vae_first", "vae_next"):
-        ir.save(_decoder_weights(config.vae), folder / f"{name}.onnx", external_data="vae.weights")
+        ir.save(
+            _decoder_weights(config, name), folder / f"{name}.onnx", external_data="vae.weights"
+        )
     model = ir.from_proto(onnx.shape_inference.infer_shapes(text_stand_in(config, VOCAB)))
     mark_compute_type(model, ir.DataType.FLOAT)
     ir.save(model, folder / "text.onnx")
@@ -59,14 +62,22 @@ def exported(golden_export: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def _decoder_weights(vae: Any) -> ir.Model:
+def _decoder_weights(config: ModelConfig, graph_name: str) -> ir.Model:
     """As much of an exported decoder as is read here."""
     torch.manual_seed(3)
-    graph = ir.Graph([], [], nodes=[], name="vae", opset_imports={"": 22})
-    for name, value in VaeDecoder(vae).state_dict().items():
+    assert config.video_size is not None
+    frames = 1 if graph_name == "vae_first" else "4*latent_frames"
+    latents = _value("latents", ["batch", "latent_frames", *config.latent_shape])
+    pixels = _value("pixels", ["batch", frames, *config.video_size, 3])
+    graph = ir.Graph([latents], [pixels], nodes=[], name=graph_name, opset_imports={"": 22})
+    for name, value in VaeDecoder(config.vae).state_dict().items():
         tensor = ir.tensor(value.numpy(), name=f"vae.{name}")
         graph.initializers[tensor.name] = ir.Value(name=tensor.name, const_value=tensor)
     return ir.Model(graph, ir_version=10)
+
+
+def _value(name: str, shape: list[int | str]) -> ir.Value:
+    return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
 
 
 def _write_record(folder: Path, record: ExportRecord) -> None:

@@ -50,7 +50,7 @@ def test_kill_during_a_build_leaves_no_bundle_and_the_next_run_finishes(
         killed.kill()
     assert killed.returncode == -signal.SIGKILL
     assert not out.exists()
-    assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".lock", ".partial"]
     with running_build(tiny_export, out) as again:
         _, said = again.communicate(timeout=120)
     assert again.returncode == 0, said

@@ -1,6 +1,7 @@
 """Weights go back into stripped engines, and only the very weights that were taken out."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -75,6 +76,7 @@ def stripped(tiny_export: Path, tmp_path: Path) -> Path:
     for graph in record.graphs:
         (folder / f"{graph}.engine").write_bytes(b"plan of " + graph.encode())
     (folder / "report.json").write_text("{}")
+    shutil.copyfile(tiny_export / "tokenizer.json", folder / "tokenizer.json")
     manifest = Manifest(
         key="0" * 64,
         config=record.config,

@@ -67,9 +67,6 @@ PLUGIN = plugin_source("bfloat16", 128, 128**-0.5, Variant(3, 80, 3))
 
 COMPILED = [
     (hopper_source(), "sm_90a", "cubin"),
-    (hopper_source(keys=512), "sm_90a", "cubin"),
-    (hopper_source(dtype="int8"), "sm_90a", "cubin"),
-    (PLUGIN, "sm_90a", "ptx"),
     *[(portable_source(), arch, "cubin") for arch in ("sm_80", "sm_89", "sm_90a", "sm_100")],
     (portable_source(), "sm_80", "ptx"),
     *[(ROPE, arch, "cubin") for arch in ("sm_80", "sm_90a", "sm_100")],
@@ -79,6 +76,9 @@ COMPILED = [
     (VALUES, "sm_100", "ptx"),
 ]
 RARELY_COMPILED = [
+    (hopper_source(keys=512), "sm_90a", "cubin"),
+    (hopper_source(dtype="int8"), "sm_90a", "cubin"),
+    (PLUGIN, "sm_90a", "ptx"),
     (hopper_source(dtype="float16"), "sm_90a", "cubin"),
     (hopper_source(dtype="float8_e4m3"), "sm_90a", "cubin"),
     (hopper_source(head_dim=64), "sm_90a", "ptx"),

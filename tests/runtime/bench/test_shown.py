@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
-from longlive_trt.errors import UsageError
 from longlive_trt.runtime.bench import plot as bench_plot
 from longlive_trt.runtime.bench.lane import LaneTimes
 from longlive_trt.runtime.bench.measurement import Measurements
-from longlive_trt.runtime.bench.plot import latency_png, require_pillow
+from longlive_trt.runtime.bench.plot import latency_png
 from longlive_trt.runtime.bench.record import report_values, to_json
 from longlive_trt.runtime.bench.report import figures
 from longlive_trt.runtime.bench.table import show
@@ -166,13 +165,6 @@ def test_higher_values_are_drawn_higher(bundle: Bundle) -> None:
     ]
     left, right = min(blue)[1], max(blue)[1]
     assert abs(left - (top + 260 * 0.75)) <= 3 and abs(right - top) <= 3
-
-
-def test_a_plot_needs_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
-    require_pillow()
-    monkeypatch.setattr(bench_plot, "find_spec", lambda _: None)
-    with pytest.raises(UsageError, match="pip install pillow"):
-        require_pillow()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
+import errno
 import json
 import os
 import signal
 import stat
+import tempfile
 from fractions import Fraction
 from pathlib import Path
 
@@ -179,13 +181,16 @@ class TestMp4:
     def test_what_a_killed_run_leaves_behind_plays(self, video):
         writer = Mp4Writer(video, FPS, HEIGHT, WIDTH)
         writer.write(clip(100))
-        (partial,) = video.parent.iterdir()
+        (partial,) = video.parent.glob(".*.partial.mp4")
         assert len(decoded(partial)) >= 32
         writer.close()
 
     def test_the_copy_finds_no_room(self, video, monkeypatch):
-        names = iter([mp4.partial_path(video), Path("/dev/full")])
-        monkeypatch.setattr(mp4, "partial_path", lambda _: next(names))
+        hidden = Mp4Writer._hidden
+        places = {"copy": Path("/dev/full")}
+        monkeypatch.setattr(
+            Mp4Writer, "_hidden", lambda writer, name: places.get(name) or hidden(writer, name)
+        )
         monkeypatch.setattr(Path, "unlink", _unlink_regular_files_only)
         with Mp4Writer(video, FPS, HEIGHT, WIDTH) as writer:
             writer.write(clip(40))
@@ -300,12 +305,22 @@ class TestPngFolder:
         writer = open_writer(target, FPS, 8, 8, overwrite=False)
         writer.write(np.zeros((1, 8, 8, 3), np.uint8))
         (target / "notes.txt").write_text("keep me")
-        with pytest.raises(OutputError, match="holds files that are not frames"):
-            writer.close()
         writer.close()
+        writer.close()
+        assert (target / "notes.txt").read_text() == "keep me"
+        assert left_in(tmp_path) == ["frames", "frames-2"]
+        assert left_in(tmp_path / "frames-2") == ["frame_000000.png"]
+        assert "frames: appeared while the video was made" in writer.notices[0]
+
+    def test_a_file_that_appears_among_old_frames_survives(self, tmp_path):
+        target = tmp_path / "frames"
+        for appears in (False, True):
+            with open_writer(target, FPS, 8, 8, overwrite=True) as writer:
+                writer.write(np.zeros((1, 8, 8, 3), np.uint8))
+                if appears:
+                    (target / "notes.txt").write_text("keep me")
         assert left_in(target) == ["frame_000000.png"]
-        (notes,) = tmp_path.glob(".frames*/notes.txt")
-        assert notes.read_text() == "keep me"
+        assert (tmp_path / "frames-replaced" / "notes.txt").read_text() == "keep me"
 
     def test_nothing_written_leaves_nothing(self, tmp_path):
         PngFolderWriter(tmp_path / "frames", 8, 8).close()
@@ -409,9 +424,18 @@ class TestCheck:
         with pytest.raises(OutputError, match="choose another"):
             check_output(f"{tmp_path}/{name}", overwrite=False)
 
-    def test_a_place_that_takes_no_files(self):
+    @pytest.mark.parametrize("place", ["/proc/longlive", "/dev", "/dev/../sys"])
+    def test_a_place_that_is_the_systems(self, place):
+        with pytest.raises(UsageError, match="a place of the system's own"):
+            check_output(f"{place}/video.mp4", overwrite=False)
+
+    def test_a_place_that_takes_no_files(self, tmp_path, monkeypatch):
+        def refuse(**_: object) -> None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
         with pytest.raises(OutputError, match="cannot be written to"):
-            check_output("/proc/longlive/video.mp4", overwrite=False)
+            check_output(tmp_path / "video.mp4", overwrite=False)
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
     def test_a_read_only_folder(self, tmp_path):

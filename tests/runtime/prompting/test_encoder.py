@@ -1,6 +1,6 @@
 """Prompts into contexts: what is computed, what is kept, and what is told."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,13 @@ from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.errors import EngineError
 from longlive_trt.runtime.assembly import Engines
 from longlive_trt.runtime.memory.base import HostMemory
-from longlive_trt.runtime.prompting.encoder import PromptContexts, PromptEncoder, PromptReader
+from longlive_trt.runtime.prompting.encoder import (
+    OnTokens,
+    PromptContexts,
+    PromptEncoder,
+    PromptReader,
+    unheard,
+)
 from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer
 
 TEXT_LEN = 5
@@ -36,13 +42,13 @@ class CountingEngine:
 
 def encoder_of(
     engines: Engines,
-    on_truncation: Callable[[str, str], None] = lambda _prompt, _kept: None,
+    on_tokens: OnTokens = unheard,
     **options: Any,
 ) -> tuple[PromptEncoder, CountingEngine]:
     text: Any = CountingEngine(engines.get("text", "testing"))
     contexts = engines.contexts(1)
     tokenizer = PromptTokenizer.load(engines.bundle.tokenizer, TEXT_LEN)
-    reader = PromptReader(tokenizer, text, contexts.memory, on_truncation)
+    reader = PromptReader(tokenizer, text, contexts.memory, on_tokens)
     return PromptEncoder(lambda: reader, contexts, **options), text
 
 
@@ -85,12 +91,12 @@ def test_one_context_is_kept_whatever_the_budget(engines: Engines) -> None:
 
 
 def test_a_cut_prompt_is_told_once(engines: Engines) -> None:
-    told: list[tuple[str, str]] = []
-    encoder, _ = encoder_of(engines, lambda *told_of: told.append(told_of))
+    told: list[tuple[str, str | None]] = []
+    encoder, _ = encoder_of(engines, lambda *read: told.append((read[0], read[1].truncated_at)))
     long = "x" * 100
     for prompt in ("four", long, long):
         encoder.context_of(prompt)
-    assert told == [(long, "xxxx")]
+    assert told == [("four", None), (long, "xxxx")]
 
 
 def test_what_is_cut_off_has_no_influence(engines: Engines) -> None:

@@ -380,7 +380,7 @@ def test_a_resumed_run_may_choose_another_mode(video_bundle: Path) -> None:
 def test_contexts_are_those_of_the_states(video_bundle: Path) -> None:
     with Engines(open_bundle(video_bundle)) as engines:
         contexts: PromptContexts = engines.contexts(1)
-        encoder = engines.prompt_encoder(1, lambda _prompt, _kept: None)
+        encoder = engines.prompt_encoder(1)
         states = encoder.states_of("ab")
         assert states.shape == (1, 5, 12)
         # Behind the prompt's end there is nothing.

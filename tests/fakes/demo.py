@@ -1,0 +1,18 @@
+"""The demo model with weights that have learned nothing."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from longlive_trt.demo.geometry import model_config
+from longlive_trt.demo.shipped import write_sums
+from longlive_trt.export.components import Sources, components
+
+
+def write_weights(folder: Path) -> None:
+    folder.mkdir()
+    for part in components(model_config(), Sources(random_seed=5)):
+        halves = {name: part.weights.load(name).to(torch.float16) for name in part.weights.names}
+        save_file(halves, folder / f"{part.name}.safetensors")
+    write_sums(folder)
