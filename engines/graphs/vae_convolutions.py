@@ -11,12 +11,39 @@ import onnx_ir as ir
 from longlive_trt.contract import INPUT_SCALE, WEIGHT_SCALE
 from longlive_trt.dtypes import BY_ONNX
 from longlive_trt.engines.graphs.builder import GraphBuilder, GraphWeights
-from longlive_trt.plugins.kernels.conv_tiles import WIDTH_MULTIPLE, ConvTiles, packed_weight
+from longlive_trt.plugins.kernels.conv_tiles import (
+    OFFSET_ROWS,
+    WIDTH_MULTIPLE,
+    ConvTiles,
+    packed_weight,
+    zero_offsets,
+)
 from longlive_trt.plugins.kernels.vae_conv import makes_norm, takes_widths
 
 logger = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+_LARGEST_INT8 = 127
+_LEAST_SILU = 0.278465
+"""SiLU gives nothing below minus this."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The size of an 8-bit number's steps, and the number that stands for zero."""
+
+    size: float
+    zero: int = 0
+
+
+def steps_of_silu(size: float) -> Steps:
+    """Of int8 with the range of SiLU's outputs, in place of one that is as wide below zero.
+
+    They are about half as large, and so is what rounding costs.
+    """
+    finer = (_LARGEST_INT8 * size + _LEAST_SILU) / (2 * _LARGEST_INT8)
+    return Steps(finer, round(_LEAST_SILU / finer) - _LARGEST_INT8)
 
 
 @dataclass(frozen=True)
@@ -87,7 +114,8 @@ class Convolutions:
             *([] if history is None else [history]),
             **self._outputs(into, total=flags["total"]),
             batch=self._batch,
-            scale=self._input_scale(into),
+            scale=self.steps(into).size,
+            zero=self.steps(into).zero,
             history=history is not None,
             **flags,
         )
@@ -127,13 +155,15 @@ class Convolutions:
             **self._flags(convolution, residual),
             **self._outputs(into, total=total),
             total=total,
-            output_scale=self._input_scale(into),
+            output_scale=self.steps(into).size,
+            output_zero=self.steps(into).zero,
         )
         return values
 
     def _flags(self, convolution: Convolution, residual: ir.Value | None) -> dict[str, Any]:
         return {
             "batch": self._batch,
+            "input_zero": self.steps(convolution.name).zero,
             "residual": residual is not None,
             "history": convolution.read.history is not None,
         }
@@ -150,6 +180,8 @@ class Convolutions:
     ) -> list[ir.Value]:
         name, read = convolution.name, convolution.read
         operands = [read.frames, self._packed_weight(name), self._sum_scale(name), bias]
+        if self.steps(name).zero:
+            operands.append(self._offsets(name))
         return operands if residual is None else [*operands, residual]
 
     def _packed_weight(self, name: str) -> ir.Value:
@@ -169,13 +201,28 @@ class Convolutions:
         """Of each output channel: what a one of its sums is worth."""
         channels_out = self._weights.shape(f"{name}.weight")[0]
         weight_scale = self._array(f"{name}.{WEIGHT_SCALE}")
-        scales = np.broadcast_to(weight_scale * self._input_scale(name), channels_out)
+        scales = np.broadcast_to(weight_scale * self.steps(name).size, channels_out)
         full_name = f"{name}.scale"
         values = np.ascontiguousarray(scales, np.float32)
         return self._builder.weight(full_name, ir.tensor(values, name=full_name))
 
-    def _input_scale(self, name: str) -> float:
-        return float(self._array(f"{name}.{INPUT_SCALE}"))
+    def _offsets(self, name: str) -> ir.Value:
+        """What the number that stands for zero adds to the sums."""
+        full_name, zero = f"{name}.offsets", self.steps(name).zero
+        weight = f"{name}.weight"
+        tensor = ir.LazyTensor(
+            lambda: ir.tensor(zero_offsets(self._weights.array(weight), zero), name=full_name),
+            dtype=ir.DataType.INT32,
+            shape=ir.Shape((OFFSET_ROWS, self._weights.shape(weight)[0])),
+            name=full_name,
+        )
+        return self._builder.weight(full_name, tensor)
+
+    def steps(self, name: str) -> Steps:
+        """Of what it reads, which SiLU has made."""
+        size = float(self._array(f"{name}.{INPUT_SCALE}"))
+        is_int8 = self.dtype(name) == ir.DataType.INT8
+        return steps_of_silu(size) if is_int8 else Steps(size)
 
     def _array(self, name: str) -> Array:
         return self._weights.array(name).astype(np.float32)

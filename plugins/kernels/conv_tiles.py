@@ -16,6 +16,9 @@ TAPS = 3
 
 _SLICE, _PIECE, _GROUP = 96, 16, 32
 _SIDE, _PATCH_COLUMNS = 8, 2
+_EDGES = 16
+"""Which of four sides a pixel is at."""
+OFFSET_ROWS = TAPS * _EDGES
 _SHARED_BYTES = 227 * 1024
 _BARRIERS_BYTES = 16
 """Of a stage: it is full, it is free."""
@@ -156,6 +159,23 @@ def unpacked_weight(packed: Array) -> Array:
     parts = packed.transpose(0, 6, 1, 4, 5, 7, 2, 3)
     in_order = parts[:, np.argsort(_channel_order(block))]
     return in_order.reshape(blocks * block, chunks * slices * pieces * piece, times, TAPS, TAPS)
+
+
+def zero_offsets(weight: Array, zero: int) -> Array:
+    """What makes sums right where ``zero`` stands for zero in the input, [48, out] in int32.
+
+    The first row is added to all. The others, to be added too, are for pixels that miss neighbors,
+    in place of which the sums have real zeros: 1 above, 2 below, 4 left, 8 right, and 16 for each
+    frame before.
+    """
+    sums = -zero * weight.sum(axis=1, dtype=np.int64)
+    offsets = np.empty((OFFSET_ROWS, weight.shape[0]), np.int32)
+    for row in range(len(offsets)):
+        frames, edges = divmod(row, _EDGES)
+        there = sums[:, frames:, edges & 1 : TAPS - (edges >> 1 & 1)]
+        there = there[..., edges >> 2 & 1 : TAPS - (edges >> 3 & 1)].sum(axis=(1, 2, 3))
+        offsets[row] = there if row == 0 else there - sums.sum(axis=(1, 2, 3))
+    return offsets
 
 
 def _channel_order(block: int) -> Array:

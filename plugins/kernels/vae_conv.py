@@ -17,6 +17,7 @@ from longlive_trt.plugins.cuda.tensors import DeviceTensor, require_dtype
 from longlive_trt.plugins.kernels.base import OneKernel, Shape
 from longlive_trt.plugins.kernels.conv_tiles import (
     NORM_WIDTHS,
+    OFFSET_ROWS,
     TAPS,
     WIDTH_MULTIPLE,
     ConvTiles,
@@ -62,6 +63,7 @@ def makes_norm(channels_out: int) -> bool:
 @dataclass(frozen=True)
 class VaeQuantize(OneKernel):
     """The input of a quantized convolution: x + y + bias, norm and SiLU, in units of ``scale``.
+    ``zero`` stands for zero.
 
     Inputs: x, and in this order those that the flags name: y, bias; gamma; with ``history`` the two
     frames before. Outputs: with ``total`` the sum before the norm; the frames, and the next history
@@ -69,6 +71,7 @@ class VaeQuantize(OneKernel):
     """
 
     scale: float
+    zero: int = 0
     batch: int = 1
     residual: bool = False
     bias: bool = False
@@ -90,6 +93,7 @@ class VaeQuantize(OneKernel):
             frames=INT,
             pixels=INT,
             width=INT,
+            zero=INT,
         ),
     )
 
@@ -120,6 +124,7 @@ class VaeQuantize(OneKernel):
             "frames": frames // self.batch,
             "pixels": height * width,
             "width": width,
+            "zero": self.zero,
         }
         constants = {
             "LL_DIM": channels,
@@ -142,7 +147,7 @@ class VaeQuantize(OneKernel):
         value = summed(named)
         if self.total:
             outputs[0][...] = value
-        _activate(value, named, self.scale, named.get("history"), outputs[-2:])
+        _activate(value, named, (self.scale, self.zero), named.get("history"), outputs[-2:])
 
     def _named(self, inputs: Sequence[Any]) -> dict[str, Any]:
         flags = {"y": self.residual, "bias": self.bias, "gamma": True, "history": self.history}
@@ -155,11 +160,13 @@ class VaeConv(OneKernel):
 
     Inputs: x [batch * frames, H, W, in], the weight (``conv_tiles.packed_weight``), the scale of
     each output channel's sums in float32, the bias; and in this order those that the flags name:
-    y, which is added (``residual``); gamma, if there is an ``output_scale``; with ``history`` the
-    two frames before x [batch, 2, H, W, in], and those before the output if it is in eight bits.
+    with an ``input_zero``, ``conv_tiles.zero_offsets``; y, which is added (``residual``); gamma, if
+    there is an ``output_scale``; with ``history`` the two frames before x [batch, 2, H, W, in], and
+    those before the output if it is in eight bits.
 
     Outputs: with ``total`` the sum in 16 bits; with ``output_scale`` the next convolution's input
-    in units of that, after norm and SiLU, and its next history.
+    in units of that, after norm and SiLU, and its next history. ``output_zero`` stands for zero
+    there, as ``input_zero`` does in x.
     """
 
     batch: int = 1
@@ -167,6 +174,8 @@ class VaeConv(OneKernel):
     history: bool = False
     total: bool = False
     output_scale: float | None = None
+    output_zero: int = 0
+    input_zero: int = 0
     kernel: ClassVar[CudaKernel] = CudaKernel(
         "vae/vae_conv.cu",
         ParameterStruct(
@@ -174,6 +183,7 @@ class VaeConv(OneKernel):
             history=_MAP,
             weights=POINTER,
             scale=POINTER,
+            offsets=POINTER,
             bias=POINTER,
             gamma=POINTER,
             residual=POINTER,
@@ -188,6 +198,7 @@ class VaeConv(OneKernel):
             height=INT,
             width=INT,
             blocks=INT,
+            zero=INT,
         ),
     )
 
@@ -205,6 +216,7 @@ class VaeConv(OneKernel):
         expected = {
             "weight": ConvTiles(x[3], channels_out).weight_shape,
             **vectors,
+            "offsets": (OFFSET_ROWS, channels_out),
             "y": made,
             "history": history_shape(x, self.batch),
             "kept": history_shape(made, self.batch),
@@ -233,6 +245,9 @@ class VaeConv(OneKernel):
         require_dtype(x, "x", EIGHT_BIT)
         require_dtype(bias, "bias", HALVES)
         require_dtype(named["scale"], "scale", ["float32"])
+        if self.input_zero:
+            require_dtype(x, "x", ["int8"])
+            require_dtype(named["offsets"], "offsets", ["int32"])
         frames, *size, channels_in = x.shape
         channels, multiprocessors = (channels_in, bias.shape[0]), _multiprocessors(place)
         tiles = tiles_for(
@@ -255,6 +270,7 @@ class VaeConv(OneKernel):
             "LL_NARROW": ELEMENTS[x.dtype],
             "LL_RESIDUAL": int(self.residual),
             "LL_SUM": int(self.total),
+            "LL_OFFSETS": int(self.input_zero != 0),
         }
 
     def _parameters(
@@ -268,6 +284,7 @@ class VaeConv(OneKernel):
             "history": _NO_MAP if history is None else _frames_map(history, tiles),
             "weights": vector_address(named["weight"], "weight", x),
             "scale": named["scale"].pointer,
+            "offsets": named["offsets"].pointer if self.input_zero else 0,
             **{n: vector_address(named.get(n), n, bias) for n in ("bias", "gamma")},
             "residual": vector_address(named.get("y"), "y", bias),
             "kept": vector_address(named.get("kept"), "kept", x),
@@ -281,16 +298,18 @@ class VaeConv(OneKernel):
             "height": height,
             "width": width,
             "blocks": tiles.blocks,
+            "zero": self.output_zero,
         }
 
     def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         named = self._named(inputs)
-        sums = _convolved(named["x"], named.get("history"), named["weight"], self.batch)
+        sums = _convolved(named, self.batch, self.input_zero)
         value = summed({**named, "x": sums * named["scale"]})
         if self.total:
             outputs[0][...] = value
         if self.output_scale is not None:
-            _activate(value, named, self.output_scale, named.get("kept"), outputs[-2:])
+            steps = self.output_scale, self.output_zero
+            _activate(value, named, steps, named.get("kept"), outputs[-2:])
 
     @property
     def _is_narrow(self) -> bool:
@@ -299,6 +318,7 @@ class VaeConv(OneKernel):
     def _named(self, inputs: Sequence[Any]) -> dict[str, Any]:
         flags = {
             **dict.fromkeys(("weight", "scale", "bias"), True),
+            "offsets": self.input_zero != 0,
             "y": self.residual,
             "gamma": self._is_narrow,
             "history": self.history,
@@ -324,12 +344,13 @@ def _frames_map(frames: DeviceTensor, tiles: ConvTiles) -> bytes:
     return tensor_map(1, frames.pointer, sizes, strides, tiles.box)
 
 
-def _convolved(x: Array, history: Array | None, packed: Array, batch: int) -> Floats:
+def _convolved(named: dict[str, Array], batch: int, zero: int) -> Floats:
     """In float32, without the scales."""
-    rows = x.reshape(batch, -1, *x.shape[1:]).astype(np.float32)
+    x, packed = named["x"], named["weight"]
+    rows = x.reshape(batch, -1, *x.shape[1:]).astype(np.float32) - zero
     before = np.zeros_like(rows[:, :1], shape=history_shape(x.shape, batch))
-    if history is not None:
-        before[...] = history
+    if "history" in named:
+        before[...] = named["history"].astype(np.float32) - zero
     extended = np.concatenate([before, rows], axis=1)
     padded = np.pad(extended, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
     weight = unpacked_weight(packed).astype(np.float32)
@@ -345,22 +366,25 @@ def _convolved(x: Array, history: Array | None, packed: Array, batch: int) -> Fl
 def _activate(
     value: Floats,
     named: dict[str, Array],
-    scale: float,
+    steps: tuple[float, int],
     history: Array | None,
     outputs: Sequence[Array],
 ) -> None:
-    """Norm, SiLU and rounding; and the last two frames, of this pass or before it."""
+    """Norm, SiLU and rounding; and the last two frames, of this pass or before it.
+
+    ``steps``: their size, and how many of them stand for zero.
+    """
     frames, history_next = outputs
     active = silu(normalized(value) * named["gamma"].astype(np.float32))
-    frames[...] = _rounded(active, scale, frames.dtype)
+    frames[...] = _rounded(active, *steps, frames.dtype)
     rows = frames.reshape(history_next.shape[0], -1, *frames.shape[1:])
-    before = np.zeros_like(history_next) if history is None else history
+    before = np.full_like(history_next, steps[1]) if history is None else history
     history_next[...] = np.concatenate([before, rows], axis=1)[:, -HISTORY_FRAMES:]
 
 
-def _rounded(value: Floats, scale: float, dtype: np.dtype[Any]) -> Array:
+def _rounded(value: Floats, scale: float, zero: int, dtype: np.dtype[Any]) -> Array:
     if dtype == np.int8:
-        steps = np.clip(np.rint(value / np.float32(scale)), -_LARGEST_INT8, _LARGEST_INT8)
-        whole: Array = steps.astype(np.int8)
+        steps = np.rint(value / np.float32(scale)) + zero
+        whole: Array = np.clip(steps, -_LARGEST_INT8, _LARGEST_INT8).astype(np.int8)
         return whole
     return narrowed(value, scale)

@@ -1,20 +1,26 @@
 """Decoders with seeded weights, their ranges, and as much of their exports as builders read."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from longlive_trt.calibration.layers import dequantized
 from longlive_trt.calibration.modelopt import LayerRanges
-from longlive_trt.calibration.recipes import Format
+from longlive_trt.calibration.recipes import INT8, Format
 from longlive_trt.calibration.vae.decoder import QuantizedVaeWeights, convolutions
+from longlive_trt.calibration.vae.layers import QuantizedCausalConv
 from longlive_trt.calibration.vae.ranges import VaeRanges
 from longlive_trt.configs import VaeConfig
+from longlive_trt.engines.graphs.vae_convolutions import steps_of_silu
 from longlive_trt.export.checkpoints.weights import Weights
 from longlive_trt.export.models.vae import VaeDecoder
+from longlive_trt.export.models.vae_layers import Histories
 
 _TYPES = {torch.float8_e4m3fn: ir.DataType.FLOAT8E4M3FN, torch.int8: ir.DataType.INT8}
 
@@ -85,6 +91,22 @@ def seen_ranges(model: VaeDecoder, latents: Tensor) -> VaeRanges:
         for name in names
     }
     return VaeRanges("seeded", layers)
+
+
+def take_steps_of_silu(decoder: VaeDecoder) -> VaeDecoder:
+    """Let its convolutions of int8 round what they read as those of a graph for a GPU."""
+    for module in decoder.modules():
+        if isinstance(module, QuantizedCausalConv) and module.format is INT8:
+            module.forward = partial(_forward_in_steps, module)  # type: ignore[method-assign]
+    return decoder
+
+
+def _forward_in_steps(conv: QuantizedCausalConv, frames: Tensor, histories: Histories) -> Tensor:
+    steps = steps_of_silu(float(conv.input_scale))
+    numbers = (frames / steps.size).round() + steps.zero
+    rounded = (numbers.clamp(-127, 127) - steps.zero) * steps.size
+    weight = dequantized(conv.weight, conv.weight_scale, 0)
+    return F.conv3d(histories.prepend(rounded), weight, conv.bias, padding=(0, 1, 1))
 
 
 def stored(weights: Weights, folder: Path) -> Path:

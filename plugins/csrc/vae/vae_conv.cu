@@ -15,6 +15,9 @@
 //
 // The rows of the weights are ordered so that a thread holds eight neighboring channels
 // (plugins/kernels/vae_conv.py).
+//
+// With LL_OFFSETS another int8 number than 0 stands for zero in the input. What that adds to the sums
+// is known: at the picture's edges, where the copy engine's zeros mean something else, by tables.
 #include "attention/hopper.cuh"
 #include "attention/wgmma.cuh"
 #include "common/vectors.cuh"
@@ -32,6 +35,7 @@
 #define LL_SUM 1
 #define LL_NORM 1
 #define LL_PAIR 0
+#define LL_OFFSETS 0
 #define LL_SHARED_BYTES 224144
 #endif
 
@@ -80,6 +84,7 @@ struct Params {
   TensorMap history;     // unused if there is none
   const uint8* weights;  // [blocks][chunks][3 frames][9 taps][slices][6][kBlock][16]
   const float* scale;    // of each output channel's sums
+  const int* offsets;    // [3 x 16 edges][channels], added to the sums
   const uint16* bias;
   const uint16* gamma;
   const uint8* residual;
@@ -94,6 +99,7 @@ struct Params {
   int height;
   int width;
   int blocks;
+  int zero;  // what stands for zero in the output
 };
 static_assert(sizeof(Params) == 384, "as plugins/kernels/vae_conv.py lays it out");
 
@@ -224,8 +230,10 @@ __device__ __forceinline__ float half_value(uint16 half) {
 __device__ __forceinline__ void load_vectors(const Params& params, float* vectors, int block) {
   for (int i = threadIdx.x; i < kBlock; i += blockDim.x) {
     const int channel = block * kBlock + i;
-    vectors[i] = params.scale[channel];
-    vectors[kBlock + i] = half_value(params.bias[channel]);
+    const float scale = params.scale[channel];
+    const float offset = LL_OFFSETS ? scale * static_cast<float>(params.offsets[channel]) : 0.0f;
+    vectors[i] = scale;
+    vectors[kBlock + i] = half_value(params.bias[channel]) + offset;
     if constexpr (LL_NORM) vectors[2 * kBlock + i] = half_value(params.gamma[channel]);
   }
 }
@@ -378,6 +386,55 @@ __device__ __forceinline__ uint32 word(const uint4& words, int index) {
   return index == 0 ? words.x : index == 1 ? words.y : index == 2 ? words.z : words.w;
 }
 
+__device__ __forceinline__ uint2 load_in_turn(const int* address) {
+  uint2 words;
+  asm volatile("ld.global.v2.u32 {%0, %1}, [%2];"
+               : "=r"(words.x), "=r"(words.y)
+               : "l"(address)
+               : "memory");
+  return words;
+}
+
+// Which neighbors are missing: above, below, left, right; and of the frames before.
+__device__ __forceinline__ int edges_at(const Params& params, const Place& place, int patch,
+                                        int half) {
+  const int y = place.y + patch / kPatchColumns * kSide + 2 * (threadIdx.x / 32 % 4) + half;
+  const int x = place.x + patch % kPatchColumns * kSide + lane_id() / 4;
+  const int beside = (y == 0) | (y == params.height - 1) << 1 | (x == 0) << 2 |
+                     (x == params.width - 1) << 3;
+  const int before = params.has_history || place.frame >= 2 ? 0 : 2 - place.frame;
+  return before * 16 + beside;
+}
+
+// What a pixel at an edge has otherwise than one inside, into its sums of int8.
+__device__ __forceinline__ void correct(float (&sums)[kBlock / 2], int half, const Params& params,
+                                        int edges, int block) {
+  const int* offsets = params.offsets + (edges * params.blocks + block) * kBlock +
+                       lane_id() % 4 * 8;
+#pragma unroll
+  for (int group = 0; group < kGroups; ++group) {
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      float* pair = sums + (4 * group + q) * 4 + 2 * half;
+      const uint2 added = load_in_turn(offsets + group * kGroup + 2 * q);
+      pair[0] = __uint_as_float(__float_as_uint(pair[0]) + added.x);
+      pair[1] = __uint_as_float(__float_as_uint(pair[1]) + added.y);
+    }
+  }
+}
+
+__device__ __forceinline__ void correct_all(Sums& sums, const Params& params, const Place& place,
+                                            int block, int first_patch) {
+#pragma unroll
+  for (int i = 0; i < kOwnPatches; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int edges = edges_at(params, place, first_patch + i, half);
+      if (edges != 0) correct(sums[i], half, params, edges, block);
+    }
+  }
+}
+
 // Scaled, with bias and residual, in place of the sums; gives the sum of their squares.
 __device__ __forceinline__ float add_up(float (&sums)[kBlock / 2], int half,
                                         const Residual& residual, const Params& params,
@@ -426,8 +483,8 @@ __device__ __forceinline__ void store_sum(const float (&sums)[kBlock / 2], int h
 
 // Norm, SiLU and rounding; the last frames go to the next convolution's history as well.
 __device__ __forceinline__ void store_active(const float (&sums)[kBlock / 2], int half, float gain,
-                                             uint32 vectors, float factor, uint8* target,
-                                             uint8* remembered) {
+                                             uint32 vectors, float factor, int zero,
+                                             uint8* target, uint8* remembered) {
 #pragma unroll
   for (int group = 0; group < kGroups; ++group) {
     Eight active;
@@ -439,7 +496,7 @@ __device__ __forceinline__ void store_active(const float (&sums)[kBlock / 2], in
       active.value[2 * q + 1] = silu(pair[1] * gain * gamma.y);
     }
     const uint2 words =
-        kNarrow == kE4M3 ? pack_bytes_e4m3(active, factor) : pack_bytes_int8(active, factor);
+        kNarrow == kE4M3 ? pack_bytes_e4m3(active, factor) : pack_bytes_int8(active, factor, zero);
     *reinterpret_cast<uint2*>(target + group * kGroup) = words;
     if (remembered != nullptr) *reinterpret_cast<uint2*>(remembered + group * kGroup) = words;
   }
@@ -447,11 +504,12 @@ __device__ __forceinline__ void store_active(const float (&sums)[kBlock / 2], in
 
 // A lone frame moves the one before it up in the history.
 __device__ __forceinline__ void move_up(const Params& params, uint8* to, int64 at) {
+  const uint32 zeros = 0x01010101u * (params.zero & 255);
 #pragma unroll
   for (int group = 0; group < kGroups; ++group) {
     const int64 value = at + group * kGroup;
     *reinterpret_cast<uint2*>(to + group * kGroup) =
-        params.kept == nullptr ? make_uint2(0, 0)
+        params.kept == nullptr ? make_uint2(zeros, zeros)
                                : *reinterpret_cast<const uint2*>(params.kept + value);
   }
 }
@@ -474,8 +532,8 @@ __device__ __forceinline__ void store_pixel(const Params& params, const Place& p
   if (params.frames_of_row == 1) {
     move_up(params, params.history_next + first, first + frame_values);
   }
-  store_active(sums, half, gain_of(squares), vectors, params.factor, params.output + pixel.value,
-               remembered);
+  store_active(sums, half, gain_of(squares), vectors, params.factor, params.zero,
+               params.output + pixel.value, remembered);
 }
 
 // Of each of a thread's pixels.
@@ -598,6 +656,7 @@ __device__ __forceinline__ void consume(const Params& params, const Shared& shar
 #pragma unroll
     for (int i = 0; i < kOwnPatches; ++i) pin(sums[i]);
     const Place place = place_of(params, unit);
+    if constexpr (LL_OFFSETS) correct_all(sums, params, place, block, first_patch);
     if constexpr (LL_PAIR) {
       finish_together(params, shared, place, block, first_patch, mine, turn, sums, vectors);
     } else {

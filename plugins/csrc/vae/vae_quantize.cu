@@ -24,17 +24,18 @@ struct Params {
   int frames;  // of each row of the batch
   int pixels;
   int width;
+  int zero;  // what stands for zero
 };
-static_assert(sizeof(Params) == 80, "as plugins/kernels/vae_conv.py lays it out");
+static_assert(sizeof(Params) == 88, "as plugins/kernels/vae_conv.py lays it out");
 
 using NarrowPixel = uint2[kParts];
 
 __device__ __forceinline__ void round_pixel(NarrowPixel& words, const Eight (&value)[kParts],
-                                            float factor) {
+                                            float factor, int zero) {
 #pragma unroll
   for (int i = 0; i < kParts; ++i) {
     words[i] = LL_NARROW == kE4M3 ? pack_bytes_e4m3(value[i], factor)
-                                  : pack_bytes_int8(value[i], factor);
+                                  : pack_bytes_int8(value[i], factor, zero);
   }
 }
 
@@ -46,13 +47,14 @@ __device__ __forceinline__ void store_narrow(uint8* pixel, const NarrowPixel& wo
 }
 
 // A lone frame moves the one before it up in the history.
-__device__ __forceinline__ void move_up(uint8* to, const uint8* from) {
+__device__ __forceinline__ void move_up(uint8* to, const uint8* from, int zero) {
+  const uint32 zeros = 0x01010101u * (zero & 255);
 #pragma unroll
   for (int i = 0; i < kParts; ++i) {
     if (!in_pixel(i)) continue;
     const int at = chunk_of(i) * 8;
     *reinterpret_cast<uint2*>(to + at) =
-        from == nullptr ? make_uint2(0, 0) : *reinterpret_cast<const uint2*>(from + at);
+        from == nullptr ? make_uint2(zeros, zeros) : *reinterpret_cast<const uint2*>(from + at);
   }
 }
 
@@ -70,7 +72,8 @@ extern "C" __global__ void __launch_bounds__(kPixelThreads)
   const int64 remembered = (blockIdx.y * 2 * frame_bytes + within) / 2;
   if (params.frames == 1) {
     move_up(params.history_next + remembered,
-            params.history == nullptr ? nullptr : params.history + remembered + narrow_bytes);
+            params.history == nullptr ? nullptr : params.history + remembered + narrow_bytes,
+            params.zero);
   }
   Place place{start, frame_bytes};
   if constexpr (LL_SPREAD) {
@@ -96,7 +99,7 @@ extern "C" __global__ void __launch_bounds__(kPixelThreads)
     }
     activate(value, params.gamma);
     NarrowPixel narrow;
-    round_pixel(narrow, value, params.factor);
+    round_pixel(narrow, value, params.factor, params.zero);
     store_narrow(params.output + offset / 2, narrow);
     const int kept = frame + 2 - params.frames;
     if (kept >= 0) store_narrow(params.history_next + remembered + kept * narrow_bytes, narrow);

@@ -19,6 +19,7 @@ from longlive_trt.configs import ModelConfig, VaeConfig
 from longlive_trt.configs.schema import LatentConfig
 from longlive_trt.engines.graphs.kernels import kernels_of
 from longlive_trt.engines.graphs.vae import build_vae_graphs
+from longlive_trt.engines.graphs.vae_convolutions import steps_of_silu
 from longlive_trt.exports import ExportRecord, GraphInfo, Quantization
 from longlive_trt.precision import PRECISIONS
 from tests.fakes.decoders import (
@@ -27,6 +28,7 @@ from tests.fakes.decoders import (
     seeded_decoder,
     seen_ranges,
     stored,
+    take_steps_of_silu,
 )
 from tests.fakes.streams import DecoderStream, make_latents, relative
 
@@ -103,7 +105,32 @@ def test_a_stream_is_the_quantized_decoder_s(
 ) -> None:
     folder, decoder = exported(WIDE, format_)
     build_vae_graphs(WIDE, folder, FP16, tmp_path)
-    check_stream(tmp_path, WIDE, decoder, SAME_ROUNDING[format_])
+    check_stream(tmp_path, WIDE, take_steps_of_silu(decoder), SAME_ROUNDING[format_])
+
+
+@pytest.mark.exhaustive
+def test_int8_is_closer_to_the_decoder_than_its_export(
+    exported: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Steps that leave out what SiLU never gives are half as large."""
+    assert WIDE.vae is not None
+    folder, decoder = exported(WIDE, "int8", (*VAE_EXCLUDED, "decoder.middle.*"))
+    build_vae_graphs(WIDE, folder, FP16, tmp_path)
+    latents = make_latents(WIDE, 2)
+    frames = np.concatenate([f for f, _ in DecoderStream(tmp_path).decode_all(latents, [1, 1])], 1)
+    plain, exact = (
+        one.decode(torch.from_numpy(latents.astype(np.float32))).clamp(-1, 1).numpy()
+        for one in (decoder, seeded_decoder(WIDE.vae))
+    )
+    assert relative(frames, exact) <= 0.75 * relative(plain, exact)
+
+
+def test_steps_of_silu_leave_out_what_it_never_gives() -> None:
+    steps = steps_of_silu(0.05)
+    least, largest = ((number - steps.zero) * steps.size for number in (-127, 127))
+    assert least == pytest.approx(-0.2785, abs=steps.size / 2)
+    assert largest == pytest.approx(127 * 0.05, abs=steps.size / 2)
+    assert steps.size < 0.53 * 0.05
 
 
 def test_what_follows_a_convolution_is_computed_with_it(

@@ -246,6 +246,7 @@ inline int __float_as_int(float value) {
   std::memcpy(&bits, &value, 4);
   return bits;
 }
+inline uint32 __float_as_uint(float value) { return static_cast<uint32>(__float_as_int(value)); }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline void __syncthreads() { emulated::meet(emulated::here->named[16], blockDim.x, true); }
 inline void __syncwarp() { emulated::meet(emulated::here->warps[threadIdx.x / 32], 32, true); }
@@ -317,9 +318,9 @@ uint2 packed_bytes(const Eight& e, const Round& round) {
 inline uint2 pack_bytes_e4m3(const Eight& e, float factor) {
   return packed_bytes(e, [=](float x) { return emulated::to_e4m3(x * factor); });
 }
-inline uint2 pack_bytes_int8(const Eight& e, float factor) {
+inline uint2 pack_bytes_int8(const Eight& e, float factor, int zero) {
   return packed_bytes(e, [=](float x) {
-    const float steps = std::fmin(std::fmax(std::nearbyint(x * factor), -127.0f), 127.0f);
+    const float steps = std::fmin(std::fmax(std::nearbyint(x * factor) + zero, -127.0f), 127.0f);
     return static_cast<uint8>(static_cast<int8>(steps));
   });
 }

@@ -25,8 +25,10 @@ from tests.plugins.kernels.test_vae_conv import (
     ENDS,
     FLOAT16,
     NARROW,
+    ZEROS,
     activations,
     conv_inputs,
+    flags_of,
     output_types,
     rounded,
 )
@@ -56,7 +58,7 @@ def check(
     batch: int = 1,
     history: bool = True,
 ) -> None:
-    flags: dict[str, Any] = {**ENDS[end], "history": history, "batch": batch}
+    flags = flags_of(end, kind, history=history, batch=batch)
     kernel = KERNELS["vae_conv"](**flags)
     inputs, _ = conv_inputs(kind, frames, size, channels, flags)
     run_and_compare(gpu, kernel, inputs, output_types(kind, flags))
@@ -79,7 +81,7 @@ def test_warpgroups_take_turns(gpu: EmulatedGpu) -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("kind", ["fp8", "int8"])
+@pytest.mark.parametrize("kind", NARROW)
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("channels", [(96, 96), (192, 192), (192, 96), (96, 192)])
 def test_ends_and_widths(gpu: EmulatedGpu, channels: tuple[int, int], end: str, kind: str) -> None:
@@ -88,8 +90,15 @@ def test_ends_and_widths(gpu: EmulatedGpu, channels: tuple[int, int], end: str, 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("history", [False, True])
-def test_a_lone_frame(gpu: EmulatedGpu, history: bool) -> None:
-    check(gpu, "active", "int8", (96, 192), (17, 9), 1, batch=2, history=history)
+@pytest.mark.parametrize("kind", ["int8", "shifted"])
+def test_a_lone_frame(gpu: EmulatedGpu, kind: str, history: bool) -> None:
+    check(gpu, "active", kind, (96, 192), (17, 9), 1, batch=2, history=history)
+
+
+@pytest.mark.exhaustive
+def test_zeros_before_a_video_and_around_pictures(gpu: EmulatedGpu) -> None:
+    check(gpu, "both", "shifted", (96, 96), (10, 17), 3, history=False)
+    check(gpu, "sum", "shifted", (96, 96), (1, 9), 2, history=False)
 
 
 @pytest.mark.exhaustive
@@ -110,9 +119,11 @@ def test_chunks_of_input_channels(gpu: EmulatedGpu) -> None:
 
 @pytest.mark.parametrize(("spread", "residual"), [(False, True), (True, False)])
 def test_inputs_are_rounded(gpu: EmulatedGpu, spread: bool, residual: bool) -> None:
-    for kind, frames, history in (("fp8", 1, True), ("int8", 3, True), ("fp8", 1, False)):
+    cases = (("fp8", 1, True), ("int8", 3, True), ("fp8", 1, False), ("shifted", 1, False))
+    for kind, frames, history in cases:
         flags = {"residual": residual, "history": history, "total": True, "spread": spread}
-        kernel = KERNELS["vae_quantize"](scale=0.02, batch=2, bias=True, **flags)
+        zero = ZEROS["output_zero"] if kind == "shifted" else 0
+        kernel = KERNELS["vae_quantize"](scale=0.02, zero=zero, batch=2, bias=True, **flags)
         x = (2 * frames, 3, 4, 4 * 40) if spread else (2 * frames, 4, 6, 40)
         inputs = [random_array(x, "float16", 1)] * (2 if residual else 1)
         inputs += [random_array((40,), "float16", seed) for seed in (3, 4)]

@@ -20,6 +20,7 @@ from longlive_trt.plugins.kernels.conv_tiles import (
     packed_weight,
     tiles_for,
     unpacked_weight,
+    zero_offsets,
 )
 from longlive_trt.plugins.kernels.registry import KERNELS
 from tests.plugins.kernels.arrays import (
@@ -33,8 +34,10 @@ from tests.plugins.kernels.arrays import (
 )
 
 INT8, FLOAT16 = np.dtype(np.int8), np.dtype(np.float16)
-NARROW = {"fp8": FLOAT8, "int8": INT8}
-LARGEST = {"fp8": 448.0, "int8": 127.0}
+# In the last one another number than 0 stands for zero.
+NARROW = {"fp8": FLOAT8, "int8": INT8, "shifted": INT8}
+LARGEST = {"fp8": 448.0, "int8": 127.0, "shifted": 127.0}
+ZEROS = {"input_zero": -93, "output_zero": -101}
 TORCH = {FLOAT8: torch.float8_e4m3fn, INT8: torch.int8, FLOAT16: torch.float16}
 # What a node makes of its sums.
 ENDS: dict[str, dict[str, Any]] = {
@@ -45,15 +48,23 @@ ENDS: dict[str, dict[str, Any]] = {
 }
 # The tensor cores keep 14 bits of E4M3's sums (2.9e-3 over 384 channels on an H200), so some
 # results round to the next number of the format; where there are many, they are rounded wrongly.
-SUM_ERROR = {"fp8": 6e-3, "int8": 5e-4}
-SHARE_OF_NEIGHBORS = {"fp8": 0.3, "int8": 0.1}
+SUM_ERROR = {"fp8": 6e-3, "int8": 5e-4, "shifted": 5e-4}
+SHARE_OF_NEIGHBORS = {"fp8": 0.3, "int8": 0.1, "shifted": 0.1}
 
 
-def rounded(values: Array, kind: str) -> tuple[Array, float]:
+def flags_of(end: str, kind: str, **flags: Any) -> dict[str, Any]:
+    """A node's attributes."""
+    zeros = ZEROS if kind == "shifted" else {}
+    if "output_scale" not in ENDS[end]:
+        zeros = {name: zero for name, zero in zeros.items() if name == "input_zero"}
+    return {**ENDS[end], **zeros, **flags}
+
+
+def rounded(values: Array, kind: str, zero: int = 0) -> tuple[Array, float]:
     """In eight bits, and the scale; the largest value is the format's."""
-    scale = float(np.abs(values).max()) / LARGEST[kind]
-    scaled = np.clip(values / scale, -LARGEST[kind], LARGEST[kind])
-    return (np.rint(scaled) if kind == "int8" else scaled).astype(NARROW[kind]), scale
+    scale = float(np.abs(values).max()) / (LARGEST[kind] - zero)
+    scaled = np.clip(values / scale + zero, -LARGEST[kind], LARGEST[kind])
+    return (scaled if kind == "fp8" else np.rint(scaled)).astype(NARROW[kind]), scale
 
 
 def activations(shape: Sequence[int], seed: int) -> Array:
@@ -76,18 +87,21 @@ def conv_inputs(
 ) -> tuple[list[Array], Array]:
     """A node's inputs, and the weight as it was before it was packed."""
     batch, (inner, outer) = flags["batch"], channels
-    x, x_scale = rounded(activations((batch * frames, *size, inner), 1), kind)
+    zero = flags.get("input_zero", 0)
+    x, x_scale = rounded(activations((batch * frames, *size, inner), 1), kind, zero)
     wide = np.random.default_rng(2).standard_normal((outer, inner, 3, 3, 3)) + 0.3
     weight, weight_scale = rounded(wide / np.sqrt(27 * inner), kind)
     scale = np.full(outer, x_scale * weight_scale, np.float32)
     scale *= np.exp(0.2 * np.random.default_rng(3).standard_normal(outer)).astype(np.float32)
     inputs = [x, packed_weight(weight), scale, random_array((outer,), "float16", 4)]
+    if zero:
+        inputs.append(zero_offsets(weight, zero))
     if flags.get("residual"):
         inputs.append(random_array((batch * frames, *size, outer), "float16", 5, 2.0))
     if flags.get("output_scale"):
         inputs.append(random_array((outer,), "float16", 6))
     if flags.get("history"):
-        inputs.append(rounded(activations((batch, 2, *size, inner), 7), kind)[0])
+        inputs.append(rounded(activations((batch, 2, *size, inner), 7), kind, zero)[0])
         if flags.get("output_scale"):
             inputs.append(rounded(activations((batch, 2, *size, outer), 8), kind)[0])
     return inputs, weight
@@ -100,17 +114,19 @@ def output_types(kind: str, flags: dict[str, Any]) -> list[np.dtype[Any]]:
 
 def plain_sums(inputs: list[Array], weight: Array, flags: dict[str, Any]) -> Any:
     """[batch, channels, frames, H, W] in float64."""
-    batch = flags["batch"]
-    frames = planes(inputs[0], batch).double()
+    batch, zero = flags["batch"], flags.get("input_zero", 0)
+    frames = planes(inputs[0], batch).double() - zero
     before = torch.zeros_like(frames[:, :, :1]).expand(-1, -1, 2, -1, -1)
     if flags.get("history"):
         history = inputs[-2 if flags.get("output_scale") else -1]
-        before = planes(history.reshape(-1, *history.shape[2:]), batch).double()
+        before = planes(history.reshape(-1, *history.shape[2:]), batch).double() - zero
     extended = F.pad(torch.cat([before, frames], dim=2), (1, 1, 1, 1))
     sums = F.conv3d(extended, torch.from_numpy(weight.astype(np.float64)))
     scale, bias = (torch.from_numpy(v.astype(np.float64)) for v in inputs[2:4])
     value = sums * scale.reshape(-1, 1, 1, 1) + bias.reshape(-1, 1, 1, 1)
-    return value + planes(inputs[4], batch).double() if flags.get("residual") else value
+    if flags.get("residual"):
+        value += planes(inputs[after_bias(flags)], batch).double()
+    return value
 
 
 def plain_active(value: Any, gamma: Array) -> Any:
@@ -120,8 +136,12 @@ def plain_active(value: Any, gamma: Array) -> Any:
         return F.silu(norm(value.float()))
 
 
+def after_bias(flags: dict[str, Any]) -> int:
+    return 5 if flags.get("input_zero") else 4
+
+
 def gamma_of(inputs: list[Array], flags: dict[str, Any]) -> Array:
-    return inputs[5 if flags.get("residual") else 4]
+    return inputs[after_bias(flags) + bool(flags.get("residual"))]
 
 
 @pytest.mark.parametrize("kind", NARROW)
@@ -130,7 +150,7 @@ def gamma_of(inputs: list[Array], flags: dict[str, Any]) -> Array:
 def test_a_node_is_the_convolution_and_what_follows(
     end: str, frames: int, history: bool, kind: str
 ) -> None:
-    flags = {**ENDS[end], "history": history, "batch": 2}
+    flags = flags_of(end, kind, history=history, batch=2)
     inputs, weight = conv_inputs(kind, frames, (3, 5), (96, 192), flags)
     outputs = computed(KERNELS["vae_conv"](**flags), inputs, *output_types(kind, flags))
     sums = plain_sums(inputs, weight, flags)
@@ -141,11 +161,13 @@ def test_a_node_is_the_convolution_and_what_follows(
         return
     active = pixels_last(plain_active(sums, gamma_of(inputs, flags))) / flags["output_scale"]
     narrow, renewed = outputs[-2:]
-    if kind == "int8":
-        assert np.abs(narrow - np.clip(np.rint(active), -127, 127)).max() <= 1
-    assert error(narrow, np.clip(active, -LARGEST[kind], LARGEST[kind])) <= 4e-2
+    zero = flags.get("output_zero", 0)
+    steps = np.clip(active + zero, -LARGEST[kind], LARGEST[kind])
+    if kind != "fp8":
+        assert np.abs(narrow - np.rint(steps)).max() <= 1
+    assert error(narrow, steps) <= 4e-2
     rows = narrow.reshape(2, frames, *narrow.shape[1:])
-    before = inputs[-1] if history else np.zeros_like(renewed)
+    before = inputs[-1] if history else np.full_like(renewed, zero)
     wanted = np.concatenate([before, rows], axis=1)[:, -2:]
     np.testing.assert_array_equal(renewed, wanted)
 
@@ -161,11 +183,12 @@ def test_inputs_are_rounded_stacks(spread: bool, kind: str) -> None:
     history = np.ones((2, 2, 4, 6, 16), NARROW[kind])
     wide = KERNELS["vae_stack"](**flags, form="alone", norm=True, silu=True)
     active, total = computed(wide, x)
-    narrow = KERNELS["vae_quantize"](**flags, scale=0.05, history=True)
+    zero = ZEROS["output_zero"] if kind == "shifted" else 0
+    narrow = KERNELS["vae_quantize"](**flags, scale=0.05, zero=zero, history=True)
     types = (np.dtype(np.float32), NARROW[kind], NARROW[kind])
     outputs = computed(narrow, [*x, history], *types)
     np.testing.assert_array_equal(outputs[0], total)
-    steps = np.clip(active / 0.05, -LARGEST[kind], LARGEST[kind])
+    steps = np.clip(active / 0.05 + zero, -LARGEST[kind], LARGEST[kind])
     assert error(outputs[1], steps) <= (4e-2 if kind == "fp8" else 2.5e-2)
     rows = outputs[1].reshape(2, 3, *outputs[1].shape[1:])
     np.testing.assert_array_equal(outputs[2], rows[:, -2:])
@@ -186,6 +209,19 @@ def test_packed_weights_are_all_there(channels: tuple[int, int]) -> None:
     np.testing.assert_array_equal(
         packed[-1, -1, 0, 0, 0, 1, 0], weight[-block, -chunk:][16:32, 0, 0, 0]
     )
+
+
+def test_offsets_are_what_zeros_of_other_numbers_add() -> None:
+    """Of the first frame's corner of a video, and of pixels whose neighbors are all there."""
+    weight = np.random.default_rng(1).integers(-127, 128, (96, 96, 3, 3, 3)).astype(np.int8)
+    offsets = zero_offsets(weight, -90)
+    assert offsets.shape == (48, 96) and offsets.dtype == np.int32
+    wide = weight.astype(np.int64)
+    np.testing.assert_array_equal(offsets[0], 90 * wide.sum((1, 2, 3, 4)))
+    corner = 90 * wide[:, :, 2:, 1:, 1:].sum((1, 2, 3, 4))
+    np.testing.assert_array_equal(offsets[0] + offsets[16 * 2 + 1 + 4], corner)
+    lone = 90 * wide[:, :, :, 1, 1].sum((1, 2))
+    np.testing.assert_array_equal(offsets[0] + offsets[15], lone)
 
 
 def test_low_tiles_fill_a_gpu_with_small_pictures() -> None:
@@ -241,6 +277,7 @@ def test_a_convolution_that_makes_nothing_is_refused() -> None:
 def test_sources_compile(compiler: CompilerName, tiles: ConvTiles) -> None:
     """They hold the shared memory that is counted here to what they use."""
     constants = {"LL_ELEMENT": 1, "LL_NARROW": 3, "LL_RESIDUAL": 1, "LL_SUM": 1}
+    constants["LL_OFFSETS"] = int(tiles.norm)
     compiled("vae_conv", {**constants, **tiles.constants}, compiler)
     assert tiles.shared_bytes <= 227 * 1024
 
@@ -276,7 +313,7 @@ SIZES = [(1, (1, 1)), (1, (9, 17)), (2, (16, 16)), (3, (23, 35)), (5, (72, 88))]
 def test_convolutions_on_the_gpu(
     end: str, history: bool, channels: tuple[int, int], kind: str
 ) -> None:
-    flags = {**ENDS[end], "history": history, "batch": 2}
+    flags = flags_of(end, kind, history=history, batch=2)
     for frames, size in SIZES:
         check_on_the_gpu(kind, frames, size, channels, flags)
 
@@ -287,7 +324,7 @@ def test_convolutions_on_the_gpu(
 @pytest.mark.parametrize("channels", [(384, 384), (192, 384), (384, 192), (288, 96)])
 @pytest.mark.parametrize("end", ENDS)
 def test_wide_convolutions_on_the_gpu(end: str, channels: tuple[int, int], kind: str) -> None:
-    flags = {**ENDS[end], "history": True, "batch": 2}
+    flags = flags_of(end, kind, history=True, batch=2)
     for frames, size in SIZES[:4]:
         check_on_the_gpu(kind, frames, size, channels, flags)
 
@@ -326,7 +363,8 @@ def check_neighbors(got: Array, expected: Array, kind: str) -> None:
 def test_rounding_on_the_gpu(spread: bool, residual: bool, channels: int, kind: str) -> None:
     for frames, history, total in product((1, 2, 5), (False, True), (False, True)):
         flags = {"residual": residual, "history": history, "total": total, "spread": spread}
-        kernel = KERNELS["vae_quantize"](scale=0.02, batch=2, bias=True, **flags)
+        zero = ZEROS["output_zero"] if kind == "shifted" else 0
+        kernel = KERNELS["vae_quantize"](scale=0.02, zero=zero, batch=2, bias=True, **flags)
         size = (6, 10)
         x = (2 * frames, 4, 6, 4 * channels) if spread else (2 * frames, *size, channels)
         inputs = [random_array(x, "float16", 1, 1.5)]
