@@ -35,13 +35,20 @@ def convolutions(config: VaeConfig) -> tuple[str, ...]:
 
 
 def _widths(config: VaeConfig) -> dict[str, int]:
-    """The channels of every convolution, in or out, whatever are more."""
+    """The channels of every convolution, in or out, whatever are more.
+
+    Where a decoder takes frame by frame, doublings use a layer's weights and not the layer: what
+    that reads is not seen, and it stays as it is.
+    """
+    unseen = "*.resample.1" if config.temporal_taps == 1 else ""
     with FakeTensorMode():
         modules = VaeDecoder(config).named_modules()
         return {
             name: max(module.in_channels, module.out_channels)
             for name, module in modules
-            if isinstance(module, (nn.Conv3d, nn.Conv2d)) and is_convolution(module)
+            if isinstance(module, (nn.Conv3d, nn.Conv2d))
+            and is_convolution(module)
+            and not fnmatchcase(name, unseen)
         }
 
 

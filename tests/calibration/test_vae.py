@@ -37,7 +37,7 @@ from longlive_trt.calibration.vae.decoder import (
 )
 from longlive_trt.calibration.vae.layers import QuantizedCausalConv, quantized_conv
 from longlive_trt.cli import main
-from longlive_trt.configs import ModelConfig
+from longlive_trt.configs import ModelConfig, VaeConfig
 from longlive_trt.configs.loader import configure
 from longlive_trt.engines.build import build
 from longlive_trt.engines.bundles.bundle import open_bundle
@@ -50,6 +50,7 @@ from longlive_trt.export.exporter import export
 from longlive_trt.export.models.vae_layers import CausalConv, Histories
 from longlive_trt.exports import read_export
 from longlive_trt.precision import PRECISIONS
+from tests.fakes.decoders import StateWeights, seeded_decoder
 
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 Text = pytest.CaptureFixture[str]
@@ -280,6 +281,23 @@ def test_what_is_not_finite_is_named(vae_config: ModelConfig, vae_export: Path) 
     latents[0, 1] = float("inf")
     with pytest.raises(CheckpointError, match="reached the VAE's conv2 while a test was decoded"):
         watcher.watch(latents, "a test")
+
+
+@torch.no_grad()
+def test_a_decoder_that_takes_frame_by_frame_is_watched_whole() -> None:
+    """Its doublings use a layer's weights without the layer, which no range can be seen of."""
+    vae = VaeConfig(
+        dim=16, multipliers=(1, 2), temporal_upsample=(True,), res_blocks=1, temporal_taps=1
+    )
+    weights = StateWeights(seeded_decoder(vae))
+    watcher = VaeWatcher(vae, weights, "fp32", "cpu")
+    latents = torch.randn(1, 3, vae.channels, 4, 4, generator=torch.Generator().manual_seed(1))
+    ranges = watcher.ranges(watcher.watch(latents, "a test"))
+    assert set(ranges.layers) == set(convolutions(vae))
+    assert not any("resample" in name for name in ranges.layers)
+    exact = load_vae(vae, weights, "fp32", "cpu").decode(latents)
+    rounded_too = load_quantized_vae(vae, weights, ranges, INT8, VAE_EXCLUDED).decode(latents)
+    assert 0 < (rounded_too - exact).norm() / exact.norm() <= 5e-2
 
 
 def test_an_interrupted_calibration_goes_on(
