@@ -32,7 +32,7 @@ from longlive_trt.export.models.vae_layers import Histories
 
 PAGE = ROOT / "docs" / "quantization.md"
 DEMO = ROOT / "demo"
-SMALL = (5, 8)
+SMALL = (4, 8)
 """Latent pixels of the decoder of the full width, in place of 60x104."""
 
 
