@@ -27,11 +27,15 @@ class Format:
 
 FP8 = Format("fp8", dtypes.FLOAT8, 448.0, (4, 3))
 INT8 = Format("int8", dtypes.INT8, 127.0, 8)
-# What is left are the convolutions of residual blocks: nine tenths of the work. Those on the way
-# that all signal goes cost three times as much quality each (docs/quality.md).
+WIDER_THAN = "wider-than-"
+"""Before a number of channels: a pattern of convolutions that have more, in or out."""
+# What is left are the convolutions of residual blocks that work on large pictures. Those on the way
+# that all signal goes cost three times as much quality each (docs/quality.md), and those of small
+# pictures, with more channels, are a fifth of the work.
 VAE_EXCLUDED = (
     *("conv2", "decoder.conv1", "decoder.head.2"),
     *("*.resample.1", "*.time_conv", "*.shortcut", "*.to_qkv", "*.proj"),
+    f"{WIDER_THAN}192",
 )
 
 FORMATS = {format_.name: format_ for format_ in (FP8, INT8)}

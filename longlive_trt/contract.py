@@ -128,7 +128,7 @@ ATTENTION_OP = "SinkWindowAttention"
 QUANTIZED_ATTENTION_OP = "QuantizedSinkWindowAttention"
 ATTENTION_PLUGIN = f"{LOCAL_DOMAIN}::{ATTENTION_OP}"
 
-# Our kernels as nodes. An operator is named after the type of its outputs, or of its two.
+# Our kernels as nodes. An operator is named after the type of its outputs, or of each of them.
 KERNEL_DOMAIN = "longlive.cuda"
 KERNEL_SPEC = "spec"
 KERNEL_KEY = "kernel"
@@ -142,6 +142,8 @@ KERNEL_OPERATORS = {
     "float32, float8_e4m3": "KernelFloatAndFloat8E4M3",
     "float16, float8_e4m3": "KernelFloat16AndFloat8E4M3",
     "bfloat16, float8_e4m3": "KernelBFloat16AndFloat8E4M3",
+    "float16, float8_e4m3, float8_e4m3": "KernelFloat16AndTwoFloat8E4M3",
+    "float16, int8, int8": "KernelFloat16AndTwoInt8",
 }
 
 # Scales of a quantized layer, behind its name; of the cache; of attention.

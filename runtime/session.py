@@ -163,12 +163,14 @@ class Session(Closing):
         if reading is not None:
             # The decoder still reads what this block's result goes over.
             reading.release()
-        made = self.passes.run_block(plan)
+        made = self.passes.denoise(plan)
+        # Only the next block needs the clean pass: pictures do not wait for it.
         latents = self.memory.fetch(made)
+        self._reading[which] = decoding = self.decoder.start(made) if self.decoder else None
+        self.passes.remember(plan)
         self.history.add(plan.frames[0], latents)
         self.ring = self.ring.after_block()
         self._steps += 1
-        self._reading[which] = decoding = self.decoder.start(made) if self.decoder else None
         return Block(index, latents, decoding, takes_any_number=self._takes_any_number)
 
     def checkpoint(self) -> Checkpoint:

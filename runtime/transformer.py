@@ -103,8 +103,8 @@ class TransformerPasses:
         """Where the next block's noise is read, and where its result will be."""
         return self._blocks_run % 2
 
-    def run_block(self, plan: PassPlan) -> Tensor:
-        """Denoise what was brought to this block's place, and commit its keys and values.
+    def denoise(self, plan: PassPlan) -> Tensor:
+        """What was brought to this block's place.
 
         The result stays as it is until the block after the next is made.
         """
@@ -114,12 +114,15 @@ class TransformerPasses:
             for number, binding in enumerate(self._denoising[which]):
                 with mark(f"pass {number}"):
                     binding.run()
+        return self._results[which]
+
+    def remember(self, plan: PassPlan) -> None:
+        """Compute and commit the keys and values of the block that was denoised."""
         with mark("clean pass"):
-            self._clean[which].run()
+            self._clean[self.place].run()
         with mark("commit"):
             self._commit(self._new, plan.commits)
         self._blocks_run += 1
-        return self._results[which]
 
     def recache(self, plan: PassPlan, latents: Array) -> None:
         """Recompute the cache from clean latents under the prompt in use."""

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from longlive_trt.calibration.modelopt import LayerRanges, quiet
 from longlive_trt.calibration.quantization import quantize, scale_of, weight_scale_of
-from longlive_trt.calibration.recipes import VAE_EXCLUDED, Format
+from longlive_trt.calibration.recipes import VAE_EXCLUDED, WIDER_THAN, Format
 from longlive_trt.calibration.vae.layers import is_convolution, quantized_conv, scales_by_channel
 from longlive_trt.calibration.vae.ranges import VaeRanges
 from longlive_trt.configs import VaeConfig
@@ -31,24 +31,52 @@ _TOLERANCE = 1e-1
 
 
 def convolutions(config: VaeConfig) -> tuple[str, ...]:
+    return tuple(_widths(config))
+
+
+def _widths(config: VaeConfig) -> dict[str, int]:
+    """The channels of every convolution, in or out, whatever are more.
+
+    Where a decoder takes frame by frame, doublings use a layer's weights and not the layer: what
+    that reads is not seen, and it stays as it is.
+    """
+    unseen = "*.resample.1" if config.temporal_taps == 1 else ""
     with FakeTensorMode():
         modules = VaeDecoder(config).named_modules()
-        return tuple(name for name, module in modules if is_convolution(module))
+        return {
+            name: max(module.in_channels, module.out_channels)
+            for name, module in modules
+            if isinstance(module, (nn.Conv3d, nn.Conv2d))
+            and is_convolution(module)
+            and not fnmatchcase(name, unseen)
+        }
 
 
 def select_convolutions(config: VaeConfig, exclude: Sequence[str]) -> tuple[str, ...]:
-    names = convolutions(config)
+    widths = _widths(config)
+    names = tuple(widths)
     # Not every decoder has all that is left out by default.
     for pattern in set(exclude) - set(VAE_EXCLUDED):
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not any(_is_meant(name, pattern, width) for name, width in widths.items()):
             raise UsageError(
                 f"the VAE has no convolution called {pattern}; they are named like "
-                f"{names[1]} or {names[2]}"
+                f"{names[1]} or {names[2]}, and {WIDER_THAN}192 are those of more channels"
             )
-    chosen = tuple(n for n in names if not any(fnmatchcase(n, pattern) for pattern in exclude))
+    chosen = tuple(
+        name
+        for name, width in widths.items()
+        if not any(_is_meant(name, pattern, width) for pattern in exclude)
+    )
     if not chosen:
         raise UsageError("every convolution of the VAE is left out; exclude fewer")
     return chosen
+
+
+def _is_meant(name: str, pattern: str, width: int) -> bool:
+    channels = pattern.removeprefix(WIDER_THAN)
+    if channels != pattern and channels.isdecimal():
+        return width > int(channels)
+    return fnmatchcase(name, pattern)
 
 
 class VaeWatcher:

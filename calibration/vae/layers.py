@@ -5,7 +5,13 @@ from torch import Tensor, nn
 
 from longlive_trt.calibration.layers import dequantized, empty_constant, fake_quantize
 from longlive_trt.calibration.recipes import INT8, Format
-from longlive_trt.export.models.vae_layers import CausalConv, FrameConv, Histories, KeepsHistory
+from longlive_trt.export.models.vae_layers import (
+    CausalConv,
+    FrameConv,
+    Histories,
+    KeepsHistory,
+    StillConv,
+)
 
 
 def scales_by_channel(format_: Format) -> bool:
@@ -48,6 +54,13 @@ class QuantizedFrameConv(_QuantizedConv):
         return self._convolved(frames)
 
 
+class QuantizedStillConv(_QuantizedConv):
+    """Of one frame, in the place of a causal one."""
+
+    def forward(self, frames: Tensor, _histories: Histories) -> Tensor:
+        return self._convolved(frames)
+
+
 class QuantizedCausalConv(_QuantizedConv, KeepsHistory):
     def forward(self, frames: Tensor, histories: Histories) -> Tensor:
         return self._convolved(histories.prepend(frames))
@@ -55,6 +68,8 @@ class QuantizedCausalConv(_QuantizedConv, KeepsHistory):
 
 def quantized_conv(conv: nn.Module, format_: Format) -> nn.Module:
     assert isinstance(conv, (nn.Conv3d, nn.Conv2d))
+    if isinstance(conv, StillConv):
+        return QuantizedStillConv(conv, format_)
     kind = QuantizedCausalConv if isinstance(conv, CausalConv) else QuantizedFrameConv
     return kind(conv, format_)
 

@@ -79,7 +79,7 @@ class GraphBuilder:
     ) -> Any:
         """One of our kernels. ``dtype`` is the type of its outputs, by default the compute type.
 
-        Two types with a comma between are those of two outputs.
+        Types with commas between are those of as many outputs.
         """
         dtype = dtype or self.compute_name
         node = ir.node(
@@ -123,6 +123,10 @@ class GraphWeights:
     def has(self, name: str) -> bool:
         return self.prefix + name in self._initializers
 
+    def names(self) -> list[str]:
+        stored = self._initializers
+        return [name.removeprefix(self.prefix) for name in stored if name.startswith(self.prefix)]
+
     def array(self, name: str) -> np.ndarray[Any, np.dtype[Any]]:
         """As stored."""
         value = self._initializers[self.prefix + name]
@@ -133,6 +137,11 @@ class GraphWeights:
         shape = self._initializers[self.prefix + name].shape
         assert shape is not None
         return shape.numpy()
+
+    def dtype(self, name: str) -> ir.DataType:
+        dtype = self._initializers[self.prefix + name].dtype
+        assert dtype is not None
+        return dtype
 
     def table(self, name: str) -> np.ndarray[Any, np.dtype[Any]] | None:
         """A constant table of the graph itself, if it has one of this name."""

@@ -17,6 +17,8 @@ _ALWAYS = {
 
 def kernels_of(record: ExportRecord) -> set[str]:
     kernels = {name for graph in record.graphs for name in _ALWAYS.get(graph, ())}
+    if VAE_NEXT in record.graphs and record.quantization and record.quantization.vae:
+        kernels |= {"vae_conv", "vae_quantize"}
     if STEP in record.graphs:
         kernels |= _self_attention(record.quantization)
         if record.config.rollout.rope == "relative":

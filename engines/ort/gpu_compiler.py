@@ -76,7 +76,7 @@ class OnnxRuntimeGpuCompiler:
         compiled_library()
 
     def _check_quantization(self, quantization: Quantization) -> None:
-        """Quantized products, self-attention and cache are kernels of ours; nothing else is."""
+        """What is quantized is a kernel of ours, or the VAE's convolutions stay in 16 bits."""
         if quantization.precision != "fp8":
             raise UsageError(
                 f"--precision {quantization.precision} --gpu: on a GPU ONNX Runtime's graphs "
@@ -86,11 +86,6 @@ class OnnxRuntimeGpuCompiler:
             raise UsageError(
                 f"--precision fp8 --gpu {self._gpu}: its tensor cores have no fp8; build with "
                 "--precision bf16"
-            )
-        if quantization.vae is not None:
-            raise UsageError(
-                f"--gpu: the VAE's convolutions are quantized ({quantization.vae}), and ONNX "
-                "Runtime convolves in fp16 on a GPU; calibrate without --vae-precision"
             )
 
     def _check_attention(self, quantization: Quantization, head_dim: int) -> None:
@@ -119,6 +114,7 @@ class OnnxRuntimeGpuCompiler:
                 folder,
                 batch=self._batch,
                 latents=self._precision,
+                hopper=self._gpu.has_hopper_attention,
             )
         elif source.name == TEXT:
             self._retype(source, folder)

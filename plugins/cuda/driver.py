@@ -177,11 +177,12 @@ def tensor_map(
 ) -> bytes:
     """A copy-engine descriptor: fastest axis first, zeros beyond the tensor.
 
-    The swizzle is as wide as the box's first axis.
+    The swizzle is as wide as the box's first axis; sixteen bytes need none.
     """
     driver = _import("cuda.bindings.driver")
     swizzles = driver.CUtensorMapSwizzle
     swizzle = {
+        16: swizzles.CU_TENSOR_MAP_SWIZZLE_NONE,
         32: swizzles.CU_TENSOR_MAP_SWIZZLE_32B,
         64: swizzles.CU_TENSOR_MAP_SWIZZLE_64B,
         128: swizzles.CU_TENSOR_MAP_SWIZZLE_128B,

@@ -26,6 +26,7 @@ from longlive_trt.plugins.kernels.vae import (
     VaeSum,
     VaeZeros,
 )
+from longlive_trt.plugins.kernels.vae_conv import VaeConv, VaeQuantize
 
 KERNELS: Mapping[str, type[GraphKernel]] = {
     "attention": Attention,
@@ -40,9 +41,11 @@ KERNELS: Mapping[str, type[GraphKernel]] = {
     "rms_norm": RmsNorm,
     "rotate": Rotate,
     "transposed_values": TransposedValues,
+    "vae_conv": VaeConv,
     "vae_frames": VaeFrames,
     "vae_head": VaeHead,
     "vae_pixels": VaePixels,
+    "vae_quantize": VaeQuantize,
     "vae_stack": VaeStack,
     "vae_sum": VaeSum,
     "vae_zeros": VaeZeros,

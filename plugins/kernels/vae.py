@@ -22,10 +22,12 @@ from longlive_trt.plugins.kernels.vae_tensors import (
     gathered,
     launch_pass,
     named_inputs,
+    normalized,
     picture_addresses,
     picture_shape,
     require_channels,
     require_shapes,
+    silu,
     spread_shape,
     summed,
     vector_address,
@@ -34,10 +36,9 @@ from longlive_trt.plugins.kernels.vae_tensors import (
 HISTORY_FRAMES = 2
 _TAPS = HISTORY_FRAMES + 1
 _FORMS = {"alone": 0, "stacked": 1, "extended": 2}
-_PIXEL_THREADS = 128
+PIXEL_THREADS = 128
 _PARTS = 3
 _THREADS = 256
-_SMALLEST_LENGTH = 1e-12
 
 _HEAD_SUMS = _TAPS * _TAPS * COLORS
 _HEAD_ROWS, _HEAD_COLUMNS = 8, 30
@@ -140,7 +141,7 @@ class VaeStack(OneKernel):
             "LL_SPREAD": int(self.spread),
         }
         grid = (-(-height * width // pixels_per_block(channels)), self.batch)
-        launch_pass(self.kernel, parameters, constants, x, place, grid, _PIXEL_THREADS)
+        launch_pass(self.kernel, parameters, constants, x, place, grid, PIXEL_THREADS)
 
     def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         named = self._named(inputs)
@@ -150,10 +151,9 @@ class VaeStack(OneKernel):
         if self.total:
             outputs[-1][...] = value
         if self.norm:
-            value = _normalized(value) * named["gamma"].astype(np.float32)
+            value = normalized(value) * named["gamma"].astype(np.float32)
         if self.silu:
-            with np.errstate(over="ignore"):  # x / infinity is the zero that is meant
-                value = value / (1 + np.exp(-value))
+            value = silu(value)
         rows = value.reshape(self.batch, -1, *value.shape[1:]).astype(outputs[0].dtype)
         if self.form == "alone":
             outputs[0][...] = rows.reshape(value.shape)
@@ -387,14 +387,7 @@ def pixels_per_block(channels: int) -> int:
     lanes = 1
     while lanes < 32 and -(-channels // 8 // lanes) > _PARTS:
         lanes *= 2
-    return _PIXEL_THREADS // lanes
-
-
-def _normalized(value: Floats) -> Floats:
-    length = np.sqrt(np.sum(value * value, axis=-1, keepdims=True))
-    gain = np.float32(math.sqrt(value.shape[-1]))
-    result: Floats = value / np.maximum(length, np.float32(_SMALLEST_LENGTH)) * gain
-    return result
+    return PIXEL_THREADS // lanes
 
 
 def _clamped(inputs: Sequence[Array]) -> Floats:

@@ -1,5 +1,6 @@
 """What the VAE's kernels have in common: names and shapes of inputs, addresses, launches."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,8 @@ from longlive_trt.plugins.cuda.tensors import DeviceTensor, require_dtype
 from longlive_trt.plugins.kernels.base import Shape
 
 COLORS = 3
-_HALVES = ("bfloat16", "float16")
+HALVES = ("bfloat16", "float16")
+_SMALLEST_LENGTH = 1e-12
 
 Floats = npt.NDArray[np.float32]
 
@@ -26,6 +28,20 @@ def summed(named: dict[str, Array]) -> Floats:
         if name in named:
             value = value + named[name].astype(np.float32)
     return value
+
+
+def normalized(value: Floats) -> Floats:
+    """Every pixel's channels, brought to the length that ones would have."""
+    length = np.sqrt(np.sum(value * value, axis=-1, keepdims=True))
+    gain = np.float32(math.sqrt(value.shape[-1]))
+    result: Floats = value / np.maximum(length, np.float32(_SMALLEST_LENGTH)) * gain
+    return result
+
+
+def silu(value: Floats) -> Floats:
+    with np.errstate(over="ignore"):  # x / infinity is the zero that is meant
+        result: Floats = value / (1 + np.exp(-value))
+    return result
 
 
 def spread_shape(shape: Shape) -> Shape:
@@ -122,7 +138,7 @@ def launch_pass(
     *,
     shared_bytes: int = 0,
 ) -> None:
-    require_dtype(x, "x", _HALVES)
+    require_dtype(x, "x", HALVES)
     kernel.launch(
         parameters,
         grid=grid,

@@ -37,7 +37,7 @@ from longlive_trt.calibration.vae.decoder import (
 )
 from longlive_trt.calibration.vae.layers import QuantizedCausalConv, quantized_conv
 from longlive_trt.cli import main
-from longlive_trt.configs import ModelConfig
+from longlive_trt.configs import ModelConfig, VaeConfig
 from longlive_trt.configs.loader import configure
 from longlive_trt.engines.build import build
 from longlive_trt.engines.bundles.bundle import open_bundle
@@ -50,6 +50,7 @@ from longlive_trt.export.exporter import export
 from longlive_trt.export.models.vae_layers import CausalConv, Histories
 from longlive_trt.exports import read_export
 from longlive_trt.precision import PRECISIONS
+from tests.fakes.decoders import StateWeights, seeded_decoder
 
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 Text = pytest.CaptureFixture[str]
@@ -281,6 +282,23 @@ def test_what_is_not_finite_is_named(vae_config: ModelConfig, vae_export: Path) 
         watcher.watch(latents, "a test")
 
 
+@torch.no_grad()
+def test_a_decoder_that_takes_frame_by_frame_is_watched_whole() -> None:
+    """Its doublings use a layer's weights without the layer, which no range can be seen of."""
+    vae = VaeConfig(
+        dim=16, multipliers=(1, 2), temporal_upsample=(True,), res_blocks=1, temporal_taps=1
+    )
+    weights = StateWeights(seeded_decoder(vae))
+    watcher = VaeWatcher(vae, weights, "fp32", "cpu")
+    latents = torch.randn(1, 3, vae.channels, 4, 4, generator=torch.Generator().manual_seed(1))
+    ranges = watcher.ranges(watcher.watch(latents, "a test"))
+    assert set(ranges.layers) == set(convolutions(vae))
+    assert not any("resample" in name for name in ranges.layers)
+    exact = load_vae(vae, weights, "fp32", "cpu").decode(latents)
+    rounded_too = load_quantized_vae(vae, weights, ranges, INT8, VAE_EXCLUDED).decode(latents)
+    assert 0 < (rounded_too - exact).norm() / exact.norm() <= 5e-2
+
+
 def test_an_interrupted_calibration_goes_on(
     vae_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,6 +324,7 @@ def test_an_interrupted_calibration_goes_on(
     ("options", "message"),
     [
         (["--vae-exclude", "encoder.*"], "the VAE has no convolution called encoder.*"),
+        (["--vae-exclude", "wider-than-96"], "the VAE has no convolution called wider-than-96"),
         (["--vae-exclude", "*"], "every convolution of the VAE is left out"),
     ],
 )
@@ -317,6 +336,16 @@ def test_bad_choices_are_refused_before_any_rollout(
     assert main(arguments) != 0
     assert message in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.iterdir())
+
+
+def test_wide_convolutions_can_be_left_out(vae_config: ModelConfig) -> None:
+    assert vae_config.vae is not None
+    chosen = select_convolutions(vae_config.vae, (*VAE_EXCLUDED, "wider-than-16"))
+    # Those behind the doubling, whose residual blocks have 16 channels in and out.
+    blocks = (3, 4)
+    assert chosen == tuple(
+        f"decoder.upsamples.{block}.residual.{layer}" for block in blocks for layer in (2, 6)
+    )
 
 
 def test_an_export_without_a_vae_is_refused(

@@ -168,6 +168,30 @@ def test_a_gpu_makes_the_same_video(
     require_same(make_video(on_gpu(schedule), SCRIPTS[case]), expected)
 
 
+def test_pictures_do_not_wait_for_the_clean_pass(on_cpu: Engines, on_gpu: OnGpu) -> None:
+    """They are whole before it has been asked for."""
+    expected = make_video(on_cpu, Script(5)).pixels[4]
+    director = Director(on_gpu("lazy"), Script(5))
+    director.make(4)
+    session, pictures, decodings = director.session, list[Array](), list[Any]()
+    start, remember = session.decoder.start, session.passes.remember  # type: ignore[union-attr]
+
+    def started(latents: Any) -> Any:
+        decodings.append(start(latents))
+        return decodings[-1]
+
+    def look_and_remember(plan: Any) -> None:
+        pictures.append(decodings[-1].result())
+        remember(plan)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session.decoder, "start", started)
+        patch.setattr(session.passes, "remember", look_and_remember)
+        session.step()
+    assert np.array_equal(pictures[0], expected)
+    director.finish()
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_little_memory_makes_the_same_video(
     on_cpu: Engines, on_gpu: OnGpu, schedule: Schedule
@@ -425,14 +449,14 @@ def test_what_a_live_session_must_not_do(on_gpu: OnGpu, what: str) -> None:
             # Some library, which tells nobody.
             "64 bytes of GPU memory": lambda: gpu.driver().cuMemAlloc(64),
         }
-        run_block = director.session.passes.run_block
+        denoise = director.session.passes.denoise
 
         def slip(*arguments: Any) -> Any:
             slips[what]()
-            return run_block(*arguments)
+            return denoise(*arguments)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(director.session.passes, "run_block", slip)
+            patch.setattr(director.session.passes, "denoise", slip)
             with pytest.raises(EngineError, match=f"^debug: {what}"):
                 director.session.step()
     director.finish()

@@ -85,7 +85,7 @@ def test_a_block_that_failed_can_be_gone_back_from(
             def fail(_plan: object) -> None:
                 raise EngineError("a test")
 
-            patch.setattr(video.session.passes, "run_block", fail)
+            patch.setattr(video.session.passes, "denoise", fail)
             with pytest.raises(EngineError, match="a test"):
                 next(video)
         for refused in (video.checkpoint, lambda: video.save_state("state")):

@@ -86,19 +86,22 @@ typedef struct {
 
 typedef struct {
   const char *name;
-  int first_type, second_type; /* the same for operators with any number of outputs */
+  int first_type, later_type; /* the same for operators with any number of outputs */
+  size_t count;               /* of outputs, if it is fixed */
 } OutputTypes;
 
 static const OutputTypes kOperators[] = {
-    {"KernelFloat", kFloat, kFloat},
-    {"KernelUInt8", kUInt8, kUInt8},
-    {"KernelInt8", kInt8, kInt8},
-    {"KernelFloat16", kFloat16, kFloat16},
-    {"KernelBFloat16", kBFloat16, kBFloat16},
-    {"KernelFloat8E4M3", kFloat8E4M3, kFloat8E4M3},
-    {"KernelFloatAndFloat8E4M3", kFloat, kFloat8E4M3},
-    {"KernelFloat16AndFloat8E4M3", kFloat16, kFloat8E4M3},
-    {"KernelBFloat16AndFloat8E4M3", kBFloat16, kFloat8E4M3},
+    {"KernelFloat", kFloat, kFloat, 0},
+    {"KernelUInt8", kUInt8, kUInt8, 0},
+    {"KernelInt8", kInt8, kInt8, 0},
+    {"KernelFloat16", kFloat16, kFloat16, 0},
+    {"KernelBFloat16", kBFloat16, kBFloat16, 0},
+    {"KernelFloat8E4M3", kFloat8E4M3, kFloat8E4M3, 0},
+    {"KernelFloatAndFloat8E4M3", kFloat, kFloat8E4M3, 2},
+    {"KernelFloat16AndFloat8E4M3", kFloat16, kFloat8E4M3, 2},
+    {"KernelBFloat16AndFloat8E4M3", kBFloat16, kFloat8E4M3, 2},
+    {"KernelFloat16AndTwoFloat8E4M3", kFloat16, kFloat8E4M3, 3},
+    {"KernelFloat16AndTwoInt8", kFloat16, kInt8, 3},
 };
 enum { kOperatorCount = sizeof kOperators / sizeof kOperators[0] };
 
@@ -129,9 +132,7 @@ static atomic_int open_sessions;
 #define API(position, type) ((type)api[position])
 
 static const OutputTypes *outputs_of(const void *op) { return ((const Operator *)op)->outputs; }
-static int is_mixed(const void *op) {
-  return outputs_of(op)->first_type != outputs_of(op)->second_type;
-}
+static int is_mixed(const void *op) { return outputs_of(op)->count > 0; }
 
 static Status failure(const char *message) {
   return API(kCreateStatus, Status(*)(int, const char *))(kGenericError, message);
@@ -243,10 +244,10 @@ static const char *provider(const void *op) {
 }
 static int any_type(const void *op, size_t index) { return (void)op, (void)index, kAnyType; }
 static int output_type(const void *op, size_t index) {
-  return index ? outputs_of(op)->second_type : outputs_of(op)->first_type;
+  return index ? outputs_of(op)->later_type : outputs_of(op)->first_type;
 }
 static size_t input_count(const void *op) { return (void)op, 1; } /* a group of any number */
-static size_t output_count(const void *op) { return is_mixed(op) ? 2 : 1; }
+static size_t output_count(const void *op) { return is_mixed(op) ? outputs_of(op)->count : 1; }
 static int input_kind(const void *op, size_t index) { return (void)op, (void)index, kVariadic; }
 static int output_kind(const void *op, size_t index) {
   return (void)index, is_mixed(op) ? kRequired : kVariadic;

@@ -67,11 +67,14 @@ __device__ __forceinline__ uint2 pack_bytes_e4m3(const Eight& e, float factor) {
       pack_e4m3(v[4] * factor, v[5] * factor, v[6] * factor, v[7] * factor));
 }
 
-// Adding 1.5 x 2^23 rounds to the nearest integer and leaves it in the low bits.
-__device__ __forceinline__ uint32 pack_int8(float a, float b, float c, float d, float factor) {
-  const auto bits = [factor](float x) {
-    constexpr float kBias = 12582912.0f;
-    const float biased = fmaf(x, factor, kBias);
+// Adding 1.5 x 2^23 rounds to the nearest integer and leaves it in the low bits. `zero` is what stands
+// for zero.
+__device__ __forceinline__ uint32 pack_int8(float a, float b, float c, float d, float factor,
+                                            int zero) {
+  constexpr float kBias = 12582912.0f;
+  const float shift = kBias + static_cast<float>(zero);
+  const auto bits = [factor, shift](float x) {
+    const float biased = fmaf(x, factor, shift);
     return __float_as_uint(fminf(fmaxf(biased, kBias - 127.0f), kBias + 127.0f));
   };
   const uint32 low = __byte_perm(bits(a), bits(b), 0x0040);
@@ -79,10 +82,10 @@ __device__ __forceinline__ uint32 pack_int8(float a, float b, float c, float d, 
   return __byte_perm(low, high, 0x5410);
 }
 
-__device__ __forceinline__ uint2 pack_bytes_int8(const Eight& e, float factor) {
+__device__ __forceinline__ uint2 pack_bytes_int8(const Eight& e, float factor, int zero = 0) {
   const float* v = e.value;
-  return make_uint2(pack_int8(v[0], v[1], v[2], v[3], factor),
-                    pack_int8(v[4], v[5], v[6], v[7], factor));
+  return make_uint2(pack_int8(v[0], v[1], v[2], v[3], factor, zero),
+                    pack_int8(v[4], v[5], v[6], v[7], factor, zero));
 }
 
 }  // namespace

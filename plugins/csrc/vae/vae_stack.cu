@@ -8,17 +8,10 @@
 // as an output of its own there are. LL_HISTORY 0: zeros before the first frame.
 // LL_SPREAD 1: x is spread, as a convolution leaves it that doubles height and width: a pixel is one
 // of four at a place of [height / 2 + 1, width / 2 + 1], side by side in the channels.
-#include "vae/pixel.cuh"
+#include "vae/activation.cuh"
 
 #ifndef LL_FORM
 #define LL_FORM 1
-#define LL_RESIDUAL 1
-#define LL_BIAS 1
-#define LL_NORM 1
-#define LL_SILU 1
-#define LL_SUM 1
-#define LL_HISTORY 1
-#define LL_SPREAD 0
 #endif
 
 namespace {
@@ -39,78 +32,6 @@ struct Params {
   int width;
 };
 static_assert(sizeof(Params) == 80, "as plugins/kernels/vae.py lays it out");
-
-struct Place {
-  int64 start;
-  int64 frame_bytes;
-};
-
-__device__ __forceinline__ Place spread_place(const Params& params, int pixel) {
-  const int row = pixel / params.width;
-  const int column = pixel % params.width;
-  const int places_wide = params.width / 2 + 1;
-  const int places_high = params.pixels / params.width / 2 + 1;
-  const int place = (row + 1) / 2 * places_wide + (column + 1) / 2;
-  const int which = row % 2 * 2 + column % 2;
-  const int64 frame_bytes = static_cast<int64>(places_high) * places_wide * 4 * kPixelBytes;
-  const int64 within = (static_cast<int64>(place) * 4 + which) * kPixelBytes;
-  return {blockIdx.y * params.frames * frame_bytes + within, frame_bytes};
-}
-
-__device__ __forceinline__ float silu(float x) { return __fdividef(x, 1.0f + __expf(-x)); }
-
-__device__ __forceinline__ void add_up(Eight (&value)[kParts], const Pixel& x, const Pixel& y,
-                                       const uint8* bias) {
-#pragma unroll
-  for (int i = 0; i < kParts; ++i) {
-    value[i] = unpack(x[i]);
-    if constexpr (LL_RESIDUAL) {
-      const Eight other = unpack(y[i]);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) value[i].value[j] += other.value[j];
-    }
-    if constexpr (LL_BIAS) {
-      const Eight shift = load_channels(bias, i);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) value[i].value[j] += shift.value[j];
-    }
-  }
-}
-
-__device__ __forceinline__ void normalize(Eight (&value)[kParts], const uint8* gamma) {
-  float squares = 0.0f;
-#pragma unroll
-  for (int i = 0; i < kParts; ++i) {
-#pragma unroll
-    for (int j = 0; j < 8; ++j) squares = fmaf(value[i].value[j], value[i].value[j], squares);
-  }
-  const float root = sqrtf(static_cast<float>(kDim));
-  const float factor = root * rsqrtf(fmaxf(pixel_sum(squares), 1e-24f));
-#pragma unroll
-  for (int i = 0; i < kParts; ++i) {
-    const Eight gain = load_channels(gamma, i);
-#pragma unroll
-    for (int j = 0; j < 8; ++j) value[i].value[j] *= factor * gain.value[j];
-  }
-}
-
-__device__ __forceinline__ void pack_pixel(Pixel& words, const Eight (&value)[kParts]) {
-#pragma unroll
-  for (int i = 0; i < kParts; ++i) words[i] = pack(value[i]);
-}
-
-__device__ __forceinline__ void activate(Pixel& words, Eight (&value)[kParts],
-                                         const uint8* gamma) {
-  if constexpr (LL_NORM) normalize(value, gamma);
-  if constexpr (LL_SILU) {
-#pragma unroll
-    for (int i = 0; i < kParts; ++i) {
-#pragma unroll
-      for (int j = 0; j < 8; ++j) value[i].value[j] = silu(value[i].value[j]);
-    }
-  }
-  pack_pixel(words, value);
-}
 
 __device__ __forceinline__ void copy(Pixel& to, const Pixel& from) {
 #pragma unroll
@@ -149,7 +70,9 @@ extern "C" __global__ void LL_BOUNDS
     target += 2 * frame_bytes;
   }
   Place spread{};
-  if constexpr (LL_SPREAD) spread = spread_place(params, pixel);
+  if constexpr (LL_SPREAD) {
+    spread = spread_place(params.frames, params.pixels, params.width, pixel);
+  }
   Pixel x;
   Pixel y{};
   load_pixel(x, params.x + (LL_SPREAD ? spread.start : start));
@@ -172,7 +95,8 @@ extern "C" __global__ void LL_BOUNDS
       pack_pixel(present, value);
       store_pixel(params.sum + offset, present);
     }
-    activate(present, value, params.gamma);
+    activate(value, params.gamma);
+    pack_pixel(present, value);
     if constexpr (LL_FORM == kStacked) {
       store_pixel(target, before_last);
       store_pixel(target + kPixelBytes, last);

@@ -313,10 +313,6 @@ def changed(source: Path, folder: Path, quantization: Quantization) -> Path:
             *(Quantization("fp8", "fp8", "", attention="fp8"), "sm89"),
             r"self-attention of the graphs is in fp8, .* takes sm90 and heads of 128 only",
         ),
-        (
-            *(Quantization("fp8", "fp8", "", vae="int8"), "sm90"),
-            r"convolutions are quantized \(int8\).*calibrate without --vae-precision",
-        ),
     ],
 )
 def test_what_has_no_kernel_is_refused(

@@ -1,10 +1,8 @@
 """The VAE's graphs for a GPU, computed with numpy on a CPU, against the torch decoder."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -15,48 +13,21 @@ torch = pytest.importorskip("torch")
 from longlive_trt.configs import ModelConfig, VaeConfig
 from longlive_trt.configs.schema import LatentConfig
 from longlive_trt.contract import KERNEL_DOMAIN
-from longlive_trt.engines.graphs import vae as vae_graphs
 from longlive_trt.engines.graphs.kernels import kernels_of
 from longlive_trt.engines.graphs.vae import WEIGHTS_NAME, build_vae_graphs
+from longlive_trt.engines.graphs.vae_convolutions import folded_taps
 from longlive_trt.errors import UsageError
 from longlive_trt.export.models.vae import VaeDecoder, to_pixels
 from longlive_trt.exports import ExportRecord, GraphInfo
 from longlive_trt.plugins.kernels.vae_tensors import gathered
 from longlive_trt.precision import PRECISIONS
-from tests.fakes.sessions import kernel_session
+from tests.fakes.decoders import StateWeights, seeded_decoder, stored
+from tests.fakes.streams import DecoderStream, make_latents, relative
 
 FP16 = PRECISIONS["fp16"]
 TOLERANCE = 2e-3
 LATENT = LatentConfig(height=4, width=6)
 SMALL = ModelConfig(name="small", latent=LATENT, vae=VaeConfig(dim=16))
-
-
-def seeded_decoder(vae: VaeConfig) -> VaeDecoder:
-    """Weights that keep values near 1, and biases and gains that matter."""
-    torch.manual_seed(5)
-    model = VaeDecoder(vae).eval().requires_grad_(False)
-    for name, value in model.state_dict().items():
-        if name.endswith("gamma"):
-            value.copy_(1 + 0.2 * torch.randn(value.shape))
-        elif name.endswith("bias"):
-            value.copy_(0.2 * torch.randn(value.shape))
-        else:
-            value.copy_(torch.randn(value.shape) / value[0].numel() ** 0.5)
-    # Rounded before, so that only the arithmetic differs.
-    for value in model.state_dict().values():
-        value.copy_(value.half())
-    return model
-
-
-def stored(model: VaeDecoder, folder: Path) -> Path:
-    """An export folder as far as the builder looks into it."""
-    folder.mkdir()
-    graph = ir.Graph([], [], nodes=[], name="vae_next", opset_imports={"": 22})
-    for name, value in model.state_dict().items():
-        tensor = ir.tensor(value.numpy(), name=f"vae.{name}")
-        graph.initializers[tensor.name] = ir.Value(name=tensor.name, const_value=tensor)
-    ir.save(ir.Model(graph, ir_version=10), folder / "vae_next.onnx", external_data="vae.weights")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +38,7 @@ def decoder() -> VaeDecoder:
 
 @pytest.fixture(scope="module")
 def export_folder(decoder: VaeDecoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stored(decoder, tmp_path_factory.mktemp("export") / "vae")
+    return stored(StateWeights(decoder), tmp_path_factory.mktemp("export") / "vae")
 
 
 @pytest.fixture(scope="module")
@@ -77,39 +48,9 @@ def built(export_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-class Stream:
-    """Both graphs on a CPU, and the caches between calls."""
-
-    def __init__(self, folder: Path) -> None:
-        paths = (folder / f"vae_{name}.onnx" for name in ("first", "next"))
-        self.first, self.following = map(kernel_session, paths)
-        self.caches: dict[str, Any] = {}
-
-    def decode(self, latents: Any) -> tuple[Any, Any]:
-        graph = self.following if self.caches else self.first
-        names = [output.name for output in graph.get_outputs()]
-        feed = {"latents": latents, **self.caches}
-        results = dict(zip(names, graph.run(None, feed), strict=True))
-        self.caches = {
-            name.replace("cache_next", "cache"): value
-            for name, value in results.items()
-            if name.startswith("cache_next")
-        }
-        return results["frames"], results["pixels"]
-
-    def decode_all(self, latents: Any, counts: list[int]) -> Iterator[tuple[Any, Any]]:
-        for part in np.split(latents, np.cumsum(counts)[:-1], axis=1):
-            yield self.decode(part)
-
-
-def make_latents(config: ModelConfig, frames: int, batch: int = 1) -> Any:
-    random = np.random.default_rng(0)
-    return random.standard_normal((batch, frames, *config.latent_shape)).astype(np.float16)
-
-
 def check_stream(folder: Path, config: ModelConfig, model: VaeDecoder) -> None:
     latents = make_latents(config, 6)
-    parts = list(Stream(folder).decode_all(latents, [1, 2, 3]))
+    parts = list(DecoderStream(folder).decode_all(latents, [1, 2, 3]))
     expected = model.decode(torch.from_numpy(latents.astype(np.float32))).clamp(-1, 1)
     frames, pixels = (np.concatenate(group, axis=1) for group in zip(*parts, strict=True))
     assert frames.shape == tuple(expected.shape)
@@ -118,10 +59,6 @@ def check_stream(folder: Path, config: ModelConfig, model: VaeDecoder) -> None:
     assert steps.max() <= 1
     # Saturated pictures would hide errors.
     assert expected.abs().lt(1).float().mean() > 0.5
-
-
-def relative(actual: Any, expected: Any) -> float:
-    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
 def test_the_kernels_of_a_graph_are_known_before_it_is_written(built: Path) -> None:
@@ -159,14 +96,16 @@ def test_a_wide_decoder_ends_in_a_plain_convolution(tmp_path: Path) -> None:
     """One that the head's own kernel does not take."""
     vae = VaeConfig(dim=112, multipliers=(1, 1), temporal_upsample=(True,), res_blocks=1)
     config, model = ModelConfig(name="wide", latent=LATENT, vae=vae), seeded_decoder(vae)
-    build_vae_graphs(config, stored(model, tmp_path / "export"), FP16, tmp_path)
+    build_vae_graphs(config, stored(StateWeights(model), tmp_path / "export"), FP16, tmp_path)
     check_stream(tmp_path, config, model)
 
 
 def test_grouping_of_latent_frames_does_not_matter(built: Path) -> None:
     latents = make_latents(SMALL, 4)
     together, apart = (
-        np.concatenate([frames for frames, _ in Stream(built).decode_all(latents, counts)], axis=1)
+        np.concatenate(
+            [frames for frames, _ in DecoderStream(built).decode_all(latents, counts)], axis=1
+        )
         for counts in ([1, 3], [1, 1, 1, 1])
     )
     assert relative(together, apart) <= 1e-5
@@ -175,9 +114,9 @@ def test_grouping_of_latent_frames_does_not_matter(built: Path) -> None:
 def test_rows_of_a_batch_are_independent(export_folder: Path, built: Path, tmp_path: Path) -> None:
     build_vae_graphs(SMALL, export_folder, FP16, tmp_path, batch=2)
     latents = make_latents(SMALL, 3, batch=2)
-    both = [frames for frames, _ in Stream(tmp_path).decode_all(latents, [1, 2])]
+    both = [frames for frames, _ in DecoderStream(tmp_path).decode_all(latents, [1, 2])]
     for row in range(2):
-        alone = Stream(built).decode_all(latents[row : row + 1], [1, 2])
+        alone = DecoderStream(built).decode_all(latents[row : row + 1], [1, 2])
         for together, (frames, _) in zip(both, alone, strict=True):
             assert relative(together[row : row + 1], frames) <= 1e-5
 
@@ -191,7 +130,7 @@ def test_caches_are_those_of_the_decoder_with_channels_last(
             decoder.cache_shapes(LATENT.height, LATENT.width)
         )
     ]
-    stream = Stream(built)
+    stream = DecoderStream(built)
     assert [(i.name, i.shape) for i in stream.following.get_inputs()[1:]] == wanted
     for graph in (stream.first, stream.following):
         outputs = [(o.name.replace("_next", ""), o.shape) for o in graph.get_outputs()[2:]]
@@ -200,7 +139,7 @@ def test_caches_are_those_of_the_decoder_with_channels_last(
 
 def test_sizes_are_named_as_in_the_exported_graphs(built: Path) -> None:
     """The runtime reserves memory by these names."""
-    stream = Stream(built)
+    stream = DecoderStream(built)
     assert stream.following.get_inputs()[0].shape == [1, "latent_frames", 16, 4, 6]
     assert [(o.name, o.shape) for o in stream.following.get_outputs()[:2]] == [
         ("frames", [1, "4*latent_frames", 3, 32, 48]),
@@ -228,7 +167,7 @@ def test_a_folded_convolution_is_that_of_the_doubled_image(size: tuple[int, int]
     random = torch.Generator().manual_seed(0)
     small = torch.randn(2, 5, *size, generator=random)
     kernel = torch.randn(3, 5, 3, 3, generator=random)
-    folded = torch.from_numpy(vae_graphs._folded_taps(kernel.numpy()))
+    folded = torch.from_numpy(folded_taps(kernel.numpy()))
     assert folded.shape == (12, 5, 2, 2)
     spread = torch.conv2d(small, folded, padding=1).permute(0, 2, 3, 1).contiguous()
     doubled = torch.nn.functional.interpolate(small, scale_factor=2.0, mode="nearest")
@@ -239,7 +178,7 @@ def test_a_folded_convolution_is_that_of_the_doubled_image(size: tuple[int, int]
 def test_a_folded_convolution_keeps_its_gain_in_half_precision() -> None:
     """What falls on one pixel is added before it is rounded, so nothing is rounded twice."""
     kernel = np.random.default_rng(0).standard_normal((3, 5, 3, 3)).astype(np.float16)
-    folded = vae_graphs._folded_taps(kernel)
+    folded = folded_taps(kernel)
     assert folded.dtype == np.float32
     total = kernel.astype(np.float64).sum(axis=(2, 3))
     for four in folded.astype(np.float16).reshape(4, 3, 5, 2, 2):

@@ -26,7 +26,7 @@ from longlive_trt.engines.ort.gpu_compiler import OnnxRuntimeGpuCompiler
 from longlive_trt.errors import LongLiveError, PluginError, UsageError
 from longlive_trt.export.demo_tokenizer import write_demo_tokenizer
 from longlive_trt.export.models.vae import VaeDecoder
-from longlive_trt.exports import RECORD_NAME, ExportRecord, graph_info, read_export
+from longlive_trt.exports import RECORD_NAME, ExportRecord, Quantization, graph_info, read_export
 from longlive_trt.plugins import onnxruntime_bridge
 from longlive_trt.plugins.cuda import compilation
 from longlive_trt.plugins.cuda.compilation import SOURCE_DIR
@@ -124,7 +124,7 @@ def test_a_manifest_names_the_gpu_and_the_kernels(bundle: Bundle) -> None:
         *("common/async_copy.cuh", "common/basics.cuh", "common/vectors.cuh"),
         *("rows/layer_norm.cu", "rows/layer_norm.cuh", "rows/qkv_norm_rope.cu"),
         *("rows/residual_norm.cu", "rows/rms.cuh", "rows/rms_norm.cu", "rows/rope.cuh"),
-        *("rows/rows.cuh", "vae/pictures.cuh", "vae/pixel.cuh"),
+        *("rows/rows.cuh", "vae/activation.cuh", "vae/pictures.cuh", "vae/pixel.cuh"),
         *("vae/vae_frames.cu", "vae/vae_head.cu", "vae/vae_pixels.cu", "vae/vae_stack.cu"),
         *("vae/vae_sum.cu", "vae/vae_zeros.cu"),
     }
@@ -245,6 +245,19 @@ def test_the_kernels_of_its_graphs_decide_a_bundle(
     for module in (onnxruntime_gpu, compilation):
         monkeypatch.setattr(module, "SOURCE_DIR", sources)
     assert (plugins() != first) == decides
+
+
+def test_a_quantized_decoder_has_kernels_of_its_own(exported: Path) -> None:
+    record = read_export(exported)
+    plugins = []
+    for quantization in (
+        Quantization("fp8", "fp8", ""),
+        Quantization("fp8", "fp8", "", vae="int8"),
+    ):
+        compiler = OnnxRuntimeGpuCompiler(BuildOptions(gpu="sm90"), PRECISIONS["fp16"])
+        compiler.check(replace(record, quantization=quantization))
+        plugins.append(compiler.plugins.keys())
+    assert plugins[1] - plugins[0] == {"vae/vae_conv.cu", "vae/vae_quantize.cu"}
 
 
 def test_other_kernels_make_another_bundle(

@@ -1,9 +1,7 @@
 """The VAE's passes: what they mean against plain torch, and on a GPU against what they mean."""
 
-from collections.abc import Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 
@@ -19,21 +17,24 @@ from longlive_trt.plugins.cuda.compilation import CompilerName, KernelSource, ch
 from longlive_trt.plugins.cuda.placement import Placement
 from longlive_trt.plugins.cuda.streams import Gpu, Stream
 from longlive_trt.plugins.cuda.tensors import as_device_tensor
-from longlive_trt.plugins.kernels.base import GraphKernel
 from longlive_trt.plugins.kernels.registry import KERNELS
 from longlive_trt.plugins.kernels.vae import (
     MAX_HEAD_CHANNELS,
     head_shared_bytes,
     pixels_per_block,
 )
+from tests.plugins.kernels.arrays import (
+    NUMPY_TYPES,
+    ROUNDING,
+    computed,
+    error,
+    launched,
+    pixels_last,
+    planes,
+    random_array,
+    to_device,
+)
 
-NUMPY_TYPES = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
-# One rounding of a result, as a relative L2 error.
-ROUNDING = {"float32": 1e-6, "float16": 4e-4, "bfloat16": 3e-3}
 HALVES = ("float16", "bfloat16")
 CHANNELS = (8, 16, 24, 48, 96, 136, 192, 384)
 
@@ -53,11 +54,6 @@ STACKS: dict[str, dict[str, Any]] = {
 }
 
 
-def random_array(shape: Sequence[int], dtype: str, seed: int, scale: float = 1.0) -> Array:
-    values = np.random.default_rng(seed).standard_normal(shape) * scale
-    return values.astype(NUMPY_TYPES[dtype])
-
-
 def stack_inputs(
     frames: int, size: tuple[int, int], channels: int, dtype: str, flags: dict[str, Any]
 ) -> list[Array]:
@@ -71,31 +67,6 @@ def stack_inputs(
     }
     present = [shape for flag, shape in shapes.items() if flags.get(flag)]
     return [random_array(s, dtype, seed, 1.5) for seed, s in enumerate([x, *present])]
-
-
-def computed(
-    kernel: GraphKernel, inputs: Sequence[Array], output_type: np.dtype[Any] | None = None
-) -> list[Array]:
-    """Into arrays full of what must not be left there."""
-    shapes = kernel.output_shapes([array.shape for array in inputs])
-    outputs = [np.full(shape, 77, output_type or inputs[0].dtype) for shape in shapes]
-    kernel.compute(inputs, outputs)
-    return outputs
-
-
-def planes(array: Array, batch: int = 1) -> Any:
-    """[N, H, W, C] as torch's [B, C, frames, H, W] in float32."""
-    tensor = torch.from_numpy(array.astype(np.float32))
-    return tensor.unflatten(0, (batch, -1)).permute(0, 4, 1, 2, 3)
-
-
-def pixels_last(tensor: Any) -> Any:
-    return tensor.permute(0, 2, 3, 4, 1).flatten(0, 1).numpy()
-
-
-def error(actual: Array, expected: Any) -> float:
-    wanted = np.asarray(expected, np.float64).reshape(actual.shape)
-    return float(np.linalg.norm(actual.astype(np.float64) - wanted) / np.linalg.norm(wanted))
 
 
 def plain_stack(inputs: list[Array], flags: dict[str, Any]) -> tuple[Any, Any, Any]:
@@ -301,26 +272,6 @@ def test_sources_compile(entry: str, compiler: CompilerName) -> None:
 @pytest.fixture
 def gpu(need_gpu: Any) -> Any:
     return need_gpu((8, 0))
-
-
-def to_device(array: Array) -> Any:
-    if array.dtype == NUMPY_TYPES["bfloat16"]:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16).cuda()
-    return torch.from_numpy(array).cuda()
-
-
-def launched(
-    kernel: GraphKernel, inputs: Sequence[Array], output_type: Any = None, fill: float = 77
-) -> list[Array]:
-    given = [to_device(array) for array in inputs]
-    shapes = kernel.output_shapes([array.shape for array in inputs])
-    dtype = output_type or given[0].dtype
-    outputs = [torch.full(shape, fill, dtype=dtype, device="cuda") for shape in shapes]
-    views = [[as_device_tensor(t, "tensor") for t in group] for group in (given, outputs)]
-    with Placement(Stream(Gpu(), torch.cuda.current_stream().cuda_stream)) as place:
-        kernel.launch(views[0], views[1], place)
-        torch.cuda.synchronize()
-    return [t.float().cpu().numpy() for t in outputs]
 
 
 @pytest.mark.gpu

@@ -73,13 +73,13 @@ def cache_around_switch(
             for _ in range(blocks):
                 session.step()
             before = copied(session)
-            run, after = session.passes.run_block, dict[str, Array]()
+            run, after = session.passes.denoise, dict[str, Array]()
 
             def spy(*arguments: Any) -> Any:
                 after.update(copied(session))
                 return run(*arguments)
 
-            monkeypatch.setattr(session.passes, "run_block", spy)
+            monkeypatch.setattr(session.passes, "denoise", spy)
             session.switch_prompt(contexts[1], recache)
             session.step()
             return before, after
