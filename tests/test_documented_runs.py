@@ -14,7 +14,7 @@ import pytest
 from longlive_trt.cli import main
 from tests.documented import OURS, PAGES, Line, example_lines, shell_blocks
 
-pytestmark = pytest.mark.exhaustive
+pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(1800)]
 
 BY_NAME = {page.name: page for page in PAGES}
 SMALL = (
@@ -139,7 +139,7 @@ def test_the_page_on_quantization(desk: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", filter(runs_here, example_lines()), ids=lambda line: line.text[:60]
+    "line", list(filter(runs_here, example_lines())), ids=lambda line: line.text[:60]
 )
 def test_an_example_of_a_help(line: Line, parts: None) -> None:
     words = line.text.split()

@@ -41,7 +41,7 @@ RULES = {
     "files": {"errors", "reading", "wording"},
     **{name: {"errors"} for name in ("contract", "dtypes", "streams")},
     "extras": {"errors", "probes"},
-    "doctor": {"architectures", "extras", "probes"},
+    "doctor": {"architectures", "extras", "probes", "wording"},
     "precision": FOUNDATION,
     "exports": {*FOUNDATION, "configs"},
     "configs": FOUNDATION,

@@ -123,6 +123,7 @@ def check_seal(archive: Path, report: Report = unheard) -> str:
         tally = Tally(report, archive.stat().st_size)
         tally.begin(f"checking {archive.name}")
         sealed.finish(tally.add)
+        tally.add(_SEAL_BYTES)
         sealed.digest.update(sealed.seal)
         return sealed.digest.hexdigest()
 

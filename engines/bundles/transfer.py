@@ -51,6 +51,7 @@ from longlive_trt.files import (
     require_space,
     sha256_file,
 )
+from longlive_trt.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +158,8 @@ def _entry_from_catalog(store: Store, choose: Choose | None) -> CatalogEntry:
         return entries[0]
     listed = "".join(f"\n  {store.url}/{entry.path}  ({entry})" for entry in entries)
     raise UsageError(
-        f"{store.url}: a catalog of {len(entries)} bundles; add --auto, or give one of{listed}"
+        f"{store.url}: a catalog of {counted(len(entries), 'bundle')}; add --auto, or give one "
+        f"of{listed}"
     )
 
 

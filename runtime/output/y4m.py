@@ -14,6 +14,7 @@ from longlive_trt.errors import OutputError
 from longlive_trt.runtime.output.base import FrameWriter, Pixels, reason
 from longlive_trt.runtime.output.h264 import even, yuv_frame
 from longlive_trt.streams import STDOUT
+from longlive_trt.wording import counted
 
 
 class Y4mWriter(FrameWriter):
@@ -36,8 +37,8 @@ class Y4mWriter(FrameWriter):
             self._is_gone = True
             self.frames_kept = self.frames_written
             raise OutputError(
-                f"stdout: took {self.frames_written} frames and no more ({reason(error)}); keep "
-                "its reader running, or give --out video.mp4"
+                f"stdout: took {counted(self.frames_written, 'frame')} and no more "
+                f"({reason(error)}); keep its reader running, or give --out video.mp4"
             ) from error
 
     def _finish(self) -> None:

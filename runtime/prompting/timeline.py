@@ -210,7 +210,7 @@ def require_length(seconds: float | None, frames: int | None) -> None:
 
 def require_watchable(length: Length, config: ModelConfig) -> None:
     if length.video_frames is not None and length.video_frames > (LONGEST_S + 60) * config.fps:
-        raise _too_long(f"{length.latent_frames} latent frames")
+        raise _too_long(counted(length.latent_frames or 0, "latent frame"))
 
 
 def _too_long(length: str) -> UsageError:
@@ -233,13 +233,14 @@ def length_in_frames(seconds: float | None, frames: int | None, config: ModelCon
 
 def _length_of_frames(frames: int, config: ModelConfig) -> Length:
     if frames <= 0:
-        raise UsageError(f"a length of {frames} latent frames; give a number above 0")
+        raise UsageError(f"a length of {counted(frames, 'latent frame')}; give a number above 0")
     latent = _whole_blocks(frames, config.rollout.frames_per_block)
     video = config.video_frames(latent)
     if latent == frames:
         return Length(latent, video)
     notice = (
-        f"{frames} latent frames are no whole number of blocks; making {latent} "
+        f"{counted(frames, 'latent frame')} {'is' if frames == 1 else 'are'} no whole number of "
+        f"blocks; making {latent} "
         f"({video / config.fps:g} s)"
     )
     return Length(latent, video, (notice,))

@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pytest
 
+import longlive_trt as ll
 from longlive_trt.cli import main
 from longlive_trt.engines.bundles.archive import pack
 from longlive_trt.runtime.output.preview import Preview
@@ -201,8 +202,6 @@ def test_a_video_says_what_it_is(video_bundle: Path) -> None:
 
 
 def test_prompts_that_were_not_shown_are_not_in_it(video_bundle: Path) -> None:
-    import longlive_trt as ll
-
     with (
         ll.load(video_bundle) as pipeline,
         pipeline.video("a cat", frames=9) as video,
@@ -229,6 +228,9 @@ def test_a_prompt_begins_at_a_time(video_bundle: Path, capsys: Any) -> None:
     # 5.1 s is picture 81, of latent frame 21: the start of a block.
     by_frame = generate_latents(video_bundle, *prompts[:3], 21, "a dog", *options)
     assert np.array_equal(by_time, by_frame)
+    with ll.load(video_bundle) as pipeline:
+        video = pipeline.video({"5.1s": "a dog", 0: "a cat"}, frames=30)
+        assert [(cue.frame, cue.prompt) for cue in video.plan.cues] == [(0, "a cat"), (21, "a dog")]
     Path("story.yaml").write_text("0: a cat\n5.1s: a dog\n")
     assert np.array_equal(
         by_time, generate_latents(video_bundle, "--timeline", "story.yaml", *options)
