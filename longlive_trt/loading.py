@@ -49,7 +49,8 @@ def find_bundle(
         return demo_bundle(notify, progress)
     folder = Path(bundle)
     if not folder.is_dir():
-        raise UsageError(f"{bundle}: no such bundle: {no_bundle(folder)}, or {DEMO}")
+        or_demo = "" if folder.exists() else f", or {DEMO}"
+        raise UsageError(f"{bundle}: no such bundle: {no_bundle(folder)}{or_demo}")
     return folder
 
 

@@ -16,7 +16,7 @@ from longlive_trt.contract import COMPONENT_OF
 from longlive_trt.errors import BundleError, UsageError
 from longlive_trt.exports import TOKENIZER_NAME, GraphInfo
 from longlive_trt.files import MANIFEST_NAME as MANIFEST_NAME
-from longlive_trt.files import is_sealed, seal_of, sha256_file
+from longlive_trt.files import RECORD_NAME, is_sealed, seal_of, sha256_file
 from longlive_trt.printing import quoted
 from longlive_trt.reading.documents import JSON_BYTES, parse_json
 from longlive_trt.reading.failures import InvalidFieldError, ReadingError, refusing
@@ -184,6 +184,9 @@ def no_bundle(path: Path) -> str:
         return f"an archive; unpack it with `{unpack}`, and give the folder {folder}"
     if path.is_file():
         return "a file; give the folder of a bundle that `longlive-trt build` made"
+    if (path / RECORD_NAME).is_file():
+        command = f"longlive-trt build --onnx {shlex.quote(str(path))} --out bundle/"
+        return f"an export; `{command}` makes a bundle of it"
     what = f"no {MANIFEST_NAME} inside" if path.is_dir() else "no such folder"
     return f"{what}; give a bundle that `longlive-trt build` made"
 

@@ -53,6 +53,11 @@ def test_an_export_ends_with_what_to_do_next(mini_config: None, capsys: Any) -> 
     assert said[1:] == ["next: longlive-trt build --onnx 'my onnx' --out bundle/"]
 
 
+def test_an_export_in_the_place_of_a_bundle_names_build(exported: Path, refused: Refused) -> None:
+    for words in (("generate", *PROMPT, "--out", "v.mp4", "--bundle"), ("verify",)):
+        refused(*words, exported, words=("an export", f"longlive-trt build --onnx {exported}"))
+
+
 def test_a_build_names_the_next_command(fake_bundle: Callable[..., Path], capsys: Any) -> None:
     bundle = fake_bundle(Path("my bundle"), graphs={"text": GraphInfo((), ())})
     show_result(BuildResult(read_manifest(bundle), was_current=False), bundle, Voice())
@@ -82,6 +87,7 @@ def test_space_is_looked_for_first(
     assert re.search(r"o: [\d.]+ [kM]B are needed", error)
 
 
+@pytest.mark.exhaustive
 def test_a_calibration_says_how_long_it_will_take(
     small_export: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
