@@ -102,7 +102,7 @@ class _Bar:
         self._bars = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            BarColumn(bar_width=20),
             TextColumn("{task.fields[pace]}", markup=False),
             console=console,
             transient=True,
@@ -110,11 +110,11 @@ class _Bar:
 
     def report(self, unit: Unit, what: str, done: int, total: int) -> None:
         pace = self._pace.describe(unit, done, total)
-        if not self._bars.tasks:
-            self._bars.add_task("", total=total, pace="")
-            self._bars.start()
-        task = self._bars.task_ids[0]
+        is_new = not self._bars.tasks
+        task = self._bars.add_task("", pace="") if is_new else self._bars.task_ids[0]
         self._bars.update(task, description=escaped(what), completed=done, total=total, pace=pace)
+        if is_new:
+            self._bars.start()
         if done == total:
             self.close()
 

@@ -234,7 +234,7 @@ def check_files(folder: Path, manifest: Manifest, report: Report = unheard) -> N
                 f"build or fetch the bundle again"
             )
     tally = Tally(report, manifest.total_bytes)
-    tally.begin(f"checking {folder}")
+    tally.begin(f"checking {folder.name or folder}")
     with ThreadPoolExecutor() as pool:
         hashes = pool.map(lambda name: sha256_file(folder / name, tally.add), manifest.files)
         for (name, entry), found in zip(manifest.files.items(), hashes, strict=True):
