@@ -40,10 +40,10 @@ class Ours:
 
 def require_replaceable(out: Path, kind: Ours) -> None:
     """Refuse, before any work, a place where something of somebody else's would be lost."""
-    require_place(out)
     real = real_path(out)
     if real.exists() and not real.is_dir():
         raise UsageError(f"{out}: a file is in the way; give --out another folder")
+    require_place(out)
     if real.is_mount():
         raise UsageError(
             f"{out}: a disk is mounted there, which cannot be exchanged for another folder; give "
