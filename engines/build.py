@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from longlive_trt.basics import Report
+from longlive_trt.basics import Report, unheard
 from longlive_trt.configs.dump import config_sha256
 from longlive_trt.engines.bundles.bundle import (
     FORMAT,
@@ -24,13 +24,20 @@ from longlive_trt.engines.bundles.fit import require_fit
 from longlive_trt.engines.compiler import BuildOptions, EngineCompiler, GraphSource
 from longlive_trt.engines.registry import DEFAULT, compiler_named
 from longlive_trt.errors import BundleError
-from longlive_trt.exports import TOKENIZER_NAME, ExportRecord, check_export, read_export
+from longlive_trt.exports import (
+    TOKENIZER_NAME,
+    ExportRecord,
+    check_export,
+    export_bytes,
+    read_export,
+)
 from longlive_trt.files import (
     BUNDLE,
     discard_abandoned,
     publish_directory,
     real_path,
     require_replaceable,
+    require_space,
     sha256_file,
 )
 from longlive_trt.precision import Precision, precision_named
@@ -56,21 +63,24 @@ def build(
     options: BuildOptions = _NO_OPTIONS,
     command: str = "",
     force: bool = False,
-    report: Report = lambda _what, _done, _total: None,
+    report: Report = unheard,
+    checking: Report = unheard,
 ) -> BuildResult:
+    """``report`` hears of graphs, and ``checking`` of the bytes of files that are checked."""
     precision = precision_named(precision_name)
     record = read_export(export_folder)
     compiler = compiler_named(engine, options, precision, record.config)
     compiler.check(record)
-    check_export(export_folder, record)
+    check_export(export_folder, record, checking)
     require_fit(export_folder, record.config, record.graphs)
     key = _key(record, compiler, precision)
-    current = None if force else _current(out, key)
+    current = None if force else _current(out, key, checking)
     if current is not None:
         # A run that was killed after it gave the bundle its name left the older one.
         discard_abandoned(real_path(out).parent)
         return BuildResult(current, was_current=True)
     require_replaceable(out, BUNDLE)
+    require_space(out, _least_bytes(export_folder, record, precision, options))
     started = time.monotonic()
     with publish_directory(out, BUNDLE) as folder:
         sources = {
@@ -102,13 +112,26 @@ def build(
     return BuildResult(manifest, was_current=False)
 
 
+def _least_bytes(
+    folder: Path, record: ExportRecord, precision: Precision, options: BuildOptions
+) -> int:
+    """A bundle holds the export's weights, in a type of its own."""
+    if options.strip:
+        return 0
+    size = export_bytes(folder, record)
+    if record.quantization is not None:
+        return size // 4
+    exported = precision_named(record.precision).element.item_bytes
+    return size * precision.element.item_bytes // exported
+
+
 def _key(record: ExportRecord, compiler: EngineCompiler, precision: Precision) -> str:
     choices = [asdict(compiler.kind), dict(compiler.options), dict(compiler.plugins)]
     decisive = [FORMAT, config_sha256(record.config), record.files, precision.name, *choices]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
-def _current(out: Path, key: str) -> Manifest | None:
+def _current(out: Path, key: str, checking: Report) -> Manifest | None:
     """The bundle that is there already, if it is the one asked for and sound."""
     if not (out / MANIFEST_NAME).is_file():
         return None
@@ -117,7 +140,7 @@ def _current(out: Path, key: str) -> Manifest | None:
         if manifest.key != key:
             logger.info("%s: built from something else; building again", out)
             return None
-        check_files(out, manifest)
+        check_files(out, manifest, checking)
     except BundleError as error:
         logger.warning("%s; building again", error)
         return None

@@ -1,6 +1,7 @@
 """The export: trace every graph, write the weights, check, and publish the folder whole."""
 
 import logging
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,13 @@ from longlive_trt.exports import (
     graph_info,
     require_complete_record,
 )
-from longlive_trt.files import EXPORT, publish_directory, require_replaceable, sha256_file
+from longlive_trt.files import (
+    EXPORT,
+    publish_directory,
+    require_replaceable,
+    require_space,
+    sha256_file,
+)
 from longlive_trt.precision import Precision, retype
 
 logger = logging.getLogger(__name__)
@@ -111,6 +118,7 @@ def export_components(
     report: Report = lambda _what, _done, _total: None,
 ) -> ExportResult:
     require_replaceable(out, EXPORT)
+    require_space(out, _weights_bytes(parts, precision, quantization))
     with publish_directory(out, EXPORT) as folder:
         traced = {part.name: _export_component(part, folder, precision, report) for part in parts}
         if kept is not None:
@@ -122,6 +130,15 @@ def export_components(
         checks = _check_all(parts, graphs, folder, config, precision, report) if check else ()
         (folder / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
     return ExportResult(record, tuple(checks))
+
+
+def _weights_bytes(
+    parts: Sequence[Component], precision: Precision, quantization: Quantization | None
+) -> int:
+    """At least: what is quantized takes a byte each."""
+    item_bytes = precision.element.item_bytes if quantization is None else 1
+    weights = (part.weights for part in parts)
+    return item_bytes * sum(math.prod(each.shape(name)) for each in weights for name in each.names)
 
 
 def _export_component(

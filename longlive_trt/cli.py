@@ -1,5 +1,6 @@
 """The ``longlive-trt`` command: finds the subcommands, and turns failures into one line."""
 
+import difflib
 import errno
 import importlib
 import io
@@ -9,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import click
+from click.shell_completion import CompletionItem
 
 from longlive_trt import __version__
 from longlive_trt.errors import LongLiveError
-from longlive_trt.extras import missing_module_message
-from longlive_trt.printing import accept_every_character, console, message_lines
+from longlive_trt.extras import EXPORTING, QUANTIZING, SERVING, missing_module_message
+from longlive_trt.printing import accept_every_character, message_lines
 from longlive_trt.signals import bus_errors_told
 from longlive_trt.streams import drop_output, lasting_streams
 
@@ -22,18 +24,22 @@ from longlive_trt.streams import drop_output, lasting_streams
 class Entry:
     module: str
     summary: str
+    needs: tuple[str, ...] = ()
+    """Modules of extras that it always imports, sooner or later."""
 
 
 # In the order of the pipeline. Kept here so that `--help` imports no command.
 COMMANDS = {
-    "export": Entry("making.export", "Turn a checkpoint into ONNX graphs."),
+    "export": Entry("making.export", "Turn a checkpoint into ONNX graphs.", EXPORTING),
     "calibrate": Entry(
-        "making.calibrate", "Quantize the graphs to fp8 or int8, guided by a rollout."
+        "making.calibrate", "Quantize the graphs to fp8 or int8, guided by a rollout.", QUANTIZING
     ),
     "build": Entry("making.build", "Compile ONNX graphs into a bundle of engines."),
     "refit": Entry("making.refit", "Give stripped engines their weights."),
     "generate": Entry("running.generate", "Make a video from a bundle and prompts."),
-    "serve": Entry("running.serve", "Endless video in the browser that answers to typing."),
+    "serve": Entry(
+        "running.serve", "Endless video in the browser that answers to typing.", SERVING
+    ),
     "demo": Entry("running.demo", "A video of the demo model, steered by three prompts."),
     "verify": Entry("running.verify", "Check a bundle, file by file and against its reference."),
     "inspect": Entry("shipping.inspect", "Show what a bundle or an archive holds."),
@@ -69,29 +75,61 @@ class LazyGroup(click.Group):
         command: click.Command = module.command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if self.get_command(ctx, args[0]) is None and not ctx.resilient_parsing:
+            ctx.fail(f"No such command {args[0]!r}.{_meant(args[0])}")
+        return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Without importing any command."""
+        names = [name for name in COMMANDS if name.startswith(incomplete)]
+        commands = [CompletionItem(name, help=COMMANDS[name].summary) for name in names]
+        return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def _meant(name: str) -> str:
+    near = difflib.get_close_matches(name.lower(), COMMANDS, n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="longlive-trt")
 @click.option("-v", "--verbose", count=True, help="Say what is being done; -vv says more.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
 def cli(ctx: click.Context, verbose: int, debug: bool) -> None:
-    """Compile LongLive video models to engines, and generate video with them."""
+    """Compile LongLive video models to engines, and generate video with them.
+
+    \b
+    longlive-trt demo               a first video, without a checkpoint
+    longlive-trt COMMAND --help     what a command takes, with examples
+    """
     ctx.ensure_object(Settings).debug = debug
     _set_up_logging(verbose)
 
 
 def _set_up_logging(verbose: int) -> None:
-    from rich.logging import RichHandler
-
     # Our own logger, not the root: a library that logs is not what -v asked for.
     logger = logging.getLogger(__package__)
     logger.setLevel([logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)])
-    logger.handlers = [RichHandler(console=console(stderr=True), show_path=False, show_time=False)]
+    logger.handlers = [_Lines()]
+
+
+class _Lines(logging.Handler):
+    """One line each, whatever is in it: messages repeat what other programs say."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = " ".join(record.getMessage().split())
+        click.echo(f"{record.levelname.lower()}: {message_lines(text)}", err=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,7 +144,7 @@ def _run_and_tell(arguments: list[str]) -> int:
     try:
         return _run(arguments, settings)
     except (LongLiveError, ImportError, OSError, MemoryError, RuntimeError) as error:
-        message = _one_line(error)
+        message = _one_line(error, arguments)
         if settings.debug or message is None:
             raise
         _complain(f"error: {message}", arguments)
@@ -144,10 +182,12 @@ def _give_up_on_output() -> None:
         drop_output()
 
 
-def _one_line(error: Exception) -> str | None:
+def _one_line(error: Exception, arguments: list[str]) -> str | None:
     """The message of an expected failure; None for one that is a defect of ours."""
     if isinstance(error, ModuleNotFoundError):
-        return missing_module_message(error.name or "")
+        command = next((name for name in arguments if name in COMMANDS), None)
+        needs = COMMANDS[command].needs if command else ()
+        return missing_module_message(error.name or "", needs)
     if isinstance(error, ImportError):
         return _describe_import_error(error)
     if isinstance(error, OSError):

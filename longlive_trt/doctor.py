@@ -24,6 +24,7 @@ from longlive_trt.probes import (
     has_nvidia_gpu,
     installed_version,
 )
+from longlive_trt.wording import counted
 
 GIB = 1024**3
 GPU_QUERY_LIMIT_S = 10.0
@@ -91,7 +92,7 @@ def _python() -> Iterable[Finding]:
 
 def _machine() -> Iterable[Finding]:
     memory = psutil.virtual_memory()
-    yield Finding("CPU", "ok", f"{len(os.sched_getaffinity(0))} cores")
+    yield Finding("CPU", "ok", counted(len(os.sched_getaffinity(0)), "core"))
     yield Finding(
         "memory",
         "ok",

@@ -10,6 +10,7 @@
 │   └── ``NotFiniteError`` a block whose latents are not numbers
 ├── ``PluginError``      a kernel that cannot be compiled, or arguments it does not take
 │   └── ``LostGpuError`` a fault after which nothing of this process runs on the GPU any more
+├── ``MissingExtraError`` an optional dependency that is not installed
 └── ``OutputError``      a video, picture or state file that cannot be written
 
 A message says what was wrong, where, and what to do.
@@ -55,6 +56,10 @@ class PluginError(LongLiveError):
 
 
 class LostGpuError(PluginError):
+    pass
+
+
+class MissingExtraError(LongLiveError):
     pass
 
 

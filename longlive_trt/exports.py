@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from longlive_trt.basics import Report, Tally, unheard
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.dump import config_values
 from longlive_trt.contract import COMPONENT_OF, ONNX_SUFFIX, TRANSPOSED_KEY
@@ -151,13 +152,16 @@ def _record(path: Path, values: Any) -> ExportRecord:
     return record
 
 
-def check_hashes(folder: Path, record: ExportRecord) -> None:
-    """Refuse files that are not those which the export wrote."""
+def check_hashes(folder: Path, record: ExportRecord, report: Report = unheard) -> None:
+    """Refuse files that are not those which the export wrote; ``report`` hears of bytes."""
+    for name in record.files:
+        if not (folder / name).is_file():
+            raise UsageError(f"{folder / name}: missing; export again")
+    tally = Tally(report, export_bytes(folder, record))
     for name, expected in record.files.items():
         path = folder / name
-        if not path.is_file():
-            raise UsageError(f"{path}: missing; export again")
-        actual = sha256_file(path)
+        tally.begin(f"checking {name}")
+        actual = sha256_file(path, tally.add)
         if actual != expected:
             raise UsageError(
                 f"{path}: altered since the export (sha256 {actual}, expected {expected}); "
@@ -165,9 +169,14 @@ def check_hashes(folder: Path, record: ExportRecord) -> None:
             )
 
 
-def check_export(folder: Path, record: ExportRecord) -> None:
+def export_bytes(folder: Path, record: ExportRecord) -> int:
+    """The size of all that the record names."""
+    return sum((folder / name).stat().st_size for name in record.files)
+
+
+def check_export(folder: Path, record: ExportRecord, report: Report = unheard) -> None:
     """Refuse an export that is not whole, or not as it was written."""
-    check_hashes(folder, record)
+    check_hashes(folder, record, report)
     require_complete_record(folder, record)
     for name, info in record.graphs.items():
         path = folder / f"{name}{ONNX_SUFFIX}"

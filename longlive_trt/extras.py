@@ -1,13 +1,15 @@
 """Which optional dependency brings which module, and the command that adds it."""
 
+import importlib.util
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from longlive_trt.errors import MissingExtraError
 from longlive_trt.probes import has_nvidia_gpu, installed_version
 
 DISTRIBUTION = "longlive-trt"
@@ -30,16 +32,43 @@ EXTRA_OF_MODULE = {
     "tensorrt_rtx_bindings": "tensorrt-rtx",
 }
 
+EXPORTING = ("torch", "onnxscript", ENGINE_MODULE)
+"""What exports are made with, and compared with torch."""
+QUANTIZING = (*EXPORTING, "modelopt", "requests", "huggingface_hub")
+SERVING = (ENGINE_MODULE, "fastapi", "uvicorn", "websockets", "prometheus_client")
+
 _ROOT = Path(__file__).resolve().parents[1]
 
 
-def missing_module_message(module: str) -> str | None:
-    """What to do about a module that cannot be imported; None if no extra brings it."""
-    top_level = module.partition(".")[0]
-    extra = engine_extra() if top_level == ENGINE_MODULE else EXTRA_OF_MODULE.get(top_level)
-    if extra is None:
+def missing_module_message(module: str, others: Iterable[str] = ()) -> str | None:
+    """What to do about a module that cannot be imported; None if no extra brings it.
+
+    ``others`` will be needed too: those that are missing as well are added by the same command.
+    """
+    missing = [module.partition(".")[0]]
+    missing += [other for other in others if other not in missing and not _is_there(other)]
+    extras = list(dict.fromkeys(filter(None, map(_extra_of, missing))))
+    if _extra_of(missing[0]) is None:
         return None
-    return f"this needs {top_level}, which is not installed: {install_command(extra)}"
+    listed = " and ".join([*([", ".join(missing[:-1])] if missing[1:] else []), missing[-1]])
+    are = "are" if missing[1:] else "is"
+    return f"this needs {listed}, which {are} not installed: {install_command(','.join(extras))}"
+
+
+def require_modules(modules: Iterable[str]) -> None:
+    """Refuse, before any work, what some modules are missing for, and name all of them."""
+    missing = [module for module in modules if not _is_there(module)]
+    message = missing_module_message(missing[0], missing[1:]) if missing else None
+    if message is not None:
+        raise MissingExtraError(message)
+
+
+def _is_there(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _extra_of(module: str) -> str | None:
+    return engine_extra() if module == ENGINE_MODULE else EXTRA_OF_MODULE.get(module)
 
 
 @contextmanager

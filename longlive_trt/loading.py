@@ -4,11 +4,10 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from longlive_trt.basics import Report
-from longlive_trt.engines.bundles.bundle import MANIFEST_NAME, open_bundle
+from longlive_trt.basics import Report, unheard
+from longlive_trt.engines.bundles.bundle import MANIFEST_NAME, no_bundle, open_bundle
 from longlive_trt.engines.loader import DEVICES, DeviceChoice
 from longlive_trt.errors import UsageError
-from longlive_trt.making.choices import unheard
 from longlive_trt.making.demo import demo_bundle
 from longlive_trt.runtime.pipeline import Pipeline
 
@@ -30,12 +29,13 @@ def load(
     ``bundle``: its folder, or ``demo``, which is built when it is first asked for.
     ``device``: ``cpu``, ``cuda``, or ``auto``, which is what the bundle was built for.
     ``low_memory``: hold the text encoder only while it encodes, and decode frame by frame.
-    ``notify`` is told that the demo is being built, and ``progress`` how far that is.
+    ``notify`` is told that the demo is being built, and ``progress`` how far that is, and how many
+    bytes are checked.
     """
     if device not in DEVICES:
         raise UsageError(f"device is {device!r}; allowed: {', '.join(DEVICES)}")
     folder = find_bundle(bundle, notify=notify, progress=progress)
-    return Pipeline(open_bundle(folder), device, low_memory=low_memory)
+    return Pipeline(open_bundle(folder, progress), device, low_memory=low_memory)
 
 
 def find_bundle(
@@ -48,11 +48,9 @@ def find_bundle(
     if is_demo(bundle):
         return demo_bundle(notify, progress)
     folder = Path(bundle)
-    if not folder.exists():
-        raise UsageError(
-            f"{bundle}: no such bundle: there is no such folder; give the folder of a bundle that "
-            f"`longlive-trt build` made, or {DEMO}"
-        )
+    if not folder.is_dir():
+        or_demo = "" if folder.exists() else f", or {DEMO}"
+        raise UsageError(f"{bundle}: no such bundle: {no_bundle(folder)}{or_demo}")
     return folder
 
 

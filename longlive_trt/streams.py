@@ -10,7 +10,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import BinaryIO, cast
 
+from longlive_trt.errors import UsageError
+
+STDOUT = "-"
+"""Its name in the place of a file's."""
 _STDERR = 2
+
+
+def is_stdout(path: str | os.PathLike[str]) -> bool:
+    return os.fspath(path) == STDOUT
+
+
+def require_piped_stdout(what: str, remedy: str) -> None:
+    """Bytes have no place on a terminal."""
+    if sys.stdout.isatty():
+        raise UsageError(f"{STDOUT}: {what} to stdout, which is a terminal; {remedy}")
 
 
 @contextmanager

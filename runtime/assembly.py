@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
-from longlive_trt.basics import Closing
+from longlive_trt.basics import Closing, Report, unheard
 from longlive_trt.configs import ModelConfig
 from longlive_trt.contract import PROMPT, STEP, TEXT, VAE_GRAPHS
 from longlive_trt.engines.base import Engine, specs_of
@@ -25,8 +25,8 @@ from longlive_trt.runtime.prompting.encoder import (
     PromptContexts,
     PromptEncoder,
     PromptReader,
-    unheard,
 )
+from longlive_trt.runtime.prompting.encoder import unheard as untold
 from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer
 from longlive_trt.runtime.session import Session
 from longlive_trt.runtime.streams import STREAM_OF, GpuStreams
@@ -46,12 +46,14 @@ class Engines(Closing):
         *,
         low_memory: bool = False,
         wrap: Wrap = lambda engine, _graph: engine,
+        report: Report = unheard,
     ) -> None:
         """``low_memory``: the text encoder is loaded while it encodes, and pictures are decoded
-        frame by frame.
+        frame by frame. ``report`` hears of engines that are loaded.
         """
         require_runnable(bundle, device)
         self.bundle, self._low_memory, self._wrap = bundle, low_memory, wrap
+        self._report = report
         self.on_gpu = runs_on_gpu(bundle, device)
         self._streams = GpuStreams()
         self._opening = threading.RLock()
@@ -72,6 +74,9 @@ class Engines(Closing):
                 self.bundle.require(graph, purpose)
                 described = {graph: self.bundle.manifest.graphs[graph]}
                 require_fit(self.bundle.folder, self.bundle.config, described)
+                self._report(
+                    f"loading {graph}", len(self._loaded), len(self.bundle.manifest.graphs)
+                )
                 transient = self._low_memory and graph == TEXT
                 engine = self._transient(graph) if transient else self._load(graph)
                 self._loaded[graph] = self._wrap(engine, graph)
@@ -116,7 +121,7 @@ class Engines(Closing):
         engine = self.get(PROMPT, "conditioning on a prompt")
         return PromptContexts(engine, batch, self._memory("prompts"))
 
-    def prompt_encoder(self, batch: int, on_tokens: OnTokens = unheard) -> PromptEncoder:
+    def prompt_encoder(self, batch: int, on_tokens: OnTokens = untold) -> PromptEncoder:
         """The text encoder itself is loaded when the first prompt comes."""
         contexts = self.contexts(batch)
 

@@ -19,11 +19,13 @@ from longlive_trt.runtime.interrupts import StopRequest, stop_on_signals
 from longlive_trt.runtime.noise import FloatArray
 from longlive_trt.runtime.output import FrameWriter, write_latents, write_sidecar
 from longlive_trt.runtime.output.base import make_folder
+from longlive_trt.runtime.output.preview import Preview
 from longlive_trt.runtime.pipeline import Pipeline
 from longlive_trt.runtime.plan import Plan
 from longlive_trt.runtime.progress import Finished, Meter, Progress, Started
 from longlive_trt.runtime.video import Video, VideoBlock
 from longlive_trt.signals import interrupts_deferred
+from longlive_trt.streams import is_stdout
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,21 @@ class Outputs:
     latents: Path | None = None
     state: Path | None = None
     overwrite: bool = False
+    preview: Path | None = None
+    """A PNG file with the newest picture."""
+
+    @property
+    def to_stdout(self) -> bool:
+        return self.video is not None and is_stdout(self.video)
+
+    @property
+    def shown(self) -> str | None:
+        """What a message calls the video."""
+        return "stdout" if self.to_stdout else self.video
 
     def videos(self, batch: int) -> list[str | None]:
         """One video for each row of the batch; several are numbered before the ending."""
-        if self.video is None or batch == 1:
+        if self.video is None or self.to_stdout or batch == 1:
             return [self.video] * batch
         path = Path(self.video)
         slash = "/" if self.video.endswith("/") else ""
@@ -50,7 +63,7 @@ def generate(
 ) -> bool:
     """Make the video; True if it was interrupted. What was made is kept in any case."""
     with ExitStack() as stack:
-        for path in (outputs.latents, outputs.state):
+        for path in (outputs.latents, outputs.state, outputs.preview):
             if path is not None:
                 make_folder(path.parent)
                 stack.callback(Claim(real_path(path)).release)
@@ -87,11 +100,12 @@ class _Run:
         self._blocks_taken = self._plan.first_block
         self._failure: Exception | None = None
         self._lacks_an_output = False
+        self._preview = Preview(outputs.preview) if outputs.preview is not None else None
 
     def make(self, stop: StopRequest) -> None:
         plan, end = self._plan, self._plan.end_block
         frames = None if end is None else plan.video_frames(plan.first_block, end)
-        self._progress.started(Started(plan.blocks, frames, plan.config.fps, self._outputs.video))
+        self._progress.started(Started(plan.blocks, frames, plan.config.fps, self._outputs.shown))
         while not stop.is_asked and self._video.blocks_made != end:
             block = self._video.step()
             self._pending.append(block)
@@ -130,7 +144,7 @@ class _Run:
                 closing.callback(self._attempt, partial(self._close, writer))
 
     def _tell_end(self, interrupted: bool) -> None:
-        finished = self._kept(self._meter.finished(self._outputs.video, interrupted))
+        finished = self._kept(self._meter.finished(self._outputs.shown, interrupted))
         with interrupts_deferred():
             for writer in self._writers:
                 self._write_record(writer)
@@ -153,7 +167,8 @@ class _Run:
         return blocks
 
     def _write_record(self, writer: FrameWriter) -> None:
-        if self._outputs.video is None or not writer.frames_kept:
+        outputs = self._outputs
+        if outputs.video is None or outputs.to_stdout or not writer.frames_kept:
             return
         frames = writer.frames_kept
         record = _record(self._video.bundle, self._plan, self._whole_blocks(frames), frames)
@@ -207,7 +222,7 @@ class _Run:
 
     def _hand_out(self) -> None:
         block = self._pending[0]
-        rows = block.rows if self._plan.decodes else ()
+        rows = list(block.rows) if self._plan.decodes else []
         latents = [block.latents] if self._outputs.latents is not None else []
         # Ctrl-C ends the waits above, but what is written is counted too.
         with interrupts_deferred():
@@ -217,6 +232,8 @@ class _Run:
                 writer.write(row)
             done = self._meter.block(block.frame_count)
         self._progress.block(done)
+        if self._preview is not None and (notice := self._preview.renew(rows)):
+            self._progress.notice(notice)
 
 
 def _open_writers(video: Video, outputs: Outputs) -> list[FrameWriter]:

@@ -2,12 +2,12 @@
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from weakref import WeakSet
 
-from longlive_trt.basics import Closing
+from longlive_trt.basics import Closing, Report, unheard
 from longlive_trt.configs import ModelConfig
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.engines.loader import DeviceChoice
@@ -16,7 +16,7 @@ from longlive_trt.runtime.plan import Plan, VideoOptions, plan_video
 from longlive_trt.runtime.prompting.encoder import PromptEncoder
 from longlive_trt.runtime.prompting.notices import notices
 from longlive_trt.runtime.prompting.switches import SwitchMode
-from longlive_trt.runtime.prompting.timeline import Cue
+from longlive_trt.runtime.prompting.timeline import ByMoment, Cue, Moment
 from longlive_trt.runtime.prompting.tokenizer import TokenizedPrompt
 from longlive_trt.runtime.prompting.track import (
     PromptSource,
@@ -37,10 +37,16 @@ class Pipeline(Closing):
     """Makes any number of videos, one after the other or side by side."""
 
     def __init__(
-        self, bundle: Bundle, device: DeviceChoice = "auto", *, low_memory: bool = False
+        self,
+        bundle: Bundle,
+        device: DeviceChoice = "auto",
+        *,
+        low_memory: bool = False,
+        report: Report = unheard,
     ) -> None:
+        """``report`` hears of engines that are loaded."""
         self.bundle = bundle
-        self.engines = Engines(bundle, device, low_memory=low_memory)
+        self.engines = Engines(bundle, device, low_memory=low_memory, report=report)
         self._opening = threading.Lock()
         self._videos: WeakSet[Video] = WeakSet()
 
@@ -50,7 +56,7 @@ class Pipeline(Closing):
 
     def video(
         self,
-        prompt: str | Mapping[int, str] | Sequence[Cue] | None = None,
+        prompt: str | ByMoment | Sequence[Cue] | None = None,
         *,
         seconds: float | None = None,
         frames: int | None = None,
@@ -60,7 +66,7 @@ class Pipeline(Closing):
         batch: int | None = None,
         timeline: str | Path | None = None,
         line: int | None = None,
-        switch_frames: Sequence[int] | None = None,
+        switch_frames: Sequence[Moment] | None = None,
         resume: str | Path | None = None,
         replay: str | Path | None = None,
         preset: str | None = None,
@@ -70,7 +76,8 @@ class Pipeline(Closing):
     ) -> Video:
         """Begin a video.
 
-        ``prompt``: a text, or texts by the latent frame from which each is wanted.
+        ``prompt``: a text, or texts by the latent frame, or the time (``"7.5s"``), from which each
+        is wanted.
         ``seconds`` or ``frames`` (latent frames): the length; without either it is endless.
         ``seed``: of the noise; 0 if none is given.
         ``switch``: how prompts change: ``exact``, ``partial``, ``none`` or ``blend:N``.

@@ -19,16 +19,26 @@ from longlive_trt.runtime.noise import NoiseSource, ReplayNoise, SeededNoise
 from longlive_trt.runtime.prompting.switches import EXACT, SwitchMode
 from longlive_trt.runtime.prompting.timeline import (
     ENDLESS,
+    ByMoment,
     Clock,
     Cue,
     Length,
+    Moment,
+    Seconds,
     Timeline,
+    Wish,
     checked_timeline,
     length_in_frames,
+    parse_moment,
     require_length,
     require_watchable,
 )
-from longlive_trt.runtime.prompting.timeline_files import recipe_settings, timeline_from_file
+from longlive_trt.runtime.prompting.timeline_files import (
+    TimelineText,
+    open_timeline,
+    recipe_settings,
+    timeline_from_file,
+)
 from longlive_trt.runtime.ring import RingLayout
 from longlive_trt.runtime.state import SavedState, load_state, require_kept, require_savable
 
@@ -39,11 +49,11 @@ SEEDS = Range(0, 2**64 - 1)
 class VideoOptions:
     """Refuses, at once, what contradicts itself; ``spell`` is how a message writes a name."""
 
-    prompt: str | Mapping[int, str] | Sequence[Cue] | None = None
-    """A text, or texts by the latent frame from which each is wanted."""
-    timeline: Path | None = None
+    prompt: str | ByMoment | Sequence[Cue | Wish] | None = None
+    """A text, or texts by the latent frame, or the time (``7.5s``), from which each is wanted."""
+    timeline: Path | TimelineText | None = None
     line: int | None = None
-    switch_frames: tuple[int, ...] | None = None
+    switch_frames: tuple[Moment, ...] | None = None
     switch: SwitchMode | None = None
     """Without one, a resumed video goes on with its own; any other with exact switches."""
     seconds: float | None = None
@@ -162,6 +172,8 @@ class Plan:
 
 def plan_video(bundle: Bundle, options: VideoOptions) -> Plan:
     """Everything that can be refused is refused here, before engines are loaded."""
+    if options.timeline is not None:
+        options = replace(options, timeline=open_timeline(options.timeline))
     options = _as_recipe_says(options, bundle)
     resumed = load_state(options.resume) if options.resume else None
     config = _runtime_config(resumed.config if resumed else bundle.config, options)
@@ -292,7 +304,7 @@ def _timeline(options: VideoOptions, clock: Clock, resumed: SavedState | None) -
         )
     if options.prompt is None:
         return None
-    cues = _asked_cues(options.prompt, options.spell("prompt"))
+    cues = _asked_cues(options.prompt, options.spell("prompt"), clock)
     if resumed is not None and (not cues or cues[0].frame > 0):
         cues.insert(0, Cue(0, resumed.prompt, "the saved prompt"))
     if not cues:
@@ -300,21 +312,31 @@ def _timeline(options: VideoOptions, clock: Clock, resumed: SavedState | None) -
     return checked_timeline(cues, clock)
 
 
-def _asked_cues(prompt: str | Mapping[int, str] | Sequence[Cue], name: str) -> list[Cue]:
+def _asked_cues(
+    prompt: str | ByMoment | Sequence[Cue | Wish], name: str, clock: Clock
+) -> list[Cue]:
     if isinstance(prompt, str):
         return [Cue(0, prompt, name)]
     if isinstance(prompt, Mapping):
-        cues = [Cue(frame, text, f"{name} at {frame}") for frame, text in prompt.items()]
-        if all(type(cue.frame) is int and isinstance(cue.prompt, str) for cue in cues):
-            return sorted(cues, key=lambda cue: cue.frame)
+        wishes = [_wish(at, text, f"{name} at {at}") for at, text in prompt.items()]
+        known = [clock.cue(wish) for wish in wishes if wish is not None]
+        if len(known) == len(prompt):
+            return sorted(known, key=lambda cue: cue.frame)
     elif isinstance(prompt, Sequence):
-        listed = [cue for cue in prompt if isinstance(cue, Cue)]
+        placed = [clock.cue(one) if isinstance(one, Wish) else one for one in prompt]
+        listed = [one for one in placed if isinstance(one, Cue)]
         if len(listed) == len(prompt):
             return listed
     raise UsageError(
-        f"{name} is {quoted(prompt)}; give a text, or texts by the latent frame from which each is "
-        "wanted"
+        f"{name} is {quoted(prompt)}; give a text, or texts by the latent frame, or the time (as "
+        "'7.5s'), from which each is wanted"
     )
+
+
+def _wish(at: object, prompt: object, where: str) -> Wish | None:
+    moment = parse_moment(at) if isinstance(at, str) else at
+    is_moment = type(moment) is int or isinstance(moment, Seconds)
+    return Wish(moment, prompt, where) if is_moment and isinstance(prompt, str) else None  # type: ignore[arg-type]
 
 
 def _cues(timeline: Timeline, block_frames: int, resumed: SavedState | None) -> list[Cue]:

@@ -17,9 +17,15 @@ from rich.console import Console
 from rich.text import Text
 
 from longlive_trt.printing import console, escaped
+from longlive_trt.reporting import SILENT, Reporters, on_terminal, reporters
+from longlive_trt.wording import counted, duration
+
+Mode = Literal["auto", "rich", "quiet", "json"]
 
 _RATE_BLOCKS = 10
 _PLAIN_INTERVAL_S = 5.0
+_PATIENCE_S = 2.0
+"""A log hears of checking and loading only where that takes longer."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,9 @@ class Finished:
 
 
 class Progress(Protocol):
+    reporters: Reporters
+    """For what comes before the first block."""
+
     def started(self, event: Started) -> None: ...
     def block(self, event: BlockDone) -> None: ...
     def notice(self, text: str) -> None: ...
@@ -112,6 +121,8 @@ class Meter:
 
 
 class QuietProgress:
+    reporters = SILENT
+
     def started(self, event: Started) -> None:
         pass
 
@@ -163,6 +174,7 @@ class PlainProgress(QuietProgress):
     def __init__(self, stream: TextIO, interval_s: float = _PLAIN_INTERVAL_S) -> None:
         self._stream, self._interval_s = stream, interval_s
         self._said_s: float | None = None
+        self.reporters = reporters(stream, patience_s=_PATIENCE_S)
 
     def started(self, event: Started) -> None:
         self._say(_describe_start(event))
@@ -187,6 +199,7 @@ class PlainProgress(QuietProgress):
 class RichProgress(QuietProgress):
     def __init__(self, console: Console) -> None:
         self._console = console
+        self.reporters = on_terminal(console)
         self._bars = bars.Progress(
             bars.SpinnerColumn(),
             bars.BarColumn(),
@@ -197,6 +210,7 @@ class RichProgress(QuietProgress):
         self._task: bars.TaskID | None = None
 
     def started(self, event: Started) -> None:
+        self.reporters.close()
         self._console.print(Text(escaped(_describe_start(event))))
         self._task = self._bars.add_task("first block", total=event.blocks)
         self._bars.start()
@@ -214,11 +228,12 @@ class RichProgress(QuietProgress):
         self._console.print(Text(escaped(_describe_end(event))))
 
     def close(self) -> None:
+        self.reporters.close()
         self._bars.stop()
 
 
 def make_progress(
-    mode: Literal["auto", "rich", "quiet", "json"],
+    mode: Mode,
     *,
     stdout: TextIO | None = None,
     stderr: TextIO | None = None,
@@ -247,17 +262,19 @@ def _describe_start(event: Started) -> str:
     if event.blocks is None:
         length = "an endless video"
     else:
-        frames = "" if event.video_frames is None else f", {event.video_frames} video frames"
-        length = f"{event.blocks} blocks{frames}"
+        frames = (
+            "" if event.video_frames is None else f", {counted(event.video_frames, 'video frame')}"
+        )
+        length = f"{counted(event.blocks, 'block')}{frames}"
     output = f" to {event.output}" if event.output else ""
     return f"making {length} at {event.fps:g} frames/s{output}"
 
 
 def _describe_block(event: BlockDone) -> str:
     total = "" if event.blocks is None else f"/{event.blocks}"
-    left = "" if event.eta_s is None else f", {_duration(event.eta_s)} left"
+    left = "" if event.eta_s is None else f", {duration(event.eta_s)} left"
     return (
-        f"block {event.index + 1}{total}, {event.video_frames} video frames, "
+        f"block {event.index + 1}{total}, {counted(event.video_frames, 'video frame')}, "
         f"{_speed(event.frames_per_second)}{left}, {_memory(event.resident_bytes)}"
     )
 
@@ -266,19 +283,14 @@ def _describe_end(event: Finished) -> str:
     outcome = "interrupted after" if event.interrupted else "made"
     output = f": {event.output}" if event.output else ""
     return (
-        f"{outcome} {event.blocks} blocks, {event.video_frames} video frames in "
-        f"{_duration(event.elapsed_s)} ({_speed(event.frames_per_second)}){output}"
+        f"{outcome} {counted(event.blocks, 'block')}, "
+        f"{counted(event.video_frames, 'video frame')} in "
+        f"{duration(event.elapsed_s)} ({_speed(event.frames_per_second)}){output}"
     )
 
 
 def _speed(frames_per_second: float | None) -> str:
     return "- frames/s" if frames_per_second is None else f"{frames_per_second:.1f} frames/s"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def _memory(size_bytes: int) -> str:

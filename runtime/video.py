@@ -15,9 +15,10 @@ from longlive_trt.errors import UsageError
 from longlive_trt.runtime.noise import FloatArray
 from longlive_trt.runtime.output import FrameWriter, open_writer
 from longlive_trt.runtime.output.base import Pixels
+from longlive_trt.runtime.output.tags import Tags, video_tags
 from longlive_trt.runtime.plan import Plan, require_text_encoder
 from longlive_trt.runtime.prompting.switches import SwitchMode
-from longlive_trt.runtime.prompting.timeline import check_prompt
+from longlive_trt.runtime.prompting.timeline import Cue, check_prompt
 from longlive_trt.runtime.prompting.track import PromptTrack, Shown
 from longlive_trt.runtime.session import Block, Checkpoint, Session
 from longlive_trt.runtime.state import require_savable, save_state
@@ -99,6 +100,9 @@ class Video(Closing):
         self.is_between_blocks = True
         """A block that was begun and failed leaves a video that cannot go on from here."""
         self.is_closed = False
+        resumed = plan.resumed
+        self._prompts = [Cue(resumed.next_frame, resumed.prompt)] if resumed else []
+        """What has been shown, by the latent frame from which it is."""
 
     @property
     def fps(self) -> float:
@@ -137,9 +141,13 @@ class Video(Closing):
                 f"the video ends after {self.blocks_made} blocks; ask for a longer one"
             )
         self.is_between_blocks = False
-        change = self._track.due(self.session.ring.next_frame)
+        first_frame, before = self.session.ring.next_frame, self._track.prompt
+        change = self._track.due(first_frame)
         if change is not None:
             self.session.switch_prompt(*change)
+        if self._track.prompt != before:
+            earlier = [cue for cue in self._prompts if cue.frame < first_frame]
+            self._prompts = [*earlier, Cue(first_frame, self._track.prompt)]
         block = self.session.step()
         self.is_between_blocks = True
         handed_out = VideoBlock(block, self.plan, self._track.prompt)
@@ -185,6 +193,8 @@ class Video(Closing):
         self._require_open()
         self.session.rollback(checkpoint.session)
         self._track.go_back(checkpoint.shown)
+        next_frame = self.session.ring.next_frame
+        self._prompts = [cue for cue in self._prompts if cue.frame < next_frame]
         self.is_between_blocks = True
 
     def save_state(self, path: str | Path, *, overwrite: bool = True) -> None:
@@ -213,9 +223,20 @@ class Video(Closing):
     def writer(self, path: str | Path | None, *, overwrite: bool = False) -> FrameWriter:
         """Takes the frames of blocks: an MP4, MOV or GIF file, or a folder of PNG files.
 
-        None is no file at all: frames are only counted.
+        ``-`` is stdout, in Y4M; None is no file at all: frames are only counted.
         """
-        return open_writer(path, self.fps, *self.size, overwrite)
+        return open_writer(path, self.fps, *self.size, overwrite, self._tags)
+
+    def _tags(self) -> Tags:
+        plan = self.plan
+        if plan.replay is not None:
+            return video_tags((), model=plan.config.name, seed=None)
+        first = plan.config.video_frames(plan.first_block * plan.block_frames)
+        starts = {
+            (plan.config.video_frames(cue.frame) - first) / self.fps: cue.prompt
+            for cue in self._prompts or plan.cues
+        }
+        return video_tags(list(starts.items()), model=plan.config.name, seed=plan.seed)
 
     def close(self) -> None:
         if not self.is_closed:

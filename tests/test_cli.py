@@ -87,6 +87,37 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("genrate", "generate"), ("Build", "build"), ("unpck", "unpack"), ("exprot", "export")],
+)
+def test_a_command_that_was_meant_is_named(
+    typed: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([typed]) == 2
+    assert f"No such command '{typed}'. Did you mean '{meant}'?" in capsys.readouterr().err
+
+
+def test_what_is_like_no_command_names_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["x" * 30]) == 2
+    assert "Did you mean" not in capsys.readouterr().err
+
+
+def test_an_option_that_was_meant_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--promt", "a cat"]) == 2
+    assert "Did you mean" in capsys.readouterr().err
+
+
+def test_what_is_logged_is_one_line(
+    add_command: AddCommand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = "logging.getLogger('longlive_trt.x').warning('two\\nlines of %s', '[/b]' + 'y' * 900)"
+    add_command("logs", body)
+    assert main(["logs"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: two lines of [/b]yyy") and len(line) < 300
+
+
+@pytest.mark.parametrize(
     ("error", "code"),
     [("LongLiveError", 1), ("UsageError", 2), ("ConfigError", 2), ("BundleError", 1)],
 )

@@ -1,6 +1,8 @@
 """The command that adds what is missing works from where the package came from."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -9,12 +11,15 @@ from types import SimpleNamespace
 import pytest
 
 from longlive_trt import extras, probes
+from longlive_trt.errors import MissingExtraError
 from longlive_trt.extras import (
+    QUANTIZING,
     engine_command,
     engine_extra,
     engine_upgrade,
     install_command,
     missing_module_message,
+    require_modules,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -120,3 +125,62 @@ def test_one_engine_takes_the_place_of_the_other() -> None:
 
 def test_modules_of_the_base_have_no_extra() -> None:
     assert missing_module_message("numpy") is None
+
+
+@pytest.mark.parametrize(
+    ("missing", "words", "extras"),
+    [
+        (("torch",), "torch, which is", "export"),
+        (("torch", "modelopt"), "torch and modelopt, which are", "export,quantize"),
+        (
+            ("torch", "onnxscript", "modelopt", "requests"),
+            "torch, onnxscript, modelopt and requests, which are",
+            "export,quantize",
+        ),
+    ],
+)
+def test_all_that_is_missing_is_said_at_once(
+    missing: tuple[str, ...], words: str, extras: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in missing:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingExtraError) as caught:
+        require_modules(QUANTIZING)
+    command = install_command(extras)
+    assert str(caught.value) == f"this needs {words} not installed: {command}"
+    assert missing_module_message(missing[0], QUANTIZING) == str(caught.value)
+
+
+def test_nothing_is_said_where_nothing_is_missing() -> None:
+    require_modules(QUANTIZING)
+
+
+WITHOUT = """
+import sys
+for name in sys.argv[1].split(","):
+    sys.modules[name] = None
+from longlive_trt.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("missing", "command", "words", "extras"),
+    [
+        ("torch,modelopt", ("calibrate", "--help"), "torch and modelopt", "export,quantize"),
+        ("fastapi,onnxruntime", ("serve",), "onnxruntime and fastapi", "cpu,serve"),
+    ],
+)
+def test_a_command_says_all_that_it_lacks(
+    missing: str, command: tuple[str, ...], words: str, extras: str
+) -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", WITHOUT, missing, *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    expected = f"error: this needs {words}, which are not installed: {install_command(extras)}\n"
+    assert (process.returncode, process.stderr) == (1, expected)

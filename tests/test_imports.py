@@ -19,20 +19,29 @@ PACKAGE = "longlive_trt"
 # rule, such as the commands, may import anything, and nothing below them may import them.
 FOUNDATION = {
     *("errors", "basics", "signals", "files", "contract", "dtypes", "architectures"),
-    *("printing", "reading"),
+    *("printing", "reading", "reporting", "streams", "wording"),
 }
 ONNX = {"precision", "exports"}
 ENGINES = {*FOUNDATION, *ONNX, "configs", "engines", "engines.bundles"}
 RULES = {
     **{
         name: set[str]()
-        for name in ("errors", "basics", "signals", "architectures", "probes", "printing")
+        for name in (
+            "errors",
+            "basics",
+            "signals",
+            "architectures",
+            "probes",
+            "printing",
+            "wording",
+        )
     },
     "reading": {"errors", "basics", "printing"},
-    "files": {"errors", "reading"},
-    **{name: {"errors"} for name in ("contract", "dtypes")},
-    "extras": {"probes"},
-    "doctor": {"architectures", "extras", "probes"},
+    "reporting": {"basics", "printing", "wording"},
+    "files": {"errors", "reading", "wording"},
+    **{name: {"errors"} for name in ("contract", "dtypes", "streams")},
+    "extras": {"errors", "probes"},
+    "doctor": {"architectures", "extras", "probes", "wording"},
     "precision": FOUNDATION,
     "exports": {*FOUNDATION, "configs"},
     "configs": FOUNDATION,

@@ -41,6 +41,12 @@ def test_versions_agree() -> None:
     assert PYPROJECT["project"]["version"] == longlive_trt.__version__
 
 
+def test_the_wheel_says_whose_it_is_and_where_its_model_comes_from() -> None:
+    project = PYPROJECT["project"]
+    assert project["authors"][0]["name"]
+    assert project["urls"] and all(url.startswith("https://") for url in project["urls"].values())
+
+
 def test_every_extra_that_errors_name_exists() -> None:
     extras = PYPROJECT["project"]["optional-dependencies"].keys()
     assert {*EXTRA_OF_MODULE.values(), "cpu", "gpu", "ship"} <= extras

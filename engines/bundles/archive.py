@@ -7,45 +7,48 @@ large they may be, and only plain files with those names and sizes are accepted.
 
 import hashlib
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
 import zstandard
 
-from longlive_trt.basics import Report
+from longlive_trt.basics import Report, Tally, unheard
+from longlive_trt.engines.bundles.archive_writing import (
+    CHUNK_BYTES,
+    SEAL_HEAD,
+    padding,
+    write_archive,
+)
 from longlive_trt.engines.bundles.bundle import (
+    ARCHIVE_SUFFIX,
     MANIFEST_LIMIT_BYTES,
     MANIFEST_NAME,
     FileEntry,
     Manifest,
+    no_bundle,
     parse_manifest,
 )
-from longlive_trt.errors import BundleError, LongLiveError, OutputError, UsageError
+from longlive_trt.errors import BundleError, LongLiveError, UsageError
 from longlive_trt.files import (
     BUNDLE,
-    free_bytes,
     is_inside,
     publish_directory,
     publish_file,
     require_ordinary,
     require_place,
     require_replaceable,
+    require_space,
+    uncounted,
 )
 from longlive_trt.printing import quoted
 from longlive_trt.reading.failures import refusing
 from longlive_trt.reading.files import open_file, read_bytes
 
-SUFFIX = ".tar.zst"
-
-_LEVEL = 3  # Weights hardly shrink: higher levels cost minutes and gain nothing.
 _WINDOW_LIMIT_BYTES = 1 << 27
-_CHUNK_BYTES = 1 << 20
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-_SEAL_HEAD = b"\x50\x2a\x4d\x18" + (32).to_bytes(4, "little")
-_SEAL_BYTES = len(_SEAL_HEAD) + 32
-_NAME_LIMIT_BYTES = 100
+_SEAL_BYTES = len(SEAL_HEAD) + 32
 _KINDS = {
     tarfile.SYMTYPE: "a symbolic link",
     tarfile.LNKTYPE: "a hard link",
@@ -70,33 +73,39 @@ class _Reader(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
-def pack(
-    folder: Path, out: Path, report: Report = lambda _what, _done, _total: None
-) -> tuple[Manifest, int]:
+Count = Callable[[int], None]
+
+
+def pack(folder: Path, out: Path, report: Report = unheard) -> tuple[Manifest, int]:
     """Write the archive of a bundle, checking every file on the way; its manifest and size."""
     manifest, data = _manifest_of(folder)
     _require_writable(out, folder)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with publish_file(out) as partial:
-        with partial.open("xb") as file:
-            _write_archive(file, folder, manifest, data, report)
-        size = partial.stat().st_size
+    with publish_file(out) as partial, partial.open("xb") as file:
+        size = write_archive(file, folder, manifest, data, report)
     return manifest, size
 
 
-def unpack(
-    archive: Path, out: Path, report: Report = lambda _what, _done, _total: None
-) -> Manifest:
+def pack_to(stream: BinaryIO, folder: Path, report: Report = unheard) -> tuple[Manifest, int]:
+    """The same bytes to a pipe. A reader that needs them whole looks for the seal at their end."""
+    manifest, data = _manifest_of(folder)
+    size = write_archive(stream, folder, manifest, data, report)
+    stream.flush()
+    return manifest, size
+
+
+def unpack(archive: Path, out: Path, report: Report = unheard) -> Manifest:
     """Make the bundle of an archive; it appears when every byte of it has been checked."""
     require_replaceable(out, BUNDLE)
     with _opened(archive) as contents:
         manifest, data = contents.manifest()
-        require_space(out, sum(entry.bytes for entry in manifest.files.values()))
+        require_space(out, manifest.total_bytes)
+        tally = Tally(report, manifest.total_bytes)
         with publish_directory(out, BUNDLE) as folder:
             (folder / MANIFEST_NAME).write_bytes(data)
-            for done, name in enumerate(contents.names(manifest)):
-                report(f"unpacking {name}", done, len(manifest.files))
-                contents.extract(folder / name, manifest.files[name])
+            for name in contents.names(manifest):
+                tally.begin(f"unpacking {name}")
+                contents.extract(folder / name, manifest.files[name], tally.add)
             contents.finish(manifest)
     return manifest
 
@@ -107,31 +116,22 @@ def read_archive_manifest(archive: Path) -> Manifest:
         return contents.manifest()[0]
 
 
-def check_seal(archive: Path) -> str:
+def check_seal(archive: Path, report: Report = unheard) -> str:
     """Refuse an archive with an altered byte; its sha256 as a file."""
     with _open_archive(archive) as file:
         sealed = _SealedReader(archive, file)
-        sealed.finish()
+        tally = Tally(report, archive.stat().st_size)
+        tally.begin(f"checking {archive.name}")
+        sealed.finish(tally.add)
+        tally.add(_SEAL_BYTES)
         sealed.digest.update(sealed.seal)
         return sealed.digest.hexdigest()
-
-
-def require_space(out: Path, needed: int) -> None:
-    free = free_bytes(out)
-    if needed > free:
-        raise OutputError(
-            f"{out}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; "
-            f"free some space or give --out on another disk"
-        )
 
 
 def _manifest_of(folder: Path) -> tuple[Manifest, bytes]:
     path = folder / MANIFEST_NAME
     if not path.is_file():
-        raise UsageError(
-            f"{folder}: not a bundle (no {MANIFEST_NAME}); give a folder that "
-            f"`longlive-trt build` made"
-        )
+        raise UsageError(f"{folder}: not a bundle: {no_bundle(folder)}")
     with refusing(BundleError, path, "build or fetch the bundle again"):
         data = read_bytes(path, MANIFEST_LIMIT_BYTES)
     return parse_manifest(data, str(path)), data
@@ -140,7 +140,7 @@ def _manifest_of(folder: Path) -> tuple[Manifest, bytes]:
 def _require_writable(out: Path, folder: Path) -> None:
     """An older archive of a bundle may be replaced; anything else is somebody's."""
     if out.is_dir():
-        raise UsageError(f"{out}: a folder is in the way; give --out FILE{SUFFIX}")
+        raise UsageError(f"{out}: a folder is in the way; give --out FILE{ARCHIVE_SUFFIX}")
     if is_inside(out, folder):
         raise UsageError(f"{out}: inside the bundle itself; give --out a place outside it")
     require_place(out)
@@ -159,68 +159,6 @@ def _is_archive(path: Path) -> bool:
     return True
 
 
-def _write_archive(
-    file: BinaryIO, folder: Path, manifest: Manifest, data: bytes, report: Report
-) -> None:
-    sealing = _SealingWriter(file)
-    compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
-    with compressor.stream_writer(cast(BinaryIO, sealing), closefd=False) as stream:
-        stream.write(_header(MANIFEST_NAME, len(data)) + data + _padding(len(data)))
-        for done, name in enumerate(sorted(manifest.files)):
-            report(f"packing {name}", done, len(manifest.files))
-            entry = manifest.files[name]
-            stream.write(_header(name, entry.bytes))
-            for chunk in _checked_chunks(folder / name, entry):
-                stream.write(chunk)
-            stream.write(_padding(entry.bytes))
-        stream.write(bytes(2 * tarfile.BLOCKSIZE))
-    sealing.finish()
-
-
-def _checked_chunks(path: Path, entry: FileEntry) -> Iterator[bytes]:
-    if path.is_symlink() or not path.is_file():
-        raise BundleError(f"{path}: missing; build or fetch the bundle again")
-    digest, left = hashlib.sha256(), entry.bytes
-    with path.open("rb") as file:
-        while left and (chunk := file.read(min(_CHUNK_BYTES, left))):
-            digest.update(chunk)
-            left -= len(chunk)
-            yield chunk
-        if left or file.read(1) or digest.hexdigest() != entry.sha256:
-            raise BundleError(
-                f"{path}: not the {entry.bytes} bytes with sha256 {entry.sha256} that the "
-                f"manifest lists; build or fetch the bundle again"
-            )
-
-
-def _header(name: str, size: int) -> bytes:
-    """The same bytes on every machine: no time, no owner."""
-    if len(name.encode()) > _NAME_LIMIT_BYTES:
-        raise BundleError(f"file name {name}: longer than {_NAME_LIMIT_BYTES} bytes; shorten it")
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = size, 0o644
-    return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "strict")
-
-
-def _padding(size: int) -> bytes:
-    return bytes(-size % tarfile.BLOCKSIZE)
-
-
-class _SealingWriter:
-    """Passes bytes on and ends them with their sha256."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._digest = hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self._digest.update(data)
-        return self._file.write(data)
-
-    def finish(self) -> None:
-        self._file.write(_SEAL_HEAD + self._digest.digest())
-
-
 class _SealedReader:
     """The bytes before the seal."""
 
@@ -231,7 +169,7 @@ class _SealedReader:
         file.seek(self._left)
         self.seal = file.read(_SEAL_BYTES)
         file.seek(0)
-        if not self.seal.startswith(_SEAL_HEAD) or len(self.seal) != _SEAL_BYTES:
+        if not self.seal.startswith(SEAL_HEAD) or len(self.seal) != _SEAL_BYTES:
             raise BundleError(f"{path}: {_unsealed(path)}")
 
     def read(self, size: int) -> bytes:
@@ -240,10 +178,10 @@ class _SealedReader:
         self.digest.update(data)
         return data
 
-    def finish(self) -> None:
-        while self.read(_CHUNK_BYTES):
-            pass
-        if self._left or self.digest.digest() != self.seal[len(_SEAL_HEAD) :]:
+    def finish(self, count: Count = uncounted) -> None:
+        while data := self.read(CHUNK_BYTES):
+            count(len(data))
+        if self._left or self.digest.digest() != self.seal[len(SEAL_HEAD) :]:
             raise BundleError(
                 f"{self._path}: altered: its bytes do not match its seal; fetch the archive again"
             )
@@ -292,13 +230,14 @@ class _Contents:
             self._require_listed(name, manifest)
             yield name
 
-    def extract(self, target: Path, entry: FileEntry) -> None:
+    def extract(self, target: Path, entry: FileEntry, count: Count = uncounted) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256()
         with target.open("xb") as file:
             for chunk in self._chunks(entry.bytes):
                 digest.update(chunk)
                 file.write(chunk)
+                count(len(chunk))
         if digest.hexdigest() != entry.sha256:
             raise self._refused(
                 f"{target.name} is altered: sha256 {digest.hexdigest()}, expected {entry.sha256}"
@@ -348,10 +287,10 @@ class _Contents:
     def _chunks(self, size: int) -> Iterator[bytes]:
         left = size
         while left:
-            chunk = self._exactly(min(_CHUNK_BYTES, left))
+            chunk = self._exactly(min(CHUNK_BYTES, left))
             left -= len(chunk)
             yield chunk
-        self._exactly(len(_padding(size)))
+        self._exactly(len(padding(size)))
 
     def _exactly(self, size: int) -> bytes:
         pieces, left = [], size

@@ -2,19 +2,21 @@
 
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from longlive_trt.basics import Report, Tally, unheard
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.dump import config_values
 from longlive_trt.contract import COMPONENT_OF
 from longlive_trt.errors import BundleError, UsageError
 from longlive_trt.exports import TOKENIZER_NAME, GraphInfo
 from longlive_trt.files import MANIFEST_NAME as MANIFEST_NAME
-from longlive_trt.files import is_sealed, seal_of, sha256_file
+from longlive_trt.files import RECORD_NAME, is_sealed, seal_of, sha256_file
 from longlive_trt.printing import quoted
 from longlive_trt.reading.documents import JSON_BYTES, parse_json
 from longlive_trt.reading.failures import InvalidFieldError, ReadingError, refusing
@@ -25,6 +27,7 @@ from longlive_trt.reading.shapes import structured
 
 FORMAT = 1
 MANIFEST_LIMIT_BYTES = JSON_BYTES
+ARCHIVE_SUFFIX = ".tar.zst"
 BATCH = Range(1, 256)
 """Videos side by side."""
 
@@ -119,6 +122,10 @@ class Manifest:
                 raise ReadingError(f"file name {name} is not plain: the manifest lists itself")
         KnownOptions.require_sound(self.options)
 
+    @property
+    def total_bytes(self) -> int:
+        return sum(entry.bytes for entry in self.files.values())
+
     def to_json(self) -> str:
         """The text of the file, sealed: its first sha256 is that of the text without it."""
         values: dict[str, Any] = {"format": FORMAT, "sha256": "", **asdict(self)}
@@ -163,11 +170,25 @@ def read_manifest(folder: Path) -> Manifest:
     """Parse the manifest without looking at the files it lists."""
     path = folder / MANIFEST_NAME
     if not path.is_file():
-        what = f"no {MANIFEST_NAME} inside" if folder.is_dir() else "no such folder"
-        raise UsageError(f"{folder}: {what}; give a bundle that `longlive-trt build` made")
+        raise UsageError(f"{folder}: {no_bundle(folder)}")
     with refusing(BundleError, path, _AGAIN):
         data = read_bytes(path, MANIFEST_LIMIT_BYTES)
     return parse_manifest(data, str(path))
+
+
+def no_bundle(path: Path) -> str:
+    """What is in the place of a bundle's folder, and what to do about it."""
+    if path.is_file() and path.name.endswith(ARCHIVE_SUFFIX):
+        folder = shlex.quote(path.name.removesuffix(ARCHIVE_SUFFIX))
+        unpack = f"longlive-trt unpack {shlex.quote(str(path))} --out {folder}"
+        return f"an archive; unpack it with `{unpack}`, and give the folder {folder}"
+    if path.is_file():
+        return "a file; give the folder of a bundle that `longlive-trt build` made"
+    if (path / RECORD_NAME).is_file():
+        command = f"longlive-trt build --onnx {shlex.quote(str(path))} --out bundle/"
+        return f"an export; `{command}` makes a bundle of it"
+    what = f"no {MANIFEST_NAME} inside" if path.is_dir() else "no such folder"
+    return f"{what}; give a bundle that `longlive-trt build` made"
 
 
 def parse_manifest(data: bytes, origin: str) -> Manifest:
@@ -193,14 +214,15 @@ def parse_manifest(data: bytes, origin: str) -> Manifest:
     return manifest
 
 
-def open_bundle(folder: Path) -> Bundle:
+def open_bundle(folder: Path, report: Report = unheard) -> Bundle:
     """Read a bundle and check every file of it before anything is loaded."""
     manifest = read_manifest(folder)
-    check_files(folder, manifest)
+    check_files(folder, manifest, report)
     return Bundle(folder, manifest)
 
 
-def check_files(folder: Path, manifest: Manifest) -> None:
+def check_files(folder: Path, manifest: Manifest, report: Report = unheard) -> None:
+    """``report`` hears of bytes."""
     # Sizes first: they cost nothing and find what is cut short.
     for name, entry in manifest.files.items():
         path = folder / name
@@ -211,8 +233,10 @@ def check_files(folder: Path, manifest: Manifest) -> None:
                 f"{path}: {path.stat().st_size} bytes, expected {entry.bytes}; "
                 f"build or fetch the bundle again"
             )
+    tally = Tally(report, manifest.total_bytes)
+    tally.begin(f"checking {folder.name or folder}")
     with ThreadPoolExecutor() as pool:
-        hashes = pool.map(lambda name: sha256_file(folder / name), manifest.files)
+        hashes = pool.map(lambda name: sha256_file(folder / name, tally.add), manifest.files)
         for (name, entry), found in zip(manifest.files.items(), hashes, strict=True):
             if found != entry.sha256:
                 raise BundleError(

@@ -15,8 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from longlive_trt.configs import ModelConfig
-from longlive_trt.engines.bundles.archive import SUFFIX
-from longlive_trt.engines.bundles.bundle import KnownOptions, Manifest
+from longlive_trt.engines.bundles.bundle import ARCHIVE_SUFFIX, KnownOptions, Manifest
 from longlive_trt.engines.bundles.stores import Store
 from longlive_trt.engines.memory import least_bytes
 from longlive_trt.errors import BundleError, OutputError, UsageError
@@ -58,7 +57,7 @@ class CatalogEntry:
 
     @property
     def is_archive(self) -> bool:
-        return self.path.endswith(SUFFIX)
+        return self.path.endswith(ARCHIVE_SUFFIX)
 
     def __str__(self) -> str:
         return (
@@ -73,7 +72,7 @@ def entry_of(manifest: Manifest, sha256: str, *, is_archive: bool, size: int) ->
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(words)).lstrip(".")
     height, width = (side * _pixels_per_latent(config) for side in config.latent_shape[1:])
     return CatalogEntry(
-        path=name + (SUFFIX if is_archive else ""),
+        path=name + (ARCHIVE_SUFFIX if is_archive else ""),
         sha256=sha256,
         key=manifest.key,
         config=config.name,

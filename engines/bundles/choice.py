@@ -17,6 +17,7 @@ from longlive_trt.engines.compatibility import (
 )
 from longlive_trt.engines.registry import DEFAULT, KINDS
 from longlive_trt.errors import BundleError
+from longlive_trt.wording import counted
 
 # What each saves: FP8 halves the weights and doubles the rate where the hardware has it.
 _ON_GPU = ("fp8", "bf16", "fp16", "int8", "fp32")
@@ -180,7 +181,8 @@ def _nothing_fits(
     fastest = min(KINDS.values(), key=lambda kind: kind.speed_rank)
     engine = fastest if machine.gpu else DEFAULT
     return (
-        f"{where}: none of {len(judged)} bundles runs on this machine ({machine})\n{reasons}\n"
+        f"{where}: none of {counted(len(judged), 'bundle')} runs on this machine ({machine})\n"
+        f"{reasons}\n"
         f"install what is missing, or build one here: "
         f"longlive-trt build --onnx DIR --engine {engine.name} --out BUNDLE"
     )

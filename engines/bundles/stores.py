@@ -3,7 +3,6 @@
 import errno
 import io
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -12,11 +11,12 @@ from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import fsspec  # type: ignore[import-untyped]
+from fsspec.callbacks import Callback  # type: ignore[import-untyped]
 
 from longlive_trt.errors import BundleError, LongLiveError, OutputError, UsageError
 from longlive_trt.extras import install_command
-from longlive_trt.files import BUNDLE, Ownership, blamed_on, real_path, require_place
-from longlive_trt.printing import plain
+from longlive_trt.files import BUNDLE, Ownership, blamed_on, real_path, require_place, uncounted
+from longlive_trt.printing import cut, plain
 from longlive_trt.reading.failures import refusing
 from longlive_trt.reading.files import file_size
 
@@ -114,13 +114,15 @@ class Store:
             return []
         return sorted(Path(item["name"]).name for item in found if item["type"] == "file")
 
-    def put(self, path: Path, name: str) -> None:
-        """Upload a file; it appears whole or not at all."""
+    def put(self, path: Path, name: str, count: Callable[[int], None] = uncounted) -> None:
+        """Upload a file; it appears whole or not at all. ``count`` hears of every piece."""
         if self.is_local:
             with self._publishing(name) as partial:
-                shutil.copyfile(path, partial)
-        else:
-            self._send(name, lambda: self._system.put_file(str(path), self._path(name)))
+                _copy(path, partial, count)
+            return
+        target, heard = self._path(name), _Heard(count, path.stat().st_size)
+        self._send(name, lambda: self._system.put_file(str(path), target, callback=heard))
+        heard.finish()
 
     def write(self, name: str, data: bytes) -> None:
         if self.is_local:
@@ -138,7 +140,7 @@ class Store:
                 # fsspec reports a server that cannot be reached as a file that does not exist.
                 if delay_s is None or not is_transient(error):
                     raise self._failure(name, error) from error
-                logger.warning("%s/%s: %s; trying again", self.url, name, _reason(error))
+                logger.warning("%s/%s: %s; trying again", self.url, name, reason(error))
                 time.sleep(delay_s)
         raise AssertionError("unreachable")
 
@@ -207,7 +209,33 @@ class Store:
         advice = "check the address and the connection, and run the command again"
         if _status(error) in (401, 403) or isinstance(error, PermissionError):
             advice = "sign in to the store, or ask for access"
-        return UnreachableError(f"{self.url}/{name}: {_reason(error)}; {advice}")
+        return UnreachableError(f"{self.url}/{name}: {reason(error)}; {advice}")
+
+
+class _Heard(Callback):  # type: ignore[misc]
+    """What fsspec tells of an upload: some stores nothing, and one that is tried again twice."""
+
+    def __init__(self, count: Callable[[int], None], size: int) -> None:
+        super().__init__()
+        self._count, self._size, self._counted = count, size, 0
+
+    def call(self, *_: object, **__: object) -> None:
+        self._reach(min(self.value, self._size))
+
+    def finish(self) -> None:
+        self._reach(self._size)
+
+    def _reach(self, size: int) -> None:
+        if size > self._counted:
+            self._count(size - self._counted)
+            self._counted = size
+
+
+def _copy(path: Path, target: Path, count: Callable[[int], None]) -> None:
+    with path.open("rb") as source, target.open("wb") as file:
+        while chunk := source.read(_CHUNK_BYTES):
+            file.write(chunk)
+            count(len(chunk))
 
 
 def is_transient(error: BaseException | None) -> bool:
@@ -229,12 +257,14 @@ def _status(error: BaseException) -> int | None:
     return status if isinstance(status, int) else None
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """In a line, whatever a library says."""
     cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
     status = _status(cause)
+    text = str(cause)
     if status is not None:
-        return f"the server answered {status} {getattr(cause, 'message', '')}".rstrip()
-    return str(cause) or type(cause).__name__
+        text = f"the server answered {status} {getattr(cause, 'message', '')}"
+    return cut(" ".join(text.split())) or type(cause).__name__
 
 
 def _protocol(url: str) -> str:

@@ -13,15 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from longlive_trt.basics import Report
+from longlive_trt.basics import Report, Tally, unheard
 from longlive_trt.engines.bundles.archive import (
-    SUFFIX,
     check_seal,
     read_archive_manifest,
-    require_space,
     unpack,
 )
 from longlive_trt.engines.bundles.bundle import (
+    ARCHIVE_SUFFIX,
     MANIFEST_LIMIT_BYTES,
     MANIFEST_NAME,
     FileEntry,
@@ -39,7 +38,7 @@ from longlive_trt.engines.bundles.catalog import (
     require_catalog,
     require_sound,
 )
-from longlive_trt.engines.bundles.stores import Store, UnreachableError, is_transient
+from longlive_trt.engines.bundles.stores import Store, UnreachableError, is_transient, reason
 from longlive_trt.errors import BundleError, UsageError
 from longlive_trt.files import (
     BUNDLE,
@@ -49,8 +48,10 @@ from longlive_trt.files import (
     real_path,
     replace_directory,
     require_replaceable,
+    require_space,
     sha256_file,
 )
+from longlive_trt.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +67,7 @@ class Pulled:
     was_current: bool = False
 
 
-def push(
-    source: Path, url: str, report: Report = lambda _what, _done, _total: None
-) -> tuple[CatalogEntry, str]:
+def push(source: Path, url: str, report: Report = unheard) -> tuple[CatalogEntry, str]:
     """Upload a bundle or an archive and list it in the catalog; its entry and address."""
     store = Store(url)
     store.require_writable()
@@ -80,48 +79,49 @@ def push(
 
 
 def _push_archive(archive: Path, store: Store, report: Report) -> CatalogEntry:
-    manifest, sha256 = read_archive_manifest(archive), check_seal(archive)
+    manifest, sha256 = read_archive_manifest(archive), check_seal(archive, report)
     size = archive.stat().st_size
     entry = entry_of(manifest, sha256, is_archive=True, size=size)
     require_sound(entry)
-    report(f"pushing {entry.path}", 0, 1)
-    _upload(store, archive, entry.path, size)
+    _upload(store, archive, entry.path, size, Tally(report, size))
     return entry
 
 
 def _push_folder(folder: Path, store: Store, report: Report) -> CatalogEntry:
     manifest = read_manifest(folder)
-    check_files(folder, manifest)
-    size = sum(item.bytes for item in manifest.files.values())
+    check_files(folder, manifest, report)
+    size = manifest.total_bytes
     sha256 = sha256_file(folder / MANIFEST_NAME)
     entry = entry_of(manifest, sha256, is_archive=False, size=size)
     require_sound(entry)
+    tally = Tally(report, size)
     # The manifest last: where there is one, the bundle is complete.
-    for done, (name, item) in enumerate(manifest.files.items()):
-        report(f"pushing {name}", done, len(manifest.files))
-        _upload(store, folder / name, f"{entry.path}/{name}", item.bytes)
+    for name, item in manifest.files.items():
+        _upload(store, folder / name, f"{entry.path}/{name}", item.bytes, tally)
     path = folder / MANIFEST_NAME
-    _upload(store, path, f"{entry.path}/{MANIFEST_NAME}", path.stat().st_size)
+    _upload(store, path, f"{entry.path}/{MANIFEST_NAME}", path.stat().st_size, tally)
     return entry
 
 
-def _upload(store: Store, path: Path, name: str, size: int) -> None:
+def _upload(store: Store, path: Path, name: str, size: int, tally: Tally) -> None:
+    tally.begin(f"pushing {path.name}")
     # The address holds the manifest's hash and files appear whole: this is the one to be sent.
     if store.size(name) == size:
         logger.info("%s/%s: there already", store.url, name)
+        tally.add(size)
         return
-    store.put(path, name)
+    store.put(path, name, tally.add)
 
 
 def pull(
     url: str,
     out: Path,
     choose: Choose | None = None,
-    report: Report = lambda _what, _done, _total: None,
+    report: Report = unheard,
 ) -> Pulled:
     """Make the bundle of an address: a bundle's, an archive's, or a catalog's to choose from."""
     require_replaceable(out, BUNDLE)
-    if choose is None and url.endswith(SUFFIX):
+    if choose is None and url.endswith(ARCHIVE_SUFFIX):
         parent, _, name = url.rpartition("/")
         return _pull_archive(Store(parent or "."), name, out, None, report)
     store = Store(url)
@@ -158,26 +158,27 @@ def _entry_from_catalog(store: Store, choose: Choose | None) -> CatalogEntry:
         return entries[0]
     listed = "".join(f"\n  {store.url}/{entry.path}  ({entry})" for entry in entries)
     raise UsageError(
-        f"{store.url}: a catalog of {len(entries)} bundles; add --auto, or give one of{listed}"
+        f"{store.url}: a catalog of {counted(len(entries), 'bundle')}; add --auto, or give one "
+        f"of{listed}"
     )
 
 
 def _pull_folder(store: Store, data: bytes, out: Path, report: Report) -> Pulled:
     manifest = parse_manifest(data, f"{store.url}/{MANIFEST_NAME}")
-    if _is_current(out, data, manifest):
+    if _is_current(out, data, manifest, report):
         shutil.rmtree(_staging_path(out), ignore_errors=True)
         discard_abandoned(real_path(out).parent)
         return Pulled(manifest, 0, 0, was_current=True)
-    total = sum(entry.bytes for entry in manifest.files.values())
+    total = manifest.total_bytes
     with _staging(out) as staging:
         require_space(out, total - _stored_bytes(staging))
         whole, parts = staging / "bundle", staging / "parts"
         parts.mkdir(exist_ok=True)
         _discard_unlisted(whole, manifest)
-        fetched = 0
-        for done, (name, entry) in enumerate(manifest.files.items()):
-            report(f"pulling {name}", done, len(manifest.files))
-            fetched += _fetch_file(store, name, entry, whole / name, parts / entry.sha256)
+        fetched, tally = 0, Tally(report, total)
+        for name, entry in manifest.files.items():
+            tally.begin(f"pulling {name}")
+            fetched += _fetch_file(store, name, entry, whole / name, parts / entry.sha256, tally)
         (whole / MANIFEST_NAME).write_bytes(data)
         replace_directory(out, whole, BUNDLE)
     return Pulled(manifest, fetched, max(0, total - fetched))
@@ -192,16 +193,16 @@ def _pull_archive(
     with _staging(out) as staging:
         address = f"{store.url}/{name} {size}"
         identity = entry.sha256 if entry else hashlib.sha256(address.encode()).hexdigest()
-        archive = staging / f"{identity}{SUFFIX}"
+        archive = staging / f"{identity}{ARCHIVE_SUFFIX}"
         require_space(out, size - _stored_bytes(staging))
-        report(f"pulling {name}", 0, 2)
-        fetched = _fetch(store, name, size, archive)
-        report(f"unpacking {name}", 1, 2)
+        tally = Tally(report, size)
+        tally.begin(f"pulling {name}")
+        fetched = _fetch(store, name, size, archive, tally)
         try:
-            found = check_seal(archive)
+            found = check_seal(archive, report)
             if entry and found != entry.sha256:
                 raise BundleError(f"{store.url}/{name}: not the archive that {INDEX_NAME} lists")
-            manifest = unpack(archive, out)
+            manifest = unpack(archive, out, report)
         except BundleError:
             # Going on from these bytes would never end well.
             archive.unlink()
@@ -209,12 +210,12 @@ def _pull_archive(
     return Pulled(manifest, fetched, size - fetched)
 
 
-def _is_current(out: Path, data: bytes, manifest: Manifest) -> bool:
+def _is_current(out: Path, data: bytes, manifest: Manifest, report: Report) -> bool:
     path = out / MANIFEST_NAME
     if not path.is_file() or path.read_bytes() != data:
         return False
     try:
-        check_files(out, manifest)
+        check_files(out, manifest, report)
     except BundleError as error:
         logger.warning("%s; fetching it again", error)
         return False
@@ -267,15 +268,18 @@ def _discard_unlisted(whole: Path, manifest: Manifest) -> None:
             path.unlink()
 
 
-def _fetch_file(store: Store, name: str, entry: FileEntry, target: Path, part: Path) -> int:
+def _fetch_file(
+    store: Store, name: str, entry: FileEntry, target: Path, part: Path, tally: Tally
+) -> int:
     """Complete one file, and say how many bytes it took."""
     if _is_sound(target, entry):
+        tally.add(entry.bytes)
         return 0
-    fetched = _fetch(store, name, entry.bytes, part)
+    fetched = _fetch(store, name, entry.bytes, part, tally)
     if not _is_sound(part, entry) and fetched < entry.bytes:
         # The bytes of an earlier run may be at fault: once more, from the start.
         part.unlink()
-        fetched += _fetch(store, name, entry.bytes, part)
+        fetched += _fetch(store, name, entry.bytes, part, Tally(unheard, 0))
     if not _is_sound(part, entry):
         found = sha256_file(part)
         part.unlink()
@@ -294,15 +298,16 @@ def _is_sound(path: Path, entry: FileEntry) -> bool:
     )
 
 
-def _fetch(store: Store, name: str, size: int, part: Path) -> int:
+def _fetch(store: Store, name: str, size: int, part: Path, tally: Tally) -> int:
     """Append to ``part`` until it has its size. Attempts count only while nothing comes."""
     part.touch()
     if part.stat().st_size > size:
         os.truncate(part, 0)
     before = part.stat().st_size
+    tally.add(before)
     while (start := part.stat().st_size) < size:
         try:
-            store.patiently(name, lambda: _append(store, name, size, part))
+            store.patiently(name, lambda: _append(store, name, size, part, tally))
         except FileNotFoundError:
             raise BundleError(
                 f"{store.url}/{name}: missing from the bundle there; push it again"
@@ -314,16 +319,16 @@ def _fetch(store: Store, name: str, size: int, part: Path) -> int:
     return size - before
 
 
-def _append(store: Store, name: str, size: int, part: Path) -> None:
+def _append(store: Store, name: str, size: int, part: Path, tally: Tally) -> None:
     """One connection's worth. Progress before an error is kept, and is no failed attempt."""
     start = part.stat().st_size
     with part.open("ab") as file:
         try:
             for chunk in store.chunks(name, start):
-                file.write(chunk[: size - file.tell()])
+                tally.add(file.write(chunk[: size - file.tell()]))
                 if file.tell() == size:
                     return
         except Exception as error:
             if file.tell() == start or not is_transient(error):
                 raise
-            logger.warning("%s/%s: %s; going on from there", store.url, name, error)
+            logger.warning("%s/%s: %s; going on from there", store.url, name, reason(error))

@@ -2,26 +2,20 @@
 
 from pathlib import Path
 
-import click
-
 from longlive_trt import loading
-from longlive_trt.commands._reporting import stage_reporter
+from longlive_trt.commands._voice import Voice
 from longlive_trt.making.demo import demo_bundle
 
 HELP = f"What `build` made, or {loading.DEMO}."
 
 
-def find_bundle(bundle: Path, *, quiet: bool = False) -> Path:
+def find_bundle(bundle: Path, voice: Voice) -> Path:
     """The bundle's folder; the demo's is built first, if need be, and that is said."""
-    if quiet or not loading.is_demo(bundle):
-        return loading.find_bundle(bundle, notify=lambda _text: None)
-    return find_demo()
+    if not loading.is_demo(bundle):
+        return loading.find_bundle(bundle)
+    return find_demo(voice)
 
 
-def find_demo() -> Path:
-    with stage_reporter() as report:
-        return demo_bundle(_say, report)
-
-
-def _say(text: str) -> None:
-    click.echo(f"note: {text}", err=True)
+def find_demo(voice: Voice) -> Path:
+    with voice.reporting() as report:
+        return demo_bundle(voice.note, report.stages)

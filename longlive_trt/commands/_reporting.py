@@ -1,49 +1,10 @@
-"""How long-running commands show what they are doing."""
+"""What several commands write down or show in the same way."""
 
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-from longlive_trt.basics import Report
 from longlive_trt.exports import TensorInfo
-from longlive_trt.printing import console, escaped, storable
-
-
-@contextmanager
-def stage_reporter() -> Iterator[Report]:
-    """A live bar on a terminal; a line a stage elsewhere. All on stderr."""
-    if not sys.stderr.isatty():
-        yield _line_reporter()
-        return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console(stderr=True), transient=True) as progress:
-        task = progress.add_task("starting", total=None)
-
-        def report(what: str, done: int, total: int) -> None:
-            progress.update(task, description=escaped(what), completed=done, total=total)
-
-        yield report
-
-
-def _line_reporter() -> Report:
-    last = ""
-
-    def report(what: str, _done: int, _total: int) -> None:
-        nonlocal last
-        if what != last:
-            last = what
-            sys.stderr.write(escaped(what) + "\n")
-            sys.stderr.flush()
-
-    return report
+from longlive_trt.printing import storable
 
 
 def command_line() -> str:

@@ -5,7 +5,9 @@ from longlive_trt.files.facts import (
     free_bytes,
     is_inside,
     real_path,
+    require_space,
     sha256_file,
+    uncounted,
 )
 from longlive_trt.files.ours import (
     BUNDLE,
@@ -61,7 +63,9 @@ __all__ = [
     "require_ordinary",
     "require_place",
     "require_replaceable",
+    "require_space",
     "scratch_folder",
     "seal_of",
     "sha256_file",
+    "uncounted",
 ]

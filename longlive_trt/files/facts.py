@@ -3,18 +3,26 @@
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from longlive_trt.errors import OutputError, UsageError
+from longlive_trt.wording import byte_size
 
 _CHUNK_BYTES = 1 << 22
 
 
-def sha256_file(path: Path) -> str:
+def uncounted(_size: int) -> None:
+    """Bytes that nobody counts."""
+
+
+def sha256_file(path: Path, count: Callable[[int], None] = uncounted) -> str:
+    """``count`` is called with the size of each piece that was read."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
+            count(len(chunk))
     return digest.hexdigest()
 
 
@@ -24,6 +32,16 @@ def free_bytes(path: Path) -> int:
         place for place in (path.absolute(), *path.absolute().parents) if place.exists()
     )
     return shutil.disk_usage(existing).free
+
+
+def require_space(out: Path, needed: int) -> None:
+    """Refuse, before any work, what the disk would not take."""
+    free = free_bytes(out)
+    if needed > free:
+        raise OutputError(
+            f"{out}: {byte_size(needed)} are needed and {byte_size(free)} are free; "
+            f"free some space or give --out on another disk"
+        )
 
 
 def real_path(path: str | Path) -> Path:

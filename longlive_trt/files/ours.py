@@ -22,6 +22,8 @@ RECORD_NAME = "export.json"
 
 _RECORD_LIMIT_BYTES = 16 << 20
 _SEAL = re.compile(rb'"sha256": "([0-9a-f]{64})"')
+# pathlib leaves one slash of two.
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SYSTEM, _SHARED_MEMORY = ("/dev", "/proc", "/sys"), "/dev/shm"  # noqa: S108 - refused or allowed
 _RECORD_FIELDS = {"precision": str, "config": dict, "graphs": dict, "checkpoints": dict}
@@ -65,6 +67,11 @@ def require_place(path: str | Path) -> None:
     """
     if os.fspath(path) == "-":
         raise UsageError("-: standard output is not taken here; give a name, or ./- for that one")
+    if _ADDRESS.match(os.fspath(path)):
+        raise UsageError(
+            f"{path}: an address, where a file or folder is written; give a name on this machine, "
+            "and send a bundle there with `longlive-trt push`"
+        )
     real = real_path(path)
     if any(real.is_relative_to(top) for top in _SYSTEM) and not real.is_relative_to(_SHARED_MEMORY):
         raise UsageError(f"{path}: a place of the system's own; choose one on a disk")

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Literal, get_args
 
-from longlive_trt.basics import Report
+from longlive_trt.basics import Report, unheard
 from longlive_trt.engines.build import BuildResult
 from longlive_trt.engines.build import build as build_bundle
 from longlive_trt.engines.bundles.bundle import BATCH
 from longlive_trt.engines.compiler import BuildOptions
 from longlive_trt.engines.registry import DEFAULT, KINDS
-from longlive_trt.making.choices import optional_path, require_choice, unheard
+from longlive_trt.making.choices import optional_path, require_choice
 from longlive_trt.making.quantized import QUANTIZED, plan_build
 from longlive_trt.precision import PRECISIONS
 from longlive_trt.reading.ranges import Range
@@ -45,6 +45,7 @@ def build(
     timing_cache: str | Path | None = None,
     command: str = "longlive_trt.build",
     progress: Report = unheard,
+    checking: Report = unheard,
 ) -> BuildResult:
     """Compile the graphs of an export into a bundle of engines, the folder ``out``.
 
@@ -58,7 +59,8 @@ def build(
     ``attention``: the compiler's (``standard``) or this project's kernel (``plugin``).
     The others are options of TensorRT; ``longlive-trt build --help`` describes them.
     ``command`` is noted in the bundle.
-    ``progress`` is called with (what is being done, how much is done, of how much).
+    ``progress`` is called with (what is being done, how much is done, of how much), and
+    ``checking`` likewise, with bytes, while the export's files are checked.
     """
     _require_choices(precision, compute, engine, attention, hardware_compatibility)
     for name, allowed, value in (
@@ -93,6 +95,7 @@ def build(
         command=command,
         force=force,
         report=progress,
+        checking=checking,
     )
 
 

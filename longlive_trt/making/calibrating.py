@@ -1,13 +1,14 @@
 """``longlive_trt.calibrate``: what the command does, as a function."""
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from longlive_trt.basics import Report
+from longlive_trt.basics import Report, unheard
 from longlive_trt.calibration.calibration_file import Calibration
 from longlive_trt.calibration.calibrator import CalibrationRequest
 from longlive_trt.calibration.folders import (
@@ -26,12 +27,16 @@ from longlive_trt.calibration.texts import Tokenize
 from longlive_trt.configs import ModelConfig
 from longlive_trt.errors import UsageError
 from longlive_trt.export.exporter import ExportResult
+from longlive_trt.extras import EXPORTING, QUANTIZING, require_modules
 from longlive_trt.files import EXPORT, real_path, require_replaceable, scratch_folder
-from longlive_trt.making.choices import optional_path, require_choice, unheard
+from longlive_trt.making.choices import optional_path, require_choice
+from longlive_trt.making.estimates import describe_calibration
 from longlive_trt.making.exporting import export
 from longlive_trt.precision import PRECISIONS
 from longlive_trt.reading.ranges import Range
 from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer
+
+logger = logging.getLogger(__name__)
 
 MOST_PROMPTS = Range(1, 1_000_000)
 ERROR_BUDGET = Range(0, 1000, above=True)
@@ -75,6 +80,7 @@ def calibrate(
     error_budget: float = 0.02,
     check: bool = True,
     progress: Report = unheard,
+    notify: Callable[[str], None] = logger.info,
 ) -> CalibrationResult:
     """Quantize an export to fp8 or int8, guided by rollouts, into the folder ``out``.
 
@@ -89,8 +95,10 @@ def calibrate(
     ``include``, ``exclude``: patterns of layers.
     ``report``: measure every layer, and suggest for ``error_budget`` which to leave out.
     ``check``: compare every graph with torch.
-    ``progress`` is called with (what is being done, how much is done, of how much).
+    ``progress`` is called with (what is being done, how much is done, of how much), and ``notify``
+    is told, before the rollouts, about how long they will take.
     """
+    require_modules(QUANTIZING if calibration is None else EXPORTING)
     if out is None:
         raise UsageError("out is missing: give a folder for the quantized graphs")
     _require_choices(precision, cache, attention, vae_precision, compute)
@@ -120,6 +128,9 @@ def calibrate(
     with _source(onnx, checkpoints, Path(out), progress) as folder:
         source = SourceExport.open(folder)
         require_extras(source, extras)
+        if calibration is None:
+            with_vae = extras.vae is not None
+            notify(describe_calibration(source.config, request, with_vae=with_vae))
         scales = _scales(source, request, extras, optional_path(calibration), Path(out), progress)
         sensitivity = None
         if report:

@@ -14,7 +14,3 @@ def require_choice(name: str, value: object, allowed: Iterable[str]) -> None:
 
 def optional_path(path: str | Path | None) -> Path | None:
     return None if path is None else Path(path)
-
-
-def unheard(_what: str, _done: int, _total: int) -> None:
-    """Progress that nobody asked for."""

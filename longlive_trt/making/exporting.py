@@ -1,9 +1,10 @@
 """``longlive_trt.export``: what the command does, as a function."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from longlive_trt.basics import Report
+from longlive_trt.basics import Report, unheard
 from longlive_trt.configs import ModelConfig, load_config
 from longlive_trt.configs.dump import config_values
 from longlive_trt.configs.loader import configure
@@ -12,9 +13,12 @@ from longlive_trt.export.components import Sources
 from longlive_trt.export.exporter import ExportResult
 from longlive_trt.export.exporter import export as write_export
 from longlive_trt.exports import TOKENIZER_NAME
-from longlive_trt.making.choices import optional_path, unheard
+from longlive_trt.extras import EXPORTING, require_modules
+from longlive_trt.making.choices import optional_path
 from longlive_trt.precision import precision_named
 from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def export(
@@ -47,6 +51,7 @@ def export(
     ``overrides``: ``latent.height=30`` and the like.
     ``progress`` is called with (what is being done, how much is done, of how much).
     """
+    require_modules(EXPORTING)
     model = _loaded(config, overrides)
     if tokenizer is not None:
         _require_usable(Path(tokenizer), model)
@@ -74,7 +79,10 @@ def _require_usable(tokenizer: Path, model: ModelConfig) -> None:
     """Before hours of work: a bundle whose tokenizer cannot be used reads no prompt."""
     path = tokenizer / TOKENIZER_NAME if tokenizer.is_dir() else tokenizer
     if not path.is_file():
-        raise UsageError(f"{path}: no such file; --tokenizer takes the folder that holds it")
+        raise UsageError(
+            f"{path}: no such file; --tokenizer takes the folder that holds {TOKENIZER_NAME}"
+            f"{_hub_hint(tokenizer)}"
+        )
     try:
         needed = PromptTokenizer.load(path, model.transformer.text_len).vocab
     except BundleError as error:
@@ -84,6 +92,18 @@ def _require_usable(tokenizer: Path, model: ModelConfig) -> None:
             f"--tokenizer {path}: has {needed} tokens, and the text encoder of {model.name} knows "
             f"{model.text_encoder.vocab}; give the tokenizer that it was trained with"
         )
+
+
+def _hub_hint(path: Path) -> str:
+    """For the name of a repository in the place of a folder."""
+    if not _HUB_NAME.fullmatch(str(path)) or path.exists():
+        return ""
+    folder = path.name
+    return (
+        f". {path} looks like a model on a hub: Wan's checkpoint has a folder of that name; or "
+        f"run `hf download {path} {TOKENIZER_NAME} --local-dir {folder}` and give "
+        f"--tokenizer {folder}"
+    )
 
 
 def _loaded(config: str | Path | ModelConfig, overrides: Sequence[str]) -> ModelConfig:

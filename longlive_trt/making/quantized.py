@@ -9,6 +9,7 @@ from longlive_trt.engines.compiler import BuildOptions
 from longlive_trt.engines.registry import KINDS, compiler_named
 from longlive_trt.errors import UsageError
 from longlive_trt.exports import ExportRecord, Quantization, read_export
+from longlive_trt.extras import EXPORTING, QUANTIZING, require_modules
 from longlive_trt.precision import precision_named
 
 logger = logging.getLogger(__name__)
@@ -25,9 +26,14 @@ class BuildPlan:
     calibration: Path | None
 
     def refuse_early(self, engine: str, options: BuildOptions) -> None:
-        """Ask the compiler before a calibration that may take long."""
+        """Ask the compiler, and for what quantizing takes, before hours of it."""
         if self.precision not in QUANTIZED:
             return
+        if self.record.quantization is None:
+            has_scales = self.calibration is not None or self._is_current(
+                quantized_folder(self.onnx, self.precision)
+            )
+            require_modules(EXPORTING if has_scales else QUANTIZING)
         compute = precision_named(self.compute)
         compiler = compiler_named(engine, options, compute, self.record.config)
         wanted = Quantization(self.precision, self.precision, "")
@@ -47,6 +53,7 @@ class BuildPlan:
         )
         from longlive_trt.calibration.recipes import recipe_named
         from longlive_trt.making.calibrating import default_device, load_prompts, open_tokenizer
+        from longlive_trt.making.estimates import describe_calibration
 
         source, folder = SourceExport.open(self.onnx), quantized_folder(self.onnx, self.precision)
         if self.calibration is not None:
@@ -55,18 +62,19 @@ class BuildPlan:
             logger.info("%s: quantized earlier; used again", folder)
             return folder
         else:
-            logger.warning(
-                "%s is not quantized and no --calibration is given: calibrating with the shipped "
-                "prompts, into %s",
-                self.onnx,
-                folder,
-            )
             device, compute = default_device()
             request = CalibrationRequest(
                 recipe=recipe_named(self.precision),
                 prompts=tuple(load_prompts(None)),
                 compute=compute,
                 device=device,
+            )
+            logger.warning(
+                "%s is not quantized and no --calibration is given: calibrating with the shipped "
+                "prompts (%s), into %s",
+                self.onnx,
+                describe_calibration(source.config, request),
+                folder,
             )
             scales = calibrate_export(source, request, folder, open_tokenizer, report)
         write_quantized(source, scales, folder, report=report)

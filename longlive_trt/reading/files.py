@@ -2,12 +2,14 @@
 
 import os
 import stat
+import sys
 from io import BufferedReader
 from pathlib import Path
 
 from longlive_trt.reading.failures import ReadingError
 
 MIB = 1 << 20
+STDIN = ("-", "/dev/stdin")
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -53,6 +55,17 @@ def read_bytes(path: Path, most_bytes: int) -> bytes:
     return data
 
 
+def read_stdin(most_bytes: int) -> str:
+    """Standard input to its end, if that comes within so many bytes."""
+    try:
+        data = sys.stdin.buffer.read(most_bytes + 1)
+    except (OSError, ValueError, AttributeError) as error:
+        raise ReadingError(f"cannot be read ({_reason(error)})") from None
+    if len(data) > most_bytes:
+        raise ReadingError(f"larger than {most_bytes // MIB} MiB")
+    return decoded(data)
+
+
 def read_text(path: Path, most_bytes: int) -> str:
     return decoded(read_bytes(path, most_bytes))
 
@@ -67,5 +80,5 @@ def decoded(data: bytes) -> str:
         raise ReadingError(f"{problem}; save the file as UTF-8", line) from None
 
 
-def _reason(error: OSError | ValueError) -> str:
+def _reason(error: OSError | ValueError | AttributeError) -> str:
     return getattr(error, "strerror", None) or str(error)

@@ -1,4 +1,4 @@
-"""Where a video goes: an MP4 or MOV file, a GIF, a folder of PNG files, or nowhere."""
+"""Where a video goes: an MP4 or MOV file, a GIF, a folder of PNG files, stdout, or nowhere."""
 
 from longlive_trt.runtime.output.base import FrameWriter, NullWriter
 from longlive_trt.runtime.output.choice import (

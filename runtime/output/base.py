@@ -19,6 +19,7 @@ from longlive_trt.errors import OutputError
 from longlive_trt.files import Claim, Ownership, give_name, real_path, require_place
 from longlive_trt.runtime.output.sidecar import is_sidecar, sidecar_path
 from longlive_trt.signals import interrupts_deferred
+from longlive_trt.wording import counted
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -78,7 +79,7 @@ class FrameWriter(ABC):
             self._closed = True
             self.frames_kept = kept = self._salvaged()
             raise OutputError(
-                f"{self.path}: writing failed after {self.frames_written} frames "
+                f"{self.path}: writing failed after {counted(self.frames_written, 'frame')} "
                 f"({reason(error)}); "
                 + (f"the first {kept} are kept there" if kept else "none could be kept")
                 + "; free some space or choose another place"

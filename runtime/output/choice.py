@@ -11,9 +11,12 @@ from longlive_trt.errors import OutputError, UsageError
 from longlive_trt.files import foreign_file, require_place
 from longlive_trt.runtime.output.base import FrameWriter, NullWriter, reason
 from longlive_trt.runtime.output.gif import GifWriter
-from longlive_trt.runtime.output.mp4 import Mp4Writer
+from longlive_trt.runtime.output.mp4 import Mp4Writer, exact_fps
 from longlive_trt.runtime.output.png import FRAMES, PngFolderWriter
 from longlive_trt.runtime.output.sidecar import is_sidecar, sidecar_path
+from longlive_trt.runtime.output.tags import MakeTags, no_tags
+from longlive_trt.runtime.output.y4m import Y4mWriter
+from longlive_trt.streams import is_stdout, require_piped_stdout
 
 _LEAST_FPS, _MOST_FPS = 0.1, 240
 _VIDEO_SUFFIXES = (".mp4", ".mov")
@@ -21,26 +24,41 @@ _FILE_SUFFIXES = (*_VIDEO_SUFFIXES, ".gif")
 
 
 def open_writer(
-    path: str | Path | None, fps: float | Fraction, height: int, width: int, overwrite: bool
+    path: str | Path | None,
+    fps: float | Fraction,
+    height: int,
+    width: int,
+    overwrite: bool,
+    tags: MakeTags = no_tags,
 ) -> FrameWriter:
     """The writer for a path's ending, after ``check_output``; None counts frames only."""
     if path is None:
         return NullWriter(height, width)
     check_output(path, overwrite)
     check_fps(path, fps)
+    if is_stdout(path):
+        return Y4mWriter(exact_fps(fps), height, width)
     target = _absolute(path)
     if _is_folder(path):
         return PngFolderWriter(target, height, width, overwrite=overwrite)
     if target.suffix.lower() == ".gif":
         return GifWriter(target, fps, height, width, overwrite=overwrite)
-    return Mp4Writer(target, fps, height, width, overwrite=overwrite)
+    return Mp4Writer(target, fps, height, width, overwrite=overwrite, tags=tags)
 
 
 def check_output(path: str | Path, overwrite: bool) -> None:
     """Refuse, before any work, a video path that cannot be written or would lose something."""
+    if is_stdout(path):
+        require_piped_stdout("frames go", "pipe them to a player, such as | ffplay -")
+        return
     require_place(path)
     if Path(path).name.endswith("."):
         raise UsageError(f"{path}: ends with a dot; end it with one of {', '.join(_FILE_SUFFIXES)}")
+    if _has_no_ending(path):
+        raise UsageError(
+            f"{path}: no ending says what to make; {path}.mp4 is a video, and {path}/ a folder of "
+            "PNG files"
+        )
     if _is_folder(path):
         with _looked_at(path):
             _check_frame_folder(_absolute(path), overwrite)
@@ -56,7 +74,7 @@ def check_output(path: str | Path, overwrite: bool) -> None:
 
 def check_fps(path: str | Path, fps: float | Fraction) -> None:
     """Pictures in a folder have no rate."""
-    if not _is_folder(path) and not _LEAST_FPS <= fps <= _MOST_FPS:
+    if (is_stdout(path) or not _is_folder(path)) and not _LEAST_FPS <= fps <= _MOST_FPS:
         raise UsageError(
             f"{path}: players show {_LEAST_FPS:g} to {_MOST_FPS} frames/s, and this video has "
             f"{float(fps):g}; choose another fps"
@@ -98,6 +116,14 @@ def _check_frame_folder(folder: Path, overwrite: bool) -> None:
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise UsageError(f"{folder}: already holds frames; add --overwrite, or choose another one")
     _check_writable(folder.parent)
+
+
+def _has_no_ending(path: str | Path) -> bool:
+    """A text that is no folder's name and does not say that it will be one. A ``Path`` cannot end
+    with a slash, and without an ending it is a folder.
+    """
+    is_plain = isinstance(path, str) and not Path(path).suffix and not path.endswith("/")
+    return is_plain and not os.path.lexists(path)
 
 
 def _is_folder(path: str | Path) -> bool:

@@ -26,11 +26,11 @@ def set_colors(context: Any) -> None:
     context.colorspace = context.color_primaries = context.color_trc = _BT709
 
 
-def yuv_frame(picture: Pixels) -> av.VideoFrame:
+def yuv_frame(picture: Pixels, colorspace: Colorspace = Colorspace.ITU709) -> av.VideoFrame:
     """The edge is repeated where a size is odd."""
     height, width = picture.shape[:2]
     padded = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(padded), format="rgb24")
     return frame.reformat(
-        format=PIXEL_FORMAT, dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+        format=PIXEL_FORMAT, dst_colorspace=colorspace, dst_color_range=ColorRange.MPEG
     )

@@ -28,6 +28,7 @@ from longlive_trt.runtime.output.h264 import (
     set_colors,
     yuv_frame,
 )
+from longlive_trt.runtime.output.tags import MakeTags, Tags, no_tags
 
 _FRAGMENTED = {
     "movflags": "frag_keyframe+empty_moov+default_base_moof+delay_moov",
@@ -46,7 +47,9 @@ class Mp4Writer(PublishingWriter):
         preset: str = "veryfast",
         *,
         overwrite: bool = False,
+        tags: MakeTags = no_tags,
     ) -> None:
+        """``tags`` are asked for at the beginning, for what a killed run leaves, and at the end."""
         if not has_encoder():
             raise OutputError(
                 f"{path}: this build of PyAV has no H.264 encoder (libx264); install the av "
@@ -62,6 +65,8 @@ class Mp4Writer(PublishingWriter):
         self._format = path.suffix[1:].lower() or "mp4"
         self._file = PrefixFile(self._partial)
         self._container = av.open(self._file, "w", format=self._format, options=_FRAGMENTED)
+        self._tags = tags
+        self._container.metadata.update(tags())
         self._stream = self._add_stream(exact_fps(fps), {"crf": str(crf), "preset": preset})
 
     def _add_stream(self, fps: Fraction, options: dict[str, str]) -> VideoStream:
@@ -86,7 +91,7 @@ class Mp4Writer(PublishingWriter):
         self._file.close()
         faststart = self._hidden("copy")
         try:
-            remux(self._partial, faststart, self._format)
+            remux(self._partial, faststart, self._format, self._tags())
         except (OSError, av.FFmpegError) as error:
             faststart.unlink(missing_ok=True)
             self.notices.append(
@@ -118,7 +123,7 @@ def exact_fps(fps: float | Fraction) -> Fraction:
     return Fraction(fps).limit_denominator(1001)
 
 
-def remux(source: Path, target: Path, container_format: str) -> None:
+def remux(source: Path, target: Path, container_format: str, tags: Tags) -> None:
     options = {"movflags": "faststart"}
     copied = 0
     with (
@@ -126,6 +131,7 @@ def remux(source: Path, target: Path, container_format: str) -> None:
         av.open(target, "w", format=container_format, options=options) as writer,
     ):
         (video,) = reader.streams.video
+        writer.metadata.update(tags)
         copy = writer.add_stream_from_template(video)
         for packet in reader.demux(video):
             if packet.dts is not None:

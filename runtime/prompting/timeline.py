@@ -1,13 +1,15 @@
 """Which prompt a video shows when, and how long the video is.
 
 Frames are latent frames, counted from 0, and a prompt takes over at the first block that starts at
-or after its frame. A time in seconds names the video frame on screen then, which belongs to a
-latent frame: video frame 0 to latent frame 0, frame v to latent frame 1 + (v-1)//temporal_factor.
+or after its frame. A time in seconds (``7.5s``) names the video frame on screen then, which belongs
+to a latent frame: video frame 0 to latent frame 0, frame v to latent frame
+1 + (v-1)//temporal_factor.
 """
 
 import itertools
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -16,10 +18,13 @@ from longlive_trt.configs.schema import FPS
 from longlive_trt.errors import UsageError
 from longlive_trt.printing import quoted
 from longlive_trt.reading.ranges import Range
+from longlive_trt.wording import counted
 
 CUE_FRAMES = Range(0, 10**9)
 """Where a prompt may begin."""
 CUE_SECONDS = Range(0, 10**8)
+
+_MOMENT = re.compile(r"(-?\d{1,30})|(\d{1,30}(?:\.\d{0,30})?|\.\d{1,30}) ?s", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,41 @@ class Cue:
 
 
 @dataclass(frozen=True)
+class Seconds:
+    """A moment of the video, as a viewer counts."""
+
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.value:g}s"
+
+
+Moment = int | Seconds
+"""A latent frame, or a time."""
+ByMoment = Mapping[int, str] | Mapping[str, str] | Mapping[int | str, str]
+"""Prompts by when each is wanted; a text is a time."""
+MOMENTS = "a latent frame, such as 42, or a time, such as 7.5s"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A prompt that is wanted from some moment on."""
+
+    at: Moment
+    prompt: str
+    where: str = ""
+
+
+def parse_moment(text: str) -> Moment | None:
+    """None for what is neither a latent frame nor a time."""
+    found = _MOMENT.fullmatch(text.strip())
+    if found is None:
+        return None
+    frame, seconds = found.groups()
+    return int(frame) if seconds is None else Seconds(float(seconds))
+
+
+@dataclass(frozen=True)
 class Clock:
     config: ModelConfig
     total_frames: int | None = None
@@ -41,6 +81,20 @@ class Clock:
     @property
     def frames_per_block(self) -> int:
         return self.config.rollout.frames_per_block
+
+    def frame_of(self, moment: Moment) -> int:
+        return self.latent_frame_at(moment.value) if isinstance(moment, Seconds) else moment
+
+    def cue(self, wish: Wish) -> Cue:
+        return Cue(self.frame_of(wish.at), wish.prompt, wish.where)
+
+    def timed(self, frame: int) -> str:
+        """``42 (10.3 s)``: with when a viewer sees it."""
+        return f"{frame} ({self.seconds_at(frame):.1f} s)"
+
+    def seconds_at(self, frame: int) -> float:
+        """When the first picture of a latent frame is shown."""
+        return self.config.video_frames(frame) / self.config.fps
 
     def latent_frame_at(self, seconds: float) -> int:
         CUE_SECONDS.require("the time of a prompt", seconds)
@@ -77,7 +131,7 @@ LONGEST_S = 86_400
 
 
 def checked_timeline(cues: Sequence[Cue], clock: Clock) -> Timeline:
-    _check_frames(cues)
+    _check_frames(cues, clock)
     notices = [notice for cue in cues for notice in check_prompt(cue.prompt, cue.where)]
     timeline = Timeline(tuple(cues))
     for cue, start in zip(cues, timeline.starts(clock.frames_per_block), strict=True):
@@ -85,7 +139,7 @@ def checked_timeline(cues: Sequence[Cue], clock: Clock) -> Timeline:
     return Timeline(timeline.cues, tuple(notices))
 
 
-def _check_frames(cues: Sequence[Cue]) -> None:
+def _check_frames(cues: Sequence[Cue], clock: Clock) -> None:
     for cue in cues:
         if cue.frame > CUE_FRAMES.high:
             raise UsageError(f"{cue.where}: frame {quoted(cue.frame)}; allowed: {CUE_FRAMES}")
@@ -93,19 +147,21 @@ def _check_frames(cues: Sequence[Cue]) -> None:
             raise UsageError(f"{cue.where}: frame {cue.frame} is negative; count frames from 0")
     if cues[0].frame != 0:
         raise UsageError(
-            f"{cues[0].where}: the first prompt is at frame {cues[0].frame}; "
+            f"{cues[0].where}: the first prompt is at frame {clock.timed(cues[0].frame)}; "
             "give the prompt that the video starts with at frame 0"
         )
     for before, cue in itertools.pairwise(cues):
         if cue.frame == before.frame:
             raise UsageError(
-                f"{cue.where}: a second prompt at frame {cue.frame} (the first: {before.where}); "
+                f"{cue.where}: a second prompt at frame {clock.timed(cue.frame)} "
+                f"(the first: {before.where}); "
                 "keep one of them"
             )
         if cue.frame < before.frame:
             raise UsageError(
-                f"{cue.where}: frame {cue.frame} comes after frame {before.frame} "
-                f"({before.where}); put the prompts in the order of their frames"
+                f"{cue.where}: frame {clock.timed(cue.frame)} comes after "
+                f"frame {clock.timed(before.frame)} ({before.where}); put the prompts in the order "
+                "of their times"
             )
 
 
@@ -125,15 +181,19 @@ def check_prompt(prompt: str, where: str) -> list[str]:
 
 def _check_start(cue: Cue, start: int, clock: Clock) -> list[str]:
     if clock.total_frames is not None and start >= clock.total_frames:
-        last = clock.total_frames - clock.frames_per_block
+        total, seconds = clock.total_frames, clock.seconds_at(clock.total_frames)
+        last = clock.timed(total - clock.frames_per_block)
         raise UsageError(
-            f"{cue.where}: a prompt for frame {cue.frame} would start at frame {start}, past the "
-            f"end of the video ({clock.total_frames} latent frames, the last block starts at "
-            f"{last}); choose an earlier frame or a longer video"
+            f"{cue.where}: a prompt for frame {cue.frame} would start at frame "
+            f"{clock.timed(start)}, past the end of the video ({counted(total, 'latent frame')}, "
+            f"{seconds:.1f} s; the last block starts at frame {last}); "
+            "choose an earlier frame or a longer video"
         )
     if start == cue.frame:
         return []
-    return [f"{cue.where}: the prompt starts at frame {start}, the next free block start"]
+    return [
+        f"{cue.where}: the prompt starts at frame {clock.timed(start)}, the next free block start"
+    ]
 
 
 def require_length(seconds: float | None, frames: int | None) -> None:
@@ -150,7 +210,7 @@ def require_length(seconds: float | None, frames: int | None) -> None:
 
 def require_watchable(length: Length, config: ModelConfig) -> None:
     if length.video_frames is not None and length.video_frames > (LONGEST_S + 60) * config.fps:
-        raise _too_long(f"{length.latent_frames} latent frames")
+        raise _too_long(counted(length.latent_frames or 0, "latent frame"))
 
 
 def _too_long(length: str) -> UsageError:
@@ -173,12 +233,16 @@ def length_in_frames(seconds: float | None, frames: int | None, config: ModelCon
 
 def _length_of_frames(frames: int, config: ModelConfig) -> Length:
     if frames <= 0:
-        raise UsageError(f"a length of {frames} latent frames; give a number above 0")
+        raise UsageError(f"a length of {counted(frames, 'latent frame')}; give a number above 0")
     latent = _whole_blocks(frames, config.rollout.frames_per_block)
     video = config.video_frames(latent)
     if latent == frames:
         return Length(latent, video)
-    notice = f"{frames} latent frames are no whole number of blocks; making {latent}"
+    notice = (
+        f"{counted(frames, 'latent frame')} {'is' if frames == 1 else 'are'} no whole number of "
+        f"blocks; making {latent} "
+        f"({video / config.fps:g} s)"
+    )
     return Length(latent, video, (notice,))
 
 
@@ -191,8 +255,8 @@ def _length_of_seconds(seconds: float, config: ModelConfig) -> Length:
     if video == wanted:
         return Length(latent, video)
     notice = (
-        f"{seconds:g} s is {wanted} video frames, which is no whole number of blocks; "
-        f"making {video} ({video / fps:g} s, {latent} latent frames)"
+        f"{seconds:g} s is {counted(wanted, 'video frame')}, which is no whole number of blocks; "
+        f"making {video} ({video / fps:g} s, {counted(latent, 'latent frame')})"
     )
     return Length(latent, video, (notice,))
 

@@ -85,5 +85,5 @@ def test_the_command_line_of_a_bare_checkout(video_bundle: Path, tmp_path: Path)
     process = start("generate", "--bundle", video_bundle, *arguments, cwd=tmp_path)
     output, errors = process.communicate(timeout=120)
     assert (process.returncode, output) == (0, "")
-    assert "made 1 blocks, 9 video frames" in errors
+    assert "made 1 block, 9 video frames" in errors
     assert (tmp_path / "v.gif").stat().st_size > 0

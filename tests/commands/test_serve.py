@@ -125,5 +125,7 @@ def test_a_missing_extra_names_its_command() -> None:
         check=False,
     )
     assert process.returncode == 1
-    assert process.stderr.startswith("error: this needs uvicorn, which is not installed: pip ")
+    assert process.stderr.startswith(
+        "error: this needs fastapi and uvicorn, which are not installed: "
+    )
     assert process.stderr.endswith("[serve]'\n")

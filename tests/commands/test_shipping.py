@@ -107,12 +107,21 @@ def test_this_machine_is_examined() -> None:
     assert str(machine)
 
 
+def test_inspect_is_short(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said, _ = run(capsys, "inspect", bundle)
+    words = ("mini-relative", "onnxruntime 1.24.0 for cpu", "step", "4 files, 0.2 MB", "build [x]")
+    assert code == 0 and all(word in said for word in words)
+    assert len(said.splitlines()) < 15
+    entries = open_bundle(bundle).manifest.files.values()
+    assert not any(entry.sha256 in said for entry in entries)
+
+
 def test_inspect_shows_graphs_and_files(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(capsys, "pack", bundle)
     for source in (bundle, tmp_path / "b.tar.zst"):
-        code, said, _ = run(capsys, "inspect", source)
+        code, said, _ = run(capsys, "inspect", source, "--all")
         assert code == 0
         for word in ("mini-relative", "onnxruntime 1.24.0 for cpu", "k_new.* (2)", "build [x]"):
             assert word in said

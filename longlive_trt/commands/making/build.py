@@ -1,14 +1,18 @@
 """``longlive-trt build``."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import Any, get_args
 
 import click
 from rich.table import Table
 
 from longlive_trt.commands._numbers import real, whole
-from longlive_trt.commands._reporting import command_line, stage_reporter
+from longlive_trt.commands._reporting import command_line
+from longlive_trt.commands._voice import PATIENCE_S, Voice, examples, speaking
+from longlive_trt.contract import TEXT
 from longlive_trt.engines.build import BuildResult
 from longlive_trt.engines.bundles.bundle import BATCH
 from longlive_trt.engines.registry import DEFAULT, KINDS
@@ -23,15 +27,20 @@ from longlive_trt.making.building import (
 from longlive_trt.making.quantized import QUANTIZED
 from longlive_trt.precision import PRECISIONS
 from longlive_trt.printing import console
+from longlive_trt.wording import byte_size, counted
 
 _PATH = click.Path(path_type=Path)
+_EXAMPLES = examples(
+    "longlive-trt build --onnx onnx/ --out bundle/",
+    "longlive-trt build --onnx onnx/ --gpu sm90 --precision bf16 --out bundle/",
+)
 _COLUMNS = (
     *("graph", "pro-\nfiles", "ker-\nnels", "fused\nattn", "matrix\nproducts", "soft-\nmax"),
     *("scratch\nMB", "weights\nMB", "time\ns", "host\npeak MB"),
 )
 
 
-@click.command()
+@click.command(epilog=_EXAMPLES)
 @click.option("--onnx", required=True, type=_PATH, help="Folder that `export` made.")
 @click.option(
     "--precision",
@@ -83,6 +92,7 @@ _COLUMNS = (
 @click.option("--refittable", is_flag=True, help="Let any weights be exchanged later.")
 @click.option("--strip", is_flag=True, help="Leave the weights out; `refit` puts them back.")
 @click.option("--timing-cache", type=_PATH, help="Folder for measured kernel times.")
+@speaking
 def command(
     onnx: Path,
     precision: str,
@@ -103,9 +113,10 @@ def command(
     refittable: bool,
     strip: bool,
     timing_cache: Path | None,
+    voice: Voice,
 ) -> None:
     """Compile ONNX graphs into a bundle of engines."""
-    with stage_reporter() as progress:
+    with voice.reporting(patience_s=PATIENCE_S) as checks, voice.reporting() as report:
         result = build(
             onnx,
             out,
@@ -127,24 +138,43 @@ def command(
             strip=strip,
             timing_cache=timing_cache,
             command=command_line(),
-            progress=progress,
+            progress=report.stages,
+            checking=checks.bytes,
         )
-    show_result(result, out)
+    show_result(result, out, voice)
 
 
-def show_result(result: BuildResult, out: Path) -> None:
+def show_result(result: BuildResult, out: Path, voice: Voice) -> None:
+    manifest = result.manifest
+    values = {
+        "bundle": out,
+        "was_current": result.was_current,
+        "key": manifest.key,
+        "precision": manifest.precision,
+        "engine": asdict(manifest.engine),
+        "graphs": list(manifest.graphs),
+        "bytes": manifest.total_bytes,
+        "duration_s": manifest.duration_s,
+    }
+    voice.show(lambda: _show(result, out), values)
+
+
+def _show(result: BuildResult, out: Path) -> None:
     manifest = result.manifest
     if result.was_current:
         click.echo(f"{out}: nothing has changed since it was built; left as it is")
         return
     if REPORT_NAME in manifest.files:
         _show_report(json.loads((out / REPORT_NAME).read_text(encoding="utf-8")))
-    size = sum(entry.bytes for entry in manifest.files.values())
     click.echo(
-        f"built {out}: {len(manifest.graphs)} graphs, {manifest.precision}, "
-        f"{manifest.engine.kind} {manifest.engine.version}, {size / 1e6:.1f} MB, "
+        f"built {out}: {counted(len(manifest.graphs), 'graph')}, {manifest.precision}, "
+        f"{manifest.engine.kind} {manifest.engine.version}, {byte_size(manifest.total_bytes)}, "
         f"{manifest.duration_s:.1f} s"
     )
+    if TEXT in manifest.graphs:
+        click.echo(
+            f'next: longlive-trt generate --bundle {quote(str(out))} --prompt "..." --out v.mp4'
+        )
 
 
 def _show_report(report: dict[str, Any]) -> None:

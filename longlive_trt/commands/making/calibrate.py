@@ -1,6 +1,9 @@
 """``longlive-trt calibrate``."""
 
+from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
+from typing import Any
 
 import click
 
@@ -11,7 +14,7 @@ from longlive_trt.calibration.recipes import FORMATS, FP8, VAE_EXCLUDED
 from longlive_trt.calibration.sensitivity import SensitivityReport
 from longlive_trt.calibration.targets import EXCLUDED, INCLUDED
 from longlive_trt.commands._numbers import real, whole
-from longlive_trt.commands._reporting import stage_reporter
+from longlive_trt.commands._voice import Voice, examples, speaking
 from longlive_trt.export.components import SEEDS
 from longlive_trt.making.calibrating import (
     ERROR_BUDGET,
@@ -20,11 +23,16 @@ from longlive_trt.making.calibrating import (
     calibrate,
 )
 from longlive_trt.precision import PRECISIONS
+from longlive_trt.wording import counted
 
 _PATH = click.Path(path_type=Path)
+_EXAMPLES = examples(
+    "longlive-trt calibrate --onnx onnx/ --precision fp8 --out onnx-fp8/",
+    "longlive-trt calibrate --onnx onnx/ --precision int8 --max-prompts 8 --report --out int8/",
+)
 
 
-@click.command()
+@click.command(epilog=_EXAMPLES)
 @click.option("--onnx", "onnx_folder", type=_PATH, help="Export to quantize; or a checkpoint:")
 @click.option("--config", help="YAML file, or a shipped model's name.")
 @click.option("--transformer", type=_PATH, help="Transformer checkpoint.")
@@ -98,6 +106,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--no-check", is_flag=True, help="Skip the comparison of every graph with torch.")
 @click.option("--out", required=True, type=_PATH, help="Folder for the quantized graphs.")
+@speaking
 def command(
     onnx_folder: Path | None,
     config: str | None,
@@ -127,13 +136,14 @@ def command(
     error_budget: float,
     no_check: bool,
     out: Path,
+    voice: Voice,
 ) -> None:
     """Quantize the graphs to fp8 or int8 with calibration rollouts.
 
     What is quantized is an export (--onnx), or a checkpoint, which is exported on the way. An
     interrupted calibration goes on where it was when the same command is given again.
     """
-    with stage_reporter() as progress:
+    with voice.reporting() as reporters:
         result = calibrate(
             onnx_folder,
             out,
@@ -163,24 +173,47 @@ def command(
             report=wants_report,
             error_budget=error_budget,
             check=not no_check,
-            progress=progress,
+            progress=reporters.stages,
+            notify=voice.note,
         )
-    _show(result, out)
-    if result.sensitivity is not None:
-        _show_sensitivity(result.sensitivity, out)
+    voice.show(lambda: _show(result, out), _values(result, out))
+
+
+def _values(result: CalibrationResult, out: Path) -> dict[str, Any]:
+    scales, sensitivity = result.calibration, result.sensitivity
+    return {
+        "export": out,
+        "recipe": scales.recipe,
+        "layers": len(scales.layers),
+        "rollouts": scales.origin.videos,
+        "checks": [asdict(check) for check in result.export.checks],
+        "sensitivity": None
+        if sensitivity is None
+        else {
+            "latents_error": sensitivity.latents_error,
+            "suggested_exclude": list(sensitivity.suggested_exclude),
+        },
+    }
 
 
 def _show(result: CalibrationResult, out: Path) -> None:
     scales = result.calibration
     origin = scales.origin
     click.echo(
-        f"quantized {out}: {scales.recipe}, {len(scales.layers)} layers, "
-        f"{origin.videos} rollouts of {origin.blocks} blocks, text states: {origin.text_states}; "
+        f"quantized {out}: {scales.recipe}, {counted(len(scales.layers), 'layer')}, "
+        f"{counted(origin.videos, 'rollout')} of {counted(origin.blocks, 'block')}, "
+        f"text states: {origin.text_states}; "
         f"scales in {out / FILE_NAME}"
     )
     for check in result.export.checks:
         outcome = check.note or f"differs from torch by {check.error:.1e} (relative L2)"
         click.echo(f"{check.graph}: {outcome}")
+    if result.sensitivity is not None:
+        _show_sensitivity(result.sensitivity, out)
+    precision = scales.recipe.partition("-")[0]
+    click.echo(
+        f"next: longlive-trt build --onnx {quote(str(out))} --precision {precision} --out bundle/"
+    )
 
 
 def _show_sensitivity(report: SensitivityReport, out: Path) -> None:

@@ -1,23 +1,30 @@
 """``longlive-trt export``."""
 
+from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
+from typing import Any
 
 import click
-from rich.table import Table
 
 from longlive_trt.commands._numbers import real, whole
-from longlive_trt.commands._reporting import folded, stage_reporter
+from longlive_trt.commands._voice import Voice, examples, speaking
 from longlive_trt.export.checkpoints.lora import MULTIPLIERS
 from longlive_trt.export.components import SEEDS
 from longlive_trt.export.exporter import ExportResult
+from longlive_trt.exports import export_bytes
 from longlive_trt.making.exporting import export
 from longlive_trt.precision import PRECISIONS
-from longlive_trt.printing import console
+from longlive_trt.wording import byte_size, counted
 
 _PATH = click.Path(path_type=Path)
+_EXAMPLES = examples(
+    "longlive-trt export --config longlive-1.3b --transformer base.pt --lora lora.pt --out onnx/",
+    "longlive-trt export --config tiny --random-weights 0 --out onnx/",
+)
 
 
-@click.command()
+@click.command(epilog=_EXAMPLES)
 @click.option("--config", required=True, help="YAML file, or a shipped model's name.")
 @click.option("--transformer", type=_PATH, help="Transformer checkpoint.")
 @click.option("--lora", type=_PATH, help="LoRA adapter, merged in float32.")
@@ -39,6 +46,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--out", required=True, type=_PATH, help="Folder for the graphs.")
 @click.option("--no-check", is_flag=True, help="Skip the comparison of every graph with torch.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override the config.")
+@speaking
 def command(
     config: str,
     transformer: Path | None,
@@ -53,12 +61,13 @@ def command(
     out: Path,
     no_check: bool,
     overrides: tuple[str, ...],
+    voice: Voice,
 ) -> None:
     """Turn a checkpoint into ONNX graphs.
 
     A component whose checkpoint is not given is left out.
     """
-    with stage_reporter() as progress:
+    with voice.reporting() as report:
         result = export(
             config,
             out,
@@ -73,22 +82,37 @@ def command(
             precision=precision,
             check=not no_check,
             overrides=overrides,
-            progress=progress,
+            progress=report.stages,
         )
-    _show(result, out)
+    voice.result(_describe(result, out), _values(result, out))
 
 
-def _show(result: ExportResult, out: Path) -> None:
-    shown = console()
-    table = Table(title=f"Graphs in {out} ({result.record.precision})")
-    for column in ("graph", "", "tensor", "type", "shape"):
-        table.add_column(column)
-    for name, graph in result.record.graphs.items():
-        for direction, tensors in (("in", graph.inputs), ("out", graph.outputs)):
-            for tensor in folded(tensors):
-                table.add_row(name, direction, *tensor)
-        table.add_section()
-    shown.print(table)
-    for check in result.checks:
-        outcome = check.note or f"differs from torch by {check.error:.1e} (relative L2)"
-        shown.print(f"{check.graph}: {outcome}", highlight=False)
+def _values(result: ExportResult, out: Path) -> dict[str, Any]:
+    return {
+        "export": out,
+        "precision": result.record.precision,
+        "graphs": list(result.record.graphs),
+        "bytes": export_bytes(out, result.record),
+        "checks": [asdict(check) for check in result.checks],
+    }
+
+
+def _describe(result: ExportResult, out: Path) -> str:
+    record = result.record
+    size = byte_size(export_bytes(out, record))
+    graphs = f"{counted(len(record.graphs), 'graph')} ({', '.join(record.graphs)})"
+    return (
+        f"exported {out}: {graphs}, {record.precision}, {size}; {_verdict(result)}\n"
+        f"next: longlive-trt build --onnx {quote(str(out))} --out bundle/"
+    )
+
+
+def _verdict(result: ExportResult) -> str:
+    """Every check passed: one that does not ends the export."""
+    if not result.checks:
+        return "not compared with torch"
+    errors = [check.error for check in result.checks if check.error is not None]
+    notes = [f"{check.graph}: {check.note}" for check in result.checks if check.note]
+    if errors:
+        notes.insert(0, f"differs from torch by at most {max(errors):.1e} (relative L2)")
+    return "; ".join(notes)

@@ -11,7 +11,14 @@ from longlive_trt.commands._bundle import HELP as BUNDLE_HELP
 from longlive_trt.commands._bundle import find_bundle
 from longlive_trt.commands._device import device_option
 from longlive_trt.commands._numbers import real, whole
-from longlive_trt.commands._reporting import command_line, stage_reporter
+from longlive_trt.commands._reporting import command_line
+from longlive_trt.commands._voice import (
+    PATIENCE_S,
+    Voice,
+    examples,
+    overwrite_option,
+    speaking,
+)
 from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
@@ -34,10 +41,14 @@ from longlive_trt.runtime.output import check_file_output
 QUICK = BenchSettings(blocks=8, switches=2, seconds=4.0, warmup=5, sessions=2)
 _PATH = click.Path(path_type=Path)
 _FULL = BenchSettings()
+_EXAMPLES = examples(
+    "longlive-trt bench --bundle demo --quick",
+    "longlive-trt bench --bundle bundle/ --out report.json --plot latency.png",
+)
 TERAFLOPS = Range(0, 1_000_000, above=True)
 
 
-@click.command()
+@click.command(epilog=_EXAMPLES)
 @click.option("--bundle", required=True, type=_PATH, help=BUNDLE_HELP)
 @click.option(
     "--compare", type=_PATH, metavar="BUNDLE", help="A second bundle of the same model, in turns."
@@ -77,8 +88,8 @@ TERAFLOPS = Range(0, 1_000_000, above=True)
 )
 @click.option("--out", type=_PATH, metavar="FILE.json", help="Where to keep the report.")
 @click.option("--plot", type=_PATH, metavar="FILE.png", help="Draw every block's times.")
-@click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@overwrite_option
+@speaking
 def command(
     bundle: Path,
     compare: Path | None,
@@ -95,7 +106,7 @@ def command(
     out: Path | None,
     plot: Path | None,
     overwrite: bool,
-    as_json: bool,
+    voice: Voice,
 ) -> int:
     """Measure how fast a bundle runs.
 
@@ -110,15 +121,17 @@ def command(
         base, seed=seed, decode=not no_decode, device=device, low_memory=low_memory, **lengths
     )
     wanted_bundles = [bundle] if compare is None else [bundle, compare]
-    bundles = [open_bundle(find_bundle(one)) for one in wanted_bundles]
-    with stage_reporter() as report:
-        measurements = measure(bundles, settings, report, _notify)
+    folders = [find_bundle(one, voice) for one in wanted_bundles]
+    with voice.reporting(patience_s=PATIENCE_S) as report:
+        bundles = [open_bundle(folder, report.bytes) for folder in folders]
+    with voice.reporting() as report:
+        measurements = measure(bundles, settings, report.stages, voice.note)
     shown = figures(measurements, peak_tflops)
     typed = command_line()
     text = to_json(report_values(measurements, shown, typed))
-    if as_json:
+    if voice.as_json:
         click.echo(text, nl=False)
-    else:
+    elif not voice.is_quiet:
         show(measurements, shown)
     if out is not None:
         _publish(out, text.encode())
@@ -137,10 +150,6 @@ def _check_outputs(out: Path | None, plot: Path | None, *, overwrite: bool) -> N
         if path is None:
             continue
         check_file_output(path, overwrite)
-
-
-def _notify(text: str) -> None:
-    click.echo(f"note: {text}", err=True)
 
 
 def _publish(path: Path, content: bytes) -> None:

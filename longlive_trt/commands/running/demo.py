@@ -8,13 +8,14 @@ import numpy as np
 
 from longlive_trt.cli import INTERRUPTED
 from longlive_trt.commands._bundle import find_demo
+from longlive_trt.commands._voice import Voice, examples, speaking
 from longlive_trt.configs import ModelConfig
 from longlive_trt.demo.poster import Pixels, save_poster, strips
 from longlive_trt.loading import DEMO, load
 from longlive_trt.runtime.generation import Outputs, generate
 from longlive_trt.runtime.output import free_name
 from longlive_trt.runtime.plan import VideoOptions, plan_video
-from longlive_trt.runtime.progress import make_progress
+from longlive_trt.runtime.progress import Mode, make_progress
 
 SEED = 1
 FRAMES = 51
@@ -27,7 +28,7 @@ PROMPTS = {
 TITLE = "An endless journey, steered by words"
 
 
-@click.command()
+@click.command(epilog=examples("longlive-trt demo", "longlive-trt demo --out my-demo/"))
 @click.option(
     "--out",
     default=Path("out/demo"),
@@ -35,28 +36,34 @@ TITLE = "An endless journey, steered by words"
     type=click.Path(path_type=Path),
     help="Folder for it all.",
 )
-def command(out: Path) -> int:
+@speaking
+def command(out: Path, voice: Voice) -> int:
     """Make a 12-second video whose prompt changes twice, and a contact sheet, on this machine.
 
     The demo model comes with the package. Its bundle is built at the first call, and kept.
     """
     video, sheet = free_name(out / "video.mp4"), free_name(out / "sheet.png")
+    mode: Mode = "quiet" if voice.is_quiet else "auto"
     options = VideoOptions(prompt=PROMPTS, frames=FRAMES, seed=SEED)
-    with load(find_demo()) as pipeline, make_progress("auto") as progress:
+    with load(find_demo(voice)) as pipeline, make_progress(mode) as progress:
         config, plan = pipeline.config, plan_video(pipeline.bundle, options)
         outputs = Outputs(str(video))
         if generate(pipeline, plan, outputs, progress, f"longlive-trt demo --out {out}"):
             return INTERRUPTED
     save_poster(sheet, TITLE, _note(config), strips(_pictures(video), config.fps, _starts(config)))
-    click.echo(f"\nThe video:         {video}\nThe contact sheet: {sheet}\n")
-    click.echo("Make one of your own:")
-    click.echo(
-        f'  longlive-trt generate --bundle {DEMO} --prompt "{config.prompts.suggestions[-1]}" '
-        f"--seconds 10 --out mine.mp4"
-    )
-    click.echo("Or steer it while it runs, in the browser:")
-    click.echo("  longlive-trt serve --open")
+    voice.result(_describe(video, sheet, config), {"video": video, "sheet": sheet})
     return 0
+
+
+def _describe(video: Path, sheet: Path, config: ModelConfig) -> str:
+    return (
+        f"\nThe video:         {video}\nThe contact sheet: {sheet}\n\n"
+        f"Make one of your own:\n"
+        f'  longlive-trt generate --bundle {DEMO} --prompt "{config.prompts.suggestions[-1]}" '
+        f"--seconds 10 --out mine.mp4\n"
+        f"Or steer it while it runs, in the browser:\n"
+        f"  longlive-trt serve --open"
+    )
 
 
 def _note(config: ModelConfig) -> str:

@@ -1,12 +1,12 @@
 """``longlive-trt doctor``."""
 
-import json
 from dataclasses import asdict
 
 import click
 from rich.table import Table
 from rich.text import Text
 
+from longlive_trt.commands._voice import Voice, examples, speaking
 from longlive_trt.doctor import Finding, examine
 from longlive_trt.printing import console
 
@@ -15,18 +15,16 @@ STYLES = {"ok": "green", "missing": "yellow", "problem": "red"}
 FILE_WIDTH = 1000
 
 
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def command(as_json: bool) -> None:
+@click.command(epilog=examples("longlive-trt doctor", "longlive-trt doctor --json"))
+@speaking
+def command(voice: Voice) -> None:
     """Show what this machine can do, and the command that adds what is missing.
 
     Always ends with exit code 0: a missing piece is an answer, not a failure.
     """
     findings = examine()
-    if as_json:
-        click.echo(json.dumps({"findings": [asdict(finding) for finding in findings]}, indent=2))
-    else:
-        _show(findings)
+    values = {"findings": [asdict(finding) for finding in findings]}
+    voice.show(lambda: _show(findings), values)
 
 
 def _show(findings: list[Finding]) -> None:

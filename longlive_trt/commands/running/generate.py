@@ -1,6 +1,7 @@
 """``longlive-trt generate``."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -9,35 +10,38 @@ from longlive_trt.cli import INTERRUPTED
 from longlive_trt.commands._bundle import HELP as BUNDLE_HELP
 from longlive_trt.commands._bundle import find_bundle
 from longlive_trt.commands._device import device_option
+from longlive_trt.commands._moments import moment, moment_list
 from longlive_trt.commands._numbers import whole
 from longlive_trt.commands._reporting import command_line
+from longlive_trt.commands._voice import Voice, examples, overwrite_option, speaking
+from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
 from longlive_trt.files import real_path
-from longlive_trt.loading import load
-from longlive_trt.printing import quoted
+from longlive_trt.reading.files import STDIN
 from longlive_trt.runtime.generation import Outputs, generate
 from longlive_trt.runtime.output import check_file_output, check_fps, check_output
+from longlive_trt.runtime.output.preview import SUFFIX as PREVIEW_SUFFIX
+from longlive_trt.runtime.pipeline import Pipeline
 from longlive_trt.runtime.plan import SEEDS, Plan, VideoOptions, plan_video
-from longlive_trt.runtime.progress import make_progress
+from longlive_trt.runtime.progress import Mode, make_progress
 from longlive_trt.runtime.prompting.switches import SwitchMode
-from longlive_trt.runtime.prompting.timeline import Cue
-from longlive_trt.runtime.prompting.timeline_files import recipe_settings
+from longlive_trt.runtime.prompting.timeline import Moment, Wish
+from longlive_trt.runtime.prompting.timeline_files import (
+    open_timeline,
+    recipe_settings,
+)
 from longlive_trt.runtime.state import require_savable
 
 DEFAULT_SECONDS = 5.0
 _PATH = click.Path(path_type=Path)
 
 
-def _frame_list(
-    _ctx: click.Context, _param: click.Parameter, value: str | None
-) -> tuple[int, ...] | None:
-    try:
-        return None if value is None else tuple(int(part) for part in value.split(","))
-    except ValueError:
-        raise click.BadParameter(
-            f"{quoted(value)}: expected numbers with commas between, such as 40,80,120"
-        ) from None
+_EXAMPLES = examples(
+    'longlive-trt generate --bundle demo --prompt "a red car at dusk" --out car.mp4',
+    'longlive-trt generate --bundle demo --prompt "a red car" --prompt-at 3s "in snow" --out v.mp4',
+    'longlive-trt generate --bundle demo --prompt "a red car" --seconds inf --out - | ffplay -',
+)
 
 
 def _switch_mode(
@@ -46,23 +50,27 @@ def _switch_mode(
     return None if value is None else SwitchMode.parse(value)
 
 
-@click.command()
+@click.command(epilog=_EXAMPLES)
 @click.option("--bundle", required=True, type=_PATH, help=BUNDLE_HELP)
 @click.option("--prompt", help="What to show.")
 @click.option(
     "--prompt-at",
     "prompts_at",
     multiple=True,
-    type=(int, str),
-    metavar="FRAME TEXT",
-    help="Another prompt from a latent frame on; may be repeated.",
+    type=(moment, str),
+    metavar="TIME TEXT",
+    help="Another prompt from then on: 7.5s, or a latent frame, 30; may be repeated.",
 )
-@click.option("--timeline", type=_PATH, help="YAML, JSON or JSONL file with prompts and times.")
+@click.option(
+    "--timeline",
+    type=_PATH,
+    help="YAML, JSON or JSONL file with prompts and times, or - for stdin.",
+)
 @click.option("--line", type=int, help="Which line of a JSONL timeline.  [default: 1]")
 @click.option(
     "--switch-frames",
-    callback=_frame_list,
-    metavar="N,N,...",
+    callback=moment_list,
+    metavar="TIME,TIME,...",
     help="Where a JSONL line's prompts begin.  [default: spread evenly]",
 )
 @click.option(
@@ -76,7 +84,10 @@ def _switch_mode(
 @click.option("--seconds", type=float, help="Length of the video, or inf.  [default: 5]")
 @click.option("--frames", type=int, help="Length in latent frames instead.")
 @click.option("--seed", type=whole(SEEDS), help="[default: 0]")
-@click.option("--out", help="video.mp4, .mov or .gif, or a folder for PNG files.")
+@click.option(
+    "--out", help="video.mp4, .mov or .gif, a folder/ for PNG files, or - for Y4M to stdout."
+)
+@click.option("--preview", type=_PATH, metavar="FILE.png", help="The newest picture, all the time.")
 @click.option("--latents-out", type=_PATH, help="The latents too, as safetensors.")
 @click.option("--replay", type=_PATH, help="A replay file, instead of prompts and seed.")
 @click.option("--save-state", type=_PATH, help="Where to keep the state at the end.")
@@ -100,21 +111,21 @@ def _switch_mode(
     is_flag=True,
     help="On a GPU: fail where a running session waits, allocates or copies.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
-@click.option("--quiet", "mode", flag_value="quiet", help="Show errors only.")
-@click.option("--json", "mode", flag_value="json", help="Progress as JSON lines on stdout.")
+@overwrite_option
+@speaking
 def command(
     bundle: Path,
     prompt: str | None,
-    prompts_at: tuple[tuple[int, str], ...],
+    prompts_at: tuple[tuple[Moment, str], ...],
     timeline: Path | None,
     line: int | None,
-    switch_frames: tuple[int, ...] | None,
+    switch_frames: tuple[Moment, ...] | None,
     switch: SwitchMode | None,
     seconds: float | None,
     frames: int | None,
     seed: int | None,
     out: str | None,
+    preview: Path | None,
     latents_out: Path | None,
     replay: Path | None,
     save_state: Path | None,
@@ -125,15 +136,17 @@ def command(
     low_memory: bool,
     debug_steady: bool,
     overwrite: bool,
-    mode: str | None,
+    voice: Voice,
 ) -> int:
-    """Make a video from a bundle and prompts."""
-    outputs = Outputs(out, latents_out, save_state, overwrite)
+    """Make a video from a bundle and prompts.
+
+    With --json, every event is a line of its own, and the result is the last one.
+    """
+    outputs = Outputs(out, latents_out, save_state, overwrite, preview)
+    if voice.as_json and outputs.to_stdout:
+        raise UsageError("--json and --out -: both write to stdout; leave one of them out")
     if not (outputs.video or outputs.latents):
         raise UsageError("nowhere to put the result: give --out video.mp4, or --latents-out FILE")
-    has_own_length = timeline is not None and recipe_settings(timeline) is not None
-    if seconds is None and frames is None and replay is None and not has_own_length:
-        seconds = DEFAULT_SECONDS
     options = VideoOptions(
         prompt=_cues(prompt, prompts_at),
         timeline=timeline,
@@ -143,7 +156,7 @@ def command(
         seconds=seconds,
         frames=frames,
         seed=seed,
-        decode=out is not None,
+        decode=out is not None or preview is not None,
         replay=replay,
         resume=resume,
         preset=preset,
@@ -157,20 +170,43 @@ def command(
         raise UsageError(
             "--replay takes its noise from the file, and a state has a seed: leave out --save-state"
         )
-    folder = find_bundle(bundle, quiet=mode == "quiet")
-    with load(folder, device=device, low_memory=low_memory) as pipeline:
-        plan = plan_video(pipeline.bundle, options)
-        _check_outputs(outputs, plan, inputs=(timeline, replay))
-        with make_progress(mode or "auto") as progress:  # type: ignore[arg-type]
+    options = _with_length(_read(options))
+    folder = find_bundle(bundle, voice)
+    with make_progress(_mode(voice)) as progress:
+        opened, loading = open_bundle(folder, progress.reporters.bytes), progress.reporters.stages
+        with Pipeline(opened, device, low_memory=low_memory, report=loading) as pipeline:
+            plan = plan_video(opened, options)
+            _check_outputs(outputs, plan, inputs=(timeline, replay))
             for notice in plan.notices:
                 progress.notice(notice)
             interrupted = generate(pipeline, plan, outputs, progress, command_line())
     return INTERRUPTED if interrupted else 0
 
 
-def _cues(prompt: str | None, prompts_at: tuple[tuple[int, str], ...]) -> list[Cue] | None:
-    first = [] if prompt is None else [Cue(0, prompt, "--prompt")]
-    later = [Cue(frame, text, f"--prompt-at {frame}") for frame, text in prompts_at]
+def _mode(voice: Voice) -> Mode:
+    if voice.as_json:
+        return "json"
+    return "quiet" if voice.is_quiet else "auto"
+
+
+def _read(options: VideoOptions) -> VideoOptions:
+    """With the timeline's text: stdin is read once."""
+    timeline = options.timeline
+    return replace(options, timeline=open_timeline(timeline)) if timeline else options
+
+
+def _with_length(options: VideoOptions) -> VideoOptions:
+    has_length = options.seconds is not None or options.frames is not None
+    if has_length or options.replay is not None:
+        return options
+    if options.timeline is not None and recipe_settings(options.timeline) is not None:
+        return options
+    return replace(options, seconds=DEFAULT_SECONDS)
+
+
+def _cues(prompt: str | None, prompts_at: tuple[tuple[Moment, str], ...]) -> list[Wish] | None:
+    first = [] if prompt is None else [Wish(0, prompt, "--prompt")]
+    later = [Wish(at, text, f"--prompt-at {at}") for at, text in prompts_at]
     return [*first, *later] or None
 
 
@@ -188,14 +224,21 @@ def _check_outputs(outputs: Outputs, plan: Plan, inputs: Sequence[Path | None]) 
         if video is not None:
             check_output(video, outputs.overwrite)
             check_fps(video, plan.config.fps)
-    for file in (outputs.latents, outputs.state):
+    if outputs.to_stdout and plan.batch > 1:
+        raise UsageError(f"--out -: stdout takes one video, and these are {plan.batch}")
+    preview = outputs.preview
+    if preview is not None and preview.suffix.lower() != PREVIEW_SUFFIX:
+        raise UsageError(f"--preview {preview}: a PNG file; end its name with {PREVIEW_SUFFIX}")
+    for file in (outputs.latents, outputs.state, preview):
         if file is not None:
             check_file_output(file, outputs.overwrite)
 
 
 def _require_different(outputs: Outputs, inputs: Sequence[Path | None]) -> None:
-    read = [real_path(path) for path in inputs if path is not None]
-    written = [real_path(path) for path in (outputs.video, outputs.latents, outputs.state) if path]
+    read = [real_path(path) for path in inputs if path is not None and str(path) not in STDIN]
+    video = None if outputs.to_stdout else outputs.video
+    names = (video, outputs.latents, outputs.state, outputs.preview)
+    written = [real_path(path) for path in names if path]
     for path in written:
         if path in read:
             raise UsageError(f"{path}: read by this run, so it cannot be its output too")

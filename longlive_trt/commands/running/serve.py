@@ -10,16 +10,21 @@ from longlive_trt.cli import INTERRUPTED
 from longlive_trt.commands._bundle import HELP as BUNDLE_HELP
 from longlive_trt.commands._bundle import find_bundle
 from longlive_trt.commands._device import device_option
+from longlive_trt.commands._voice import Voice, examples, speaking
 from longlive_trt.engines.bundles.bundle import read_manifest
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
+from longlive_trt.extras import SERVING, require_modules
 from longlive_trt.files import require_place
 from longlive_trt.loading import DEMO
 
 _PATH = click.Path(path_type=Path)
+_EXAMPLES = examples(
+    "longlive-trt serve --open", "longlive-trt serve --bundle bundle/ --host 0.0.0.0 --token SECRET"
+)
 
 
-@click.command()
+@click.command(epilog=_EXAMPLES)
 @click.option("--bundle", type=_PATH, default=DEMO, show_default=True, help=BUNDLE_HELP)
 @device_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
@@ -47,6 +52,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--no-speculation", is_flag=True, help="Make nothing before Enter is pressed.")
 @click.option("--log-prompts", is_flag=True, help="Write what people type into the logs.")
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in a browser.")
+@speaking
 def command(
     bundle: Path,
     device: DeviceChoice,
@@ -63,8 +69,10 @@ def command(
     no_speculation: bool,
     log_prompts: bool,
     open_browser: bool,
+    voice: Voice,
 ) -> int:
     """Endless video in the browser that answers to typing, and the API under it."""
+    require_modules(SERVING)
     from longlive_trt.serving.engine import BundleModel, load_model
     from longlive_trt.serving.operation import logs
     from longlive_trt.serving.server import serve
@@ -91,7 +99,7 @@ def command(
     for path in (tls_cert, tls_key):
         if path is not None and not path.is_file():
             raise UsageError(f"{path}: no such file")
-    folder = find_bundle(bundle)
+    folder = find_bundle(bundle, voice)
     read_manifest(folder)
     logs.set_up(prompts=log_prompts)
 
@@ -99,7 +107,7 @@ def command(
         return load_model(folder, device)
 
     def say(address: str) -> None:
-        click.echo(f"Open {address} in a browser. Ctrl-C ends it.")
+        voice.result(f"Open {address} in a browser. Ctrl-C ends it.", {"address": address})
 
     ended_by = serve(
         settings, load, certificate=tls_cert, key=tls_key, say=say, open_browser=open_browser

@@ -1,6 +1,5 @@
 """``longlive-trt verify``."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from rich.table import Table
 from longlive_trt.commands._bundle import find_bundle
 from longlive_trt.commands._device import device_option
 from longlive_trt.commands._numbers import real, whole
+from longlive_trt.commands._voice import PATIENCE_S, Voice, examples, speaking
 from longlive_trt.configs.replay import load_replay
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.engines.bundles.contents import require_complete
@@ -26,11 +26,15 @@ from longlive_trt.runtime.verify import (
     default_tolerance,
     open_reference,
 )
+from longlive_trt.wording import byte_size, counted
 
 _PATH = click.Path(path_type=Path)
+_EXAMPLES = examples(
+    "longlive-trt verify bundle/", "longlive-trt verify bundle-fp8/ --against bundle/ --blocks 4"
+)
 
 
-@click.command()
+@click.command(epilog=_EXAMPLES)
 @click.argument("bundle", type=_PATH)
 @click.option(
     "--against", type=_PATH, metavar="BUNDLE|ONNX", help="What to compare the results with."
@@ -47,7 +51,7 @@ _PATH = click.Path(path_type=Path)
     help="With --against: the relative L2 error that passes.  [default: by precision]",
 )
 @device_option
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@speaking
 def command(
     bundle: Path,
     against: Path | None,
@@ -55,7 +59,7 @@ def command(
     blocks: int | None,
     tolerance: float | None,
     device: DeviceChoice,
-    as_json: bool,
+    voice: Voice,
 ) -> int:
     """Check every file of a BUNDLE, or what it computes against another one.
 
@@ -65,10 +69,12 @@ def command(
         raise UsageError("--replay, --blocks and --tolerance compare two things: add --against")
     if replay and blocks:
         raise UsageError("--replay fixes the length: leave out --blocks")
-    candidate = open_bundle(find_bundle(bundle))
+    folder = find_bundle(bundle, voice)
+    with voice.reporting(patience_s=PATIENCE_S) as report:
+        candidate = open_bundle(folder, report.bytes)
     if against is None:
         require_complete(candidate)
-        _show_files(candidate, as_json)
+        _show_files(candidate, voice)
         return 0
     reference = open_reference(against)
     limit = tolerance or default_tolerance(
@@ -76,24 +82,23 @@ def command(
     )
     rollout = load_replay(replay, reference.config) if replay else None
     result = compare(reference, candidate, limit, rollout, blocks or DEFAULT_BLOCKS, device)
-    if as_json:
-        click.echo(json.dumps(_values(reference, candidate, result), indent=2))
-    else:
-        _show(reference, candidate, result)
+    voice.show(lambda: _show(reference, candidate, result), _values(reference, candidate, result))
     return 0 if result.passed else 1
 
 
-def _show_files(bundle: Bundle, as_json: bool) -> None:
-    manifest = bundle.manifest
-    total = sum(entry.bytes for entry in manifest.files.values())
-    if as_json:
-        values = {"bundle": str(bundle.folder), "passed": True, "files": len(manifest.files)}
-        click.echo(json.dumps({**values, "bytes": total, "key": manifest.key}, indent=2))
-    else:
-        click.echo(
-            f"{bundle.folder}: {len(manifest.files)} files, {total / 1e6:.1f} MB, all as the "
-            f"manifest says"
-        )
+def _show_files(bundle: Bundle, voice: Voice) -> None:
+    manifest, files = bundle.manifest, len(bundle.manifest.files)
+    size = manifest.total_bytes
+    voice.result(
+        f"{bundle.folder}: {counted(files, 'file')}, {byte_size(size)}, all as the manifest says",
+        {
+            "bundle": str(bundle.folder),
+            "passed": True,
+            "files": files,
+            "bytes": size,
+            "key": manifest.key,
+        },
+    )
 
 
 def _values(reference: Bundle, candidate: Bundle, result: Comparison) -> dict[str, Any]:

@@ -9,57 +9,74 @@ from rich.table import Table
 from rich.text import Text
 
 from longlive_trt.commands._reporting import folded
+from longlive_trt.commands._voice import Voice, examples, speaking
 from longlive_trt.engines.bundles.archive import read_archive_manifest
 from longlive_trt.engines.bundles.bundle import Manifest, read_manifest
 from longlive_trt.printing import console
+from longlive_trt.wording import byte_size, counted
 
 
-@click.command()
+@click.command(
+    epilog=examples("longlive-trt inspect bundle/", "longlive-trt inspect b.tar.zst --all")
+)
 @click.argument("bundle", metavar="BUNDLE|ARCHIVE", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
-def command(bundle: Path, as_json: bool) -> None:
+@click.option("--all", "everything", is_flag=True, help="Every tensor, and all hashes too.")
+@speaking
+def command(bundle: Path, everything: bool, voice: Voice) -> None:
     """Show what a bundle or an archive holds, as its manifest says.
 
     The files themselves are not read: `verify` does that.
     """
     manifest = read_archive_manifest(bundle) if bundle.is_file() else read_manifest(bundle)
-    if as_json:
-        click.echo(json.dumps(_values(bundle, manifest), indent=2))
-    else:
-        _show(bundle, manifest)
+    voice.show(lambda: _show(bundle, manifest, everything), _values(bundle, manifest))
 
 
 def _values(bundle: Path, manifest: Manifest) -> dict[str, Any]:
-    total = sum(entry.bytes for entry in manifest.files.values())
-    return {"path": str(bundle), "total_bytes": total, **json.loads(manifest.to_json())}
+    return {
+        "path": str(bundle),
+        "total_bytes": manifest.total_bytes,
+        **json.loads(manifest.to_json()),
+    }
 
 
-def _show(bundle: Path, manifest: Manifest) -> None:
+def _show(bundle: Path, manifest: Manifest, everything: bool) -> None:
     shown = console(file_width=120)
-    shown.print(_summary(bundle, manifest))
-    shown.print(_graphs(manifest))
-    shown.print(_files(manifest))
+    shown.print(_summary(bundle, manifest, everything))
+    if everything:
+        shown.print(_graphs(manifest))
+        shown.print(_files(manifest))
 
 
-def _summary(bundle: Path, manifest: Manifest) -> Table:
-    engine, latent = manifest.engine, manifest.config.latent
+def _summary(bundle: Path, manifest: Manifest, everything: bool) -> Table:
+    engine = manifest.engine
     table = Table(title=str(bundle), show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     rows = {
         "model": manifest.config.name,
-        "latent frame": f"{latent.width} x {latent.height}",
+        "pictures": _pictures(manifest),
         "engine": f"{engine.kind} {engine.version} for {engine.target}",
         "precision": manifest.precision,
-        "key": manifest.key,
-        **{f"weights of {name}": digest for name, digest in manifest.checkpoints.items()},
-        **{f"plugin {name}": digest for name, digest in manifest.plugins.items()},
+        "graphs": ", ".join(manifest.graphs) or "none",
+        "size": f"{counted(len(manifest.files), 'file')}, {byte_size(manifest.total_bytes)}",
         "built by": manifest.command or "not recorded",
         "build time": f"{manifest.duration_s:.1f} s",
+        "key": manifest.key,
     }
+    if everything:
+        rows |= {f"weights of {name}": sha256 for name, sha256 in manifest.checkpoints.items()}
+        rows |= {f"plugin {name}": sha256 for name, sha256 in manifest.plugins.items()}
     for name, value in rows.items():
         table.add_row(Text(name), Text(value))
     return table
+
+
+def _pictures(manifest: Manifest) -> str:
+    config = manifest.config
+    if config.video_size is None:
+        return f"none; latent frames of {config.latent.width} x {config.latent.height}"
+    height, width = config.video_size
+    return f"{width} x {height}, {config.fps:g} frames/s"
 
 
 def _graphs(manifest: Manifest) -> Table:
@@ -82,6 +99,6 @@ def _files(manifest: Manifest) -> Table:
     for name, entry in manifest.files.items():
         table.add_row(Text(name), f"{entry.bytes / 1e6:.1f}", entry.sha256)
     table.add_section()
-    total = sum(entry.bytes for entry in manifest.files.values())
-    table.add_row(f"{len(manifest.files)} files", f"{total / 1e6:.1f}", "")
+    total = f"{manifest.total_bytes / 1e6:.1f}"
+    table.add_row(counted(len(manifest.files), "file"), total, "")
     return table

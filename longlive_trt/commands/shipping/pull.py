@@ -5,17 +5,23 @@ from pathlib import Path
 import click
 import psutil
 
-from longlive_trt.commands._reporting import stage_reporter
+from longlive_trt.commands._voice import Voice, examples, speaking
 from longlive_trt.doctor import ask_driver, memory_limit
 from longlive_trt.engines.bundles.catalog import CatalogEntry
 from longlive_trt.engines.bundles.choice import Choice, Machine, MachineGpu, Preference, choose
-from longlive_trt.engines.bundles.transfer import Choose, pull
+from longlive_trt.engines.bundles.transfer import Choose, Pulled, pull
 from longlive_trt.engines.registry import KINDS
 from longlive_trt.errors import UsageError
 from longlive_trt.probes import installed_version
+from longlive_trt.wording import byte_size
+
+_EXAMPLES = examples(
+    "longlive-trt pull s3://bucket/longlive --auto --out bundle/",
+    "longlive-trt pull https://example.com/bundle.tar.zst --out bundle/",
+)
 
 
-@click.command()
+@click.command(epilog=_EXAMPLES)
 @click.argument("url")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The bundle.")
 @click.option("--auto", is_flag=True, help="Take what suits this machine best, and say why.")
@@ -26,8 +32,9 @@ from longlive_trt.probes import installed_version
     multiple=True,
     help="With --auto: only this one; several are tried in the order given.",
 )
+@speaking
 def command(
-    url: str, out: Path, auto: bool, config: str | None, precisions: tuple[str, ...]
+    url: str, out: Path, auto: bool, config: str | None, precisions: tuple[str, ...], voice: Voice
 ) -> None:
     """Fetch a bundle, an archive, or the best of a catalog from URL.
 
@@ -35,21 +42,34 @@ def command(
     """
     if not auto and (config or precisions):
         raise UsageError("--config and --precision choose from a catalog: add --auto")
-    choice = _chooser(url, Preference(config, precisions)) if auto else None
-    with stage_reporter() as report:
-        pulled = pull(url, out, choice, report)
+    choice = _chooser(url, Preference(config, precisions), voice) if auto else None
+    with voice.reporting() as report:
+        pulled = pull(url, out, choice, report.bytes)
+    voice.result(
+        _describe(pulled, out),
+        {
+            "bundle": out,
+            "was_current": pulled.was_current,
+            "fetched_bytes": pulled.fetched_bytes,
+            "kept_bytes": pulled.kept_bytes,
+            "key": pulled.manifest.key,
+        },
+    )
+
+
+def _describe(pulled: Pulled, out: Path) -> str:
     if pulled.was_current:
-        click.echo(f"{out}: this very bundle already; left as it is")
-        return
-    kept = f" ({pulled.kept_bytes / 1e6:.1f} MB were here)" if pulled.kept_bytes else ""
-    click.echo(f"pulled {out}: {pulled.fetched_bytes / 1e6:.1f} MB fetched{kept}, all checked")
+        return f"{out}: this very bundle already; left as it is"
+    kept = f" ({byte_size(pulled.kept_bytes)} were here)" if pulled.kept_bytes else ""
+    return f"pulled {out}: {byte_size(pulled.fetched_bytes)} fetched{kept}, all checked"
 
 
-def _chooser(url: str, preference: Preference) -> Choose:
+def _chooser(url: str, preference: Preference, voice: Voice) -> Choose:
     def choose_here(entries: list[CatalogEntry]) -> CatalogEntry:
         machine = this_machine()
         choice = choose(entries, machine, preference, url)
-        _explain(choice, machine)
+        if not (voice.is_quiet or voice.as_json):
+            _explain(choice, machine)
         return choice.best
 
     return choose_here

@@ -465,3 +465,86 @@ def test_a_hub_is_reached_through_its_own_file_system() -> None:
     store = Store("hf://somebody/something")
     assert type(store._system).__name__ == "HfFileSystem"
     store.require_writable()
+
+
+# ---- what is told ------------------------------------------------------------------------------
+
+
+class Told:
+    """Every report of a run."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, list[int]] = {}
+        self.totals: dict[str, int] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        self.stages.setdefault(what.partition(" ")[0], []).append(done)
+        self.totals[what.partition(" ")[0]] = total
+
+    def require_bytes(self, *stages: str, size: int) -> None:
+        """Each stage goes up from nothing, piece by piece, to all bytes."""
+        assert set(stages) <= self.stages.keys()
+        for stage in stages:
+            steps = self.stages[stage]
+            assert steps == sorted(steps) and steps[0] == 0
+            assert steps[-1] == self.totals[stage] == size, stage
+
+
+@pytest.mark.parametrize("place", ["folder", "memory"])
+def test_bytes_are_told_as_they_are_moved(
+    place: str, bundle: Path, tmp_path: Path, memory: str
+) -> None:
+    url = memory if place == "memory" else str(tmp_path / "store")
+    size = sum(len(data) for name, data in contents(bundle).items() if name != "manifest.json")
+    pushing, pulling = Told(), Told()
+    _, address = push(bundle, url, pushing)
+    pull(address, tmp_path / "out", report=pulling)
+    pushing.require_bytes("checking", "pushing", size=size)
+    pulling.require_bytes("pulling", size=size)
+    again = Told()
+    push(bundle, url, again)
+    again.require_bytes("pushing", size=size)
+
+
+def test_bytes_of_an_archive_are_told(bundle: Path, tmp_path: Path) -> None:
+    archive, packing, pulling = tmp_path / "a.tar.zst", Told(), Told()
+    size = sum(len(data) for name, data in contents(bundle).items() if name != "manifest.json")
+    pack(bundle, archive, packing)
+    _, address = push(archive, str(tmp_path / "store"))
+    pull(address, tmp_path / "out", report=pulling)
+    packing.require_bytes("packing", size=size)
+    pulling.require_bytes("pulling", "checking", size=archive.stat().st_size)
+    pulling.require_bytes("unpacking", size=size)
+
+
+def test_a_pull_that_goes_on_counts_what_it_has(bundle: Path, tmp_path: Path) -> None:
+    _, address = push(bundle, str(tmp_path / "store"))
+    name, data = "step.weights", contents(bundle)["step.weights"]
+    entry = open_bundle(bundle).manifest.files[name]
+    parts = tmp_path / ".out.pull" / "parts"
+    parts.mkdir(parents=True)
+    (parts / entry.sha256).write_bytes(data[:150_000])
+    told = Told()
+    pulled = pull(address, tmp_path / "out", report=told)
+    assert pulled.kept_bytes == 150_000
+    assert told.stages["pulling"][-1] == told.totals["pulling"]
+
+
+def test_a_retry_is_one_line_whatever_a_library_says(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, address = push(bundle, str(tmp_path / "store"))
+    faults = [ConnectionError("Cannot connect\n  Traceback\n" + "y" * 900)]
+    original = Store.chunks
+
+    def failing(store: Store, name: str, start: int = 0) -> Iterator[bytes]:
+        if faults:
+            raise faults.pop()
+        return original(store, name, start)
+
+    monkeypatch.setattr(Store, "chunks", failing)
+    pull(address, tmp_path / "out")
+    (record,) = caplog.records
+    said = record.getMessage()
+    assert "Cannot connect Traceback yyy" in said and said.endswith("trying again")
+    assert "\n" not in said and len(said) < 500

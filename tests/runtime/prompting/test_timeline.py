@@ -80,12 +80,18 @@ class TestPrompts:
     @pytest.mark.parametrize(
         ("switches", "message"),
         [
-            ([(80, "b"), (40, "c")], "--prompt-at 40: frame 40 comes after frame 80"),
+            (
+                [(80, "b"), (40, "c")],
+                r"--prompt-at 40: frame 40 \(9.8 s\) comes after frame 80 \(19.8 s\)",
+            ),
             ([(40, "b"), (40, "c")], "second prompt at frame 40"),
             ([(0, "b")], "second prompt at frame 0"),
             ([(-3, "b")], "--prompt-at -3: frame -3 is negative"),
-            ([(240, "b")], "past the end of the video .240 latent frames"),
-            ([(238, "b")], "start at frame 240, past the end"),
+            (
+                [(240, "b")],
+                "past the end of the video .240 latent frames, 59.8 s; the last .* 237 .59.1 s",
+            ),
+            ([(238, "b")], r"start at frame 240 \(59.8 s\), past the end"),
             ([(40, "bad \udcff byte")], "not valid UTF-8 at character 4"),
         ],
     )
@@ -161,7 +167,11 @@ class TestDocuments:
             ("a.yaml", "- {seconds: -1, prompt: a}\n", "entry 1: the time is -1"),
             ("a.yaml", "start: a\n", "frame start: the frame is 'start'"),
             ("a.yaml", "12: a\n", "the first prompt is at frame 12"),
-            ("a.yaml", "0: a\n80: b\n40: c\n", "frame 40: frame 40 comes after frame 80"),
+            (
+                "a.yaml",
+                "0: a\n80: b\n40: c\n",
+                r"frame 40: frame 40 \(9.8 s\) comes after frame 80",
+            ),
             ("a.json", '{"0": "a",\n "40": }', "a.json, line 2: not valid JSON"),
             ("a.json", '{"0": "a", "0": "b"}', "the key '0' appears twice"),
             ("a.json", '"a"\n"b"\n', "line 2: .*JSON Lines belong in a .jsonl file"),
@@ -199,8 +209,8 @@ class TestJsonLines:
         timeline = timeline_from_file(file("a.jsonl", self.SIX), CLOCK)
         assert frames(timeline) == [0, 39, 78, 120, 159, 198]
         assert timeline.notices == (
-            "the prompts are spread over the video: switches at latent frames 39, 78, 120, 159, "
-            "198",
+            "the prompts are spread over the video: switches at latent frames 39 (9.6 s), "
+            "78 (19.3 s), 120 (29.8 s), 159 (39.6 s), 198 (49.3 s)",
         )
 
     @pytest.mark.parametrize(

@@ -1,0 +1,91 @@
+"""Every command that is written down is one that the program takes. Those that can run here are
+run in ``test_documented_runs.py``.
+"""
+
+import importlib.util
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from longlive_trt.cli import COMMANDS
+from tests.documented import (
+    OURS,
+    PAGES,
+    ROOT,
+    Line,
+    command_named,
+    example_lines,
+    lines,
+    parse,
+    shell_blocks,
+)
+
+# What a page starts beside our own command.
+OTHERS = {"docker", "ffmpeg", "ffplay", "ssh", "eval", "cat", "curl", "echo", "printf"}
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def identified(line: Line) -> str:
+    return f"{line.page}: {line.text[:60]}"
+
+
+@pytest.mark.parametrize("line", lines() + example_lines(), ids=identified)
+def test_a_command_is_one_that_its_program_takes(line: Line) -> None:
+    for program, *arguments in line.commands:
+        if program == OURS:
+            parse([program, *arguments])
+        elif program == "pip":
+            check_requirements(arguments)
+        elif program == "make":
+            assert {word for word in arguments if "=" not in word} <= TARGETS
+        elif program == "python":
+            check_module(arguments)
+        else:
+            assert program in OTHERS or (ROOT / program).is_file(), program
+
+
+def check_requirements(arguments: list[str]) -> None:
+    """From the checkout: the package is on no index."""
+    assert arguments[0] == "install"
+    for text in (word for word in arguments[1:] if not word.startswith("-")):
+        assert text.startswith(".")
+        assert Requirement(f"here{text[1:]}").extras <= EXTRAS.keys()
+
+
+def check_module(arguments: list[str]) -> None:
+    assert arguments[0] == "-m"
+    spec = importlib.util.find_spec(arguments[1])
+    assert spec is not None and spec.origin is not None
+    options = [word for word in arguments[2:] if word.startswith("--")]
+    helpers = "".join(path.read_text() for path in (ROOT / "benchmarks").glob("*.py"))
+    assert all(f'"{option}"' in helpers for option in options)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_block_of_commands_is_overlooked(page: Path) -> None:
+    blocks = re.findall(r"^```.*?^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    shown = [line for block in blocks for line in re.findall(f"^{OURS} .*$", block, re.MULTILINE)]
+    found = [line for block in shell_blocks(page) for line in block]
+    assert sum(line.text.startswith(f"{OURS} ") for line in found) == len(shown)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_help_has_an_example(name: str) -> None:
+    assert any(line.text.startswith(f"{OURS} {name}") for line in example_lines())
+
+
+@pytest.mark.parametrize("option", ["--quiet", "--json", "--overwrite"])
+def test_an_option_means_the_same_everywhere(option: str) -> None:
+    helps = {
+        name: getattr(parameter, "help", None)
+        for name in COMMANDS
+        for parameter in command_named(name).params
+        if option in parameter.opts
+    }
+    if option in ("--quiet", "--json"):
+        assert helps.keys() == COMMANDS.keys()
+    assert len(set(helps.values())) == 1, helps
