@@ -43,6 +43,7 @@ COMMANDS = {
     "pull": Entry("shipping.pull", "Fetch a bundle, or the best one for this machine."),
     "export-triton": Entry("making.export_triton", "Write a model repository for NVIDIA Triton."),
     "bench": Entry("running.bench", "Measure how fast a bundle runs."),
+    "eval": Entry("running.eval", "Measure how good a bundle's videos are, against a reference."),
     "doctor": Entry("running.doctor", "Show what this machine can do, and how to add the rest."),
 }
 _NO_THREAD = "no thread is to be had here; end other programs, or raise the limit (ulimit -u)"
