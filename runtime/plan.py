@@ -152,7 +152,7 @@ class Plan:
         if self.replay is not None:
             return ReplayNoise(self.replay, self.block_frames)
         shape = (self.batch, self.block_frames, *self.config.latent_shape)
-        return SeededNoise(self.seed, shape, len(self.config.rollout.steps))
+        return SeededNoise(self.seed, shape, self.config.rollout.noises)
 
     def video_frames(self, first_block: int, end_block: int) -> int:
         """How many pictures some blocks give."""
