@@ -34,7 +34,7 @@ def changed(bundle: Path, **changes: Any) -> Path:
 
 
 def test_a_preset_is_its_settings(video_bundle: Path, in_empty_folder: Path) -> None:
-    settings = ("rollout.steps=[1000,500]", "rollout.window_frames=9")
+    settings = ("rollout.steps=[1000,500]",)
     first = "rollout.first_steps=[1000,750,500,250]"
     same = [part for one in (*settings, first) for part in ("--set", one)]
     by_preset = generate_latents(video_bundle, *VIDEO, "--preset", "turbo")
