@@ -76,7 +76,7 @@ def rounded(values: Sequence[float], digits: int = 3) -> list[float]:
 
 def seeded_noise(config: ModelConfig, seed: int = 0) -> SeededNoise:
     shape = (1, config.rollout.frames_per_block, *config.latent_shape)
-    return SeededNoise(seed, shape, len(config.rollout.steps))
+    return SeededNoise(seed, shape, config.rollout.noises)
 
 
 def random_states(config: ModelConfig, random: np.random.Generator) -> Any:

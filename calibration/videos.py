@@ -84,8 +84,6 @@ def run_video(
             if block == 0 or (block == video.switch_block and len(video.prompts) > 1):
                 prompt = video.prompts[0 if block == 0 else 1]
                 rollout.switch_prompt(states[prompt].to(device))
-            noises = torch.randn(
-                (len(config.rollout.steps), *shape), generator=generator, device="cpu"
-            )
+            noises = torch.randn((config.rollout.noises, *shape), generator=generator, device="cpu")
             rollout.run_block(noises[0].to(device), list(noises[1:].to(device)))
     return rollout.frames

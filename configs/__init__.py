@@ -4,8 +4,8 @@ from longlive_trt.configs.loader import (
     load_config,
     parse_overrides,
     shipped_models,
-    shipped_presets,
 )
+from longlive_trt.configs.presets import Preset, load_preset, shipped_presets
 from longlive_trt.configs.schema import (
     LatentConfig,
     ModelConfig,
@@ -19,12 +19,14 @@ from longlive_trt.configs.schema import (
 __all__ = [
     "LatentConfig",
     "ModelConfig",
+    "Preset",
     "PromptsConfig",
     "RolloutConfig",
     "TextEncoderConfig",
     "TransformerConfig",
     "VaeConfig",
     "load_config",
+    "load_preset",
     "parse_overrides",
     "shipped_models",
     "shipped_presets",

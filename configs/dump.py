@@ -13,6 +13,9 @@ def config_values(config: ModelConfig) -> dict[str, Any]:
     if config.prompts == PromptsConfig():
         # Records and fingerprints of models that say nothing of prompts are as they always were.
         del values["prompts"]
+    if config.rollout.first_steps is None:
+        # As above: of models that treat a first block like any other.
+        del values["rollout"]["first_steps"]
     return values
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from longlive_trt.configs.presets import load_preset
 from longlive_trt.configs.schema import ModelConfig
 from longlive_trt.errors import ConfigError
 from longlive_trt.printing import plain
@@ -12,16 +13,12 @@ from longlive_trt.reading.failures import ReadingError, refusing
 from longlive_trt.reading.files import read_text
 from longlive_trt.reading.shapes import structured
 
-_HERE = Path(__file__).parent
+_MODELS = Path(__file__).with_name("models")
 _MOST_SECTIONS = 8
 
 
 def shipped_models() -> list[str]:
-    return sorted(path.stem for path in (_HERE / "models").glob("*.yaml"))
-
-
-def shipped_presets() -> list[str]:
-    return sorted(path.stem for path in (_HERE / "presets").glob("*.yaml"))
+    return sorted(path.stem for path in _MODELS.glob("*.yaml"))
 
 
 def load_config(
@@ -31,7 +28,7 @@ def load_config(
     overrides: Iterable[str] = (),
 ) -> ModelConfig:
     """Read a configuration: a YAML file or a shipped model's name, then preset, then overrides."""
-    path = _find(source, "models", "configuration") if source is not None else None
+    path = _find(source) if source is not None else None
     return configure(
         _read_yaml(path) if path else {},
         origin=str(path) if path else "defaults",
@@ -50,8 +47,7 @@ def configure(
     """Build a configuration from plain values, as a file or a bundle's manifest holds them."""
     merged: dict[str, Any] = _merge({}, values)
     if preset is not None:
-        preset_path = _find(preset, "presets", "preset")
-        merged = _merge(merged, _read_yaml(preset_path))
+        merged = _merge(merged, load_preset(preset).settings)
         origin = f"{origin} with preset {preset}"
     overrides = list(overrides)
     if overrides:
@@ -86,15 +82,17 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
     return nested
 
 
-def _find(source: str | Path, folder: str, what: str) -> Path:
-    shipped = _HERE / folder / f"{source}.yaml"
+def _find(source: str | Path) -> Path:
+    shipped = _MODELS / f"{source}.yaml"
     if isinstance(source, str) and "/" not in source and shipped.is_file():
         return shipped
     path = Path(source)
     if path.is_file():
         return path
-    names = ", ".join(sorted(p.stem for p in (_HERE / folder).glob("*.yaml")))
-    raise ConfigError(f"{plain(source)}: no such {what} file; give a YAML file or one of: {names}")
+    names = ", ".join(shipped_models())
+    raise ConfigError(
+        f"{plain(source)}: no such configuration file; give a YAML file or one of: {names}"
+    )
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Replay:
     noise: FloatArray
     """[B, T, C, H, W]: where every frame starts."""
     renoise: FloatArray
-    """[blocks, steps - 1, B, frames_per_block, C, H, W]: the noise of every re-noising."""
+    """[blocks, noises - 1, B, frames_per_block, C, H, W]: the noise of every re-noising."""
     prompts: Mapping[int, FloatArray]
     """Text states [1 or B, text_len, text_dim] by number."""
     schedule: tuple[Switch, ...]
@@ -132,11 +132,11 @@ def _check_shapes(header: TensorHeader, prompts: Mapping[int, str], config: Mode
     if frames == 0 or frames % block:
         raise UsageError(f"{path}: noise has {frames} frames; it needs whole blocks of {block}")
     frame = config.latent_shape
-    steps = len(config.rollout.steps)
+    noises = config.rollout.noises
     text = (config.transformer.text_len, config.transformer.text_dim)
     expected = {
         "noise": (batch, frames, *frame),
-        "renoise": (frames // block, steps - 1, batch, block, *frame),
+        "renoise": (frames // block, noises - 1, batch, block, *frame),
     }
     for name in prompts.values():
         rows = shapes[name][:1] if shapes[name][:1] in ((1,), (batch,)) else (batch,)

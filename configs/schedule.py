@@ -1,5 +1,6 @@
 """The noise schedule of shifted flow matching, in float32 exactly as upstream tabulates it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -29,9 +30,10 @@ class Schedule:
     """The pass whose keys and values are committed to the cache."""
 
     @classmethod
-    def of(cls, rollout: RolloutConfig) -> "Schedule":
+    def of(cls, rollout: RolloutConfig, steps: Sequence[int] | None = None) -> "Schedule":
+        """``steps``: others than the rollout's own."""
         timesteps, sigmas = noise_tables(rollout.timestep_shift)
-        levels = [TRAINING_STEPS - nominal for nominal in rollout.steps]
+        levels = [TRAINING_STEPS - nominal for nominal in steps or rollout.steps]
         nexts = [float(sigmas[level]) for level in levels[1:]] + [0.0]
         passes = tuple(
             Pass(float(timesteps[level]), float(sigmas[level]), sigma_next)

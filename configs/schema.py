@@ -112,6 +112,8 @@ class RolloutConfig:
     global_sink: bool = True
     rope: Literal["absolute", "relative"] = "absolute"
     steps: tuple[int, ...] = (1000, 750, 500, 250)
+    first_steps: tuple[int, ...] | None = None
+    """Of a video's first block, which all others look back at; without them, ``steps``."""
     timestep_shift: float = 5.0
     context_timestep: int = 0
 
@@ -130,13 +132,14 @@ class RolloutConfig:
             f"-1 (global attention), or at least sink_frames + frames_per_block ({smallest}) and "
             f"at most {_LONGEST_WINDOW}",
         )
-        falling = all(a > b for a, b in pairwise(self.steps))
-        _require(
-            bool(self.steps) and falling and self.steps[-1] > 0 and self.steps[0] <= 1000,
-            "steps",
-            list(self.steps),
-            "one or more falling timesteps from 1000 to 1",
-        )
+        for key, steps in (("steps", self.steps), ("first_steps", self.opening_steps)):
+            falling = all(a > b for a, b in pairwise(steps))
+            _require(
+                bool(steps) and falling and steps[-1] > 0 and steps[0] <= 1000,
+                key,
+                list(steps),
+                "one or more falling timesteps from 1000 to 1",
+            )
         _require(
             0 <= self.context_timestep < 1000, "context_timestep", self.context_timestep, "0 to 999"
         )
@@ -144,6 +147,15 @@ class RolloutConfig:
     @property
     def is_global(self) -> bool:
         return self.window_frames == GLOBAL_WINDOW
+
+    @property
+    def opening_steps(self) -> tuple[int, ...]:
+        return self.steps if self.first_steps is None else self.first_steps
+
+    @property
+    def noises(self) -> int:
+        """How many draws of noise a block takes at most: one for each of its steps."""
+        return max(len(self.steps), len(self.opening_steps))
 
 
 @dataclass(frozen=True, kw_only=True)

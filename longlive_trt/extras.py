@@ -21,6 +21,7 @@ EXTRA_OF_MODULE = {
     "huggingface_hub": "quantize",
     "modelopt": "quantize",
     "requests": "quantize",
+    "transformers": "quality",
     "fastapi": "serve",
     "prometheus_client": "serve",
     "uvicorn": "serve",

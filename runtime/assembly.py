@@ -1,7 +1,7 @@
 """From a bundle to sessions: engines are loaded when first needed and shared by all sessions."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from longlive_trt.basics import Closing, Report, unheard
@@ -30,6 +30,7 @@ from longlive_trt.runtime.prompting.encoder import unheard as untold
 from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer
 from longlive_trt.runtime.session import Session
 from longlive_trt.runtime.streams import STREAM_OF, GpuStreams
+from longlive_trt.runtime.transformer import Level
 
 Wrap = Callable[[Engine, str], Engine]
 """Puts something around a graph's engine: it is given the engine and the graph's name, and closing
@@ -156,6 +157,7 @@ class Engines(Closing):
         total_frames: int | None = None,
         decode: bool = True,
         debug: bool = False,
+        levels: Sequence[Level] = (),
     ) -> Session:
         step = self.get(STEP, "generating")
         decoder = self.decoder(batch) if decode else None
@@ -170,6 +172,7 @@ class Engines(Closing):
                 decoder=decoder,
                 memory=memory,
                 debug=debug,
+                levels=levels,
             )
         except BaseException:
             memory.close()

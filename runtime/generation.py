@@ -15,6 +15,7 @@ from longlive_trt.configs.dump import config_values
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.errors import LongLiveError, LostGpuError, NotFiniteError, OutputError
 from longlive_trt.files import Claim, real_path
+from longlive_trt.runtime.adaptive.pace import Pace
 from longlive_trt.runtime.interrupts import StopRequest, stop_on_signals
 from longlive_trt.runtime.noise import FloatArray
 from longlive_trt.runtime.output import FrameWriter, write_latents, write_sidecar
@@ -59,7 +60,12 @@ class Outputs:
 
 
 def generate(
-    pipeline: Pipeline, plan: Plan, outputs: Outputs, progress: Progress, command: str = ""
+    pipeline: Pipeline,
+    plan: Plan,
+    outputs: Outputs,
+    progress: Progress,
+    command: str = "",
+    pace: Pace | None = None,
 ) -> bool:
     """Make the video; True if it was interrupted. What was made is kept in any case."""
     with ExitStack() as stack:
@@ -69,7 +75,7 @@ def generate(
                 stack.callback(Claim(real_path(path)).release)
         video = stack.enter_context(pipeline.open(plan, progress.notice))
         stop = stack.enter_context(stop_on_signals(progress.notice))
-        run = _Run(video, outputs, _open_writers(video, outputs), progress, command)
+        run = _Run(video, outputs, _open_writers(video, outputs), progress, command, pace)
         try:
             run.make(stop)
         except KeyboardInterrupt:
@@ -91,8 +97,9 @@ class _Run:
         writers: Sequence[FrameWriter],
         progress: Progress,
         command: str,
+        pace: Pace | None,
     ) -> None:
-        self._video, self._plan, self._outputs = video, video.plan, outputs
+        self._video, self._plan, self._outputs, self._pace = video, video.plan, outputs, pace
         self._writers, self._progress, self._command = writers, progress, command
         self._meter = Meter(self._plan.end_block, first_block=self._plan.first_block)
         self._latents: list[FloatArray] = []
@@ -107,6 +114,8 @@ class _Run:
         frames = None if end is None else plan.video_frames(plan.first_block, end)
         self._progress.started(Started(plan.blocks, frames, plan.config.fps, self._outputs.shown))
         while not stop.is_asked and self._video.blocks_made != end:
+            if self._pace is not None:
+                self._pace.before(self._video.blocks_made, self._video.session)
             block = self._video.step()
             self._pending.append(block)
             self._blocks_taken = block.index + 1
@@ -148,6 +157,8 @@ class _Run:
         with interrupts_deferred():
             for writer in self._writers:
                 self._write_record(writer)
+        if self._pace is not None:
+            self._progress.notice(self._pace.summary())
         if not self._lacks_an_output:
             self._progress.finished(finished)
 
@@ -172,7 +183,8 @@ class _Run:
             return
         frames = writer.frames_kept
         record = _record(self._video.bundle, self._plan, self._whole_blocks(frames), frames)
-        write_sidecar(writer.path, {"command": self._command, **record})
+        pace = {} if self._pace is None else {"pace": self._pace.record()}
+        write_sidecar(writer.path, {"command": self._command, **record, **pace})
 
     def _attempt(self, work: Callable[[], None]) -> None:
         """What fails because something else did is told beside it, not in its place."""
@@ -231,6 +243,8 @@ class _Run:
             for row, writer in zip(rows, self._writers, strict=True):
                 writer.write(row)
             done = self._meter.block(block.frame_count)
+        if self._pace is not None:
+            self._pace.after(block.index)
         self._progress.block(done)
         if self._preview is not None and (notice := self._preview.renew(rows)):
             self._progress.notice(notice)

@@ -136,6 +136,7 @@ class Pipeline(Closing):
                 total_frames=plan.total_frames,
                 decode=plan.decodes,
                 debug=plan.debug,
+                levels=plan.levels,
             )
             undoing.callback(session.close)
             if plan.resumed is not None:

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from longlive_trt.configs import ModelConfig
-from longlive_trt.configs.dump import config_values
-from longlive_trt.configs.loader import configure
 from longlive_trt.configs.replay import Replay, load_replay
 from longlive_trt.contract import PROMPT, STEP, TEXT, VAE_FIRST
 from longlive_trt.engines.bundles.bundle import BATCH, Bundle
@@ -16,6 +14,7 @@ from longlive_trt.errors import UsageError
 from longlive_trt.printing import quoted
 from longlive_trt.reading.ranges import Range
 from longlive_trt.runtime.noise import NoiseSource, ReplayNoise, SeededNoise
+from longlive_trt.runtime.presets import require_served, runtime_config
 from longlive_trt.runtime.prompting.switches import EXACT, SwitchMode
 from longlive_trt.runtime.prompting.timeline import (
     ENDLESS,
@@ -41,6 +40,7 @@ from longlive_trt.runtime.prompting.timeline_files import (
 )
 from longlive_trt.runtime.ring import RingLayout
 from longlive_trt.runtime.state import SavedState, load_state, require_kept, require_savable
+from longlive_trt.runtime.transformer import Level
 
 SEEDS = Range(0, 2**64 - 1)
 
@@ -128,6 +128,8 @@ class Plan:
     debug: bool = False
     notices: tuple[str, ...] = ()
     """What whoever asked should be told."""
+    levels: tuple[Level, ...] = ()
+    """Other ways to make blocks, which the session may change to."""
 
     @property
     def block_frames(self) -> int:
@@ -162,7 +164,7 @@ class Plan:
         if self.replay is not None:
             return ReplayNoise(self.replay, self.block_frames)
         shape = (self.batch, self.block_frames, *self.config.latent_shape)
-        return SeededNoise(self.seed, shape, len(self.config.rollout.steps))
+        return SeededNoise(self.seed, shape, self.config.rollout.noises)
 
     def video_frames(self, first_block: int, end_block: int) -> int:
         """How many pictures some blocks give."""
@@ -176,7 +178,10 @@ def plan_video(bundle: Bundle, options: VideoOptions) -> Plan:
         options = replace(options, timeline=open_timeline(options.timeline))
     options = _as_recipe_says(options, bundle)
     resumed = load_state(options.resume) if options.resume else None
-    config = _runtime_config(resumed.config if resumed else bundle.config, options)
+    if options.preset is not None:
+        require_served(bundle, options.preset)
+    base = resumed.config if resumed else bundle.config
+    config = runtime_config(base, options.preset, options.overrides, options.spell)
     if options.replay is not None:
         plan = _replay_plan(load_replay(options.replay, config), config, options)
     else:
@@ -225,24 +230,6 @@ def _require_graphs(bundle: Bundle, plan: Plan) -> None:
 def require_text_encoder(bundle: Bundle) -> None:
     bundle.require(TEXT, "reading a prompt")
     _ = bundle.tokenizer
-
-
-def _runtime_config(base: ModelConfig, options: VideoOptions) -> ModelConfig:
-    """The bundle's configuration, with what can change without new engines."""
-    wanted = configure(
-        config_values(base),
-        origin="the bundle",
-        preset=options.preset,
-        overrides=options.overrides,
-    )
-    fixed = replace(wanted, rollout=replace(wanted.rollout, rope=base.rollout.rope), fps=base.fps)
-    if replace(fixed, rollout=base.rollout) != base or wanted.rollout.rope != base.rollout.rope:
-        overrides, preset = map(options.spell, ("overrides", "preset"))
-        raise UsageError(
-            f"{overrides} and {preset} can change rollout.* (but not rollout.rope) and fps; "
-            "everything else is compiled into the bundle: export and build again"
-        )
-    return wanted
 
 
 def _require_same_bundle(bundle: Bundle, resumed: SavedState, path: Path | None) -> None:

@@ -131,6 +131,8 @@ class Ring:
     next_frame: int = 0
     sink_start: int = 0
     """The first frame of the sink: it moves with a prompt switch if the sink does."""
+    held_from: int | None = None
+    """The frame in the first slot after the sink, where a change of the window put one there."""
 
     def block_plan(self) -> PassPlan:
         """What every pass of the next block sees, and where its clean keys go."""
@@ -149,6 +151,21 @@ class Ring:
 
     def after_block(self) -> "Ring":
         return replace(self, next_frame=self.next_frame + self.layout.block)
+
+    def resized(self, layout: RingLayout) -> "Ring | None":
+        """With another window from the next block on, whatever lies in its slots staying there.
+
+        None where the frames that it keeps do not lie at its beginning, in order.
+        """
+        if layout == self.layout:
+            return self
+        past = self._past_frames()
+        kept = past[max(0, len(past) - layout.past) :]
+        slots = [self._slot(frame) for frame in kept]
+        if slots != list(range(layout.sink, layout.sink + len(kept))):
+            return None
+        first = kept.start if kept else self.next_frame
+        return replace(self, layout=layout, held_from=first if self.next_frame else None)
 
     def recache_plan(self, extent: Literal["exact", "partial"] = "exact") -> PassPlan:
         """The pass that recomputes the cache under a new prompt; see also :meth:`after_recache`.
@@ -178,21 +195,30 @@ class Ring:
 
     def after_recache(self) -> "Ring":
         if self.layout.moving_sink and not self._rewrites_everything():
-            return replace(self, sink_start=self.next_frame - self.layout.window)
-        return self if not self._rewrites_everything() else replace(self, sink_start=0)
+            start = self.next_frame - self.layout.window
+            return replace(self, sink_start=start, held_from=None)
+        is_reset = self._rewrites_everything()
+        return replace(self, sink_start=0 if is_reset else self.sink_start, held_from=None)
 
     def _rewrites_everything(self) -> bool:
         """An early switch recomputes from frame 0 on, the sink included."""
         return self.layout.unbounded or self.next_frame <= self.layout.window
 
     def _past_frames(self) -> range:
-        oldest = max(self.sink_start + self.layout.sink, self.next_frame - self.layout.past)
+        oldest = max(self._ring_start, self.next_frame - self.layout.past)
         return range(min(oldest, self.next_frame), self.next_frame)
 
     def _slot(self, frame: int) -> int:
-        offset = frame - self.sink_start
-        sink = self.layout.sink
-        return offset if offset < sink else sink + (offset - sink) % self.layout.past
+        offset, sink = frame - self.sink_start, self.layout.sink
+        if offset < sink:
+            return offset
+        return sink + (frame - self._ring_start) % self.layout.past
+
+    @property
+    def _ring_start(self) -> int:
+        """A frame in the first slot after the sink; none before it is held."""
+        start = self.sink_start + self.layout.sink
+        return start if self.held_from is None else self.held_from
 
     def _positions(self, frames: Sequence[int], cached: int) -> tuple[int, ...]:
         if self.layout.relative and not self.layout.unbounded:

@@ -1,7 +1,7 @@
 """One video in the making."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from longlive_trt.runtime.decoding.host import Decoder, DecoderSnapshot, Decodin
 from longlive_trt.runtime.memory.base import HostMemory, Memory, Pending, Span, Tensor
 from longlive_trt.runtime.noise import FloatArray, NoiseFeed, NoiseSource
 from longlive_trt.runtime.ring import Recache, Ring, RingLayout
-from longlive_trt.runtime.transformer import Context, LatentHistory, TransformerPasses
+from longlive_trt.runtime.transformer import Context, LatentHistory, Level, TransformerPasses
 
 _WARM_UP = 8
 """Blocks after which every buffer is there and every pass was captured."""
@@ -107,14 +107,16 @@ class Session(Closing):
         memory: Memory | None = None,
         debug: bool = False,
         takes_any_number: bool = False,
+        levels: Sequence[Level] = (),
     ) -> None:
         """``debug``: a block that does what no live session may do is an error.
+        ``levels``: other ways to make blocks, which :meth:`use` changes to.
         ``takes_any_number``: blocks that are not finite are handed out, to be compared.
         """
         self.config = config
         self.memory = memory or HostMemory()
         self.ring = Ring(RingLayout.of(config, total_frames))
-        self.passes = TransformerPasses(step, config, self.ring.layout, batch, self.memory)
+        self.passes = TransformerPasses(step, config, self.ring.layout, batch, self.memory, levels)
         self.history = LatentHistory(self.ring.layout)
         self.decoder = decoder
         self._has_prompt = False
@@ -142,6 +144,18 @@ class Session(Closing):
     def switch_prompt(self, context: Context, recache: Recache = "exact") -> None:
         """Take a prompt at the next block boundary; the latest one before it counts."""
         self._pending = context, recache
+
+    def use(self, level: Level) -> bool:
+        """Make blocks so from the next one on; False where the cache does not lie right yet.
+
+        Nothing is copied: what a changed window keeps must lie at its beginning, which is so once
+        in each turn of the larger one.
+        """
+        resized = self.ring.resized(level.layout)
+        if resized is None:
+            return False
+        self.ring, self.passes.steps = resized, level.steps
+        return True
 
     def step(self) -> Block:
         """Make the next block."""

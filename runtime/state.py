@@ -140,6 +140,11 @@ def save_state(
     overwrite: bool = True,
 ) -> None:
     """Write a session's state; only safe between blocks."""
+    if session.ring.held_from is not None:
+        raise UsageError(
+            f"{path}: the window changed on the way, and a state has one of a fixed size; make the "
+            f"video without changing it"
+        )
     session.settle()
     for frame, latent in session.history.items():
         require_finite(latent, f"{path}: latent frame {frame}")

@@ -8,6 +8,7 @@ and values to their slots.
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.schedule import Pass, Schedule
 from longlive_trt.contract import (
     BATCH,
+    CACHE_FRAMES,
     CACHE_INDEX,
     CONTEXT_K,
     CONTEXT_V,
@@ -54,6 +56,16 @@ Context = Mapping[str, Tensor]
 _AHEAD = 2
 _CLEAN = Pass(timestep=0.0, sigma=0.0, sigma_next=0.0)
 
+Steps = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One way to make blocks: so many steps, and so large a window."""
+
+    steps: Steps
+    layout: RingLayout
+
 
 class TransformerPasses:
     """Noise and results of two successive blocks lie in different places.
@@ -69,28 +81,34 @@ class TransformerPasses:
         layout: RingLayout,
         batch: int,
         memory: Memory | None = None,
+        levels: Sequence[Level] = (),
     ) -> None:
+        """``levels``: other ways to make blocks, with windows that are no larger."""
         self._engine, self._batch, self._layout = engine, batch, layout
         self._memory = memory or HostMemory()
         self._tokens = config.tokens_per_frame
-        schedule = Schedule.of(config.rollout)
-        self._levels = [*schedule.passes, schedule.clean, _CLEAN]
-        self._passes = len(schedule.passes)
+        rollout = config.rollout
+        self._opening, self.steps = rollout.opening_steps, rollout.steps
+        ways = [(rollout.steps, layout.slots), (self._opening, layout.slots)]
+        ways += [(level.steps, level.layout.slots) for level in levels]
+        self._schedules = {steps: Schedule.of(rollout, steps).passes for steps, _ in ways}
+        self._denoising_levels = list(dict.fromkeys(chain(*self._schedules.values())))
+        self._levels = [*self._denoising_levels, Schedule.of(rollout).clean, _CLEAN]
+        self._noises = max(map(len, self._schedules))
         self._tensors = self._memory.reserve(self._buffers(), "keys, values and latents")
         self.cache = self._part(K_CACHE, V_CACHE)
         self._new = self._part(K_NEW, V_NEW)
         self.prompt = self._part(CONTEXT_K, CONTEXT_V)
         self._write_levels()
-        self._position = _Position(self._memory, layout.block, layout.slots)
         self._results = [self._tensors[f"result.{which}"] for which in range(2)]
         self.noise = [self._memory.inlet(self._noise(which)) for which in range(2)]
-        self._denoising = [self._bind_denoising(which) for which in range(2)]
-        clean = len(self._levels) - 2
-        self._clean = [
-            self._bind(clean, self._position, result, result, self._new) for result in self._results
-        ]
+        self._windows = {slots: self._bind_window(slots) for _, slots in ways}
+        self._denoising = {
+            (steps, slots): [self._bind_denoising(steps, slots, which) for which in range(2)]
+            for steps, slots in dict.fromkeys(ways)
+        }
         self._scratch: dict[str, Tensor] | None = None
-        self._recaching: dict[int, _Recaching] = {}
+        self._recaching: dict[tuple[int, int], _Recaching] = {}
         self._blocks_run = 0
 
     def use_context(self, context: Context) -> None:
@@ -106,12 +124,15 @@ class TransformerPasses:
     def denoise(self, plan: PassPlan) -> Tensor:
         """What was brought to this block's place.
 
-        The result stays as it is until the block after the next is made.
+        ``steps`` and the plan's window are those of one of the levels. The result stays as it is
+        until the block after the next is made.
         """
-        which = self.place
-        self._position.set(plan)
+        which, slots = self.place, len(plan.cache_index)
+        steps = self.steps if plan.frames[0] else self._opening
+        window = self._windows[slots]
+        window.position.set(plan)
         with self.noise[which].reading():
-            for number, binding in enumerate(self._denoising[which]):
+            for number, binding in enumerate(self._denoising[steps, slots][which]):
                 with mark(f"pass {number}"):
                     binding.run()
         return self._results[which]
@@ -119,26 +140,27 @@ class TransformerPasses:
     def remember(self, plan: PassPlan) -> None:
         """Compute and commit the keys and values of the block that was denoised."""
         with mark("clean pass"):
-            self._clean[self.place].run()
+            self._windows[len(plan.cache_index)].clean[self.place].run()
         with mark("commit"):
             self._commit(self._new, plan.commits)
         self._blocks_run += 1
 
     def recache(self, plan: PassPlan, latents: Array) -> None:
         """Recompute the cache from clean latents under the prompt in use."""
-        recaching = self.prepare_recache(len(plan.frames))
+        recaching = self.prepare_recache(len(plan.frames), len(plan.cache_index))
         recaching.position.set(plan)
         self._memory.write(recaching.latents, latents)
         recaching.binding.run()
         self._commit(recaching.new, plan.commits)
 
-    def prepare_recache(self, frames: int) -> "_Recaching":
+    def prepare_recache(self, frames: int, slots: int | None = None) -> "_Recaching":
         """Reserve and bind what a re-cache of so many frames needs."""
-        if frames not in self._recaching:
-            self._recaching[frames] = self._bind_recache(frames)
-        return self._recaching[frames]
+        key = frames, self._layout.slots if slots is None else slots
+        if key not in self._recaching:
+            self._recaching[key] = self._bind_recache(*key)
+        return self._recaching[key]
 
-    def _bind_recache(self, frames: int) -> "_Recaching":
+    def _bind_recache(self, frames: int, slots: int) -> "_Recaching":
         specs = {LATENTS: self._engine.inputs[LATENTS]}
         specs |= {spec.name: spec for spec in named(self._engine.outputs, K_NEW, V_NEW)}
         if self._scratch is None:
@@ -151,8 +173,9 @@ class TransformerPasses:
             for name, spec in specs.items()
         }
         latents = views.pop(LATENTS)
-        position = _Position(self._memory, frames, self._layout.slots)
-        binding = self._bind(len(self._levels) - 1, position, latents, latents, views)
+        position = _Position(self._memory, frames, slots)
+        cache = self._windows[slots].cache
+        binding = self._bind(_CLEAN, position, cache, latents, latents, views)
         return _Recaching(position, latents, views, binding)
 
     def _buffers(self) -> dict[str, Buffer]:
@@ -168,7 +191,7 @@ class TransformerPasses:
             **{
                 f"noise.{which}.{number}": latents
                 for which in range(2)
-                for number in range(self._passes)
+                for number in range(self._noises)
             },
             **{
                 f"{name}.{number}": Buffer((1,), np.dtype(np.float32))
@@ -188,26 +211,52 @@ class TransformerPasses:
 
     def _noise(self, which: int) -> list[Tensor]:
         """What a block begins with, and then what each pass but the last adds."""
-        return [self._tensors[f"noise.{which}.{number}"] for number in range(self._passes)]
+        return [self._tensors[f"noise.{which}.{number}"] for number in range(self._noises)]
 
-    def _bind_denoising(self, which: int) -> list[Binding]:
+    def _bind_window(self, slots: int) -> "_Window":
+        position = _Position(self._memory, self._layout.block, slots)
+        clean = self._levels[-2]
+        cache = self._cache_of(slots)
+        return _Window(
+            position,
+            cache,
+            [self._bind(clean, position, cache, r, r, self._new) for r in self._results],
+        )
+
+    def _cache_of(self, slots: int) -> dict[str, Tensor]:
+        """The first so many slots of the cache."""
+        if slots == self._layout.slots:
+            return self.cache
+        # Of several rows, the beginnings do not lie together.
+        assert self._batch == 1
+        sizes = {BATCH: self._batch, STEP_FRAMES: self._layout.block, CACHE_FRAMES: slots}
+        specs = self._engine.inputs
+        return {
+            name: self._memory.view(tensor, specs[name].sized(**sizes))
+            for name, tensor in self.cache.items()
+        }
+
+    def _bind_denoising(self, steps: Steps, slots: int, which: int) -> list[Binding]:
         """The passes hand the latents to and fro; the last one's are the result."""
+        window, (*passes, last) = self._windows[slots], self._schedules[steps]
+        position, cache = window.position, window.cache
         initial, *added = self._noise(which)
         bound, latents = [], initial
-        for number, noise in enumerate(added):
+        for number, level in enumerate(passes):
             following = self._tensors[f"latents.{number % 2}"]
             outputs = {LATENTS_NEXT: following}
-            bound.append(self._bind(number, self._position, latents, noise, outputs))
+            bound.append(self._bind(level, position, cache, latents, added[number], outputs))
             latents = following
         # The last one's noise has no weight: the latents stand in.
         outputs = {LATENTS_NEXT: self._results[which]}
-        bound.append(self._bind(self._passes - 1, self._position, latents, latents, outputs))
+        bound.append(self._bind(last, position, cache, latents, latents, outputs))
         return bound
 
     def _bind(
         self,
-        level: int,
+        level: Pass,
         position: "_Position",
+        cache: Mapping[str, Tensor],
         latents: Tensor,
         noise: Tensor,
         outputs: Mapping[str, Tensor],
@@ -215,12 +264,16 @@ class TransformerPasses:
         inputs = {
             LATENTS: latents,
             NOISE: noise,
-            **{name: self._tensors[f"{name}.{level}"] for name in LEVEL_INPUTS},
+            **{name: self._tensors[f"{name}.{self._number_of(level)}"] for name in LEVEL_INPUTS},
             **position.tensors,
-            **self.cache,
+            **cache,
             **self.prompt,
         }
         return self._engine.bind(inputs, outputs)
+
+    def _number_of(self, level: Pass) -> int:
+        """The last of equal ones: the clean pass may be the re-cache's."""
+        return len(self._levels) - 1 - self._levels[::-1].index(level)
 
     def _commit(self, new: Mapping[str, Tensor], copies: Sequence[Copy]) -> None:
         tokens = self._tokens
@@ -245,6 +298,15 @@ class _Position:
         for name, tensor in self.tensors.items():
             values = np.atleast_1d(np.array(getattr(plan, name), np.int64))
             self._memory.write(tensor, values)
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A window of one size: where its passes stand, what they read, and its clean passes."""
+
+    position: _Position
+    cache: Mapping[str, Tensor]
+    clean: Sequence[Binding]
 
 
 @dataclass(frozen=True)

@@ -344,12 +344,12 @@ def generated_replay(
     """A rollout of so many blocks with a prompt switch in the middle, the same everywhere."""
     rollout = config.rollout
     shape = (1, rollout.frames_per_block, *config.latent_shape)
-    source = SeededNoise(seed, shape, len(rollout.steps))
+    source = SeededNoise(seed, shape, rollout.noises)
     drawn = [source.block(index) for index in range(blocks)]
     schedule = [Switch(0, 0)]
     if blocks > 1:
         schedule.append(Switch(blocks // 2 * rollout.frames_per_block, 1))
-    passes = len(rollout.steps) - 1
+    passes = rollout.noises - 1
     renoise = [np.reshape(block.renoise, (passes, *shape)) for block in drawn]
     return Replay(
         noise=np.concatenate([block.initial for block in drawn], axis=1),

@@ -83,6 +83,10 @@ RULES = {
         *("configs", "engines", "engines.bundles", "runtime"),
     },
     "demo": {*FOUNDATION, "configs", "exports", "export.models"},
+    "quality": {
+        *FOUNDATION,
+        *("configs", "engines", "engines.bundles", "runtime", "runtime.bench", "demo"),
+    },
 }
 # The package `export` can be called, as the function of its name is the public one.
 CALLS_ITS_FUNCTION = "export imports making.exporting"

@@ -71,6 +71,7 @@ class ReferenceRollout:
         self._attention = attention
         self.model, self.config, self.rollout = model, config, config.rollout
         self.schedule = Schedule.of(config.rollout)
+        self.opening = Schedule.of(config.rollout, config.rollout.opening_steps)
         self.dtype = next(model.parameters()).dtype
         capacity = total_frames if self.rollout.is_global else self.rollout.window_frames
         self.capacity = capacity
@@ -84,21 +85,22 @@ class ReferenceRollout:
         return self.rollout.frames_per_block * len(self.frames)
 
     def run_block(self, noise: Tensor, renoise: Sequence[Tensor]) -> Tensor:
-        """Denoise one block from its initial noise and one noise per re-noising."""
+        """Denoise one block from its initial noise and one noise per re-noising, or more."""
         block, start = len(self.frames), self.next_frame
+        passes = self.schedule.passes if block else self.opening.passes
         x = noise.to(self.dtype)
-        for index, level in enumerate(self.schedule.passes):
+        for index, level in enumerate(passes):
             self.observe(f"xt.block{block}.pass{index}", x)
             flow = self.forward(x, start, level.timestep)
             x0 = (x.double() - level.sigma * flow.double()).to(self.dtype)
             self.observe(f"flow.block{block}.pass{index}", flow)
             self.observe(f"x0.block{block}.pass{index}", x0)
             x = x0
-            if index < len(renoise):
+            if index + 1 < len(passes):
                 sigma = torch.tensor(level.sigma_next)
                 x = ((1 - sigma) * x0 + sigma * renoise[index]).to(self.dtype)
         flow = self.forward(x, start, self.schedule.clean.timestep)
-        self.observe(f"flow.block{block}.pass{len(self.schedule.passes)}", flow)
+        self.observe(f"flow.block{block}.pass{len(passes)}", flow)
         self.frames.append(x)
         return x
 

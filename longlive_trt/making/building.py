@@ -1,22 +1,27 @@
 """``longlive_trt.build``: what the command does, as a function."""
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from longlive_trt.basics import Report, unheard
+from longlive_trt.configs import load_preset
+from longlive_trt.configs.dump import config_values
+from longlive_trt.configs.presets import BuildNeeds
 from longlive_trt.engines.build import BuildResult
 from longlive_trt.engines.build import build as build_bundle
 from longlive_trt.engines.bundles.bundle import BATCH
 from longlive_trt.engines.compiler import BuildOptions
 from longlive_trt.engines.registry import DEFAULT, KINDS
+from longlive_trt.errors import UsageError
 from longlive_trt.making.choices import optional_path, require_choice
-from longlive_trt.making.quantized import QUANTIZED, plan_build
+from longlive_trt.making.quantized import QUANTIZED, BuildPlan, plan_build
 from longlive_trt.precision import PRECISIONS
 from longlive_trt.reading.ranges import Range
 
 Attention = Literal["standard", "plugin"]
 Compatibility = Literal["same-capability", "ampere-plus"]
 
+DEFAULT_PRECISION = "fp32"
 OPTIMIZATION = Range(0, 5)
 MEMORY_GIB = Range(0, 65_536, above=True)
 _GIB = 1 << 30
@@ -26,7 +31,8 @@ def build(
     onnx: str | Path,
     out: str | Path,
     *,
-    precision: str = "fp32",
+    precision: str | None = None,
+    preset: str | None = None,
     compute: str | None = None,
     calibration: str | Path | None = None,
     engine: str = DEFAULT.name,
@@ -49,9 +55,10 @@ def build(
 ) -> BuildResult:
     """Compile the graphs of an export into a bundle of engines, the folder ``out``.
 
-    ``precision``: ``fp32``, ``fp16``, ``bf16``, ``fp8`` or ``int8``; the last two calibrate first,
-    unless ``onnx`` is quantized already. ``compute`` is the type of what they leave, and
-    ``calibration`` a file of scales for them.
+    ``precision``: ``fp32`` (if none is given), ``fp16``, ``bf16``, ``fp8`` or ``int8``; the last
+    two calibrate first, unless ``onnx`` is quantized already. ``compute`` is the type of what they
+    leave, and ``calibration`` a file of scales for them.
+    ``preset``: build what it needs.
     ``engine``: ``onnxruntime``, ``tensorrt`` or ``tensorrt-rtx``; with ``gpu`` (``sm90``), its
     engines are for that architecture.
     ``force``: build even if nothing has changed.
@@ -62,6 +69,10 @@ def build(
     ``progress`` is called with (what is being done, how much is done, of how much), and
     ``checking`` likewise, with bytes, while the export's files are checked.
     """
+    needs = load_preset(preset).build if preset is not None else BuildNeeds()
+    precision = _agreed("precision", precision, needs.precision, preset) or DEFAULT_PRECISION
+    if needs.attention in get_args(Attention):
+        attention = _agreed("attention", attention, needs.attention, preset)
     _require_choices(precision, compute, engine, attention, hardware_compatibility)
     for name, allowed, value in (
         ("batch", BATCH, batch),
@@ -85,6 +96,7 @@ def build(
         timing_cache=optional_path(timing_cache),
     )
     plan = plan_build(Path(onnx), precision, compute, optional_path(calibration), engine, gpu)
+    _require_export(plan, needs, preset)
     plan.refuse_early(engine, options)
     return build_bundle(
         plan.quantize(progress),
@@ -97,6 +109,33 @@ def build(
         report=progress,
         checking=checking,
     )
+
+
+def _agreed(name: str, given: Any, needed: Any, preset: str | None) -> Any:
+    if given is not None and needed is not None and given != needed:
+        raise UsageError(f"--{name} {given}: preset {preset} needs {needed}; leave one of them out")
+    return needed if given is None else given
+
+
+def _require_export(plan: BuildPlan, needs: BuildNeeds, preset: str | None) -> None:
+    """What a preset needs and only an export can bring."""
+    quantization = plan.record.quantization
+    for name, wanted in (
+        ("cache", needs.cache),
+        ("attention", None if needs.attention in get_args(Attention) else needs.attention),
+    ):
+        if wanted is not None and (quantization is None or getattr(quantization, name) != wanted):
+            raise UsageError(
+                f"{plan.onnx}: preset {preset} needs {name} in {wanted}; make such an export: "
+                f"longlive-trt calibrate --onnx {plan.onnx} --precision {plan.precision} "
+                f"--{name} {wanted} --out EXPORT"
+            )
+    vae = config_values(plan.record.config)["vae"] or {}
+    if needs.decoder == "light" and vae.get("kind") != "taehv":
+        raise UsageError(
+            f"{plan.onnx}: preset {preset} needs the light decoder; export with --set "
+            f"vae.kind=taehv"
+        )
 
 
 def _bytes(gib: float | None) -> int | None:

@@ -312,7 +312,7 @@ class Lane(Closing):
         self._end_session()
         config, started = self._config, time.perf_counter()
         shape = (1, config.rollout.frames_per_block, *config.latent_shape)
-        noise = SeededNoise(self._settings.seed, shape, len(config.rollout.steps))
+        noise = SeededNoise(self._settings.seed, shape, config.rollout.noises)
         self._session = self._engines.session(
             config, noise, total_frames=self._total_frames, decode=self.decode
         )

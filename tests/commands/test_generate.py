@@ -185,3 +185,30 @@ def test_a_component_that_was_never_exported_is_named(
     ):
         words = ("longlive-trt export", option)
         refused("generate", "--bundle", bundle, *arguments, words=words)
+
+
+def test_a_time_to_hold(
+    video_bundle: Path, in_empty_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = ("generate", "--bundle", video_bundle, *PROMPT, "--frames", 30, "--overwrite")
+    succeeds(*video, "--out", "v.mp4", "--target-ms", 60_000)
+    assert "a block took" in capsys.readouterr().err
+    assert json.loads(Path("v.mp4.json").read_text())["pace"]["target_ms"] == 60_000
+    succeeds(*video, "--out", "v.mp4", "--realtime", "--preset", "balanced")
+    assert json.loads(Path("v.mp4.json").read_text())["pace"]["target_ms"] == 750
+    succeeds(*video, "--out", "v.mp4")
+    assert "pace" not in json.loads(Path("v.mp4.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--target-ms", "100", "--realtime"), ("--target-ms and --realtime", "one of them")),
+        (("--target-ms", "100", "--save-state", "s"), ("leave out --save-state",)),
+        (("--realtime", "--preset", "ultra"), ("faster than ultra", "--preset balanced")),
+    ],
+)
+def test_times_that_cannot_be_held(
+    video_bundle: Path, refused: Refused, options: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    refused("generate", "--bundle", video_bundle, *PROMPT, "--out", "v.mp4", *options, words=words)

@@ -13,7 +13,6 @@ from longlive_trt.configs import (
     load_config,
     parse_overrides,
     shipped_models,
-    shipped_presets,
 )
 from longlive_trt.configs.dump import config_sha256, config_values
 from longlive_trt.configs.loader import configure
@@ -41,12 +40,6 @@ def test_the_defaults_are_longlive() -> None:
     assert (shipped.latent_shape, shipped.tokens_per_frame) == ((16, 60, 104), 1560)
     assert shipped.vae is not None and shipped.text_encoder is not None
     assert (shipped.vae.spatial_factor, shipped.vae.temporal_factor) == (8, 4)
-
-
-@pytest.mark.parametrize("preset", shipped_presets())
-@pytest.mark.parametrize("model", shipped_models())
-def test_shipped_presets_fit_shipped_models(model: str, preset: str) -> None:
-    load_config(model, preset=preset)
 
 
 def test_file_then_preset_then_overrides(tmp_path: Path) -> None:

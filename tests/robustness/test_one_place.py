@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-AREAS = ("configs", "engines", "runtime", "calibration", "export", "serving", "plugins")
+AREAS = ("configs", "engines", "runtime", "calibration", "export", "serving", "plugins", "quality")
 LINKED = (*AREAS, "demo")
 FACE = ("longlive_trt/*.py", "longlive_trt/*/*.py", "longlive_trt/commands/*/*.py")
 OWN_WORDS = {

@@ -45,10 +45,10 @@ _COLUMNS = (
 @click.option(
     "--precision",
     type=click.Choice([*PRECISIONS, *QUANTIZED]),
-    default="fp32",
-    show_default=True,
-    help="fp8 and int8 calibrate first, unless --onnx is quantized already.",
+    help="fp8 and int8 calibrate first, unless --onnx is quantized already.  [default: fp32, or "
+    "the preset's]",
 )
+@click.option("--preset", help="Build what this preset needs (`longlive-trt presets`).")
 @click.option(
     "--compute",
     type=click.Choice(list(PRECISIONS)),
@@ -95,7 +95,8 @@ _COLUMNS = (
 @speaking
 def command(
     onnx: Path,
-    precision: str,
+    precision: str | None,
+    preset: str | None,
     compute: str | None,
     calibration: Path | None,
     engine: str,
@@ -121,6 +122,7 @@ def command(
             onnx,
             out,
             precision=precision,
+            preset=preset,
             compute=compute,
             calibration=calibration,
             engine=engine,

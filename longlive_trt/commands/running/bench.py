@@ -1,5 +1,6 @@
 """``longlive-trt bench``."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ from longlive_trt.commands._voice import (
     overwrite_option,
     speaking,
 )
+from longlive_trt.configs import load_preset
 from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
 from longlive_trt.files import publish_file, real_path
 from longlive_trt.reading.ranges import Range
+from longlive_trt.runtime.bench.kept import AS_EXPORTED, keep_speed, speed_of
 from longlive_trt.runtime.bench.lane import (
     BLOCKS,
     SECONDS,
@@ -31,12 +34,13 @@ from longlive_trt.runtime.bench.lane import (
     WARM_UP,
     BenchSettings,
 )
-from longlive_trt.runtime.bench.measurement import measure
+from longlive_trt.runtime.bench.measurement import Measurements, measure
 from longlive_trt.runtime.bench.plot import latency_png
 from longlive_trt.runtime.bench.record import report_values, to_json
-from longlive_trt.runtime.bench.report import figures
+from longlive_trt.runtime.bench.report import Figures, figures
 from longlive_trt.runtime.bench.table import show
 from longlive_trt.runtime.output import check_file_output
+from longlive_trt.runtime.presets import run_as
 
 QUICK = BenchSettings(blocks=8, switches=2, seconds=4.0, warmup=5, sessions=2)
 _PATH = click.Path(path_type=Path)
@@ -53,6 +57,7 @@ TERAFLOPS = Range(0, 1_000_000, above=True)
 @click.option(
     "--compare", type=_PATH, metavar="BUNDLE", help="A second bundle of the same model, in turns."
 )
+@click.option("--preset", help="Measure as this preset runs; `longlive-trt presets` then shows it.")
 @click.option(
     "--blocks",
     type=whole(BLOCKS),
@@ -93,6 +98,7 @@ TERAFLOPS = Range(0, 1_000_000, above=True)
 def command(
     bundle: Path,
     compare: Path | None,
+    preset: str | None,
     blocks: int | None,
     switches: int | None,
     seconds: float | None,
@@ -124,11 +130,15 @@ def command(
     folders = [find_bundle(one, voice) for one in wanted_bundles]
     with voice.reporting(patience_s=PATIENCE_S) as report:
         bundles = [open_bundle(folder, report.bytes) for folder in folders]
+    if preset is not None:
+        bundles = [run_as(one, preset) for one in bundles]
+        settings = replace(settings, low_memory=low_memory or load_preset(preset).low_memory)
     with voice.reporting() as report:
         measurements = measure(bundles, settings, report.stages, voice.note)
     shown = figures(measurements, peak_tflops)
     typed = command_line()
     text = to_json(report_values(measurements, shown, typed))
+    _keep(measurements, shown, preset, voice)
     if voice.as_json:
         click.echo(text, nl=False)
     elif not voice.is_quiet:
@@ -150,6 +160,20 @@ def _check_outputs(out: Path | None, plot: Path | None, *, overwrite: bool) -> N
         if path is None:
             continue
         check_file_output(path, overwrite)
+
+
+def _keep(
+    measurements: Measurements, shown: Sequence[Figures], preset: str | None, voice: Voice
+) -> None:
+    """Speeds of whole measurements, for `presets`."""
+    if measurements.interrupted:
+        return
+    try:
+        for each in shown:
+            if (speed := speed_of(measurements, each)) is not None:
+                keep_speed(each.bundle.manifest.key, preset or AS_EXPORTED, speed)
+    except (OSError, UsageError) as error:
+        voice.note(f"the speed is not kept for `longlive-trt presets` ({error})")
 
 
 def _publish(path: Path, content: bytes) -> None:

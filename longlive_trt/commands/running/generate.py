@@ -11,20 +11,23 @@ from longlive_trt.commands._bundle import HELP as BUNDLE_HELP
 from longlive_trt.commands._bundle import find_bundle
 from longlive_trt.commands._device import device_option
 from longlive_trt.commands._moments import moment, moment_list
-from longlive_trt.commands._numbers import whole
+from longlive_trt.commands._numbers import real, whole
 from longlive_trt.commands._reporting import command_line
 from longlive_trt.commands._voice import Voice, examples, overwrite_option, speaking
-from longlive_trt.engines.bundles.bundle import open_bundle
+from longlive_trt.configs import load_preset
+from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
 from longlive_trt.files import real_path
 from longlive_trt.reading.files import STDIN
+from longlive_trt.runtime.adaptive.ladder import Rung, ladder
+from longlive_trt.runtime.adaptive.pace import TARGET_MS, Pace, real_time_ms, require_adaptable
 from longlive_trt.runtime.generation import Outputs, generate
 from longlive_trt.runtime.output import check_file_output, check_fps, check_output
 from longlive_trt.runtime.output.preview import SUFFIX as PREVIEW_SUFFIX
 from longlive_trt.runtime.pipeline import Pipeline
 from longlive_trt.runtime.plan import SEEDS, Plan, VideoOptions, plan_video
-from longlive_trt.runtime.progress import Mode, make_progress
+from longlive_trt.runtime.progress import Mode, Progress, make_progress
 from longlive_trt.runtime.prompting.switches import SwitchMode
 from longlive_trt.runtime.prompting.timeline import Moment, Wish
 from longlive_trt.runtime.prompting.timeline_files import (
@@ -92,7 +95,7 @@ def _switch_mode(
 @click.option("--replay", type=_PATH, help="A replay file, instead of prompts and seed.")
 @click.option("--save-state", type=_PATH, help="Where to keep the state at the end.")
 @click.option("--resume", type=_PATH, help="A saved state to go on from.")
-@click.option("--preset", help="A shipped preset, or a YAML file of settings.")
+@click.option("--preset", help="A shipped preset (`longlive-trt presets`), or a YAML file of one.")
 @click.option(
     "--set",
     "overrides",
@@ -100,6 +103,12 @@ def _switch_mode(
     metavar="KEY=VALUE",
     help="Override rollout.* or fps of the bundle's configuration.",
 )
+@click.option(
+    "--target-ms",
+    type=real(TARGET_MS),
+    help="Hold the time of a block under this, by stepping down to faster presets and back.",
+)
+@click.option("--realtime", is_flag=True, help="As --target-ms with the time a block is shown.")
 @device_option
 @click.option(
     "--low-memory",
@@ -132,6 +141,8 @@ def command(
     resume: Path | None,
     preset: str | None,
     overrides: tuple[str, ...],
+    target_ms: float | None,
+    realtime: bool,
     device: DeviceChoice,
     low_memory: bool,
     debug_steady: bool,
@@ -171,15 +182,23 @@ def command(
             "--replay takes its noise from the file, and a state has a seed: leave out --save-state"
         )
     options = _with_length(_read(options))
+    is_paced = realtime or target_ms is not None
+    if realtime and target_ms is not None:
+        raise UsageError("--target-ms and --realtime: give one of them")
     folder = find_bundle(bundle, voice)
+    low_memory = low_memory or (preset is not None and load_preset(preset).low_memory)
     with make_progress(_mode(voice)) as progress:
         opened, loading = open_bundle(folder, progress.reporters.bytes), progress.reporters.stages
         with Pipeline(opened, device, low_memory=low_memory, report=loading) as pipeline:
             plan = plan_video(opened, options)
             _check_outputs(outputs, plan, inputs=(timeline, replay))
+            rungs = _rungs(opened, plan, preset, outputs) if is_paced else []
+            plan = replace(plan, levels=tuple(rung.level for rung in rungs[1:]))
             for notice in plan.notices:
                 progress.notice(notice)
-            interrupted = generate(pipeline, plan, outputs, progress, command_line())
+            target = real_time_ms(plan) if target_ms is None else target_ms
+            pace = _pace(rungs, target, plan, progress) if rungs else None
+            interrupted = generate(pipeline, plan, outputs, progress, command_line(), pace)
     return INTERRUPTED if interrupted else 0
 
 
@@ -202,6 +221,21 @@ def _with_length(options: VideoOptions) -> VideoOptions:
     if options.timeline is not None and recipe_settings(options.timeline) is not None:
         return options
     return replace(options, seconds=DEFAULT_SECONDS)
+
+
+def _rungs(bundle: Bundle, plan: Plan, preset: str | None, outputs: Outputs) -> list[Rung]:
+    require_adaptable(plan)
+    if outputs.state is not None:
+        raise UsageError(
+            "--target-ms and --realtime change the window on the way, and a state has one of a "
+            "fixed size: leave out --save-state"
+        )
+    return ladder(bundle, plan, preset or "the video's own settings")
+
+
+def _pace(rungs: Sequence[Rung], target_ms: float, plan: Plan, progress: Progress) -> Pace:
+    blocks = frozenset(cue.frame // plan.block_frames for cue in plan.cues)
+    return Pace(rungs, target_ms, blocks, progress.notice)
 
 
 def _cues(prompt: str | None, prompts_at: tuple[tuple[Moment, str], ...]) -> list[Wish] | None:

@@ -1,6 +1,6 @@
 """What each precision costs in quality: rollouts in torch against float32.
 
-    python -m benchmarks.quality       # writes docs/results/quality_golden_a.json, docs/quality.md
+    python -m benchmarks.quality.precisions    # docs/results/quality_golden_a.json, docs/quality.md
 
 Everything is measured on the small golden model (random weights): how far a rollout of 20 blocks
 with one prompt switch is from the same rollout in float32, in latents and in decoded frames.

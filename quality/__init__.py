@@ -1,0 +1,1 @@
+"""How good a bundle's videos are: prompt sets, measurements, reports."""

@@ -1,0 +1,109 @@
+"""Figures and pages of measured videos."""
+
+import re
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from longlive_trt.quality.instruments import still
+from longlive_trt.quality.report.charts import bar_chart, line_chart, nice_step, scatter_chart
+from longlive_trt.quality.report.html import page
+from longlive_trt.quality.report.markdown import markdown
+from longlive_trt.quality.summary import case_values, curves, metric_values, metrics
+
+FPS = 16.0
+
+
+def side(level: float, shown: str = "sea") -> dict[str, Any]:
+    points = np.random.default_rng(round(level)).normal(level, 1, (30, 4)).tolist()
+    picture = still(np.full((12, 20, 3), 90, np.uint8))
+    series = {n: [level] * 40 for n in ("flicker", "sharpness", "saturation", "motion")}
+    spans = [{"span": "all", "stated": {"place": "sea", "time": "noon"},
+              "shown": {"place": shown, "time": "noon"}}]  # fmt: skip
+    return {**series, "clip": [], "features": points, "shown": spans, "stills": [picture] * 6}
+
+
+def line(number: int, error: float, shown: str, kind: str = "prompt") -> dict[str, Any]:
+    against = {"squared_error": [error] * 40, "ssim": [0.9] * 10, "ms_ssim": [0.95] * 10}
+    return {
+        "kind": kind, "number": number, "seed": number, "texts": {"0": "a <b>ship</b> & sea"},
+        "own": side(4.0, shown), "other": side(5.0), "against": against,
+    }  # fmt: skip
+
+
+LINES = [line(0, 65.025, "sea"), line(1, 6.5025, "forest")]
+
+
+def by_name(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    return {metric.name: metric for metric in metrics(lines, FPS)}
+
+
+def test_means_and_spreads_are_of_videos() -> None:
+    found = by_name(LINES)
+    assert found["psnr"].own.mean == pytest.approx(35) and found["psnr"].own.spread == 5
+    assert found["adherence"].own.mean == 75 and found["adherence"].own.spread == 25
+    assert found["adherence"].other.mean == 100
+    assert (found["flicker"].own.mean, found["flicker"].other.mean) == (4, 5)
+    assert found["frechet"].own.mean == pytest.approx(4, rel=0.3), "means one apart in 4 numbers"
+    assert "lpips" not in found and "drift_motion" not in found
+
+
+def test_a_bundle_alone_has_figures_of_its_own_only() -> None:
+    alone = [{**each, "other": None, "against": None} for each in LINES]
+    found = by_name(alone)
+    assert {"psnr", "ssim", "frechet"}.isdisjoint(found) and found["flicker"].other is None
+    assert "PSNR (dB)" not in curves(alone, FPS)
+
+
+def test_drift_is_that_of_long_videos() -> None:
+    long = line(0, 1.0, "sea", "long")
+    long["own"]["sharpness"] = [10.0] * 200 + [11.0] * 200
+    found = by_name([*LINES, long])
+    assert found["drift_sharpness"].own.mean == pytest.approx(10)
+    assert found["drift_sharpness"].other is None or found["drift_sharpness"].other.mean == 0
+
+
+def values() -> dict[str, Any]:
+    maker = {"precision": "fp32", "preset": "<turbo>", "overrides": [], "switch": None}
+    return {
+        "command": "longlive-trt eval <x>", "measured_at": "now", "machine": {"cpu": "a & b"},
+        "model": "m", "video_size": [12, 20], "fps": FPS, "bundle": maker, "reference": maker,
+        "videos": {"prompt": 2}, "metrics": [metric_values(m) for m in metrics(LINES, FPS)],
+        "attributes": {"own": {"place": 0.5}, "other": {"place": 1.0}},
+        "curves": curves(LINES, FPS), "cases": [case_values(each) for each in LINES],
+    }  # fmt: skip
+
+
+def test_the_page_asks_for_nothing_else() -> None:
+    text = page(values(), LINES)
+    assert not re.search(r"https?://|<script|<link|@import|url\(", text)
+    assert set(re.findall(r'src="([a-z/]+:[a-z/]*)', text)) == {"data:image/jpeg"}
+    assert "<b>ship</b>" not in text and "&lt;b&gt;ship" in text and "<turbo>" not in text
+
+
+def test_the_table_has_a_row_for_every_figure() -> None:
+    rows = markdown(values()).splitlines()
+    assert "| PSNR, dB | 35.0 | 5.0 | - | higher |" in rows
+    assert sum(row.startswith("| ") for row in rows) == 1 + len(metrics(LINES, FPS))
+
+
+def test_charts_are_sound_and_stay_inside() -> None:
+    series = {"a": [[0, 1.0], [1, 3.0]], "b & c": [[0, 2.0], [1, 2.5]]}
+    for chart in (
+        line_chart("t <1>", series),
+        line_chart("one value", {"a": [[0, 5.0]]}),
+        bar_chart("bars", {"place": [0.5, 1.0]}, ["own", "other"]),
+        scatter_chart("p", {"x": (1, 2), "y": (2, 1)}, "speed", "quality", ["x", "y"]),
+    ):
+        root = ElementTree.fromstring(chart)  # noqa: S314 - our own
+        points = [
+            float(n) for e in root.iter("polyline") for n in re.split("[ ,]", e.get("points", ""))
+        ]
+        assert all(0 <= n <= 440 for n in points)
+
+
+@pytest.mark.parametrize(("step", "nice"), [(0.3, 0.5), (1, 1), (2.1, 2.5), (70, 100)])
+def test_nice_steps(step: float, nice: float) -> None:
+    assert nice_step(step) == pytest.approx(nice)
