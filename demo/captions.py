@@ -99,12 +99,14 @@ WEATHERS: Phrases = {
 _ARTICLES = ("a", "a", "the", "one", "", "the same", "this")
 _SIZES = ("", "", "", "", "small", "lonely", "pretty", "shiny", "old", "big", "little")
 _LEAD_INS = ("", "", "", "", "a picture of", "a video of", "there is", "we see", "now")
-_DROP = {"color": 0.08, "place": 0.08, "time": 0.10, "weather": 0.10, "direction": 0.25,
-         "pace": 0.25}  # fmt: skip
+_DROP = {"color": 0.08, "place": 0.08, "time": 0.10, "weather": 0.10, "direction": 0.18,
+         "pace": 0.15}  # fmt: skip
 _DROP_CLEAR = 0.5
 _TABLES = (NOUNS, VERBS, COLORS, PACES, DIRECTIONS, PLACES, TIMES, WEATHERS)
 SPOKEN = tuple(_DROP)
 """The attributes that a caption may leave out; the traveler is always named."""
+STEERING = ("color", "direction", "pace")
+"""What history tells as well as words do, so that words are easily overheard."""
 
 
 def vocabulary() -> list[str]:
@@ -128,6 +130,14 @@ def stated_caption(
     scene: Mapping[str, int], rng: random.Random, drop: float = 1.0
 ) -> tuple[str, dict[str, int]]:
     """A wording, and the attributes that it states."""
+    text, _, stated = caption_pair(scene, rng, drop)
+    return text, stated
+
+
+def caption_pair(
+    scene: Mapping[str, int], rng: random.Random, drop: float = 1.0
+) -> tuple[str, str, dict[str, int]]:
+    """A wording, the same without its words of ``STEERING``, and the attributes that it states."""
     said = {name: values[scene[name]] for name, values in ATTRIBUTES.items()}
     for attribute, often in _DROP.items():
         if attribute == "weather" and said["weather"] == "clear":
@@ -138,12 +148,19 @@ def stated_caption(
     if said["pace"] == "medium":
         # Most of its wordings say nothing.
         del stated["pace"]
-    return _Wording(said, rng).sentence(), stated
+    begun = rng.getstate()
+    silent = _Wording(said, rng, silent=STEERING).sentence()
+    rng.setstate(begun)
+    return _Wording(said, rng).sentence(), silent, stated
 
 
 class _Wording:
-    def __init__(self, said: dict[str, str], rng: random.Random) -> None:
-        self.said, self.rng = said, rng
+    """Of what is silent, words are drawn all the same, so that the others stay as they are."""
+
+    def __init__(
+        self, said: dict[str, str], rng: random.Random, silent: tuple[str, ...] = ()
+    ) -> None:
+        self.said, self.rng, self.silent = said, rng, silent
 
     def sentence(self) -> str:
         rng = self.rng
@@ -170,7 +187,8 @@ class _Wording:
 
     def _one_of(self, table: Phrases, attribute: str) -> str:
         value = self.said[attribute]
-        return self.rng.choice(table[value]) if value else ""
+        phrase = self.rng.choice(table[value]) if value else ""
+        return "" if attribute in self.silent else phrase
 
     def _noun(self) -> str:
         return self.rng.choice(NOUNS[self.said["traveler"]])
@@ -180,8 +198,8 @@ class _Wording:
         direction = self._one_of(DIRECTIONS, "direction")
         if pace in PACED_VERBS and rng.random() < 0.35:
             verbs = PACED_VERBS[pace]
-            choices = verbs[""] + verbs.get(traveler, ())
-            return rng.choice(choices), [direction]
+            verb = rng.choice(verbs[""] + verbs.get(traveler, ()))
+            return "" if "pace" in self.silent else verb, [direction]
         manner = [self._one_of(PACES, "pace"), direction]
         rng.shuffle(manner)
         return rng.choice(VERBS[traveler]), manner

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from longlive_trt.configs import ModelConfig
 from longlive_trt.demo.autoencoder import AutoEncoder
-from longlive_trt.demo.captions import caption
+from longlive_trt.demo.captions import caption, caption_pair
 from longlive_trt.demo.geometry import raw, video_frames
 from longlive_trt.demo.scenes import SceneSource
 from longlive_trt.demo.words import encode
@@ -62,6 +62,8 @@ class Batch:
     latents: Tensor
     """Normalized, [blocks, B, frames, C, h, w]."""
     ids: Tensor
+    silent_ids: Tensor
+    """The caption without what it says of ``captions.STEERING``."""
     counts: Tensor
     """Which blocks the caption is about, [blocks, B]."""
     earlier_ids: Tensor
@@ -121,11 +123,13 @@ class LatentPool:
         re-cache: all of its history under the second caption, and only what follows counts.
         """
         index = [self.rng.randrange(len(self)) for _ in range(count)]
-        ids, earlier_ids, counts, changes = [], [], [], []
+        ids, silent_ids, earlier_ids, counts, changes = [], [], [], [], []
         for i in index:
             first, second, change = self.scenes[i]
             after = change < self.blocks and self.rng.random() < _AFTER
-            ids.append(self._encoded(caption(second if after else first, self.rng)))
+            text, silent, _ = caption_pair(second if after else first, self.rng)
+            ids.append(self._encoded(text))
+            silent_ids.append(self._encoded(silent))
             earlier_ids.append(self._encoded(caption(first, self.rng)) if after else ids[-1])
             counts.append([(block >= change) == after for block in range(self.blocks)])
             changes.append(after)
@@ -133,6 +137,7 @@ class LatentPool:
         return Batch(
             latents=picked.transpose(0, 1),
             ids=torch.tensor(ids),
+            silent_ids=torch.tensor(silent_ids),
             counts=torch.tensor(counts).T.float(),
             earlier_ids=torch.tensor(earlier_ids),
             changes=torch.tensor(changes),

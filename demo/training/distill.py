@@ -55,6 +55,8 @@ class Settings:
     blocks: int = 6
     pool: int = 1024
     teacher_steps: int = 6
+    guidance: float = 2.0
+    """How much further the teacher is led by a caption's words than it would go."""
     muon_rate: float = 0.004
     adam_rate: float = 4e-4
     real_until: float = 0.5
@@ -88,7 +90,7 @@ class Leg(TimedLeg):
             *shape, rollout.frames_per_block, *config.latent_shape, device=device
         )
         self.ids = torch.ones(settings.batch, text_len, dtype=torch.long, device=device)
-        self.earlier_ids = self.ids.clone()
+        self.silent_ids, self.earlier_ids = self.ids.clone(), self.ids.clone()
         self.counts = torch.ones(shape, device=device)
         self.own_counts = self.counts.clone()
         self.real = torch.ones((), device=device)
@@ -150,8 +152,13 @@ class Leg(TimedLeg):
         return torch.stack(rollout.blocks), [torch.stack(inputs) for inputs in seen]
 
     def _led_to(self, history: Tensor, start: Tensor, sigma: Tensor) -> Tensor:
-        """Where the teacher's flow leads from ``start``."""
+        """Where the teacher's flow leads from ``start``.
+
+        A block that is a little slower than its history, under a teacher that believes history
+        more than words, makes a video that gets slower and slower: words are made louder.
+        """
         context: list[KeyValue] = self.teacher.context(self.ids)
+        silent: list[KeyValue] = self.teacher.context(self.silent_ids)
         past = self.teacher.history(history, context)
         # Evenly spread before the warp, as its sampler's steps are.
         u = sigma / (self.shift - (self.shift - 1) * sigma)
@@ -159,6 +166,9 @@ class Leg(TimedLeg):
         for k in range(steps):
             now, after = (warped(u * (1 - i / steps), self.shift) for i in (k, k + 1))
             flow = self.teacher.after(past, x, 1000 * now, context)
+            if self.settings.guidance != 1:
+                unled = self.teacher.after(past, x, 1000 * now, silent)
+                flow = torch.lerp(unled, flow, self.settings.guidance)
             x = x + wide(after - now) * flow
         return x
 
@@ -175,6 +185,7 @@ class Leg(TimedLeg):
             batch = pool.batch(settings.batch)
             self.latents.copy_(batch.latents)
             self.ids.copy_(batch.ids)
+            self.silent_ids.copy_(batch.silent_ids)
             self.earlier_ids.copy_(batch.earlier_ids)
             self.counts.copy_(batch.counts)
             follows = torch.arange(settings.blocks)[:, None] >= self._switch_at
@@ -235,6 +246,7 @@ def parsed() -> tuple[Settings, str]:
     parser.add_argument("--vae", type=Path, default=Settings.vae)
     parser.add_argument("--blocks", type=int, default=Settings.blocks)
     parser.add_argument("--teacher-steps", type=int, default=Settings.teacher_steps)
+    parser.add_argument("--guidance", type=float, default=Settings.guidance)
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     given = vars(parser.parse_args())
     device = given.pop("device")

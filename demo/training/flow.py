@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from longlive_trt.configs import ModelConfig
-from longlive_trt.demo.generator import Generator, compile_pointwise, initialize
+from longlive_trt.demo.generator import Generator, KeyValue, compile_pointwise, initialize
 from longlive_trt.demo.geometry import WEIGHTS, model_config
 from longlive_trt.demo.training.clips import LatentPool, load_autoencoder
 from longlive_trt.demo.training.curves import draw_curves
@@ -31,6 +32,8 @@ from longlive_trt.demo.words import word_ids
 log = logging.getLogger(__name__)
 
 _DIRT = 0.12
+_REMADE_FROM = 0.4
+"""The least share of the noise levels from which a history is made again."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Settings:
     noised: int = 2
     """Noised copies of every clip, which share its clean history."""
     blocks: int = 6
+    own_history: float = 0.6
+    """The share of clips whose history is what the model itself makes of it."""
     pool: int = 2048
     muon_rate: float = 0.015
     adam_rate: float = 1.5e-3
@@ -103,10 +108,8 @@ class Leg(TimedLeg):
         sigma = warped(torch.rand_like(counts), self.shift)
         noise = torch.randn(self.settings.noised, *clean.shape, device=clean.device)
         noised = torch.lerp(clean, noise, wide(sigma))
-        # History is never quite clean in a rollout.
-        dirt = _DIRT * torch.rand_like(self.counts[:1])
-        history = clean + wide(dirt) * torch.randn_like(clean)
-        flow = self.model(history, noised, 1000 * sigma, self.model.context(self.ids))
+        context = self.model.context(self.ids)
+        flow = self.model(self._history(context), noised, 1000 * sigma, context)
         errors = (flow - (noise - clean)).square().flatten(3).mean(3)
         loss = (errors * counts).sum() / counts.sum()
         loss.backward()
@@ -116,6 +119,23 @@ class Leg(TimedLeg):
                 inside = counts * (sigma >= low) * (sigma < high)
                 seen.append((errors * inside).sum() / inside.sum().clamp_min(1))
             self.losses.lerp_(torch.stack(seen), 0.02)
+
+    @torch.no_grad()
+    def _history(self, context: Sequence[KeyValue]) -> Tensor:
+        """Clean blocks as a rollout would have them: never quite clean, and often the model's own.
+
+        What it makes of a block from much noise is softer than the block, and lies where it lay.
+        Who has seen only sharp histories goes on from soft ones more softly and more slowly.
+        """
+        clean = self.latents
+        dirt = _DIRT * torch.rand_like(self.counts[:1])
+        history = clean + wide(dirt) * torch.randn_like(clean)
+        u = _REMADE_FROM + (1 - _REMADE_FROM) * torch.rand_like(self.counts)
+        sigma = warped(u, self.shift)
+        noised = torch.lerp(clean, torch.randn_like(clean), wide(sigma))
+        flow = self.model(history, noised[None], 1000 * sigma[None], context)[0]
+        own = torch.rand_like(self.counts[:1]) < self.settings.own_history
+        return torch.where(wide(own), noised - wide(sigma) * flow, history)
 
     def fill_pool(self) -> LatentPool:
         settings, worker = self.settings, self.worker
@@ -185,6 +205,7 @@ def parsed() -> tuple[Settings, str]:
     parser.set_defaults(total_s=1200)
     parser.add_argument("--vae", type=Path, default=Settings.vae)
     parser.add_argument("--noised", type=int, default=Settings.noised)
+    parser.add_argument("--own-history", type=float, default=Settings.own_history)
     parser.add_argument("--blocks", type=int, default=Settings.blocks)
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     given = vars(parser.parse_args())

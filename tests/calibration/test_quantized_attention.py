@@ -148,7 +148,8 @@ def test_the_check_compares_attention_in_fp8(
         check_graph(step, quantized_attention_export, component.weights, small_config, half)
 
 
-@pytest.mark.parametrize("cache", ["fp8", pytest.param("int8", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("cache", ["fp8", "int8"])
 def test_the_check_compares_an_eight_bit_cache(
     quantized_cache_export: Callable[[str], Path],
     small_export: Path,

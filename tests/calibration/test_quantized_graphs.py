@@ -116,7 +116,10 @@ class HalfWeights(Weights):
         return self._base.digest()
 
 
-@pytest.mark.parametrize(("recipe", "compute"), [("fp8", "fp32"), ("int8", "fp32")])
+@pytest.mark.parametrize(
+    ("recipe", "compute"),
+    [("fp8", "fp32"), pytest.param("int8", "fp32", marks=pytest.mark.exhaustive)],
+)
 def test_a_bundle_of_onnxruntime_agrees_with_torch(
     quantized_export: Exported,
     small_config: ModelConfig,
@@ -298,6 +301,7 @@ def run_passes(
         return found
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("cache", "gpu"), [("fp8", "sm89"), ("int8", "sm120")])
 def test_tensorrt_takes_a_narrow_cache(
     quantized_cache_export: Exported, tmp_path: Path, cache: str, gpu: str

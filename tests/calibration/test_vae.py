@@ -175,7 +175,8 @@ def test_a_convolution_computes_with_rounded_numbers(format_: Format) -> None:
     torch.testing.assert_close(histories.renewed[0], frames[:, :, -2:])
 
 
-@pytest.mark.parametrize("name", ["fp8", pytest.param("int8", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["fp8", "int8"])
 def test_graphs_hold_narrow_convolutions(
     narrow_vae_export: Callable[[str], Path],
     vae_export: Path,
@@ -205,7 +206,8 @@ def test_graphs_hold_narrow_convolutions(
     assert record.checkpoints == read_export(vae_export).checkpoints
 
 
-@pytest.mark.parametrize("name", ["fp8", pytest.param("int8", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["fp8", "int8"])
 def test_a_bundle_decodes_what_torch_simulates(
     narrow_vae_export: Callable[[str], Path],
     vae_export: Path,
@@ -234,12 +236,9 @@ def test_a_bundle_decodes_what_torch_simulates(
     assert (found - exact).norm() > 2 * (found - expected).norm()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
-    ("name", "compute", "gpu"),
-    [
-        ("fp8", "fp16", "sm89"),
-        pytest.param("int8", "bf16", "sm120", marks=pytest.mark.exhaustive),
-    ],
+    ("name", "compute", "gpu"), [("fp8", "fp16", "sm89"), ("int8", "bf16", "sm120")]
 )
 def test_tensorrt_convolves_in_the_narrow_type(
     narrow_vae_export: Callable[[str], Path], tmp_path: Path, name: str, compute: str, gpu: str
@@ -373,6 +372,7 @@ def test_older_files_have_no_ranges_of_a_vae(
     assert found.layers.keys() == calibrations["fp8"].layers.keys()
 
 
+@pytest.mark.exhaustive
 def test_the_check_compares_narrow_convolutions(
     narrow_vae_export: Callable[[str], Path],
     vae_export: Path,

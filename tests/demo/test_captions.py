@@ -2,7 +2,14 @@ import random
 
 from tokenizers import Tokenizer
 
-from longlive_trt.demo.captions import SPOKEN, caption, stated_caption, vocabulary, words
+from longlive_trt.demo.captions import (
+    SPOKEN,
+    caption,
+    caption_pair,
+    stated_caption,
+    vocabulary,
+    words,
+)
 from longlive_trt.demo.geometry import model_config
 from longlive_trt.demo.scenes import SceneSource
 from longlive_trt.demo.words import UNKNOWN_ID, encode, tokenizer, tokenizer_json, word_ids
@@ -34,6 +41,16 @@ def test_without_dropping_everything_is_stated() -> None:
     text, stated = stated_caption(row, random.Random(3), drop=0)
     assert stated == row
     assert text
+
+
+def test_a_silent_caption_says_the_rest_in_the_same_words() -> None:
+    rng = random.Random(5)
+    for row in ROWS[:100]:
+        text, silent, _ = caption_pair(row | {"pace": 2}, rng, drop=0)
+        said, left = words(text), iter(words(text))
+        assert all(word in left for word in words(silent))
+        assert len(words(silent)) <= len(said) - 3
+        assert not {"left", "right", "leftward", "rightward", "races", "fast"} & set(words(silent))
 
 
 def test_the_product_encodes_prompts_as_training_does() -> None:

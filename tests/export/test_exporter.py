@@ -8,7 +8,7 @@ from typing import Any
 import onnx
 import pytest
 
-from longlive_trt.configs import load_config
+from longlive_trt.configs import ModelConfig, load_config
 from longlive_trt.errors import ExportError, UsageError
 from longlive_trt.export import exporter
 from longlive_trt.export.check import CheckResult
@@ -25,7 +25,7 @@ def graph(folder: Path, name: str) -> onnx.ModelProto:
     return onnx.load(folder / f"{name}.onnx", load_external_data=False)
 
 
-def test_the_folder_is_complete(tiny_export: Path) -> None:
+def test_the_folder_is_complete(tiny_export: Path, tiny_config: ModelConfig) -> None:
     record = read_export(tiny_export)
     assert tuple(record.graphs) == GRAPHS
     names = {path.name for path in tiny_export.iterdir()}
@@ -34,7 +34,7 @@ def test_the_folder_is_complete(tiny_export: Path) -> None:
     assert set(record.files) == names - {"export.json"}
     assert all(sha256_file(tiny_export / n) == digest for n, digest in record.files.items())
     check_export(tiny_export, record)
-    assert record.config == load_config("tiny")
+    assert record.config == tiny_config
     assert record.checkpoints.keys() == {"transformer", "vae", "text_encoder"}
 
 

@@ -1,6 +1,5 @@
 """YAML and JSON that multiply, nest, or make no sense, wherever such a file is read."""
 
-import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.robustness.hostile import JSON_DOCUMENTS, YAML_DOCUMENTS, YAML_VALUES
+from tests.robustness.pairs import each_with_each
 from tests.robustness.running import fail_unless_clean, faults
 from tests.robustness.samples import Samples
 
@@ -45,7 +45,7 @@ YAML_CONTEXTS: dict[str, tuple[Context, str]] = {
 }
 
 
-@pytest.mark.parametrize(("context", "value"), list(itertools.product(YAML_CONTEXTS, YAML_VALUES)))
+@each_with_each("context, value", YAML_CONTEXTS, YAML_VALUES)
 def test_yaml_values(context: str, value: str, samples: Samples, here: Path) -> None:
     command, text = YAML_CONTEXTS[context]
     fail_unless_clean(faults(command(samples, here, text.format(YAML_VALUES[value]))))
@@ -125,8 +125,7 @@ JSON_CONTEXTS = (
 )
 
 
-@pytest.mark.parametrize("document", JSON_DOCUMENTS)
-@pytest.mark.parametrize("command", JSON_CONTEXTS, ids=lambda context: context.__name__)
+@each_with_each("command, document", JSON_CONTEXTS, JSON_DOCUMENTS)
 def test_json_documents(
     command: Callable[[Samples, Path, bytes], Command],
     document: str,

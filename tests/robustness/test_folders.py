@@ -13,6 +13,7 @@ from longlive_trt.engines.bundles.archive import pack
 from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.engines.bundles.transfer import push
 from longlive_trt.files import Ownership
+from tests.robustness.pairs import each_with_each
 from tests.robustness.places import MakeBundle, run, snapshot, write
 
 Place = Callable[[Path, "Sources"], None]
@@ -144,8 +145,7 @@ COMMANDS = (
 )
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("command", COMMANDS)
+@each_with_each("command, place", COMMANDS, PLACES)
 def test_a_place_of_somebody_stays_as_it_is(
     command: str,
     place: str,

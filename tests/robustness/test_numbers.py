@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from longlive_trt.errors import LongLiveError
+from tests.robustness.pairs import each_with_each
 from tests.robustness.running import complaint_faults, outcome
 from tests.robustness.samples import Samples
 
@@ -59,8 +60,7 @@ def _command(name: str, samples: Samples) -> tuple[object, ...]:
     return bundle[name]
 
 
-@pytest.mark.parametrize("number", NUMBERS, ids=lambda text: text[:12])
-@pytest.mark.parametrize("option", OPTIONS)
+@each_with_each("option, number", OPTIONS, NUMBERS)
 def test_options(option: str, number: str, samples: Samples, here: Path) -> None:
     Path("t.jsonl").write_text('["a"]\n{"prompts": ["a", "b"]}\n')
     command, name = option.split()

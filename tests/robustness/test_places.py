@@ -11,6 +11,7 @@ import pytest
 
 from longlive_trt.cli import main
 from tests.robustness import tars
+from tests.robustness.pairs import each_with_each
 from tests.robustness.running import complaint_faults, fail_unless_clean, faults, outcome
 from tests.robustness.samples import Samples
 
@@ -80,8 +81,7 @@ def _made(make: Callable[[str], object], name: str) -> str:
     return name
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("reader", READERS)
+@each_with_each("reader, place", READERS, PLACES)
 def test_what_is_no_file_is_refused(reader: str, place: str, samples: Samples, here: Path) -> None:
     arguments = READERS[reader](samples, PLACES[place]())
     # An empty file of settings asks for nothing.

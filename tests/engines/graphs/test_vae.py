@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from longlive_trt.configs import ModelConfig, VaeConfig, load_config
+from longlive_trt.configs import ModelConfig, VaeConfig
 from longlive_trt.configs.schema import LatentConfig
 from longlive_trt.contract import KERNEL_DOMAIN
 from longlive_trt.engines.graphs.kernels import kernels_of
@@ -76,11 +76,12 @@ def test_a_stream_is_the_decoder_s(built: Path, decoder: VaeDecoder) -> None:
     check_stream(built, SMALL, decoder)
 
 
-def test_a_stream_of_the_tiny_model_is_the_decoder_s(tiny_export: Path, tmp_path: Path) -> None:
-    config = load_config("tiny")
-    assert config.vae is not None
-    build_vae_graphs(config, tiny_export, FP16, tmp_path)
-    model = VaeDecoder(config.vae).eval().requires_grad_(False)
+def test_a_stream_of_the_tiny_model_is_the_decoder_s(
+    tiny_export: Path, tiny_config: ModelConfig, tmp_path: Path
+) -> None:
+    assert tiny_config.vae is not None
+    build_vae_graphs(tiny_config, tiny_export, FP16, tmp_path)
+    model = VaeDecoder(tiny_config.vae).eval().requires_grad_(False)
     exported = ir.load(tiny_export / "vae_next.onnx").graph.initializers
     model.load_state_dict(
         {
@@ -88,7 +89,7 @@ def test_a_stream_of_the_tiny_model_is_the_decoder_s(tiny_export: Path, tmp_path
             for name in model.state_dict()
         }
     )
-    check_stream(tmp_path, config, model)
+    check_stream(tmp_path, tiny_config, model)
 
 
 def test_a_wide_decoder_ends_in_a_plain_convolution(tmp_path: Path) -> None:

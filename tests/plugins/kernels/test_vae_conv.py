@@ -266,10 +266,10 @@ def test_a_convolution_that_makes_nothing_is_refused() -> None:
 @pytest.mark.parametrize(
     ("compiler", "tiles"),
     [
-        ("nvcc", ConvTiles(96, 96)),
+        pytest.param("nvcc", ConvTiles(96, 96), marks=pytest.mark.exhaustive),
         ("nvrtc", ConvTiles(96, 96, norm=True)),
         ("nvcc", ConvTiles(384, 384, 1, norm=True)),
-        ("nvcc", ConvTiles(288, 192)),
+        pytest.param("nvcc", ConvTiles(288, 192), marks=pytest.mark.exhaustive),
     ],
     ids=str,
 )
