@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from longlive_trt.calibration.calibration_file import Calibration
+from longlive_trt.calibration.layers import QuantizedAttention
 from longlive_trt.calibration.quantization import rounded, scale_of
 from longlive_trt.calibration.recipes import Format
 from longlive_trt.configs import ModelConfig
@@ -12,9 +13,13 @@ from longlive_trt.export.models.rollout import ReferenceRollout
 from longlive_trt.export.models.transformer import Transformer
 
 
-def cache_scales(calibration: Calibration, block: int, format_: Format) -> dict[str, Tensor]:
-    """[heads] for keys and for values."""
-    return {part: scale_of(calibration.head_amax(block, part), format_) for part in ("k", "v")}
+def cache_scales(
+    calibration: Calibration, block: int, format_: Format, *, attention: bool = False
+) -> dict[str, Tensor]:
+    """[heads] for keys and for values; ``attention``: whether that is in eight bits too."""
+    v_amax = calibration.value_amax(block) if attention else calibration.head_amax(block, "v")
+    amax = {"k": calibration.head_amax(block, "k"), "v": v_amax}
+    return {part: scale_of(value, format_) for part, value in amax.items()}
 
 
 class QuantizedCacheRollout(ReferenceRollout):
@@ -31,8 +36,10 @@ class QuantizedCacheRollout(ReferenceRollout):
     ) -> None:
         super().__init__(model, config, batch, total_frames)
         self._format = format_
+        attention = isinstance(model.attention_format, QuantizedAttention)
         self._scales: list[Mapping[str, Tensor]] = [
-            cache_scales(calibration, block, format_) for block in range(config.transformer.layers)
+            cache_scales(calibration, block, format_, attention=attention)
+            for block in range(config.transformer.layers)
         ]
 
     def forward(

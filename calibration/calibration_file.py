@@ -13,6 +13,7 @@ from torch import Tensor
 from longlive_trt.calibration.modelopt import LayerRanges
 from longlive_trt.calibration.recipes import recipe_named
 from longlive_trt.calibration.vae.ranges import VaeRanges
+from longlive_trt.calibration.values import ValueRanges, is_signed
 from longlive_trt.configs import ModelConfig, TransformerConfig
 from longlive_trt.contract import SMOOTHING_SCALE
 from longlive_trt.errors import UsageError
@@ -65,7 +66,8 @@ class Calibration:
     recipe: str
     layers: Mapping[str, LayerRanges]
     channels: Mapping[str, Tensor]
-    """Largest magnitude of every input channel of a layer, and of every attention head."""
+    """Largest magnitude of every input channel of a layer, and of every attention head; and what
+    values have in common (``ValueRanges``)."""
     statistics: Mapping[str, Mapping[str, float]]
     """Largest, mean and least range of a layer over the videos."""
     versions: Mapping[str, str]
@@ -73,6 +75,14 @@ class Calibration:
 
     def head_amax(self, block: int, part: str) -> Tensor:
         return self.channels[f"blocks.{block}.self_attn.{part}_heads"]
+
+    def values(self, block: int) -> ValueRanges | None:
+        return ValueRanges.of(self.channels, f"blocks.{block}.self_attn")
+
+    def value_amax(self, block: int) -> Tensor:
+        """Of every head's values as attention in eight bits has them: around zero, if possible."""
+        amax, values = self.head_amax(block, "v"), self.values(block)
+        return amax if values is None else values.amax.unflatten(0, (len(amax), -1)).amax(1)
 
     @property
     def has_query_ranges(self) -> bool:
@@ -144,7 +154,8 @@ def _tensors(header: TensorHeader) -> dict[str, Tensor]:
             raise ReadingError(f"{name} holds no ranges but {entry.dtype}")
     tensors = {name: torch.from_numpy(values) for name, values in header.read_all().items()}
     for name, tensor in tensors.items():
-        if not (torch.isfinite(tensor).all() and (tensor >= 0).all()):
+        is_range = is_signed(name) or bool((tensor >= 0).all())
+        if not (torch.isfinite(tensor).all() and is_range):
             raise ReadingError(f"{name}: ranges are finite and not negative")
     return tensors
 

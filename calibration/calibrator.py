@@ -20,6 +20,7 @@ from longlive_trt.calibration.recipes import Recipe
 from longlive_trt.calibration.targets import Selection, linear_layers, select_layers
 from longlive_trt.calibration.texts import TextStates
 from longlive_trt.calibration.vae.decoder import VaeWatcher
+from longlive_trt.calibration.values import merged
 from longlive_trt.calibration.videos import Video, plan_videos, run_video
 from longlive_trt.configs import ModelConfig
 from longlive_trt.errors import UsageError
@@ -66,9 +67,11 @@ class CalibrationProgress:
     by_video: list[dict[str, float]]
 
     def add(self, seen: Mapping[str, Tensor]) -> None:
-        for name, amax in seen.items():
+        for name, new in seen.items():
             known = self.channels.get(name)
-            self.channels[name] = amax if known is None else torch.maximum(known, amax)
+            self.channels[name] = (
+                new if known is None else merged(name, known, new, len(self.by_video))
+            )
         self.by_video.append({name: float(amax.amax()) for name, amax in seen.items()})
 
     def statistics(self) -> dict[str, dict[str, float]]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from longlive_trt.calibration.quantization import exact_in_half_precision
 from longlive_trt.calibration.recipes import FP8, Recipe
+from longlive_trt.calibration.values import ValueWatcher
 from longlive_trt.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class RangeWatcher:
         self._model, self._layers = model, layers
         self._attention = [f"blocks.{i}.self_attn" for i in range(block_count)]
         self._where: dict[str, str] = {"video": ""}
+        self._values: dict[str, ValueWatcher] = {}
         with quiet():
             from modelopt.torch.quantization import quantize
 
@@ -52,6 +54,7 @@ class RangeWatcher:
     def watch(self, run: Callable[[], object], what: str) -> dict[str, Tensor]:
         """The largest magnitude in every channel of every input while ``run`` runs."""
         self._where["video"] = what
+        self._values = {name: ValueWatcher() for name in self._attention}
         quantizers = dict(self._quantizers())
         for quantizer in quantizers.values():
             quantizer.reset_amax()
@@ -59,13 +62,17 @@ class RangeWatcher:
             from modelopt.torch.quantization import calibrate
 
             calibrate(self._model, "max", forward_loop=lambda _model: run())
-        return {name: q.amax.detach().float().flatten().cpu() for name, q in quantizers.items()}
+        seen = {name: q.amax.detach().float().flatten().cpu() for name, q in quantizers.items()}
+        for name, values in self._values.items():
+            seen |= {f"{name}.{part}": tensor for part, tensor in values.seen().items()}
+        return seen
 
     def observe_heads(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         module = self._layer(self._attention[layer])
         seen = (_longest_pairs(q), _longest_pairs(k), v)
         for part, tensor in zip(HEAD_PARTS, seen, strict=True):
             getattr(module, f"{part}_bmm_quantizer")(tensor)
+        self._values[self._attention[layer]].observe(v)
 
     def _layer(self, name: str) -> Any:
         """A linear layer as ModelOpt made it, with attributes that no stub knows."""

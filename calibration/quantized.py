@@ -1,7 +1,8 @@
 """The rewrite: a component whose layers and weights are quantized as a calibration says."""
 
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,15 @@ from longlive_trt.calibration.cache import cache_scales
 from longlive_trt.calibration.calibration_file import Calibration, require_query_ranges
 from longlive_trt.calibration.layers import QuantizedAttention, QuantizedCache, QuantizedLinear
 from longlive_trt.calibration.modelopt import HEAD_PARTS, LayerRanges
-from longlive_trt.calibration.quantization import quantize, scale_of, weight_scale_of
+from longlive_trt.calibration.quantization import (
+    dequantize,
+    exact_in_half_precision,
+    quantize,
+    scale_of,
+    weight_scale_of,
+)
 from longlive_trt.calibration.recipes import Extras, Format, recipe_named
+from longlive_trt.calibration.values import ValueRanges
 from longlive_trt.configs import ModelConfig
 from longlive_trt.contract import (
     INPUT_SCALE,
@@ -30,6 +38,8 @@ from longlive_trt.export.models.transformer import Transformer
 from longlive_trt.export.torch_types import TORCH_TYPES
 from longlive_trt.export.tracing import GraphInput, in_compute_type
 
+logger = logging.getLogger(__name__)
+
 # A value that lies between two numbers of the format may go either way: two programs that all but
 # agree elsewhere differ by the format's whole step there.
 _TOLERANCE = 5e-3
@@ -41,6 +51,12 @@ _NOTHING = Extras()
 def quantized_component(
     component: Component, calibration: Calibration, extras: Extras = _NOTHING
 ) -> Component:
+    if extras.attention is not None and calibration.values(0) is None:
+        logger.warning(
+            "the calibration was made before the means of values were kept: attention in %s rounds "
+            "them with the values; calibrate again for less error",
+            extras.attention.name,
+        )
     adapt = layer_swapper(calibration, extras)
     return replace(
         component,
@@ -115,6 +131,7 @@ class QuantizedWeights(Weights):
 
     def __init__(self, base: Weights, calibration: Calibration, extras: Extras = _NOTHING) -> None:
         self._base, self._calibration = base, calibration
+        self._centers = {} if extras.attention is None else _centers(base, calibration)
         self._scales = {
             **_cache_scales(calibration, extras),
             **_attention_scales(calibration, extras),
@@ -155,6 +172,8 @@ class QuantizedWeights(Weights):
             return self._scales[name]
         layer, _, kind = name.rpartition(".")
         ranges = self._calibration.layers.get(layer)
+        if kind == "bias" and self._center(layer) is not None:
+            return self._centered_bias(layer)
         if ranges is None or kind == "bias":
             return self._base.load(name)
         if kind == "weight":
@@ -164,7 +183,40 @@ class QuantizedWeights(Weights):
             return ranges.pre_quant_scale
         if kind == WEIGHT_SCALE:
             return weight_scale_of(ranges.weight_amax, self._format)
-        return scale_of(ranges.input_amax, self._format)
+        return scale_of(self._input_amax(layer, ranges), self._format)
+
+    def _center(self, layer: str) -> "_Center | None":
+        """What values leave out, for the layers on both sides of attention."""
+        attention, _, leaf = layer.rpartition(".")
+        return self._centers.get(attention) if leaf in ("v", "o") else None
+
+    def _centered_bias(self, layer: str) -> Tensor:
+        bias, center = self._base.load(f"{layer}.bias"), self._center(layer)
+        assert center is not None
+        if layer.endswith(".v"):
+            return center.bias.to(bias.dtype)
+        return (bias.float() + self._multiplied(layer, center.taken)).to(bias.dtype)
+
+    def _multiplied(self, layer: str, values: Tensor) -> Tensor:
+        """By the weight that the layer has in the end."""
+        weight, ranges = self._base.load(f"{layer}.weight"), self._calibration.layers.get(layer)
+        if ranges is None:
+            return weight.float() @ values
+        if ranges.pre_quant_scale is not None:
+            values = values * ranges.pre_quant_scale
+        scale = weight_scale_of(ranges.weight_amax, self._format)
+        return values @ dequantize(quantized_weight(weight, ranges, self._format), scale)
+
+    def _input_amax(self, layer: str, ranges: LayerRanges) -> Tensor:
+        """Attention gives means of values: no more than those, nor than it gave, without theirs."""
+        attention, _, leaf = layer.rpartition(".")
+        if leaf != "o" or attention not in self._centers:
+            return ranges.input_amax
+        values = ValueRanges.of(self._calibration.channels, attention)
+        assert values is not None
+        given = self._calibration.channels[layer] + values.mean.abs()
+        amax = torch.minimum(given, values.amax)
+        return (amax if ranges.pre_quant_scale is None else amax * ranges.pre_quant_scale).amax()
 
     def digest(self) -> str:
         """Still that of the checkpoint: the record names the calibration beside it."""
@@ -181,13 +233,38 @@ class QuantizedWeights(Weights):
         return [name, *(f"{layer}.{kind}" for kind in extra)]
 
 
+@dataclass(frozen=True)
+class _Center:
+    """Of one attention's values."""
+
+    bias: Tensor
+    """v's, once the means are taken: the same number in every type."""
+    taken: Tensor
+    """The means, as near as that bias comes to them."""
+
+
+def _centers(base: Weights, calibration: Calibration) -> dict[str, _Center]:
+    """By attention."""
+    centers = {}
+    for block in range(calibration.blocks):
+        attention, values = f"blocks.{block}.self_attn", calibration.values(block)
+        if values is not None:
+            bias = base.load(f"{attention}.v.bias").float()
+            left = bias - values.mean
+            left = left.sign() * exact_in_half_precision(left.abs())
+            centers[attention] = _Center(left, bias - left)
+    return centers
+
+
 def _cache_scales(calibration: Calibration, extras: Extras) -> dict[str, Tensor]:
     if extras.cache is None:
         return {}
     return {
         cache_scale(part, block): scale
         for block in range(calibration.blocks)
-        for part, scale in cache_scales(calibration, block, extras.cache).items()
+        for part, scale in cache_scales(
+            calibration, block, extras.cache, attention=extras.attention is not None
+        ).items()
     }
 
 
@@ -197,13 +274,17 @@ def _attention_scales(calibration: Calibration, extras: Extras) -> dict[str, Ten
     require_query_ranges(calibration)
     scales = {
         attention_scale(part, block): scale_of(
-            calibration.head_amax(block, part).amax(), extras.attention
+            _attention_amax(calibration, block, part).amax(), extras.attention
         )
         for part in HEAD_PARTS
         for block in range(calibration.blocks)
     }
     # No weight of a softmax is more than one.
     return {**scales, SOFTMAX_SCALE: scale_of(torch.ones(()), extras.attention)}
+
+
+def _attention_amax(calibration: Calibration, block: int, part: str) -> Tensor:
+    return calibration.value_amax(block) if part == "v" else calibration.head_amax(block, part)
 
 
 def quantized_weight(weight: Tensor, ranges: LayerRanges, format_: Format) -> Tensor:

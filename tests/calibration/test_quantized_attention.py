@@ -114,7 +114,8 @@ def test_the_step_graph_calls_it_with_its_scales(
     for value, part in zip(node.inputs[6:9], "qkv", strict=True):
         assert value is not None
         assert value.const_value is not None
-        amax = calibration.head_amax(0, part).amax()
+        of_heads = calibration.value_amax(0) if part == "v" else calibration.head_amax(0, part)
+        amax = of_heads.amax()
         assert float(value.const_value.numpy()) == float(scale_of(amax, FP8))
     softmax = node.inputs[9]
     assert softmax is not None
@@ -134,10 +135,12 @@ def test_the_check_compares_attention_in_fp8(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     component = step_component(small_export, calibrations["fp8"], ATTENTION)
-    step, half = component.graphs[0], PRECISIONS["fp16"]
+    # Rounding alone comes to 4e-3 here.
+    step = replace(component.graphs[0], rounding_tolerance=1e-3)
+    half = PRECISIONS["fp16"]
     result = check_graph(step, quantized_attention_export, component.weights, small_config, half)
     assert result.error is not None
-    assert result.error < 5e-3
+    assert result.error < 1e-3
     monkeypatch.setattr(
         QuantizedAttention, "attend", lambda _self, _layer, q, k, v: full_attention(q, k, v)
     )
