@@ -18,6 +18,7 @@ from longlive_trt.quality.ledger import Ledger
 from longlive_trt.quality.prompts import PromptSet
 from longlive_trt.quality.rolling import Maker, require_comparable, roll
 from longlive_trt.runtime.interrupts import StopRequest
+from longlive_trt.runtime.presets import runtime_config
 
 FORMAT = 1
 
@@ -68,8 +69,9 @@ class Evaluation:
 def _identity(maker: Maker | None) -> Any:
     if maker is None:
         return None
-    plan = [maker.preset, list(maker.overrides), maker.switch]
-    return [maker.pipeline.bundle.manifest.key, plan, config_values(maker.pipeline.config)]
+    # What a preset says may change under the same name.
+    config = runtime_config(maker.pipeline.config, maker.preset, maker.overrides)
+    return [maker.pipeline.bundle.manifest.key, maker.switch, config_values(config)]
 
 
 def _digest(path: Path) -> str:

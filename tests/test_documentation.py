@@ -61,8 +61,9 @@ def check_module(arguments: list[str]) -> None:
     spec = importlib.util.find_spec(arguments[1])
     assert spec is not None and spec.origin is not None
     options = [word for word in arguments[2:] if word.startswith("--")]
-    helpers = "".join(path.read_text() for path in (ROOT / "benchmarks").glob("*.py"))
-    assert all(f'"{option}"' in helpers for option in options)
+    sources = [Path(spec.origin), *(ROOT / "benchmarks").glob("*.py")]
+    text = "".join(path.read_text() for path in sources)
+    assert all(f'"{option}"' in text for option in options)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -116,7 +116,8 @@ def _chosen(names: str | None) -> list[Trial]:
 def report(lab: Lab) -> dict[str, Any]:
     rows = {t.name: _row(lab, t) for t in (REFERENCE, *(t for g in GROUPS.values() for t in g))}
     key = lab.pipeline.bundle.manifest.key
-    return {"command": command(), "machine": cpu_name(), "bundle": key, "trials": rows}
+    measured = {name: row for name, row in rows.items() if row["videos"]}
+    return {"command": command(), "machine": cpu_name(), "bundle": key, "trials": measured}
 
 
 def _row(lab: Lab, trial: Trial) -> dict[str, Any]:
@@ -141,10 +142,17 @@ def table(lab: Lab, name: str, trials: tuple[Trial, ...]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|"
     for trial in (REFERENCE, *trials):
         found = lab.metrics(trial)
+        if not found:
+            yield _unmeasured(trial, 7)
+            continue
         cells = [figure(found, n) for n in ("adherence", "changed", "kept")]
         cells += [figure(found, n, 2) for n in ("flicker", "sharpness")]
         cells.append("-" if trial is REFERENCE else figure(found, "psnr"))
         yield f"| {trial.title} | {' | '.join(cells)} | {len(lab.lines(trial))} |"
+
+
+def _unmeasured(trial: Trial, columns: int) -> str:
+    return f"| {trial.title} | not measured yet |{' - |' * (columns - 1)}"
 
 
 def _switch_table(lab: Lab, trials: tuple[Trial, ...]) -> Iterator[str]:
@@ -153,6 +161,9 @@ def _switch_table(lab: Lab, trials: tuple[Trial, ...]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|"
     for trial in (exact, *trials):
         lines = lab.lines(trial)
+        if not lines:
+            yield _unmeasured(trial, 7)
+            continue
         shares = " | ".join(f"{100 * share:.0f}" for share in shown_after(lines))
         cut = flicker_at_cut(lines, lab.pipeline.config)
         yield f"| {trial.title} | {shares} | {figure(lab.metrics(trial), 'kept')} | {cut:.2f} |"

@@ -81,8 +81,11 @@ def _write(pipeline: Pipeline, labs: Sequence[Lab], names: Sequence[str], chosen
     replace_table(PAGE, "speed", list(_speed_table(rows, gpu)))
     PICTURES.mkdir(parents=True, exist_ok=True)
     _save_strip(PICTURES / "strip.png", labs[0], names)
-    if drawn := _pareto(rows):
+    drawn = _pareto(rows)
+    if drawn is not None:
         (PICTURES / "pareto.svg").write_text(drawn, encoding="utf-8")
+    shown = "![Speed against quality](presets/pareto.svg)"
+    replace_table(PAGE, "pareto", [shown if drawn else "The plot waits for the speeds."])
 
 
 def _lab(pipeline: Pipeline, work: Path, lengths: Lengths, seed: int) -> Lab:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from longlive_trt.cli import main
+from longlive_trt.commands._voice import Voice
 from longlive_trt.commands.running import eval as eval_command
 from longlive_trt.engines.bundles.bundle import MANIFEST_NAME, read_manifest
 from longlive_trt.quality import evaluation
@@ -152,9 +153,9 @@ def test_the_demo_is_judged_only_where_torch_is(
     class Demo:
         config = model_config()
 
-    assert eval_command._extras(Demo(), None, None).judges  # type: ignore[arg-type]
+    assert eval_command._extras(Demo(), None, None, Voice()).judges  # type: ignore[arg-type]
     monkeypatch.setattr(eval_command, "can_judge", lambda: False)
-    assert not eval_command._extras(Demo(), None, None).judges  # type: ignore[arg-type]
+    assert not eval_command._extras(Demo(), None, None, Voice()).judges  # type: ignore[arg-type]
     assert "pip install" in capsys.readouterr().err
 
 

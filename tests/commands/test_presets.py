@@ -13,6 +13,7 @@ from longlive_trt.configs import load_preset
 from longlive_trt.engines.bundles.bundle import MANIFEST_NAME, open_bundle, read_manifest
 from longlive_trt.runtime import presets
 from longlive_trt.runtime.bench.kept import kept_speeds
+from longlive_trt.runtime.pipeline import Pipeline
 from tests.commands.conftest import Refused
 from tests.commands.running import generate_latents, succeeds
 
@@ -48,13 +49,13 @@ def test_low_memory_is_part_of_a_preset(
     from longlive_trt.commands.running import generate
 
     asked: list[bool] = []
-    load = generate.load
 
-    def noting(folder: Path, *, device: Any, low_memory: bool) -> Any:
-        asked.append(low_memory)
-        return load(folder, device=device, low_memory=low_memory)
+    class Noting(Pipeline):
+        def __init__(self, *arguments: Any, low_memory: bool, **options: Any) -> None:
+            asked.append(low_memory)
+            super().__init__(*arguments, low_memory=low_memory, **options)
 
-    monkeypatch.setattr(generate, "load", noting)
+    monkeypatch.setattr(generate, "Pipeline", Noting)
     generate_latents(video_bundle, *VIDEO, "--preset", "low-memory")
     generate_latents(video_bundle, *VIDEO, "--preset", "balanced")
     assert asked == [True, False]

@@ -31,7 +31,7 @@ def test_the_tables() -> None:
     speed = list(presets._speed_table(ROWS, {"turbo": speeds(50, 40.0)}))
     turbo = next(row for row in speed if row.startswith("| turbo"))
     assert (
-        "| 2 (4) | 9 | 100 | 300 | 400 (700) | 23.0 | 2.00x / 1.25x | 0.40 | 50 | 300 | 40.0 |"
+        "| 2 (4) | 12 | 100 | 300 | 400 (700) | 23.0 | 2.00x / 1.25x | 0.40 | 50 | 300 | 40.0 |"
         in turbo
     )
     ultra = next(row for row in speed if row.startswith("| ultra"))

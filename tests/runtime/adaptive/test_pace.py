@@ -67,7 +67,8 @@ def test_the_ladder_of_a_bundle(pipeline: ll.Pipeline) -> None:
     costs = [rung.cost for rung in rungs]
     assert costs == sorted(costs, reverse=True)
     wide = ladder(pipeline.bundle, plan_of(pipeline, preset="quality"), "quality")
-    assert {rung.level.layout.window for rung in wide} == {12, 15}
+    names = [rung.name for rung in wide]
+    assert names[0] == "quality" and names[-1] == "ultra" and len(names) == 5
     faster = ladder(pipeline.bundle, plan_of(pipeline, preset="turbo"), "turbo")
     assert [rung.name for rung in faster] == ["turbo", "ultra"]
 
