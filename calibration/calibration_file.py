@@ -15,10 +15,10 @@ from longlive_trt.calibration.recipes import recipe_named
 from longlive_trt.calibration.vae.ranges import VaeRanges
 from longlive_trt.calibration.values import ValueRanges, is_signed
 from longlive_trt.configs import ModelConfig, TransformerConfig
+from longlive_trt.console.printing import plain, quoted
 from longlive_trt.contract import SMOOTHING_SCALE
 from longlive_trt.errors import UsageError
 from longlive_trt.files import publish_file
-from longlive_trt.printing import plain, quoted
 from longlive_trt.reading.documents import parse_json
 from longlive_trt.reading.failures import ReadingError, refusing
 from longlive_trt.reading.shapes import structured

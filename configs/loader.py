@@ -6,8 +6,8 @@ from typing import Any
 
 from longlive_trt.configs.presets import load_preset
 from longlive_trt.configs.schema import ModelConfig
+from longlive_trt.console.printing import plain
 from longlive_trt.errors import ConfigError
-from longlive_trt.printing import plain
 from longlive_trt.reading.documents import YAML_BYTES, parse_yaml
 from longlive_trt.reading.failures import ReadingError, refusing
 from longlive_trt.reading.files import read_text

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from longlive_trt.console.printing import plain
 from longlive_trt.errors import ConfigError
-from longlive_trt.printing import plain
 from longlive_trt.reading.documents import YAML_BYTES, parse_yaml
 from longlive_trt.reading.failures import InvalidFieldError, refusing
 from longlive_trt.reading.files import read_text

@@ -13,11 +13,11 @@ import click
 from click.shell_completion import CompletionItem
 
 from longlive_trt import __version__
+from longlive_trt.console.printing import accept_every_character, message_lines
+from longlive_trt.console.signals import bus_errors_told
+from longlive_trt.console.streams import drop_output, lasting_streams
 from longlive_trt.errors import LongLiveError
 from longlive_trt.extras import EXPORTING, QUANTIZING, SERVING, missing_module_message
-from longlive_trt.printing import accept_every_character, message_lines
-from longlive_trt.signals import bus_errors_told
-from longlive_trt.streams import drop_output, lasting_streams
 
 
 @dataclass(frozen=True)

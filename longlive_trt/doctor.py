@@ -13,6 +13,7 @@ import psutil
 
 from longlive_trt import __version__
 from longlive_trt.architectures import Architecture
+from longlive_trt.console.wording import counted
 from longlive_trt.extras import engine_command, engine_extra, install_command
 from longlive_trt.probes import (
     CUDA_DRIVER,
@@ -24,7 +25,6 @@ from longlive_trt.probes import (
     has_nvidia_gpu,
     installed_version,
 )
-from longlive_trt.wording import counted
 
 GIB = 1024**3
 GPU_QUERY_LIMIT_S = 10.0

@@ -14,12 +14,12 @@ import onnx_ir as ir
 from longlive_trt.basics import Report, Tally, unheard
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.dump import config_values
+from longlive_trt.console.printing import plain
 from longlive_trt.contract import COMPONENT_OF, ONNX_SUFFIX, TRANSPOSED_KEY
 from longlive_trt.dtypes import is_recorded
 from longlive_trt.errors import ExportError, LongLiveError, UsageError
 from longlive_trt.files import RECORD_NAME as RECORD_NAME
 from longlive_trt.files import sha256_file
-from longlive_trt.printing import plain
 from longlive_trt.reading.documents import JSON_BYTES, parse_json
 from longlive_trt.reading.failures import InvalidFieldError, ReadingError, refusing
 from longlive_trt.reading.files import file_size, read_bytes

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from longlive_trt.configs.dump import config_values
+from longlive_trt.console.signals import interrupts_deferred
+from longlive_trt.console.streams import is_stdout
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.errors import LongLiveError, LostGpuError, NotFiniteError, OutputError
 from longlive_trt.files import Claim, real_path
@@ -25,8 +27,6 @@ from longlive_trt.runtime.pipeline import Pipeline
 from longlive_trt.runtime.plan import Plan
 from longlive_trt.runtime.progress import Finished, Meter, Progress, Started
 from longlive_trt.runtime.video import Video, VideoBlock
-from longlive_trt.signals import interrupts_deferred
-from longlive_trt.streams import is_stdout
 
 
 @dataclass(frozen=True)

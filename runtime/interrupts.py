@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from longlive_trt.signals import stopping_signals
+from longlive_trt.console.signals import stopping_signals
 
 
 class StopRequest:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.replay import Replay, load_replay
+from longlive_trt.console.printing import quoted
 from longlive_trt.contract import PROMPT, STEP, TEXT, VAE_FIRST
 from longlive_trt.engines.bundles.bundle import BATCH, Bundle
 from longlive_trt.engines.bundles.fit import require_fit
 from longlive_trt.errors import UsageError
-from longlive_trt.printing import quoted
 from longlive_trt.reading.ranges import Range
 from longlive_trt.runtime.noise import NoiseSource, ReplayNoise, SeededNoise
 from longlive_trt.runtime.presets import require_served, runtime_config

@@ -6,11 +6,11 @@ from dataclasses import replace
 from longlive_trt.configs import ModelConfig, Preset, load_preset, shipped_presets
 from longlive_trt.configs.dump import config_values
 from longlive_trt.configs.loader import configure
+from longlive_trt.console.printing import plain
 from longlive_trt.contract import K_CACHE, STEP, numbered
 from longlive_trt.dtypes import FLOAT8, INT8
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.errors import UsageError
-from longlive_trt.printing import plain
 
 _EIGHT_BITS = ("fp8", "int8")
 _LIGHT = "taehv"

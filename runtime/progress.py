@@ -16,9 +16,9 @@ import rich.progress as bars
 from rich.console import Console
 from rich.text import Text
 
-from longlive_trt.printing import console, escaped
-from longlive_trt.reporting import SILENT, Reporters, on_terminal, reporters
-from longlive_trt.wording import counted, duration
+from longlive_trt.console.printing import console, escaped
+from longlive_trt.console.reporting import SILENT, Reporters, on_terminal, reporters
+from longlive_trt.console.wording import counted, duration
 
 Mode = Literal["auto", "rich", "quiet", "json"]
 

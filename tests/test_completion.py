@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.documented import ROOT
+from tests.documentation.documented import ROOT
 
 (SETUP,) = re.findall(r"^eval .*$", (ROOT / "docs" / "commands.md").read_text(), re.MULTILINE)
 

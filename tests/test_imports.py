@@ -18,8 +18,7 @@ PACKAGE = "longlive_trt"
 # in a folder without a rule of its own belongs to the folder above. Modules of the face without a
 # rule, such as the commands, may import anything, and nothing below them may import them.
 FOUNDATION = {
-    *("errors", "basics", "signals", "files", "contract", "dtypes", "architectures"),
-    *("printing", "reading", "reporting", "streams", "wording"),
+    *("errors", "basics", "console", "files", "contract", "dtypes", "architectures", "reading"),
 }
 ONNX = {"precision", "exports"}
 ENGINES = {*FOUNDATION, *ONNX, "configs", "engines", "engines.bundles"}
@@ -29,19 +28,16 @@ RULES = {
         for name in (
             "errors",
             "basics",
-            "signals",
             "architectures",
             "probes",
-            "printing",
-            "wording",
         )
     },
-    "reading": {"errors", "basics", "printing"},
-    "reporting": {"basics", "printing", "wording"},
-    "files": {"errors", "reading", "wording"},
-    **{name: {"errors"} for name in ("contract", "dtypes", "streams")},
+    "console": {"errors", "basics"},
+    "reading": {"errors", "basics", "console"},
+    "files": {"errors", "reading", "console"},
+    **{name: {"errors"} for name in ("contract", "dtypes")},
     "extras": {"errors", "probes"},
-    "doctor": {"architectures", "extras", "probes", "wording"},
+    "doctor": {"architectures", "extras", "probes", "console"},
     "precision": FOUNDATION,
     "exports": {*FOUNDATION, "configs"},
     "configs": FOUNDATION,

@@ -15,6 +15,7 @@ from typing import BinaryIO, Protocol, cast
 import zstandard
 
 from longlive_trt.basics import Report, Tally, unheard
+from longlive_trt.console.printing import quoted
 from longlive_trt.engines.bundles.archive_writing import (
     CHUNK_BYTES,
     SEAL_HEAD,
@@ -42,7 +43,6 @@ from longlive_trt.files import (
     require_space,
     uncounted,
 )
-from longlive_trt.printing import quoted
 from longlive_trt.reading.failures import refusing
 from longlive_trt.reading.files import open_file, read_bytes
 

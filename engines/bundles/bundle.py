@@ -12,12 +12,12 @@ from typing import Any
 from longlive_trt.basics import Report, Tally, unheard
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.dump import config_values
+from longlive_trt.console.printing import quoted
 from longlive_trt.contract import COMPONENT_OF
 from longlive_trt.errors import BundleError, UsageError
 from longlive_trt.exports import TOKENIZER_NAME, GraphInfo
 from longlive_trt.files import MANIFEST_NAME as MANIFEST_NAME
 from longlive_trt.files import RECORD_NAME, is_sealed, seal_of, sha256_file
-from longlive_trt.printing import quoted
 from longlive_trt.reading.documents import JSON_BYTES, parse_json
 from longlive_trt.reading.failures import InvalidFieldError, ReadingError, refusing
 from longlive_trt.reading.files import read_bytes

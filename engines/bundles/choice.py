@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from longlive_trt.architectures import FIRST_WITH_FP8, Architecture
+from longlive_trt.console.wording import counted
 from longlive_trt.engines.bundles.catalog import CatalogEntry
 from longlive_trt.engines.compatibility import (
     BuiltEngines,
@@ -17,7 +18,6 @@ from longlive_trt.engines.compatibility import (
 )
 from longlive_trt.engines.registry import DEFAULT, KINDS
 from longlive_trt.errors import BundleError
-from longlive_trt.wording import counted
 
 # What each saves: FP8 halves the weights and doubles the rate where the hardware has it.
 _ON_GPU = ("fp8", "bf16", "fp16", "int8", "fp32")

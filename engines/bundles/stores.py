@@ -13,10 +13,10 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import fsspec  # type: ignore[import-untyped]
 from fsspec.callbacks import Callback  # type: ignore[import-untyped]
 
+from longlive_trt.console.printing import cut, plain
 from longlive_trt.errors import BundleError, LongLiveError, OutputError, UsageError
 from longlive_trt.extras import install_command
 from longlive_trt.files import BUNDLE, Ownership, blamed_on, real_path, require_place, uncounted
-from longlive_trt.printing import cut, plain
 from longlive_trt.reading.failures import refusing
 from longlive_trt.reading.files import file_size
 

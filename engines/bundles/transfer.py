@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longlive_trt.basics import Report, Tally, unheard
+from longlive_trt.console.wording import counted
 from longlive_trt.engines.bundles.archive import (
     check_seal,
     read_archive_manifest,
@@ -51,7 +52,6 @@ from longlive_trt.files import (
     require_space,
     sha256_file,
 )
-from longlive_trt.wording import counted
 
 logger = logging.getLogger(__name__)
 

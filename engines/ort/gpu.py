@@ -14,6 +14,7 @@ from typing import Any
 
 import onnxruntime as ort
 
+from longlive_trt.console.signals import interrupts_deferred
 from longlive_trt.dtypes import BY_NUMPY
 from longlive_trt.engines.base import TensorSpec, TensorTable, require_fit
 from longlive_trt.engines.ort.cpu import brief, require_utf8, spec_of
@@ -22,7 +23,6 @@ from longlive_trt.extras import engine_command, install_command
 from longlive_trt.plugins.cuda.streams import Repeated, Stream, given_on_device
 from longlive_trt.plugins.cuda.tensors import DeviceTensor
 from longlive_trt.plugins.onnxruntime_bridge import SessionNodes
-from longlive_trt.signals import interrupts_deferred
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from longlive_trt.console.printing import plain
 from longlive_trt.errors import CheckpointError
-from longlive_trt.printing import plain
 from longlive_trt.reading.failures import refusing
 from longlive_trt.reading.files import open_file
 

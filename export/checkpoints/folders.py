@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from longlive_trt.console.printing import plain
 from longlive_trt.errors import CheckpointError, UsageError
 from longlive_trt.export.checkpoints.files import (
     Entries,
@@ -15,7 +16,6 @@ from longlive_trt.export.checkpoints.files import (
 )
 from longlive_trt.export.checkpoints.pickles import PickleFile
 from longlive_trt.export.checkpoints.safetensors import SafetensorsFile
-from longlive_trt.printing import plain
 from longlive_trt.reading.documents import JSON_BYTES, parse_json
 from longlive_trt.reading.failures import ReadingError, refusing
 from longlive_trt.reading.files import read_bytes

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from longlive_trt.console.printing import quoted
 from longlive_trt.errors import CheckpointError
 from longlive_trt.export.checkpoints.components import recognize, strip_wrappers
 from longlive_trt.export.checkpoints.files import (
@@ -22,7 +23,6 @@ from longlive_trt.export.checkpoints.files import (
 from longlive_trt.export.checkpoints.fit import Shapes, format_problems
 from longlive_trt.export.checkpoints.folders import TensorSet, open_tensors, weights_in
 from longlive_trt.export.checkpoints.weights import Weights, combined_digest
-from longlive_trt.printing import quoted
 from longlive_trt.reading.documents import JSON_BYTES, parse_json
 from longlive_trt.reading.failures import ReadingError, refusing
 from longlive_trt.reading.files import read_bytes

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from longlive_trt.console.printing import quoted
 from longlive_trt.errors import UsageError
 from longlive_trt.export.checkpoints.components import TEXT_ENCODER, TRANSFORMER, VAE, Component
 from longlive_trt.export.checkpoints.files import Entries, StoredTensor, file_sha256
@@ -24,7 +25,6 @@ from longlive_trt.export.checkpoints.lora import MULTIPLIERS, merge_lora, open_l
 from longlive_trt.export.checkpoints.random import RandomWeights
 from longlive_trt.export.checkpoints.safetensors import write_safetensors
 from longlive_trt.export.checkpoints.weights import Weights, combined_digest
-from longlive_trt.printing import quoted
 
 __all__ = [
     "Weights",

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
+from longlive_trt.console.printing import plain
 from longlive_trt.errors import CheckpointError, OutputError
 from longlive_trt.export.checkpoints.files import StoredTensor, TensorFile
 from longlive_trt.export.checkpoints.weights import Weights
 from longlive_trt.files import publish_file
-from longlive_trt.printing import plain
 from longlive_trt.reading.failures import ReadingError
 from longlive_trt.reading.tensors import Entry, read_header
 

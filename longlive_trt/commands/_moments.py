@@ -2,7 +2,7 @@
 
 import click
 
-from longlive_trt.printing import quoted
+from longlive_trt.console.printing import quoted
 from longlive_trt.runtime.prompting.timeline import MOMENTS, Moment, parse_moment
 
 

@@ -3,8 +3,8 @@
 import shlex
 import sys
 
+from longlive_trt.console.printing import storable
 from longlive_trt.exports import TensorInfo
-from longlive_trt.printing import storable
 
 
 def command_line() -> str:

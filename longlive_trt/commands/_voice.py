@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from longlive_trt.reporting import SILENT, Reporters, reporting
+from longlive_trt.console.reporting import SILENT, Reporters, reporting
 
 QUIET = "Show errors only."
 JSON = "Print the result as JSON."

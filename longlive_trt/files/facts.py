@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from longlive_trt.console.wording import byte_size
 from longlive_trt.errors import OutputError, UsageError
-from longlive_trt.wording import byte_size
 
 _CHUNK_BYTES = 1 << 22
 

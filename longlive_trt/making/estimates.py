@@ -7,9 +7,9 @@ import torch
 from longlive_trt.calibration.calibrator import CalibrationRequest
 from longlive_trt.calibration.videos import plan_videos
 from longlive_trt.configs import ModelConfig
+from longlive_trt.console.wording import counted, roughly
 from longlive_trt.export.torch_types import TORCH_TYPES
 from longlive_trt.runtime.bench.flops import pass_flops, vae_flops
-from longlive_trt.wording import counted, roughly
 
 _SIDE = 1024
 _ROUNDS = 3

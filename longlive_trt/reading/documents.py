@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from longlive_trt.printing import quoted
+from longlive_trt.console.printing import quoted
 from longlive_trt.reading.failures import ReadingError
 from longlive_trt.reading.files import MIB, decoded
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from longlive_trt.console.printing import quoted
 from longlive_trt.errors import LongLiveError
-from longlive_trt.printing import quoted
 
 
 class ReadingError(Exception):

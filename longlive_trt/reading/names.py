@@ -2,7 +2,7 @@
 
 from pathlib import PurePosixPath
 
-from longlive_trt.printing import quoted
+from longlive_trt.console.printing import quoted
 from longlive_trt.reading.failures import ReadingError
 
 MOST_NAME_BYTES = 255

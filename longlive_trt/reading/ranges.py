@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from longlive_trt.console.printing import quoted
 from longlive_trt.errors import UsageError
-from longlive_trt.printing import quoted
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
-from longlive_trt.printing import plain
+from longlive_trt.console.printing import plain
 from longlive_trt.reading.failures import InvalidFieldError, ReadingError
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from longlive_trt.basics import Array
-from longlive_trt.printing import plain
+from longlive_trt.console.printing import plain
 from longlive_trt.reading.documents import parse_json
 from longlive_trt.reading.failures import ReadingError
 from longlive_trt.reading.files import open_file

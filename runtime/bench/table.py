@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.table import Table
 from rich.text import Text
 
+from longlive_trt.console.printing import console
 from longlive_trt.contract import PROMPT, TEXT, VAE_NEXT
-from longlive_trt.printing import console
 from longlive_trt.runtime.bench.lane import Loading
 from longlive_trt.runtime.bench.measurement import Measurements, Reading
 from longlive_trt.runtime.bench.record import cpu_name

@@ -15,11 +15,11 @@ import av
 import numpy as np
 import numpy.typing as npt
 
+from longlive_trt.console.signals import interrupts_deferred
+from longlive_trt.console.wording import counted
 from longlive_trt.errors import OutputError
 from longlive_trt.files import Claim, Ownership, give_name, real_path, require_place
 from longlive_trt.runtime.output.sidecar import is_sidecar, sidecar_path
-from longlive_trt.signals import interrupts_deferred
-from longlive_trt.wording import counted
 
 Pixels = npt.NDArray[np.uint8]
 

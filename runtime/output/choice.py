@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
+from longlive_trt.console.streams import is_stdout, require_piped_stdout
 from longlive_trt.errors import OutputError, UsageError
 from longlive_trt.files import foreign_file, require_place
 from longlive_trt.runtime.output.base import FrameWriter, NullWriter, reason
@@ -16,7 +17,6 @@ from longlive_trt.runtime.output.png import FRAMES, PngFolderWriter
 from longlive_trt.runtime.output.sidecar import is_sidecar, sidecar_path
 from longlive_trt.runtime.output.tags import MakeTags, no_tags
 from longlive_trt.runtime.output.y4m import Y4mWriter
-from longlive_trt.streams import is_stdout, require_piped_stdout
 
 _LEAST_FPS, _MOST_FPS = 0.1, 240
 _VIDEO_SUFFIXES = (".mp4", ".mov")

@@ -10,12 +10,12 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from longlive_trt.console.printing import storable
+from longlive_trt.console.signals import interrupts_deferred
 from longlive_trt.errors import OutputError
 from longlive_trt.files import publish_file
-from longlive_trt.printing import storable
 from longlive_trt.runtime.output.base import make_folder, reason
 from longlive_trt.runtime.output.sidecar import sidecar_path
-from longlive_trt.signals import interrupts_deferred
 
 
 def write_latents(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from longlive_trt import __version__
-from longlive_trt.printing import cut, escaped
+from longlive_trt.console.printing import cut, escaped
 
 Tags = Mapping[str, str]
 MakeTags = Callable[[], Tags]

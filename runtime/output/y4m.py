@@ -10,11 +10,11 @@ from pathlib import Path
 
 from av.video.reformatter import Colorspace
 
+from longlive_trt.console.streams import STDOUT
+from longlive_trt.console.wording import counted
 from longlive_trt.errors import OutputError
 from longlive_trt.runtime.output.base import FrameWriter, Pixels, reason
 from longlive_trt.runtime.output.h264 import even, yuv_frame
-from longlive_trt.streams import STDOUT
-from longlive_trt.wording import counted
 
 
 class Y4mWriter(FrameWriter):

@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import get_args
 
+from longlive_trt.console.printing import quoted
 from longlive_trt.errors import UsageError
-from longlive_trt.printing import quoted
 from longlive_trt.runtime.ring import Recache
 
 _BLEND = re.compile(r"blend:([1-9][0-9]{0,5})")

@@ -15,10 +15,10 @@ from fractions import Fraction
 
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.schema import FPS
+from longlive_trt.console.printing import quoted
+from longlive_trt.console.wording import counted
 from longlive_trt.errors import UsageError
-from longlive_trt.printing import quoted
 from longlive_trt.reading.ranges import Range
-from longlive_trt.wording import counted
 
 CUE_FRAMES = Range(0, 10**9)
 """Where a prompt may begin."""

@@ -16,8 +16,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from longlive_trt.console.printing import plain, quoted
+from longlive_trt.console.wording import counted
 from longlive_trt.errors import UsageError
-from longlive_trt.printing import plain, quoted
 from longlive_trt.reading.documents import JSON_BYTES, parse_json, parse_yaml
 from longlive_trt.reading.failures import ReadingError, refusing
 from longlive_trt.reading.files import STDIN, read_stdin, read_text
@@ -32,7 +33,6 @@ from longlive_trt.runtime.prompting.timeline import (
     checked_timeline,
     parse_moment,
 )
-from longlive_trt.wording import counted
 
 _JSON_LINES = (".jsonl", ".ndjson")
 _YAML = (".yaml", ".yml")

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
+from longlive_trt.console.printing import plain
 from longlive_trt.errors import BundleError
-from longlive_trt.printing import plain
 from longlive_trt.reading.failures import refusing
 from longlive_trt.reading.files import MIB, read_text
 

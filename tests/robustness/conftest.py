@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.robustness.samples import Samples, make_samples
+from tests.robustness.support.samples import Samples, make_samples
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.robustness.hostile import JSON_DOCUMENTS, YAML_DOCUMENTS, YAML_VALUES
-from tests.robustness.pairs import each_with_each
-from tests.robustness.running import fail_unless_clean, faults
-from tests.robustness.samples import Samples
+from tests.robustness.support.hostile import JSON_DOCUMENTS, YAML_DOCUMENTS, YAML_VALUES
+from tests.robustness.support.pairs import each_with_each
+from tests.robustness.support.running import fail_unless_clean, faults
+from tests.robustness.support.samples import Samples
 
 Command = tuple[object, ...]
 Context = Callable[[Samples, Path, str], Command]

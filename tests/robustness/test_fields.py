@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from tests.robustness import mutating
-from tests.robustness.formats import FORMATS, Format
-from tests.robustness.hostile import VALUES
-from tests.robustness.running import fail_unless_clean, faults, inventory
-from tests.robustness.samples import Samples
+from tests.robustness.support.formats import FORMATS, Format
+from tests.robustness.support.hostile import VALUES
+from tests.robustness.support.running import fail_unless_clean, faults, inventory
+from tests.robustness.support.samples import Samples
 
 pytestmark = pytest.mark.exhaustive
 

@@ -13,8 +13,8 @@ from longlive_trt.engines.bundles.archive import pack
 from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.engines.bundles.transfer import push
 from longlive_trt.files import Ownership
-from tests.robustness.pairs import each_with_each
-from tests.robustness.places import MakeBundle, run, snapshot, write
+from tests.robustness.support.pairs import each_with_each
+from tests.robustness.support.places import MakeBundle, run, snapshot, write
 
 Place = Callable[[Path, "Sources"], None]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.robustness.formats import FORMATS
-from tests.robustness.samples import Samples
+from tests.robustness.support.formats import FORMATS
+from tests.robustness.support.samples import Samples
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT = int(os.environ.get("LONGLIVE_MUTATIONS", "700"))
@@ -22,7 +22,7 @@ def test_mutations(name: str, samples: Samples) -> None:
     each = -(-COUNT // len(FORMATS))
     arguments = [str(samples.bundle.parent), name, str(SEED), str(each)]
     process = subprocess.run(
-        [sys.executable, "-m", "tests.robustness.mutator", *arguments],
+        [sys.executable, "-m", "tests.robustness.support.mutator", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,

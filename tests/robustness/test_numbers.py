@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from longlive_trt.errors import LongLiveError
-from tests.robustness.pairs import each_with_each
-from tests.robustness.running import complaint_faults, outcome
-from tests.robustness.samples import Samples
+from tests.robustness.support.pairs import each_with_each
+from tests.robustness.support.running import complaint_faults, outcome
+from tests.robustness.support.samples import Samples
 
 NUMBERS = ("nan", "inf", "-inf", "1e300", "1e400", "-1", "9" * 5000, str(10**24), "x" * 3000, "")
 _OUT = ("--latents-out", "out", "--quiet")

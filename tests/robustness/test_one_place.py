@@ -23,7 +23,7 @@ PLACES = {
     "yaml.load": set[str](),
     "safe_open": set[str](),
     "load_file": set[str](),
-    "Console": {"longlive_trt/printing.py"},
+    "Console": {"longlive_trt/console/printing.py"},
 }
 
 

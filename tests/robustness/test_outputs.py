@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from longlive_trt.engines.bundles.archive import pack
 from longlive_trt.runtime.progress import PlainProgress
 from longlive_trt.runtime.transformer import TransformerPasses
-from tests.robustness.places import MakeBundle, frames_in, run, snapshot, write
+from tests.robustness.support.places import MakeBundle, frames_in, run, snapshot, write
 
 PROMPT = ("--prompt", "a cat")
 BLOCKS = ("--frames", "9")

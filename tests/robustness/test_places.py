@@ -11,9 +11,9 @@ import pytest
 
 from longlive_trt.cli import main
 from tests.robustness import tars
-from tests.robustness.pairs import each_with_each
-from tests.robustness.running import complaint_faults, fail_unless_clean, faults, outcome
-from tests.robustness.samples import Samples
+from tests.robustness.support.pairs import each_with_each
+from tests.robustness.support.running import complaint_faults, fail_unless_clean, faults, outcome
+from tests.robustness.support.samples import Samples
 
 _OUT = ("--latents-out", "out", "--quiet")
 _EXPORT = ("export", "--config", "tiny", "--out", "out")

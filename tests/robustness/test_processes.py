@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.robustness import tars
-from tests.robustness.hostile import JSON_DOCUMENTS, YAML_DOCUMENTS, YAML_VALUES
-from tests.robustness.running import complaint_faults
-from tests.robustness.samples import Samples
+from tests.robustness.support.hostile import JSON_DOCUMENTS, YAML_DOCUMENTS, YAML_VALUES
+from tests.robustness.support.running import complaint_faults
+from tests.robustness.support.samples import Samples
 
 ROOT = Path(__file__).resolve().parents[2]
 MOST_BYTES = 1 << 30

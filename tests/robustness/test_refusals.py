@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.robustness.places import run, snapshot, write
+from tests.robustness.support.places import run, snapshot, write
 
 pytestmark = pytest.mark.exhaustive
 

@@ -15,7 +15,7 @@ from longlive_trt.engines.bundles.catalog import CatalogEntry, read_catalog
 from longlive_trt.engines.bundles.stores import Store
 from longlive_trt.engines.bundles.transfer import push
 from longlive_trt.files import BUNDLE, seal_of
-from tests.robustness.places import MakeBundle, run, snapshot, write
+from tests.robustness.support.places import MakeBundle, run, snapshot, write
 
 
 @pytest.fixture

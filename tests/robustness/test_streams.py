@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from longlive_trt.cli import main
-from longlive_trt.printing import shortened
+from longlive_trt.console.printing import shortened
 
 ROOT = Path(__file__).resolve().parents[2]
 CLI = (sys.executable, str(ROOT / "cli.py"))

@@ -12,6 +12,8 @@ from rich.table import Table
 from longlive_trt.commands._numbers import real, whole
 from longlive_trt.commands._reporting import command_line
 from longlive_trt.commands._voice import PATIENCE_S, Voice, examples, speaking
+from longlive_trt.console.printing import console
+from longlive_trt.console.wording import byte_size, counted
 from longlive_trt.contract import TEXT
 from longlive_trt.engines.build import BuildResult
 from longlive_trt.engines.bundles.bundle import BATCH
@@ -26,8 +28,6 @@ from longlive_trt.making.building import (
 )
 from longlive_trt.making.quantized import QUANTIZED
 from longlive_trt.precision import PRECISIONS
-from longlive_trt.printing import console
-from longlive_trt.wording import byte_size, counted
 
 _PATH = click.Path(path_type=Path)
 _EXAMPLES = examples(

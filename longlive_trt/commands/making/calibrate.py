@@ -15,6 +15,7 @@ from longlive_trt.calibration.sensitivity import SensitivityReport
 from longlive_trt.calibration.targets import EXCLUDED, INCLUDED
 from longlive_trt.commands._numbers import real, whole
 from longlive_trt.commands._voice import Voice, examples, speaking
+from longlive_trt.console.wording import counted
 from longlive_trt.export.components import SEEDS
 from longlive_trt.making.calibrating import (
     ERROR_BUDGET,
@@ -23,7 +24,6 @@ from longlive_trt.making.calibrating import (
     calibrate,
 )
 from longlive_trt.precision import PRECISIONS
-from longlive_trt.wording import counted
 
 _PATH = click.Path(path_type=Path)
 _EXAMPLES = examples(

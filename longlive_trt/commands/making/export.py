@@ -9,13 +9,13 @@ import click
 
 from longlive_trt.commands._numbers import real, whole
 from longlive_trt.commands._voice import Voice, examples, speaking
+from longlive_trt.console.wording import byte_size, counted
 from longlive_trt.export.checkpoints.lora import MULTIPLIERS
 from longlive_trt.export.components import SEEDS
 from longlive_trt.export.exporter import ExportResult
 from longlive_trt.exports import export_bytes
 from longlive_trt.making.exporting import export
 from longlive_trt.precision import PRECISIONS
-from longlive_trt.wording import byte_size, counted
 
 _PATH = click.Path(path_type=Path)
 _EXAMPLES = examples(

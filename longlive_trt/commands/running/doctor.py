@@ -7,8 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from longlive_trt.commands._voice import Voice, examples, speaking
+from longlive_trt.console.printing import console
 from longlive_trt.doctor import Finding, examine
-from longlive_trt.printing import console
 
 STYLES = {"ok": "green", "missing": "yellow", "problem": "red"}
 # A file is as wide as its longest line: a remedy must be one line to be copied.

@@ -13,11 +13,11 @@ from longlive_trt.commands._device import device_option
 from longlive_trt.commands._numbers import real, whole
 from longlive_trt.commands._reporting import command_line
 from longlive_trt.commands._voice import Voice, examples, overwrite_option, speaking
+from longlive_trt.console.printing import console
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
 from longlive_trt.extras import missing_module_message
 from longlive_trt.loading import load
-from longlive_trt.printing import console
 from longlive_trt.quality.cases import COUNT, SECONDS, Lengths
 from longlive_trt.quality.evaluation import Evaluation, claimed, measure
 from longlive_trt.quality.instruments import Extras

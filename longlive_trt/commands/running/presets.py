@@ -13,8 +13,8 @@ from longlive_trt.commands._bundle import HELP as BUNDLE_HELP
 from longlive_trt.commands._bundle import find_bundle
 from longlive_trt.commands._voice import PATIENCE_S, Voice, examples, speaking
 from longlive_trt.configs import Preset, load_preset, shipped_presets
+from longlive_trt.console.printing import console
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
-from longlive_trt.printing import console
 from longlive_trt.quality.measured import Measured, measured_presets
 from longlive_trt.runtime.bench.kept import Speed, kept_speeds, rollout_values
 from longlive_trt.runtime.presets import runtime_config, unserved

@@ -12,11 +12,12 @@ from longlive_trt.commands._device import device_option
 from longlive_trt.commands._numbers import real, whole
 from longlive_trt.commands._voice import PATIENCE_S, Voice, examples, speaking
 from longlive_trt.configs.replay import load_replay
+from longlive_trt.console.printing import console
+from longlive_trt.console.wording import byte_size, counted
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.engines.bundles.contents import require_complete
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
-from longlive_trt.printing import console
 from longlive_trt.runtime.verify import (
     BLOCKS,
     DEFAULT_BLOCKS,
@@ -26,7 +27,6 @@ from longlive_trt.runtime.verify import (
     default_tolerance,
     open_reference,
 )
-from longlive_trt.wording import byte_size, counted
 
 _PATH = click.Path(path_type=Path)
 _EXAMPLES = examples(

@@ -10,10 +10,10 @@ from rich.text import Text
 
 from longlive_trt.commands._reporting import folded
 from longlive_trt.commands._voice import Voice, examples, speaking
+from longlive_trt.console.printing import console
+from longlive_trt.console.wording import byte_size, counted
 from longlive_trt.engines.bundles.archive import read_archive_manifest
 from longlive_trt.engines.bundles.bundle import Manifest, read_manifest
-from longlive_trt.printing import console
-from longlive_trt.wording import byte_size, counted
 
 
 @click.command(

@@ -6,10 +6,10 @@ from pathlib import Path
 import click
 
 from longlive_trt.commands._voice import Voice, examples, speaking
+from longlive_trt.console.streams import is_stdout, require_piped_stdout
+from longlive_trt.console.wording import byte_size, counted
 from longlive_trt.engines.bundles.archive import pack, pack_to
 from longlive_trt.engines.bundles.bundle import ARCHIVE_SUFFIX
-from longlive_trt.streams import is_stdout, require_piped_stdout
-from longlive_trt.wording import byte_size, counted
 
 _PATH = click.Path(path_type=Path)
 _EXAMPLES = examples(

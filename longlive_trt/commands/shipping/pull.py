@@ -6,6 +6,7 @@ import click
 import psutil
 
 from longlive_trt.commands._voice import Voice, examples, speaking
+from longlive_trt.console.wording import byte_size
 from longlive_trt.doctor import ask_driver, memory_limit
 from longlive_trt.engines.bundles.catalog import CatalogEntry
 from longlive_trt.engines.bundles.choice import Choice, Machine, MachineGpu, Preference, choose
@@ -13,7 +14,6 @@ from longlive_trt.engines.bundles.transfer import Choose, Pulled, pull
 from longlive_trt.engines.registry import KINDS
 from longlive_trt.errors import UsageError
 from longlive_trt.probes import installed_version
-from longlive_trt.wording import byte_size
 
 _EXAMPLES = examples(
     "longlive-trt pull s3://bucket/longlive --auto --out bundle/",

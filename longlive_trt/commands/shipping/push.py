@@ -5,9 +5,9 @@ from pathlib import Path
 import click
 
 from longlive_trt.commands._voice import Voice, examples, speaking
+from longlive_trt.console.wording import byte_size
 from longlive_trt.engines.bundles.transfer import push
 from longlive_trt.errors import UsageError
-from longlive_trt.wording import byte_size
 
 _EXAMPLES = examples(
     "longlive-trt push bundle/ /mnt/models", "longlive-trt push bundle/ s3://bucket/longlive"

@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 
 from longlive_trt.commands._voice import Voice, examples, speaking
+from longlive_trt.console.wording import byte_size, counted
 from longlive_trt.engines.bundles.archive import unpack
-from longlive_trt.wording import byte_size, counted
 
 _PATH = click.Path(path_type=Path)
 

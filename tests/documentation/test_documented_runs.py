@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from longlive_trt.cli import main
-from tests.documented import OURS, PAGES, Line, example_lines, shell_blocks
+from tests.documentation.documented import OURS, PAGES, Line, example_lines, shell_blocks
 
 pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(1800)]
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 import zstandard
 
-from tests.robustness.samples import Samples, sealed
+from tests.robustness.support.samples import Samples, sealed
 
 Structure = Any
 Command = tuple[object, ...]
@@ -132,7 +132,7 @@ def _state_digest(text: str, header: Mapping[str, Any], data: bytes) -> str:
 
 def _read_archive(path: Path) -> Structure:
     """Headers of the tar as texts of fields, and the manifest."""
-    from tests.robustness.tars import entries
+    from tests.robustness.support.tars import entries
 
     with path.open("rb") as file:
         tar = zstandard.ZstdDecompressor().stream_reader(file).read()
@@ -140,7 +140,7 @@ def _read_archive(path: Path) -> Structure:
 
 
 def _write_archive(_: Path, values: Structure, target: Path) -> None:
-    from tests.robustness.tars import packed
+    from tests.robustness.support.tars import packed
 
     target.write_bytes(packed(values))
 

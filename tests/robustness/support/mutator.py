@@ -1,7 +1,7 @@
 """Random changes of one format, each run through the command that reads it, in this process.
 
-``python -m tests.robustness.mutator SAMPLES FORMAT SEED COUNT`` prints what went wrong, a line a
-fault, and then a line of figures; its exit code is 1 if anything did.
+``python -m tests.robustness.support.mutator SAMPLES FORMAT SEED COUNT`` prints what went wrong, a
+line a fault, and then a line of figures; its exit code is 1 if anything did.
 """
 
 import json
@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.robustness.formats import FORMATS, Format
-from tests.robustness.mutating import changed_bytes, changed_structure
-from tests.robustness.running import complaint_faults, inventory, outcome
-from tests.robustness.samples import Samples
+from tests.robustness.support.formats import FORMATS, Format
+from tests.robustness.support.mutating import changed_bytes, changed_structure
+from tests.robustness.support.running import complaint_faults, inventory, outcome
+from tests.robustness.support.samples import Samples
 
 MOST_BYTES = 1 << 30
 STRUCTURES = 0.7

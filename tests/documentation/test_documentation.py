@@ -11,7 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from longlive_trt.cli import COMMANDS
-from tests.documented import (
+from tests.documentation.documented import (
     OURS,
     PAGES,
     ROOT,

@@ -13,8 +13,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from longlive_trt.basics import Report, unheard
-from longlive_trt.printing import escaped
-from longlive_trt.wording import byte_size, duration
+from longlive_trt.console.printing import escaped
+from longlive_trt.console.wording import byte_size, duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,7 +71,7 @@ def reporters(
     """For stderr. A log hears nothing of what takes less than ``patience_s``."""
     stream = stream or sys.stderr
     if stream.isatty():
-        from longlive_trt.printing import console
+        from longlive_trt.console.printing import console
 
         return on_terminal(console(stderr=True) if stream is sys.stderr else console(file=stream))
     lines = _Lines(stream, patience_s, clock)

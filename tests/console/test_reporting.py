@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-from longlive_trt import reporting
 from longlive_trt.basics import Tally
-from longlive_trt.reporting import Pace, reporters
+from longlive_trt.console import reporting
+from longlive_trt.console.reporting import Pace, reporters
 
 MB = 10**6
 

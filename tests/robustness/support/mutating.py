@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from tests.robustness.hostile import VALUES
+from tests.robustness.support.hostile import VALUES
 
 Path = tuple[str | int, ...]
 Structure = Any

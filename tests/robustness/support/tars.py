@@ -6,7 +6,7 @@ from typing import Any
 
 import zstandard
 
-from tests.robustness.samples import sealed
+from tests.robustness.support.samples import sealed
 
 _BLOCK = 512
 _SEAL_HEAD = b"\x50\x2a\x4d\x18" + (32).to_bytes(4, "little")

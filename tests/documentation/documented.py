@@ -10,7 +10,7 @@ import click
 
 from longlive_trt.cli import COMMANDS, LazyGroup, cli
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 OURS = "longlive-trt"
 

@@ -1,6 +1,6 @@
 import pytest
 
-from longlive_trt.wording import byte_size, counted, duration, roughly
+from longlive_trt.console.wording import byte_size, counted, duration, roughly
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""What a person sees and types: quotes, numbers in words, progress, streams, signals."""
