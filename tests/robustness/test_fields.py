@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.robustness import mutating
+from tests.robustness.support import mutating
 from tests.robustness.support.formats import FORMATS, Format
 from tests.robustness.support.hostile import VALUES
 from tests.robustness.support.running import fail_unless_clean, faults, inventory

@@ -246,15 +246,15 @@ def test_a_full_disk_is_blamed_on_what_is_written(
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, at: int, value: float) -> None:
-    run_block = TransformerPasses.run_block
+    denoise = TransformerPasses.denoise
 
     def spoiled(passes: TransformerPasses, plan: Any) -> Any:
-        made = run_block(passes, plan)
+        made = denoise(passes, plan)
         if plan.frames[0] == 3 * at:
             made[..., 0, 0] = value
         return made
 
-    monkeypatch.setattr(TransformerPasses, "run_block", spoiled)
+    monkeypatch.setattr(TransformerPasses, "denoise", spoiled)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

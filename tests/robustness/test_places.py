@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from longlive_trt.cli import main
-from tests.robustness import tars
+from tests.robustness.support import tars
 from tests.robustness.support.pairs import each_with_each
 from tests.robustness.support.running import complaint_faults, fail_unless_clean, faults, outcome
 from tests.robustness.support.samples import Samples

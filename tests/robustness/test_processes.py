@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.robustness import tars
+from tests.robustness.support import tars
 from tests.robustness.support.hostile import JSON_DOCUMENTS, YAML_DOCUMENTS, YAML_VALUES
 from tests.robustness.support.running import complaint_faults
 from tests.robustness.support.samples import Samples

@@ -131,7 +131,7 @@ REFUSALS: list[Refusal] = [
     ({"prompt": 7}, "prompt is 7; give a text, or texts by the latent frame"),
     ({"prompt": ["a", "b"]}, "give a text, or texts by the latent frame"),
     ({"prompt": {0: "a", 3: 7}}, "give a text, or texts by the latent frame"),
-    ({"prompt": {0: "a", "3": "b"}}, "give a text, or texts by the latent frame"),
+    ({"prompt": {0: "a", "three": "b"}}, "give a text, or texts by the latent frame"),
     ({"prompt": {3: "a"}}, "prompt at 3: the first prompt is at frame 3"),
     ({"prompt": {-3: "a", 0: "b"}}, "prompt at -3: frame -3 is negative"),
     ({"prompt": "\udcff"}, "prompt: the prompt is not valid UTF-8"),

@@ -133,9 +133,9 @@ def require_parts(bundle: Bundle) -> LaneTimes:
     assert block.vae_ms > 0 and block.encode_ms == block.recache_ms == 0
     assert sum(block.passes_ms) < block.transformer_ms < block.wall_ms
     assert 0 < block.between_passes_ms < block.transformer_ms
-    assert block.transformer_ms + block.vae_ms < block.wall_ms
     for one in (block, switch):
-        parts = (sum(one.passes_ms), one.recache_ms, one.vae_ms, one.encode_ms, one.rest_ms)
+        # Pictures are decoded beside the clean pass.
+        parts = (sum(one.passes_ms[:-1]), one.recache_ms, one.vae_ms, one.encode_ms, one.rest_ms)
         assert sum(parts) == pytest.approx(one.wall_ms)
         assert one.rest_ms > 0
     assert switch.recache_ms > 0 and switch.encode_ms > 0

@@ -92,9 +92,9 @@ def test_a_switch_is_split_without_remainder(bundle: Bundle) -> None:
     assert parts == {
         "encode": 5,
         "recache": 100,
-        "next block": 200,
+        "next block": 160,
         "decode": 100,
-        "rest": 25,
+        "rest": 65,
         "total": 430,
     }
 
