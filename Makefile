@@ -17,13 +17,13 @@ demo: $(READY)  ## a video of the demo model and its contact sheet, in out/demo
 	$(BIN)/longlive-trt demo --out $(OUT)
 
 test: $(READY)  ## run the tests (PYTEST_ARGS="-k name" narrows them)
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not exhaustive" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not exhaustive" $(PYTEST_ARGS)
 
 test-all: test test-exhaustive  ## run every test, the long ones too
 
 test-exhaustive: $(READY)  ## run the long tests alone; installs a browser and a proxy for them
 	sh scripts/live_tools.sh $(VENV)
-	$(BIN)/python -m pytest -n $(WORKERS) -m exhaustive $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m exhaustive $(PYTEST_ARGS)
 
 env: $(READY)  ## make the environment, if need be
 

@@ -155,6 +155,33 @@ def demo_weights(make_once: MakeOnce) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_vae_bundle(make_once: MakeOnce) -> Path:
+    """A VAE alone, of random weights and few layers, for the golden one's latents."""
+    from safetensors.torch import save_file
+
+    from longlive_trt.export.models.vae import VaeDecoder
+
+    vae = {"dim": 16, "multipliers": [1, 1, 1], "res_blocks": 1, "temporal_upsample": [True] * 2}
+    config = configure(
+        {"name": "small-vae", "latent": {"height": 4, "width": 6}, "vae": vae}, origin="conftest"
+    )
+
+    def weights(path: Path) -> None:
+        import torch
+
+        assert config.vae is not None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(8)
+            save_file(VaeDecoder(config.vae).state_dict(), path)
+
+    checkpoint = make_once("small-vae.safetensors", weights)
+    exported = make_once(
+        "small-vae-export", lambda path: _export(config, path, check=False, vae=checkpoint)
+    )
+    return make_once("small-vae-fp32", lambda path: _build(exported, path, "fp32"))
+
+
+@pytest.fixture(scope="session")
 def golden_vae_bundle(make_once: MakeOnce) -> Path:
     """The golden VAE alone, for the latents it was recorded with."""
     from safetensors.numpy import load_file

@@ -274,6 +274,7 @@ def test_older_calibrations_serve_everything_else(
         load_quantized(small_config, small_weights, old, "fp32", "cpu", ATTENTION)
 
 
+@pytest.mark.exhaustive
 def test_the_command_takes_it_and_refuses_older_calibrations(
     quantized_attention_export: Path,
     small_export: Path,

@@ -172,8 +172,8 @@ def test_an_export_gives_its_weights_back(
     [
         ("fp8", "fp16", "sm89"),
         ("fp8", "bf16", "sm120"),
-        ("int8", "fp16", "sm120"),
-        ("int8", "bf16", "sm89"),
+        pytest.param("int8", "fp16", "sm120", marks=pytest.mark.exhaustive),
+        pytest.param("int8", "bf16", "sm89", marks=pytest.mark.exhaustive),
     ],
 )
 def test_tensorrt_runs_every_target_in_the_narrow_type(

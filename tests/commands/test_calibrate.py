@@ -54,6 +54,7 @@ def test_a_calibration_is_reused_and_the_graphs_are_the_same(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.exhaustive
 def test_a_build_calibrates_and_says_so(
     small_export: Path,
     tmp_path: Path,

@@ -45,6 +45,7 @@ def test_a_hub_s_name_in_the_place_of_the_tokenizer(refused: Refused) -> None:
     assert "hub" not in refused(*words, "mine/tokenizer", words=said)
 
 
+@pytest.mark.exhaustive
 def test_an_export_ends_with_what_to_do_next(mini_config: None, capsys: Any) -> None:
     succeeds(*EXPORT, "--out", "my onnx")
     said = capsys.readouterr().out.splitlines()

@@ -82,6 +82,7 @@ def test_another_compute_type_is_a_change_of_names(name: str) -> None:
     assert set(casts) == {ir.DataType.FLOAT, precision.onnx}
 
 
+@pytest.mark.exhaustive
 def test_sizes_keep_their_names_on_the_smallest_grid() -> None:
     """With one token a frame, a cache of n frames has n tokens."""
     small = ["transformer.layers=1", "transformer.dim=24", "transformer.ffn_dim=8"]

@@ -135,7 +135,7 @@ def assert_same(session: LiveSession, witness: Witness, bundle: Path, folder: Pa
     "switch",
     [
         "exact",
-        "blend:3",
+        pytest.param("blend:3", marks=pytest.mark.exhaustive),
         pytest.param("partial", marks=pytest.mark.exhaustive),
         pytest.param("none", marks=pytest.mark.exhaustive),
     ],

@@ -49,6 +49,7 @@ def test_a_flow_leg_goes_on_where_the_last_one_stopped(
     assert {"flow.jsonl", "flow-loss.png", "flow-state.pt"} <= {p.name for p in tmp_path.iterdir()}
 
 
+@pytest.mark.exhaustive
 def test_an_interrupted_leg_goes_on_from_its_last_report(
     small_config: ModelConfig,
     small_vae: Path,
@@ -80,6 +81,7 @@ def distill_leg(
     return distill.Leg(settings, Worker.start("cpu", settings.seed))
 
 
+@pytest.mark.exhaustive
 def test_distillation_goes_on_where_it_stopped(
     trained: Path, small_config: ModelConfig, small_vae: Path, tmp_path: Path
 ) -> None:

@@ -231,6 +231,7 @@ def test_every_quantized_product_is_in_fp8(quantized: Callable[..., Path], tmp_p
     assert "quantize" not in {kernel for kernel, _ in kernels(tmp_path)}
 
 
+@pytest.mark.exhaustive
 def test_eight_bits_stay_eight_bits(quantized: Callable[..., Path], tmp_path: Path) -> None:
     """With attention and cache in FP8, keys and values are never widened."""
     written_session(quantized("absolute", "attention and cache"), tmp_path, "bf16")

@@ -117,7 +117,10 @@ def test_chunks_of_input_channels(gpu: EmulatedGpu) -> None:
     check(gpu, "second sum", "fp8", (384, 384), (9, 9), 2)
 
 
-@pytest.mark.parametrize(("spread", "residual"), [(False, True), (True, False)])
+@pytest.mark.parametrize(
+    ("spread", "residual"),
+    [(False, True), pytest.param(True, False, marks=pytest.mark.exhaustive)],
+)
 def test_inputs_are_rounded(gpu: EmulatedGpu, spread: bool, residual: bool) -> None:
     cases = (("fp8", 1, True), ("int8", 3, True), ("fp8", 1, False), ("shifted", 1, False))
     for kind, frames, history in cases:

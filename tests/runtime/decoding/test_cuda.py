@@ -56,16 +56,16 @@ class Machine:
 
 
 @pytest.fixture
-def machine(fake_cuda: Callable[..., FakeCuda], golden_vae_bundle: Path) -> Iterator[Machine]:
-    machine = Machine(fake_cuda(), golden_vae_bundle)
+def machine(fake_cuda: Callable[..., FakeCuda], small_vae_bundle: Path) -> Iterator[Machine]:
+    machine = Machine(fake_cuda(), small_vae_bundle)
     yield machine
     machine.close()
     assert machine.cuda.leaks() == {}
 
 
 @pytest.fixture(scope="module")
-def expected(golden_vae_bundle: Path) -> Array:
-    paths = (golden_vae_bundle / f"vae_{name}.onnx" for name in ("first", "next"))
+def expected(small_vae_bundle: Path) -> Array:
+    paths = (small_vae_bundle / f"vae_{name}.onnx" for name in ("first", "next"))
     first, following = (OnnxRuntimeEngine(path, threads=1) for path in paths)
     with first, following:
         return VaeStream(first, following, 1).decode(LATENTS[:, : 2 * BLOCK])
