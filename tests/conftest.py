@@ -81,8 +81,9 @@ def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
 
 @pytest.fixture(scope="session")
 def tiny_config() -> ModelConfig:
-    """The shipped model ``tiny``, with fewer layers in its VAE."""
-    return load_config("tiny", overrides=["vae.res_blocks=1"])
+    """The shipped model ``tiny``, with fewer layers in its VAE and its text encoder."""
+    vae = "vae={dim: 16, multipliers: [1, 1, 2], res_blocks: 1, temporal_upsample: [true, true]}"
+    return load_config("tiny", overrides=[vae, "text_encoder.layers=1"])
 
 
 @pytest.fixture(scope="session")

@@ -117,6 +117,7 @@ def narrow_vae_export(
     return exported
 
 
+@pytest.mark.exhaustive
 def test_ranges_are_the_largest_that_a_stream_meets(
     vae_export: Path, vae_config: ModelConfig, tmp_path: Path
 ) -> None:
@@ -256,6 +257,7 @@ def test_tensorrt_convolves_in_the_narrow_type(
         assert kinds[{"fp8": "FP8", "int8": "Int8"}[name]] == 12
 
 
+@pytest.mark.exhaustive
 def test_ranges_are_kept_and_do_not_fit_another_checkpoint(
     vae_export: Path, vae_config: ModelConfig, vae_calibration: Calibration, tmp_path: Path
 ) -> None:
@@ -273,6 +275,7 @@ def test_ranges_are_kept_and_do_not_fit_another_checkpoint(
     assert [item.name for item in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.exhaustive
 def test_what_is_not_finite_is_named(vae_config: ModelConfig, vae_export: Path) -> None:
     assert vae_config.vae is not None
     watcher = VaeWatcher(vae_config.vae, SourceExport.open(vae_export).vae(), "fp32", "cpu")
@@ -299,6 +302,7 @@ def test_a_decoder_that_takes_frame_by_frame_is_watched_whole() -> None:
     assert 0 < (rounded_too - exact).norm() / exact.norm() <= 5e-2
 
 
+@pytest.mark.exhaustive
 def test_an_interrupted_calibration_goes_on(
     vae_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,6 +324,7 @@ def test_an_interrupted_calibration_goes_on(
     assert resumed.to_bytes() == whole.to_bytes()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -43,6 +43,7 @@ def build(source: Path, out: Path, *options: str) -> int:
     return main(["build", "--onnx", str(source), "--out", str(out), *options])
 
 
+@pytest.mark.exhaustive
 def test_a_calibration_is_reused_and_the_graphs_are_the_same(
     small_export: Path, quantized_export: Path, tmp_path: Path, capsys: Text
 ) -> None:
