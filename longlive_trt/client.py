@@ -18,6 +18,7 @@ import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit, urlunsplit
@@ -227,10 +228,14 @@ class LiveVideo:
         return begun + (frame - first) / float(self.facts["fps"]) - now
 
     def _report(self, picture: LivePicture) -> None:
+        from websockets.exceptions import ConnectionClosed
+
         now = time.monotonic()
         if now - self._reported_s > _REPORT_S or picture.is_key:
             self._reported_s = now
-            self.send("playback.shown", epoch=picture.epoch, frame=picture.frame)
+            # What is still to be shown is shown; how the connection ended, the reader says.
+            with suppress(ConnectionClosed):
+                self.send("playback.shown", epoch=picture.epoch, frame=picture.frame)
 
     def _cut(self, epoch: int, frame: int) -> None:
         self._epoch = epoch

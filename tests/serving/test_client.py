@@ -42,6 +42,22 @@ def test_a_video_is_watched_steered_and_kept(live: Running) -> None:
         assert next(iter(video)).frame > 0
 
 
+def test_what_came_before_the_end_is_shown_to_the_end(live: Running) -> None:
+    with LiveClient(f"http://localhost:{live.port}").open("a red car") as video:
+        picture = next(iter(video))
+        video.stop()
+        video.wait("done")
+        video._reader.join()
+        # The reader's thread may not have come to it yet.
+        video._is_over, video._reported_s = False, 0.0
+        video._waiting.clear()
+        video._waiting.append(picture)
+        pictures = iter(video)
+        assert next(pictures) is picture
+        video._is_over = True
+        assert next(pictures, None) is None
+
+
 def test_jpeg(live: Running) -> None:
     with LiveClient(f"http://localhost:{live.port}/").open("a red car", format="jpeg") as video:
         pixels = next(iter(video)).pixels()
