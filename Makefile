@@ -2,6 +2,8 @@
 VENV ?= .venv
 OUT ?= out/demo
 WORKERS ?= 2
+# One more than cores: many of the quick tests wait.
+QUICK_WORKERS ?= 3
 BIN = $(VENV)/bin
 # An environment made with TORCH=cuda also serves later calls that do not name a build.
 READY = $(VENV)/.ready$(if $(TORCH),-$(TORCH))
@@ -17,7 +19,7 @@ demo: $(READY)  ## a video of the demo model and its contact sheet, in out/demo
 	$(BIN)/longlive-trt demo --out $(OUT)
 
 test: $(READY)  ## run the tests (PYTEST_ARGS="-k name" narrows them)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not exhaustive" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(QUICK_WORKERS) --dist loadfile -m "not exhaustive" $(PYTEST_ARGS)
 
 test-all: test test-exhaustive  ## run every test, the long ones too
 
