@@ -25,8 +25,8 @@ from longlive_trt.runtime.prompting.encoder import (
     PromptContexts,
     PromptEncoder,
     PromptReader,
+    untold,
 )
-from longlive_trt.runtime.prompting.encoder import unheard as untold
 from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer
 from longlive_trt.runtime.session import Session
 from longlive_trt.runtime.streams import STREAM_OF, GpuStreams

@@ -55,7 +55,7 @@ class Settings:
     blocks: int = 6
     pool: int = 1024
     teacher_steps: int = 6
-    guidance: float = 2.0
+    guidance: float = 1.5
     """How much further the teacher is led by a caption's words than it would go."""
     muon_rate: float = 0.004
     adam_rate: float = 4e-4

@@ -24,7 +24,7 @@ OnTokens = Callable[[str, TokenizedPrompt], None]
 """(prompt, its tokens)"""
 
 
-def unheard(_prompt: str, _tokens: TokenizedPrompt) -> None:
+def untold(_prompt: str, _tokens: TokenizedPrompt) -> None:
     """For prompts that nobody wrote."""
 
 
@@ -70,7 +70,7 @@ class PromptReader:
         tokenizer: PromptTokenizer,
         text: Engine,
         memory: Memory,
-        on_tokens: OnTokens = unheard,
+        on_tokens: OnTokens = untold,
     ) -> None:
         """``on_tokens`` is told of every prompt that is read, and what of it."""
         self._tokenizer, self._text, self._memory = tokenizer, text, memory

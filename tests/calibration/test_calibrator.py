@@ -22,6 +22,7 @@ from longlive_trt.calibration.videos import Video, plan_videos, run_video
 from longlive_trt.configs import ModelConfig
 from longlive_trt.errors import CheckpointError, UsageError
 from longlive_trt.export.checkpoints.weights import Weights
+from tests.fakes.weights import ChangedWeights
 
 TWO = tuple(shipped_prompts()[:2])
 FOUR = tuple(shipped_prompts()[:4])
@@ -174,29 +175,16 @@ def test_an_interrupted_calibration_goes_on(
     assert ran == [0, 1, 1, 0, 1]
 
 
-class BrokenWeights(Weights):
+class BrokenWeights(ChangedWeights):
     """One layer overflows: its output, and so the next layer's input, is infinite."""
 
     def __init__(self, base: Weights, broken: str) -> None:
-        self._base, self._broken = base, broken
-        self.names_, self.digest_ = base.names, base.digest()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self.names_
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._base.shape(name)
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self._base.dtype(name)
+        super().__init__(base)
+        self._broken = broken
 
     def load(self, name: str) -> Tensor:
-        tensor = self._base.load(name)
+        tensor = super().load(name)
         return tensor * 1e38 if name == self._broken else tensor
-
-    def digest(self) -> str:
-        return self.digest_
 
 
 def test_what_is_not_finite_is_named_by_layer_and_prompt(

@@ -31,6 +31,7 @@ from longlive_trt.exports import read_export
 from longlive_trt.precision import PRECISIONS, retype
 from longlive_trt.runtime.ring import Ring, RingLayout
 from longlive_trt.runtime.transformer import TransformerPasses
+from tests.fakes.weights import ChangedWeights
 
 Exported = Callable[[str], Path]
 NARROW = {"fp8": ir.DataType.FLOAT8E4M3FN, "int8": ir.DataType.INT8}
@@ -93,27 +94,14 @@ def test_the_reference_evaluator_agrees_with_torch(
         assert error < 2e-3
 
 
-class HalfWeights(Weights):
+class HalfWeights(ChangedWeights):
     """What an fp16 export keeps of the weights."""
-
-    def __init__(self, base: Weights) -> None:
-        self._base = base
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self._base.names
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._base.shape(name)
 
     def dtype(self, name: str) -> torch.dtype:
         return torch.float32
 
     def load(self, name: str) -> torch.Tensor:
-        return self._base.load(name).half().float()
-
-    def digest(self) -> str:
-        return self._base.digest()
+        return super().load(name).half().float()
 
 
 @pytest.mark.parametrize(

@@ -28,29 +28,17 @@ from longlive_trt.export.checkpoints.weights import Weights
 from longlive_trt.export.components import Component, step_spec
 from longlive_trt.export.models.rollout import ReferenceRollout
 from longlive_trt.export.models.transformer import AttentionFormat, Transformer
+from tests.fakes.weights import ChangedWeights
 
 ATTENTION = Extras(attention=FP8)
 V_BIAS, O_BIAS = "blocks.0.self_attn.v.bias", "blocks.0.self_attn.o.bias"
 
 
-class CommonValues(Weights):
+class CommonValues(ChangedWeights):
     """A checkpoint whose values have much in common."""
 
-    def __init__(self, base: Weights) -> None:
-        self._base = base
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self._base.names
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._base.shape(name)
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self._base.dtype(name)
-
     def load(self, name: str) -> Tensor:
-        value = self._base.load(name)
+        value = super().load(name)
         if name == V_BIAS:
             generator = torch.Generator().manual_seed(3)
             value = value + 4 * torch.randn(value.shape, generator=generator).to(value.dtype)

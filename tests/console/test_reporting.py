@@ -8,20 +8,9 @@ import pytest
 from longlive_trt.basics import Tally
 from longlive_trt.console import reporting
 from longlive_trt.console.reporting import Pace, reporters
+from tests.fakes.terminal import Clock, Terminal
 
 MB = 10**6
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.fixture

@@ -14,18 +14,7 @@ from longlive_trt.runtime.progress import (
     Started,
     make_progress,
 )
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+from tests.fakes.terminal import Clock, Terminal
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Flow matching, distillation and what follows them, at a size that takes seconds."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -124,6 +126,50 @@ def test_only_what_follows_a_change_counts_in_own_videos(
         next(batches)
         seen |= {tuple(column) for column in leg.own_counts.T.tolist()}
     assert seen == {(1.0, 1.0, 1.0, 1.0), (0.0, 0.0, 1.0, 1.0)}
+
+
+@torch.no_grad()
+def test_the_teacher_is_led_on_by_what_the_words_change(
+    trained: Path, small_config: ModelConfig, small_vae: Path, tmp_path: Path
+) -> None:
+    leg = distill_leg(trained, small_config, small_vae, tmp_path)
+    for block in leg.teacher.transformer.blocks:
+        torch.nn.init.normal_(block.cross_attn.o.weight, std=0.5)
+    leg.ids[:, 0], leg.silent_ids[:, 0] = 7, 9
+    history, start = torch.randn(2, *leg.latents.shape)
+
+    def led(guidance: float) -> torch.Tensor:
+        leg.settings = replace(leg.settings, guidance=guidance, teacher_steps=1)
+        return leg._led_to(history, start, torch.ones_like(leg.counts))
+
+    silent, plain, louder = led(0.0), led(1.0), led(3.0)
+    assert (plain - silent).abs().max() > 1e-2
+    torch.testing.assert_close(louder - plain, 2 * (plain - silent), rtol=1e-3, atol=1e-4)
+    leg.silent_ids.copy_(leg.ids)
+    torch.testing.assert_close(led(3.0), plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_histories_are_what_the_model_makes_of_clips(
+    small_config: ModelConfig, small_vae: Path, tmp_path: Path, share: float
+) -> None:
+    settings = flow.Settings(
+        out=tmp_path, leg_s=1.0, total_s=1.0, resume=None, config=small_config, vae=small_vae,
+        batch=2, blocks=4, own_history=share,
+    )  # fmt: skip
+    leg = flow.Leg(settings, Worker.start("cpu", settings.seed))
+    leg.latents.normal_()
+
+    def model(_history: Any, noised: torch.Tensor, times: torch.Tensor, _context: Any) -> Any:
+        """Says of everything that 5 is what it was."""
+        return (noised - 5) / flow.wide(times / 1000)
+
+    leg.model = model  # type: ignore[assignment]
+    found, clean = leg._history([]), leg.latents
+    if share:
+        torch.testing.assert_close(found, torch.full_like(clean, 5.0), rtol=0, atol=1e-4)
+    else:
+        assert 0 < (found - clean).square().mean().sqrt() < 0.12
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from longlive_trt.runtime.prompting.encoder import (
     PromptContexts,
     PromptEncoder,
     PromptReader,
-    unheard,
+    untold,
 )
 from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer
 
@@ -42,7 +42,7 @@ class CountingEngine:
 
 def encoder_of(
     engines: Engines,
-    on_tokens: OnTokens = unheard,
+    on_tokens: OnTokens = untold,
     **options: Any,
 ) -> tuple[PromptEncoder, CountingEngine]:
     text: Any = CountingEngine(engines.get("text", "testing"))
