@@ -1,25 +1,20 @@
-"""Exports and bundles that many tests share: each is made once, for all workers of a run.
+"""What many tests share. Exports and bundles are for reading: who changes one copies it first."""
 
-They are for reading. A test that changes one makes a copy of its own first.
-"""
-
-import fcntl
 import hashlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from longlive_trt.configs import ModelConfig, load_config
+from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.loader import configure
-from longlive_trt.precision import precision_named
-
-DATA = Path(__file__).parents[0] / "data"
+from tests import shared as models
+from tests.shared import GOLDEN, MINIS, Shared, prepare
 
 # Each worker computes on one core: threads of several would only wait for each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -30,73 +25,46 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 
-GOLDEN = {
-    "name": "golden-a",
-    "transformer": {
-        "dim": 256,
-        "heads": 2,
-        "layers": 2,
-        "ffn_dim": 512,
-        "text_len": 16,
-        "text_dim": 64,
-    },
-    "latent": {"height": 8, "width": 12},
-}
-SMALL = {"layers": 2, "ffn_dim": 48, "freq_dim": 16, "text_len": 5, "text_dim": 12}
-MINIS: dict[str, dict[str, Any]] = {
-    # 2 x 3 tokens a frame, 12 channels a head.
-    "relative": {
-        "name": "mini-relative",
-        "transformer": {"dim": 36, "heads": 3, **SMALL},
-        "latent": {"height": 4, "width": 6},
-        "rollout": {"rope": "relative"},
-    },
-    # 3 x 5 tokens a frame, 64 channels a head.
-    "absolute": {
-        "name": "mini-absolute",
-        "transformer": {"dim": 128, "heads": 2, **SMALL},
-        "latent": {"height": 6, "width": 10},
-        "rollout": {"rope": "absolute"},
-    },
-}
-MINI_SEED = 3
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: Sequence[object]) -> None:
+    """Before the workers of a whole run start."""
+    if config.args_source is config.ArgsSource.TESTPATHS and not config.option.keyword:
+        config.get_terminal_writer().line("making the models that many tests share")
+        prepare(_shared_folder(config), min(len(specs), os.cpu_count() or 1))
+
+
+def _shared_folder(config: pytest.Config) -> Path:
+    base = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
 
 
 @pytest.fixture(scope="session")
-def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
-    base = tmp_path_factory.getbasetemp()
-    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+def shared(request: pytest.FixtureRequest) -> Shared:
+    root = _shared_folder(request.config)
     root.mkdir(exist_ok=True)
+    return Shared(root)
 
-    def once(name: str, make: Callable[[Path], object]) -> Path:
-        path = root / name
-        with (root / f".{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.exists():
-                make(path)
-        return path
 
-    return once
+@pytest.fixture(scope="session")
+def make_once(shared: Shared) -> MakeOnce:
+    return shared.once
 
 
 @pytest.fixture(scope="session")
 def tiny_config() -> ModelConfig:
-    """The shipped model ``tiny``, with fewer layers in its VAE and its text encoder."""
-    vae = "vae={dim: 16, multipliers: [1, 1, 2], res_blocks: 1, temporal_upsample: [true, true]}"
-    return load_config("tiny", overrides=[vae, "text_encoder.layers=1"])
+    return models.tiny_config()
 
 
 @pytest.fixture(scope="session")
-def tiny_export(make_once: MakeOnce, tiny_config: ModelConfig) -> Path:
+def tiny_export(shared: Shared) -> Path:
     """Random weights: all five graphs and a tokenizer."""
-    return make_once(
-        "tiny-export", lambda path: _export(tiny_config, path, check=False, random_seed=1)
-    )
+    return shared("tiny-export")
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(make_once: MakeOnce, tiny_export: Path) -> Path:
-    return make_once("tiny-bundle", lambda path: _build(tiny_export, path, "fp32"))
+def tiny_bundle(shared: Shared) -> Path:
+    return shared("tiny-bundle")
 
 
 @pytest.fixture(scope="session")
@@ -105,37 +73,25 @@ def golden_config() -> ModelConfig:
 
 
 @pytest.fixture(scope="session")
-def golden_export(make_once: MakeOnce, golden_config: ModelConfig) -> Path:
+def golden_export(shared: Shared) -> Path:
     """The golden transformer; prompts come encoded, as no text encoder belongs to it."""
-    checkpoint = DATA / "transformer" / "transformer.safetensors"
-    return make_once(
-        "golden-export", lambda path: _export(golden_config, path, transformer=checkpoint)
-    )
+    return shared("golden-export")
 
 
 @pytest.fixture(scope="session")
-def golden_bundle_fp32(make_once: MakeOnce, golden_export: Path) -> Path:
-    return make_once("golden-fp32", lambda path: _build(golden_export, path, "fp32"))
+def golden_bundle_fp32(shared: Shared) -> Path:
+    return shared("golden-fp32")
 
 
 @pytest.fixture(scope="session")
-def golden_bundle_fp16(make_once: MakeOnce, golden_export: Path) -> Path:
-    return make_once("golden-fp16", lambda path: _build(golden_export, path, "fp16"))
+def golden_bundle_fp16(shared: Shared) -> Path:
+    return shared("golden-fp16")
 
 
 @pytest.fixture(scope="session")
-def mini_bundle(make_once: MakeOnce) -> Callable[[str], Path]:
+def mini_bundle(shared: Shared) -> Callable[[str], Path]:
     """A transformer of a few thousand weights, by its kind of rotary embedding."""
-
-    def bundle(rope: str) -> Path:
-        config = configure(MINIS[rope], origin="conftest")
-        exported = make_once(
-            f"mini-{rope}-export",
-            lambda path: _export(config, path, check=False, random_seed=MINI_SEED),
-        )
-        return make_once(f"mini-{rope}", lambda path: _build(exported, path, "fp32"))
-
-    return bundle
+    return lambda rope: shared(f"mini-{rope}")
 
 
 @pytest.fixture(scope="session")
@@ -156,47 +112,15 @@ def demo_weights(make_once: MakeOnce) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_vae_bundle(make_once: MakeOnce) -> Path:
+def small_vae_bundle(shared: Shared) -> Path:
     """A VAE alone, of random weights and few layers, for the golden one's latents."""
-    from safetensors.torch import save_file
-
-    from longlive_trt.export.models.vae import VaeDecoder
-
-    vae = {"dim": 16, "multipliers": [1, 1, 1], "res_blocks": 1, "temporal_upsample": [True] * 2}
-    config = configure(
-        {"name": "small-vae", "latent": {"height": 4, "width": 6}, "vae": vae}, origin="conftest"
-    )
-
-    def weights(path: Path) -> None:
-        import torch
-
-        assert config.vae is not None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(8)
-            save_file(VaeDecoder(config.vae).state_dict(), path)
-
-    checkpoint = make_once("small-vae.safetensors", weights)
-    exported = make_once(
-        "small-vae-export", lambda path: _export(config, path, check=False, vae=checkpoint)
-    )
-    return make_once("small-vae-fp32", lambda path: _build(exported, path, "fp32"))
+    return shared("small-vae-fp32")
 
 
 @pytest.fixture(scope="session")
-def golden_vae_bundle(make_once: MakeOnce) -> Path:
+def golden_vae_bundle(shared: Shared) -> Path:
     """The golden VAE alone, for the latents it was recorded with."""
-    from safetensors.numpy import load_file
-
-    recorded = load_file(DATA / "vae" / "decode.safetensors")
-    vae = {"dim": 16, **{key: recorded[key].tolist() for key in ("mean", "std")}}
-    values = {"name": "golden-vae", "latent": {"height": 4, "width": 6}, "vae": vae}
-    config = configure(values, origin="conftest")
-    checkpoint = DATA / "vae" / "vae.safetensors"
-    # Its tests compare with the recorded frames, so the export need not compare with torch.
-    exported = make_once(
-        "vae-export", lambda path: _export(config, path, check=False, vae=checkpoint)
-    )
-    return make_once("vae-fp32", lambda path: _build(exported, path, "fp32"))
+    return shared("golden-vae-fp32")
 
 
 @pytest.fixture(scope="session")
@@ -265,16 +189,3 @@ def relative_error() -> Callable[[object, object], float]:
         return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
     return error
-
-
-def _export(config: ModelConfig, path: Path, check: bool = True, **sources: Any) -> None:
-    from longlive_trt.export.components import Sources
-    from longlive_trt.export.exporter import export
-
-    export(config, Sources(**sources), path, precision_named("fp32"), check=check)
-
-
-def _build(exported: Path, path: Path, precision: str) -> None:
-    from longlive_trt.engines.build import build
-
-    build(exported, path, precision)

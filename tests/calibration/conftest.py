@@ -17,39 +17,23 @@ from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.loader import configure
 from longlive_trt.export.checkpoints.random import RandomWeights
 from longlive_trt.export.checkpoints.weights import Weights
-from longlive_trt.export.components import Sources, expected_shapes
-from longlive_trt.export.exporter import export
+from longlive_trt.export.components import expected_shapes
 from longlive_trt.export.models.transformer import Transformer
-from longlive_trt.precision import PRECISIONS
+from tests.shared import CALIBRATED, CALIBRATED_SEED, Shared
 
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
-
-SMALL = {
-    "name": "calibrated-small",
-    # Two heads of 64: TensorRT fuses such attention.
-    "transformer": {
-        "dim": 128,
-        "heads": 2,
-        "layers": 1,
-        "ffn_dim": 256,
-        "freq_dim": 32,
-        "text_len": 8,
-        "text_dim": 48,
-    },
-    "latent": {"height": 4, "width": 4},
-    "rollout": {"window_frames": 9},
-}
-SEED = 5
 
 
 @pytest.fixture(scope="session")
 def small_config() -> ModelConfig:
-    return configure(SMALL, origin="conftest")
+    return configure(CALIBRATED, origin="conftest")
 
 
 @pytest.fixture(scope="session")
 def small_weights(small_config: ModelConfig) -> Weights:
-    return RandomWeights(expected_shapes(lambda: Transformer(small_config.transformer)), SEED)
+    return RandomWeights(
+        expected_shapes(lambda: Transformer(small_config.transformer)), CALIBRATED_SEED
+    )
 
 
 @pytest.fixture(scope="session")
@@ -72,11 +56,8 @@ def calibrations(
 
 
 @pytest.fixture(scope="session")
-def small_export(make_once: MakeOnce, small_config: ModelConfig) -> Path:
-    def make(path: Path) -> None:
-        export(small_config, Sources(random_seed=SEED), path, PRECISIONS["fp16"], check=False)
-
-    return make_once("calibration-export", make)
+def small_export(shared: Shared) -> Path:
+    return shared("calibration-export")
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from longlive_trt.calibration.prompts import shipped_prompts
 from longlive_trt.cli import main
 from tests.calibration.conftest import small_config, small_export  # noqa: F401 - fixtures
 from tests.commands.running import snapshot
+from tests.shared import Shared
 
 Refused = Callable[..., str]
 
@@ -38,17 +38,6 @@ def refused(in_empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> Refuse
 
 
 @pytest.fixture(scope="session")
-def quantized_export(
-    make_once: Callable[..., Path],
-    small_export: Path,  # noqa: F811 - the fixture
-) -> Path:
+def quantized_export(shared: Shared) -> Path:
     """In fp8, as the command makes it from a few prompts."""
-
-    def make(path: Path) -> None:
-        prompts = path.with_name("two-prompts.txt")
-        prompts.write_text("\n".join(shipped_prompts()[:2]))
-        options = ("--precision", "fp8", "--prompts", prompts, "--no-check", "--out", path)
-        arguments = ("calibrate", "--onnx", small_export, *options)
-        assert main([str(argument) for argument in arguments]) == 0
-
-    return make_once("command-fp8", make)
+    return shared("command-fp8")

@@ -16,7 +16,7 @@ from longlive_trt.exports import GraphInfo
 from longlive_trt.files import facts
 from longlive_trt.making import estimates
 from tests.commands.running import ONE_BLOCK, PROMPT, succeeds
-from tests.conftest import MINIS
+from tests.shared import MINIS
 
 Refused = Callable[..., str]
 

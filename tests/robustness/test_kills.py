@@ -26,8 +26,8 @@ from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.engines.bundles.contents import require_complete
 from longlive_trt.engines.bundles.transfer import push
 from longlive_trt.exports import check_export, read_export
-from tests.conftest import MINIS
 from tests.robustness.support.places import Tree, frames_in, snapshot, write
+from tests.shared import MINIS
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("LONGLIVE_TRT_KILLS", "14"))

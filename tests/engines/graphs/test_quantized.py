@@ -16,38 +16,21 @@ import pytest
 
 pytest.importorskip("modelopt")
 
-from longlive_trt.calibration.calibration_file import FILE_NAME, load_calibration, save_calibration
-from longlive_trt.calibration.calibrator import CalibrationRequest, calibrate
+from longlive_trt.calibration.calibration_file import load_calibration
 from longlive_trt.calibration.folders import SourceExport, write_quantized
-from longlive_trt.calibration.prompts import shipped_prompts
-from longlive_trt.calibration.recipes import FP8, INT8, RECIPES, Extras
-from longlive_trt.calibration.texts import SyntheticTexts
-from longlive_trt.configs.loader import configure
+from longlive_trt.calibration.recipes import FP8, INT8, Extras
 from longlive_trt.engines.build import build
 from longlive_trt.engines.compiler import BuildOptions
 from longlive_trt.engines.graphs.kernels import kernels_of
 from longlive_trt.engines.graphs.step import build_step_graphs
 from longlive_trt.engines.ort.cpu import build_graph
 from longlive_trt.errors import UsageError
-from longlive_trt.export.components import Sources
-from longlive_trt.export.exporter import export
 from longlive_trt.exports import RECORD_NAME, Quantization, read_export
 from longlive_trt.precision import PRECISIONS
 from tests.fakes.sessions import kernel_session
+from tests.shared import Shared
 
 BATCH, FRAMES, CACHE_FRAMES, LAYERS = 2, 3, 6, 1
-MODEL = {
-    "transformer": {
-        "dim": 256,
-        "heads": 2,
-        "layers": LAYERS,
-        "ffn_dim": 512,
-        "freq_dim": 32,
-        "text_len": 8,
-        "text_dim": 48,
-    },
-    "latent": {"height": 4, "width": 4},
-}
 KINDS = {
     "products": Extras(),
     "fp8 cache": Extras(cache=FP8),
@@ -74,36 +57,18 @@ MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="module")
-def quantized(make_once: MakeOnce) -> Callable[..., Path]:
+def quantized(shared: Shared) -> Callable[..., Path]:
     """An export by its positions and what is quantized in it besides the products."""
 
     def quantized_export(rope: str, kind: str, exclude: tuple[str, ...] = ()) -> Path:
-        values = {**MODEL, "name": f"gpu8-{rope}", "rollout": {"rope": rope, "window_frames": 9}}
-        config = configure(values, origin="test_quantized")
-
-        def make_plain(path: Path) -> None:
-            export(config, Sources(random_seed=4), path, PRECISIONS["fp32"], check=False)
-
-        plain = make_once(f"gpu8-{rope}", make_plain)
-
-        def make_calibration(path: Path) -> None:
-            source = SourceExport.open(plain)
-            request = CalibrationRequest(RECIPES["fp8"], tuple(shipped_prompts()[:2]), blocks=2)
-            texts, progress = SyntheticTexts(config), path.with_name(f"{path.name}-progress")
-            found = calibrate(config, source.transformer(), request, texts, progress)
-            path.mkdir()
-            save_calibration(found, path / FILE_NAME)
-
-        calibrated = make_once(f"gpu8-{rope}-calibration", make_calibration)
-
         def make(path: Path) -> None:
-            calibration = load_calibration(calibrated)
+            calibration = load_calibration(shared(f"gpu8-{rope}-calibration"))
             layers = {n: r for n, r in calibration.layers.items() if n not in exclude}
             calibration = replace(calibration, layers=layers)
-            source = SourceExport.open(plain)
+            source = SourceExport.open(shared(f"gpu8-{rope}"))
             write_quantized(source, calibration, path, extras=KINDS[kind], check=False)
 
-        return make_once(f"gpu8-{rope}-{kind.replace(' ', '-')}-{len(exclude)}", make)
+        return shared.once(f"gpu8-{rope}-{kind.replace(' ', '-')}-{len(exclude)}", make)
 
     return quantized_export
 

@@ -13,7 +13,6 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from longlive_trt.configs.loader import configure
 from longlive_trt.contract import KERNEL_DOMAIN
 from longlive_trt.engines.graphs.kernels import kernels_of
 from longlive_trt.engines.graphs.step import build_step_graphs
@@ -22,22 +21,10 @@ from longlive_trt.errors import UsageError
 from longlive_trt.exports import read_export
 from longlive_trt.precision import PRECISIONS
 from tests.fakes.sessions import kernel_session
+from tests.shared import Shared
 
 TOLERANCE = {"fp32": 1e-5, "fp16": 3e-3}
 BATCH, FRAMES = 2, 3
-# 3 x 5 tokens a frame, heads of 64.
-SMALL = {
-    "transformer": {
-        "dim": 128,
-        "heads": 2,
-        "layers": 3,
-        "ffn_dim": 48,
-        "freq_dim": 16,
-        "text_len": 5,
-        "text_dim": 12,
-    },
-    "latent": {"height": 6, "width": 10},
-}
 STANDARD_OPERATORS = {
     *("Add", "Cast", "Concat", "Cos", "Floor", "Gather", "Mul", "Reshape", "Sigmoid", "Sin"),
     *("Sub", "Transpose"),
@@ -46,26 +33,14 @@ STANDARD_OPERATORS = {
 Outputs = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
 
-def small_export(make_once: Any, rope: str) -> Path:
-    from longlive_trt.export.components import Sources
-    from longlive_trt.export.exporter import export
-
-    def make(path: Path) -> None:
-        values = {"name": f"small-{rope}", **SMALL, "rollout": {"rope": rope}}
-        config = configure(values, origin="test_step")
-        export(config, Sources(random_seed=5), path, PRECISIONS["fp32"], check=False)
-
-    return Path(make_once(f"small-{rope}-export", make))
+@pytest.fixture(scope="module")
+def small_relative(shared: Shared) -> Path:
+    return shared("small-relative-export")
 
 
 @pytest.fixture(scope="module")
-def small_relative(make_once: Any) -> Path:
-    return small_export(make_once, "relative")
-
-
-@pytest.fixture(scope="module")
-def small_absolute(make_once: Any) -> Path:
-    return small_export(make_once, "absolute")
+def small_absolute(shared: Shared) -> Path:
+    return shared("small-absolute-export")
 
 
 @pytest.fixture(
