@@ -19,6 +19,8 @@ class Limits:
     cues: int = 500
     states: int = 32
     states_bytes: int = 20 << 30
+    recording_bytes: int = 4 << 30
+    """Hours of it: of what is longer, the beginning goes."""
     videos: int = 64
     video_seconds: float = 600
     token_age_s: float = 24 * 3600

@@ -134,7 +134,9 @@ class LiveSession:
         self.stream = encoder.facts
         self.timing = Timing(facts.fps)
         path = folder / f"{secrets.token_hex(16)}.samples"
-        self.recording = Recording(path, self.stream, self.timing, self.resumed_at)
+        self.recording = Recording(
+            path, self.stream, self.timing, self.resumed_at, settings.limits.recording_bytes
+        )
         self._encoding = Encoding(
             self.plan,
             encoder,

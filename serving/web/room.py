@@ -256,7 +256,7 @@ class Room:
         await asyncio.wrap_future(self.session.close())
         if reason == "finished":
             await asyncio.sleep(0)
-        frames = self.session.recording.frames
+        frames = self.session.recording.total
         for viewer in list(self._hub.viewers):
             if isinstance(viewer, FragmentViewer):
                 viewer.release_all()

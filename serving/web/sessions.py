@@ -131,9 +131,9 @@ async def recording(
     excerpt = source.excerpt(seconds, until)
     if excerpt is None:
         raise ProblemError("conflict", "Nothing was shown yet.")
-    pieces: Iterator[bytes] = source.read(excerpt)
+    pieces: Iterator[bytes] = excerpt.read()
     headers = {
-        "content-length": str(excerpt.bytes),
+        "content-length": str(excerpt.size_bytes),
         "content-disposition": 'attachment; filename="longlive.mp4"',
         "cache-control": "no-store",
     }

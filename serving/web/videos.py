@@ -58,6 +58,6 @@ async def content(id: str, jobs: OwnJobs) -> StreamingResponse:  # noqa: A002
     excerpt = source.excerpt(until=job.frames)
     if excerpt is None:
         raise ProblemError("not_found", "The video was kept for a while only, and is gone.")
-    headers = {"content-length": str(excerpt.bytes), "cache-control": "no-store"}
-    pieces = in_chunks(source.read(excerpt))
+    headers = {"content-length": str(excerpt.size_bytes), "cache-control": "no-store"}
+    pieces = in_chunks(excerpt.read())
     return StreamingResponse(pieces, media_type="video/mp4", headers=headers)

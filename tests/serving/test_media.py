@@ -135,21 +135,21 @@ def recording(tmp_path: Path, encoder: BlockEncoder) -> Any:
             frame += 1
     yield recording
     recording.close()
-    assert not (tmp_path / "samples").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_all_of_a_recording(recording: Recording) -> None:
     excerpt = recording.excerpt()
     assert excerpt is not None
-    data = b"".join(recording.read(excerpt))
-    assert len(data) == excerpt.bytes
+    data = b"".join(excerpt.read())
+    assert len(data) == excerpt.size_bytes
     assert_plays(data)
 
 
 def test_the_last_of_a_recording_begins_with_a_key_frame(recording: Recording) -> None:
     excerpt = recording.excerpt(last_s=1.0)
     assert excerpt is not None and (excerpt.first_frame, excerpt.frames) == (9, 24)
-    assert_plays(b"".join(recording.read(excerpt)), first=9, frames=24)
+    assert_plays(b"".join(excerpt.read()), first=9, frames=24)
 
 
 def test_what_was_taken_back_is_not_in_it(recording: Recording, encoder: BlockEncoder) -> None:
@@ -163,24 +163,52 @@ def test_what_was_taken_back_is_not_in_it(recording: Recording, encoder: BlockEn
     for number, sample in enumerate(encoder.encode(block(COLORS[0], 12))):
         recording.add(21 + number, sample)
     # A download that began before is still whole.
-    assert_plays(b"".join(recording.read(before)))
+    assert_plays(b"".join(before.read()))
     after = recording.excerpt()
     assert after is not None
-    colors = [color for _, color in decoded(b"".join(recording.read(after)))]
+    colors = [color for _, color in decoded(b"".join(after.read()))]
     assert len(colors) == 33 and colors[-1] == pytest.approx(COLORS[0], abs=8)
 
 
-def test_a_recording_that_cannot_go_on_keeps_what_it_has(recording: Recording) -> None:
+def test_a_recording_that_cannot_go_on_keeps_what_it_has(
+    recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Full:
         def write(self, _data: bytes) -> int:
             raise OSError(28, "No space left on device")
 
-        def close(self) -> None: ...
-
-    recording._file.close()
-    recording._file = Full()  # type: ignore[assignment]
+    monkeypatch.setattr(recording._segments[-1], "file", Full())
     recording.add(33, Sample(b"x", True))
     assert recording.failure == "No space left on device" and recording.frames == 33
+
+
+def test_of_a_long_recording_the_last_stays(tmp_path: Path, encoder: BlockEncoder) -> None:
+    most_bytes = 160_000
+    recording = Recording(
+        tmp_path / "samples", encoder.facts, Timing(FPS), begin=5, most_bytes=most_bytes
+    )
+    noise, frame, before = np.random.default_rng(0), 5, None
+    for number in range(60):
+        for sample in encoder.encode(noise.integers(0, 256, (2, 48, 64, 3), np.uint8)):
+            recording.add(frame, sample)
+            frame += 1
+        if number == 3:
+            before = recording.excerpt()
+        kept = sum(path.stat().st_size for path in tmp_path.iterdir())
+        assert kept <= most_bytes * 1.5
+    excerpt = recording.excerpt()
+    assert excerpt is not None and before is not None
+    assert recording.begin > 5 and excerpt.first_frame == recording.begin
+    assert excerpt.first_frame + excerpt.frames == frame
+    assert recording.total == frame - 5 > recording.frames
+    assert len(decoded(b"".join(excerpt.read()))) == excerpt.frames
+    assert recording.excerpt(until=5) is None
+    # A download that began before the beginning went is still whole.
+    assert len(decoded(b"".join(before.read()))) == before.frames
+    recording.cut(recording.begin)
+    assert recording.frames == 0 and len(list(tmp_path.iterdir())) == 1
+    recording.close()
+    assert recording.excerpt() is None and not list(tmp_path.iterdir())
 
 
 def test_nothing_recorded(tmp_path: Path, encoder: BlockEncoder) -> None:
