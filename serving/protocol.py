@@ -216,12 +216,16 @@ class VideoChunkMetadata(Message):
     """Is followed by one binary message: a whole fragment of an MP4."""
 
     type: Literal["video.chunk_metadata"] = "video.chunk_metadata"
-    chunk_index: int
+    request_id: str
+    kind: Literal["init", "media"]
+    """``init`` describes the video and holds no picture."""
+    transport_chunk_index: int
+    generation_chunk_index: int | None
+    """The block."""
     epoch: int
     frame: int
-    frames: int
-    bytes: int
-    is_init: bool = False
+    num_frames: int
+    byte_length: int
 
 
 class SessionQueued(Message):
@@ -309,7 +313,11 @@ class SessionDone(Message):
     reason: DoneReason
     message: str
     frames: int
-    total_chunks: int = 0
+    request_id: str = ""
+    chunks: int = 0
+    """Fragments that this viewer was sent."""
+    stopped: bool = False
+    """Before it was at its end."""
     state: str | None = None
     """What ``resume`` takes."""
 

@@ -6,7 +6,7 @@ Lives on the event loop; what other threads report is brought there first.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from longlive_trt.serving.live.encoding import EncodedPicture
@@ -130,7 +130,7 @@ class FragmentViewer(Viewer):
 
     def __init__(self, timing: Timing, on_drop: Callable[[int], None]) -> None:
         super().__init__("m4s", on_drop)
-        self._timing = timing
+        self._timing, self._request_id = timing, ""
         self._held: deque[list[EncodedPicture]] = deque()
         self._coming: list[EncodedPicture] = []
         self._sent_pictures = 0
@@ -154,8 +154,9 @@ class FragmentViewer(Viewer):
         while self._held and self._held[0][0].block < first_unseen:
             self._send(self._held.popleft())
 
-    def init(self, data: bytes, epoch: int) -> None:
-        self._announce(data, epoch, 0, 0, is_init=True)
+    def begin(self, data: bytes, epoch: int, request_id: str) -> None:
+        self._request_id = request_id
+        self._announce(data, epoch)
 
     def release_all(self) -> None:
         self.release(1 << 62)
@@ -163,20 +164,20 @@ class FragmentViewer(Viewer):
     def _send(self, block: list[EncodedPicture]) -> None:
         samples = [picture.sample for picture in block]
         data = fragment(self.chunks, self._sent_pictures, samples, self._timing)
-        self._announce(data, block[0].epoch, block[0].frame, len(block))
+        self._announce(data, block[0].epoch, block)
         self._sent_pictures += len(block)
 
-    def _announce(
-        self, data: bytes, epoch: int, frame: int, frames: int, *, is_init: bool = False
-    ) -> None:
+    def _announce(self, data: bytes, epoch: int, block: Sequence[EncodedPicture] = ()) -> None:
         self.message(
             VideoChunkMetadata(
-                chunk_index=self.chunks,
+                request_id=self._request_id,
+                kind="media" if block else "init",
+                transport_chunk_index=self.chunks,
+                generation_chunk_index=block[0].block if block else None,
                 epoch=epoch,
-                frame=frame,
-                frames=frames,
-                bytes=len(data),
-                is_init=is_init,
+                frame=block[0].frame if block else 0,
+                num_frames=len(block),
+                byte_length=len(data),
             )
         )
         self.binary(data)

@@ -257,20 +257,20 @@ class Room:
         if reason == "finished":
             await asyncio.sleep(0)
         frames = self.session.recording.total
+        done = SessionDone(
+            reason=reason,
+            message=message,
+            frames=frames,
+            request_id=self.id,
+            stopped=reason != "finished",
+            state=state,
+        )
         for viewer in list(self._hub.viewers):
             if isinstance(viewer, FragmentViewer):
                 viewer.release_all()
-            viewer.message(
-                SessionDone(
-                    reason=reason,
-                    message=message,
-                    frames=frames,
-                    total_chunks=viewer.chunks,
-                    state=state,
-                )
-            )
+            viewer.message(done.model_copy(update={"chunks": viewer.chunks}))
             viewer.close()
-        self.ended = SessionDone(reason=reason, message=message, frames=frames, state=state)
+        self.ended = done
         self.ended_s = time.monotonic()
         logger.info("session ended", extra={"session": self.id, "reason": reason, "frames": frames})
         self.over.set()

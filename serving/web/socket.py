@@ -215,7 +215,8 @@ class Conversation:
             )
         )
         if isinstance(viewer, FragmentViewer):
-            viewer.init(initialization(stream, session.timing), session.plan.epoch)
+            head = initialization(stream, session.timing)
+            viewer.begin(head, session.plan.epoch, room.id)
 
     # ---- both ways ---------------------------------------------------------------------------
 

@@ -80,7 +80,8 @@ def test_both_forms_of_an_interaction() -> None:
 def test_a_foreign_clients_start_is_understood() -> None:
     start = parse_client_message(
         '{"type": "session.start", "model": "any/model", "prompt": "p", "width": 640, '
-        '"height": 384, "fps": 16, "num_frames": 99, "num_inference_steps": 50}'
+        '"height": 384, "fps": 16, "num_frames": 99, "guidance_scale": 1.0, '
+        '"extra_params": {"is_enable_stage2": true, "pyramid_num_stages": 3}}'
     )
     assert (start.format, start.num_frames, start.prompt) == ("m4s", 99, "p")
 

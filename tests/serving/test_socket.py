@@ -136,10 +136,13 @@ def test_fragments_are_one_video_whatever_is_taken_back(live: Running) -> None:
         interaction={"event_id": "x", "event": {"prompt": "a blue boat"}, "transition_chunks": 2},
     )
     done = socket.wait("session.done", timeout=15)
-    assert done["reason"] == "finished" and done["total_chunks"] == len(socket.binary)
+    assert done["reason"] == "finished" and done["chunks"] == len(socket.binary)
+    assert not done["stopped"] and done["request_id"]
     chunks = [m for m in socket.messages if m["type"] == "video.chunk_metadata"]
-    assert [chunk["bytes"] for chunk in chunks] == [len(data) for data in socket.binary]
-    assert [chunk["chunk_index"] for chunk in chunks] == list(range(len(chunks)))
+    assert [chunk["byte_length"] for chunk in chunks] == [len(data) for data in socket.binary]
+    assert [chunk["transport_chunk_index"] for chunk in chunks] == list(range(len(chunks)))
+    assert [chunk["kind"] for chunk in chunks] == ["init"] + ["media"] * (len(chunks) - 1)
+    assert sum(chunk["num_frames"] for chunk in chunks) == 69
     data = b"".join(socket.binary)
     with av.open(io.BytesIO(data)) as container:
         frames = [
