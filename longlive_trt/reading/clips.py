@@ -165,7 +165,7 @@ def _opened(path: Path) -> Iterator[InputContainer]:
                 yield container
         except StopIteration:
             raise ReadingError("no picture inside") from None
-        except (OSError, ValueError) as error:
+        except (av.FFmpegError, OSError, ValueError) as error:
             raise ReadingError(f"not a picture or a clip to be read ({_reason(error)})") from None
 
 

@@ -1,5 +1,6 @@
 """Pictures and clips of every kind, as pictures of the size and rate that are asked for."""
 
+import os
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -119,7 +120,27 @@ def test_what_is_no_clip(tmp_path: Path, name: str, content: bytes, problem: str
         open_clip(path)
 
 
-def test_sound_alone_a_folder_and_nothing_at_all(tmp_path: Path) -> None:
+def test_any_damage_is_a_problem_at_most(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "c.mp4", shades(10, SIZE))
+    whole, random = path.read_bytes(), np.random.default_rng(1)
+    refused = 0
+    for _ in range(60):
+        data = bytearray(whole)
+        for place in random.integers(0, len(data), 8):
+            data[place] = random.integers(256)
+        path.write_bytes(data)
+        try:
+            clip = open_clip(path)
+            list(clip.pictures(SIZE, 16, first=0, count=clip.count(16)))
+        except ReadingError:
+            refused += 1
+    assert 0 < refused < 60
+
+
+def test_sound_alone_a_folder_a_pipe_and_nothing_at_all(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(ReadingError, match="a pipe, where a file is expected"):
+        open_clip(tmp_path / "pipe.mp4")
     with pytest.raises(ReadingError, match="no pictures inside"):
         open_clip(write_sound(tmp_path / "sound.mov"))
     with pytest.raises(ReadingError, match="a folder, where a file is expected"):
