@@ -13,7 +13,14 @@ import numpy as np
 import onnx
 from safetensors import safe_open
 
-from longlive_trt.contract import COMPONENT_OF, ONNX_SUFFIX, TRANSPOSED_KEY, weight_prefix
+from longlive_trt.contract import (
+    COMPONENT_OF,
+    ONNX_SUFFIX,
+    TRANSPOSED_KEY,
+    VAE,
+    VAE_ENCODER,
+    weight_prefix,
+)
 from longlive_trt.contract import weights_file as file_of
 from longlive_trt.demo.geometry import WEIGHTS
 from longlive_trt.demo.shipped import weights_path
@@ -22,6 +29,8 @@ from longlive_trt.exports import RECORD_NAME, ExportRecord, check_hashes, read_e
 from longlive_trt.files import sha256_file
 
 GRAPHS = Path(__file__).with_name("onnx")
+FILE_OF = {VAE_ENCODER: VAE}
+"""Whose weights hold those of a component that has no file of its own."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ def assemble(folder: Path, *, graphs: Path = GRAPHS, weights: Path = WEIGHTS) ->
         shutil.copyfile(graphs / name, folder / name)
     checkpoints = {}
     for component in sorted(set(COMPONENT_OF.values())):
-        source = weights_path(component, weights)
+        source = weights_path(FILE_OF.get(component, component), weights)
         checkpoints[component] = sha256_file(source)
         _write(source, _places(record, graphs, component), folder / file_of(component))
     files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}

@@ -1,4 +1,4 @@
-"""The autoencoder as it is trained: Wan's encoder and the product's decoder, frame by frame.
+"""The autoencoder as it is trained: the product's encoder and decoder, frame by frame.
 
 Activations are pictures [clips * frames, channels, height, width] in the channels' last layout, so
 that every convolution is a 2-D one; what looks back in time stacks neighboring frames. Weights have
@@ -12,53 +12,16 @@ from torch import Tensor, nn
 from longlive_trt.configs import VaeConfig
 from longlive_trt.demo.fused import add_bias, norm, norm_silu
 from longlive_trt.export.models.vae import VaeDecoder
+from longlive_trt.export.models.vae_encoder import VaeEncoder
 from longlive_trt.export.models.vae_layers import (
     CausalConv,
     ChannelNorm,
+    Downsample,
     FrameAttention,
     FrameConv,
     ResBlock,
     Upsample,
-    block_conv,
 )
-
-
-class Downsample(nn.Module):
-    """Halves height and width; then halves the frames after a clip's first one."""
-
-    def __init__(self, channels: int, *, temporal: bool) -> None:
-        super().__init__()
-        self.resample = nn.ModuleDict({"1": FrameConv(channels, channels, 3)})
-        self.time_conv = nn.Conv3d(channels, channels, (3, 1, 1)) if temporal else None
-
-
-class Encoder(nn.Module):
-    """The parameters of Wan's encoder; the autoencoder runs it."""
-
-    def __init__(self, config: VaeConfig) -> None:
-        super().__init__()
-        widths = [config.dim * multiplier for multiplier in config.multipliers]
-        taps, widest = config.temporal_taps, widths[-1]
-        self.conv1 = CausalConv(3, widths[0])
-        stages: list[nn.Module] = []
-        channels = widths[0]
-        for level, width in enumerate(widths):
-            for _ in range(config.res_blocks):
-                stages.append(ResBlock(channels, width, taps))
-                channels = width
-            if level < len(widths) - 1:
-                temporal = config.temporal_upsample[-1 - level]
-                stages.append(Downsample(channels, temporal=temporal))
-        self.downsamples = nn.ModuleList(stages)
-        self.middle = nn.ModuleList(
-            [
-                ResBlock(widest, widest, taps),
-                FrameAttention(widest),
-                ResBlock(widest, widest, taps),
-            ]
-        )
-        head = block_conv(widest, 2 * config.channels, taps)
-        self.head = nn.ModuleDict({"0": ChannelNorm(widest), "2": head})
 
 
 class AutoEncoder(nn.Module):
@@ -67,8 +30,8 @@ class AutoEncoder(nn.Module):
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
-        self.conv1 = nn.Conv3d(2 * config.channels, 2 * config.channels, 1)
+        encoder = VaeEncoder(config)
+        self.encoder, self.conv1 = encoder.encoder, encoder.conv1
         decoder = VaeDecoder(config)
         self.conv2, self.decoder = decoder.conv2, decoder.decoder
 

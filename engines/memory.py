@@ -6,7 +6,7 @@ from math import prod
 from longlive_trt import contract
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.schema import GLOBAL_ATTENTION_TOKENS
-from longlive_trt.contract import VAE, VAE_GRAPHS, evaluate_size, weights_file
+from longlive_trt.contract import ENCODER_GRAPHS, VAE, VAE_GRAPHS, evaluate_size, weights_file
 from longlive_trt.dtypes import recorded_type
 from longlive_trt.engines.bundles.bundle import Manifest
 from longlive_trt.engines.registry import KINDS
@@ -23,7 +23,10 @@ def attended_frames(config: ModelConfig) -> int:
 
 
 def least_bytes(manifest: Manifest) -> int:
-    """The engines of all graphs, and their inputs and outputs for one block of one video."""
+    """The engines of all graphs, and their inputs and outputs for one block of one video.
+
+    The VAE's encoder is gone again before a video needs its memory.
+    """
     rollout = manifest.config.rollout
     sizes = {
         contract.BATCH: 1,
@@ -31,10 +34,11 @@ def least_bytes(manifest: Manifest) -> int:
         contract.CACHE_FRAMES: attended_frames(manifest.config) - rollout.frames_per_block,
         contract.LATENT_FRAMES: 1,
     }
+    graphs = {n: info for n, info in manifest.graphs.items() if n not in ENCODER_GRAPHS}
     tensors = sum(
-        tensors_bytes((*graph.inputs, *graph.outputs), sizes) for graph in manifest.graphs.values()
+        tensors_bytes((*graph.inputs, *graph.outputs), sizes) for graph in graphs.values()
     )
-    return engines_bytes(manifest, manifest.graphs) + tensors
+    return engines_bytes(manifest, graphs) + tensors
 
 
 def engines_bytes(manifest: Manifest, graphs: Iterable[str]) -> int:

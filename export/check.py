@@ -23,6 +23,7 @@ from longlive_trt.export.checkpoints.opening import Weights
 from longlive_trt.export.models.text_encoder import TextEncoder
 from longlive_trt.export.models.transformer import Transformer, rope_table, rotate, sinusoid
 from longlive_trt.export.models.vae import VaeDecoder
+from longlive_trt.export.models.vae_encoder import VaeEncoder
 from longlive_trt.export.torch_types import QUANTIZED_TYPES, TORCH_TYPES, torch_type
 from longlive_trt.export.tracing import (
     GraphInput,
@@ -150,6 +151,12 @@ def _meaningful_inputs(spec: GraphSpec, config: ModelConfig) -> Tensors:
             contract.SINK_FRAMES: torch.tensor([1]),
             contract.WINDOW_FRAMES: torch.tensor([1]),
         }
+    if spec.name in contract.ENCODER_GRAPHS:
+        pixels = next(item for item in flat_inputs(spec.inputs) if item.name == contract.PIXELS)
+        generator = torch.Generator().manual_seed(1)
+        shape = concrete_shape(pixels, _SIZES)
+        drawn = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+        return {contract.PIXELS: drawn}
     if spec.name == contract.TEXT:
         assert config.text_encoder is not None
         tokens = config.transformer.text_len
@@ -223,6 +230,17 @@ def _reference_vae(reference: _Reference, inputs: Tensors) -> Tensors:
     return outputs | {contract.FRAMES: frames.clamp(-1, 1)}
 
 
+def _reference_encoder(reference: _Reference, inputs: Tensors) -> Tensors:
+    assert reference.config.vae is not None
+    encoder = reference.load(VaeEncoder(reference.config.vae))
+    assert isinstance(encoder, VaeEncoder)
+    caches = [inputs[numbered(contract.HISTORY, i)] for i in range(len(inputs) - 1)]
+    frames = inputs[contract.PIXELS].permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+    made = encoder.encode_next(frames, caches) if caches else encoder.encode_first(frames)
+    outputs = {numbered(contract.HISTORY_NEXT, i): cache for i, cache in enumerate(made[1])}
+    return outputs | {contract.LATENTS: made[0]}
+
+
 def _reference_text(reference: _Reference, inputs: Tensors) -> Tensors:
     assert reference.config.text_encoder is not None
     model = reference.load(TextEncoder(reference.config.text_encoder))
@@ -234,6 +252,8 @@ _REFERENCES: Mapping[str, Callable[[_Reference, Tensors], Tensors]] = {
     contract.PROMPT: _reference_prompt,
     contract.VAE_FIRST: _reference_vae,
     contract.VAE_NEXT: _reference_vae,
+    contract.ENCODE_FIRST: _reference_encoder,
+    contract.ENCODE_NEXT: _reference_encoder,
     contract.TEXT: _reference_text,
 }
 

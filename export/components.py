@@ -1,5 +1,6 @@
 """What is exported: three components, the graphs of each, and where their weights come from."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +10,20 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from longlive_trt import contract
-from longlive_trt.configs import ModelConfig
+from longlive_trt.configs import ModelConfig, VaeConfig
 from longlive_trt.errors import UsageError
 from longlive_trt.export.checkpoints.opening import (
     Weights,
+    encoder_width,
     open_text_encoder,
     open_transformer,
     open_vae,
+    open_vae_encoder,
     random_weights,
 )
 from longlive_trt.export.graphs import (
+    EncodeFirstGraph,
+    EncodeNextGraph,
     PromptGraph,
     StepGraph,
     TextGraph,
@@ -29,8 +34,11 @@ from longlive_trt.export.graphs import (
 from longlive_trt.export.models.text_encoder import TextEncoder
 from longlive_trt.export.models.transformer import Transformer
 from longlive_trt.export.models.vae import VaeDecoder
+from longlive_trt.export.models.vae_encoder import VaeEncoder
 from longlive_trt.export.tracing import GraphInput, GraphSpec, Size
 from longlive_trt.reading.ranges import Range
+
+logger = logging.getLogger(__name__)
 
 Shapes = Mapping[str, tuple[int, ...]]
 SEEDS = Range(0, 2**63 - 1)
@@ -46,6 +54,9 @@ class Sources:
     lora_alpha: float | None = None
     use_ema: bool = False
     vae: Path | None = None
+    encoder: bool = True
+    """The VAE's encoder too, where there are weights for it: it is for videos that begin with a
+    clip."""
     text_encoder: Path | None = None
     random_seed: int | None = None
 
@@ -72,7 +83,12 @@ class Component:
 
 def components(config: ModelConfig, sources: Sources) -> list[Component]:
     """The components that there are weights for, opened and checked."""
-    return [*_transformer(config, sources), *_vae(config, sources), *_text_encoder(config, sources)]
+    return [
+        *_transformer(config, sources),
+        *_vae(config, sources),
+        *_vae_encoder(config, sources),
+        *_text_encoder(config, sources),
+    ]
 
 
 def expected_shapes(make: Callable[[], nn.Module]) -> Shapes:
@@ -105,6 +121,29 @@ def _vae(config: ModelConfig, sources: Sources) -> Iterator[Component]:
     weights = _weights(sources, sources.vae, open_vae, lambda: VaeDecoder(vae))
     if weights is not None:
         yield Component(contract.VAE, weights, vae_specs(config))
+
+
+def _vae_encoder(config: ModelConfig, sources: Sources) -> Iterator[Component]:
+    vae, path = config.vae, sources.vae
+    if vae is None or not sources.encoder or (path and not _has_encoder(path, vae)):
+        return
+    weights = _weights(sources, path, open_vae_encoder, lambda: VaeEncoder(vae))
+    if weights is not None:
+        yield Component(contract.VAE_ENCODER, weights, encoder_specs(config))
+
+
+def _has_encoder(path: Path, vae: VaeConfig) -> bool:
+    """A decoder that was made smaller may share its file with an encoder of the old size."""
+    width = encoder_width(path)
+    if width not in (None, vae.dim):
+        logger.warning(
+            "%s: its encoder begins %s channels wide, and the configuration says %s; it is left "
+            "out, so that no video can begin with a clip",
+            path,
+            width,
+            vae.dim,
+        )
+    return width == vae.dim
 
 
 def _text_encoder(config: ModelConfig, sources: Sources) -> Iterator[Component]:
@@ -229,6 +268,40 @@ def vae_specs(config: ModelConfig) -> tuple[GraphSpec, GraphSpec]:
         weight_prefix=contract.weight_prefix(contract.VAE),
     )
     return first, following
+
+
+def encoder_specs(config: ModelConfig) -> tuple[GraphSpec, GraphSpec]:
+    vae, size = config.vae, config.video_size
+    assert vae is not None and size is not None
+    with FakeTensorMode():
+        shapes = VaeEncoder(vae).cache_shapes(*size)
+    histories = [
+        GraphInput(contract.numbered(contract.HISTORY, index), (contract.BATCH, *shape))
+        for index, shape in enumerate(shapes)
+    ]
+    renewed = [contract.numbered(contract.HISTORY_NEXT, index) for index in range(len(shapes))]
+
+    def pixels(count: int) -> GraphInput:
+        return GraphInput(contract.PIXELS, (contract.BATCH, count, *size, 3), torch.uint8)
+
+    def spec(
+        name: str, module: Callable[[], nn.Module], *inputs: GraphInput | list[GraphInput]
+    ) -> GraphSpec:
+        return GraphSpec(
+            name=name,
+            component=contract.VAE_ENCODER,
+            module=module,
+            inputs=inputs,
+            outputs=[contract.LATENTS, *renewed],
+            examples={contract.BATCH: 2},
+            weight_prefix=contract.weight_prefix(contract.VAE_ENCODER),
+        )
+
+    following = pixels(vae.temporal_factor)
+    return (
+        spec(contract.ENCODE_FIRST, lambda: EncodeFirstGraph(vae), pixels(1)),
+        spec(contract.ENCODE_NEXT, lambda: EncodeNextGraph(vae), following, histories),
+    )
 
 
 def text_spec(config: ModelConfig) -> GraphSpec:

@@ -34,6 +34,7 @@ from longlive_trt.export.models.transformer import (
     split_rope_channels,
 )
 from longlive_trt.export.models.vae import VaeDecoder, to_pixels
+from longlive_trt.export.models.vae_encoder import VaeEncoder
 
 
 def graph_tables(config: ModelConfig) -> dict[str, Tensor]:
@@ -229,6 +230,34 @@ def _presented(frames: Tensor, caches: list[Tensor]) -> tuple[Tensor, Tensor, li
     """Frames as numbers from -1 to 1 and as pixels."""
     clamped = frames.float().clamp(-1, 1)
     return clamped, to_pixels(clamped), caches
+
+
+class EncodeFirstGraph(nn.Module):
+    """A video's first picture."""
+
+    def __init__(self, config: VaeConfig) -> None:
+        super().__init__()
+        self.vae_encoder = VaeEncoder(config)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return self.vae_encoder.encode_first(_frames_of(pixels, self.vae_encoder))
+
+
+class EncodeNextGraph(nn.Module):
+    """The pictures of one further latent frame."""
+
+    def __init__(self, config: VaeConfig) -> None:
+        super().__init__()
+        self.vae_encoder = VaeEncoder(config)
+
+    def forward(self, pixels: Tensor, caches: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        return self.vae_encoder.encode_next(_frames_of(pixels, self.vae_encoder), caches)
+
+
+def _frames_of(pixels: Tensor, encoder: VaeEncoder) -> Tensor:
+    """8-bit pictures [B, n, H, W, 3] as numbers from -1 to 1, in the compute type."""
+    frames = pixels.permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+    return frames.to(encoder.conv1.weight.dtype)
 
 
 class TextGraph(nn.Module):

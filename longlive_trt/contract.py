@@ -11,20 +11,27 @@ from longlive_trt.errors import EngineError
 # Components of a model, and the graphs of each.
 TRANSFORMER = "transformer"
 VAE = "vae"
+VAE_ENCODER = "vae_encoder"
 TEXT_ENCODER = "text_encoder"
 
 STEP = "step"
 PROMPT = "prompt"
 VAE_FIRST = "vae_first"
 VAE_NEXT = "vae_next"
+ENCODE_FIRST = "encode_first"
+ENCODE_NEXT = "encode_next"
 TEXT = "text"
 VAE_GRAPHS = (VAE_FIRST, VAE_NEXT)
+ENCODER_GRAPHS = (ENCODE_FIRST, ENCODE_NEXT)
+"""For videos that begin with a clip: the rest of them runs without."""
 
 COMPONENT_OF = {
     STEP: TRANSFORMER,
     PROMPT: TRANSFORMER,
     VAE_FIRST: VAE,
     VAE_NEXT: VAE,
+    ENCODE_FIRST: VAE_ENCODER,
+    ENCODE_NEXT: VAE_ENCODER,
     TEXT: TEXT_ENCODER,
 }
 

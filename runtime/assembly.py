@@ -1,12 +1,13 @@
 """From a bundle to sessions: engines are loaded when first needed and shared by all sessions."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from functools import partial
 
-from longlive_trt.basics import Closing, Report, unheard
+from longlive_trt.basics import Array, Closing, Report, unheard
 from longlive_trt.configs import ModelConfig
-from longlive_trt.contract import PROMPT, STEP, TEXT, VAE_GRAPHS
+from longlive_trt.contract import ENCODER_GRAPHS, PROMPT, STEP, TEXT, VAE_GRAPHS
 from longlive_trt.engines.base import Engine, specs_of
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.engines.bundles.fit import require_described, require_fit
@@ -29,6 +30,7 @@ from longlive_trt.runtime.prompting.encoder import (
 )
 from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer
 from longlive_trt.runtime.session import Session
+from longlive_trt.runtime.starting.encoding import EncoderStream
 from longlive_trt.runtime.streams import STREAM_OF, GpuStreams
 from longlive_trt.runtime.transformer import Level
 
@@ -148,6 +150,17 @@ class Engines(Closing):
         single = self._low_memory or not kind.decodes_blocks
         return CudaDecoder(first, following, batch, frames, streams, frame_by_frame=single)
 
+    def encode(self, pictures: Iterable[Array]) -> Array:
+        """A clip's latents [1, frames, C, h, w]; the VAE's encoder is loaded for this alone."""
+        with ExitStack() as closing:
+            engines = []
+            for graph in ENCODER_GRAPHS:
+                self.bundle.require(graph, "beginning with a picture or a clip")
+                engines.append(closing.enter_context(self._load(graph)))
+            memory = CudaMemory(self.stream("decoding")) if self.on_gpu else HostMemory()
+            closing.callback(memory.close)
+            return EncoderStream(engines[0], engines[1], memory).encode(pictures)
+
     def session(
         self,
         config: ModelConfig,
@@ -158,6 +171,7 @@ class Engines(Closing):
         decode: bool = True,
         debug: bool = False,
         levels: Sequence[Level] = (),
+        given: Array | None = None,
     ) -> Session:
         step = self.get(STEP, "generating")
         decoder = self.decoder(batch) if decode else None
@@ -173,6 +187,7 @@ class Engines(Closing):
                 memory=memory,
                 debug=debug,
                 levels=levels,
+                given=given,
             )
         except BaseException:
             memory.close()

@@ -112,7 +112,9 @@ class _Run:
     def make(self, stop: StopRequest) -> None:
         plan, end = self._plan, self._plan.end_block
         frames = None if end is None else plan.video_frames(plan.first_block, end)
-        self._progress.started(Started(plan.blocks, frames, plan.config.fps, self._outputs.shown))
+        shown = self._outputs.shown
+        self._progress.started(Started(plan.blocks_shown, frames, plan.config.fps, shown))
+        self._video.begin()
         while not stop.is_asked and self._video.blocks_made != end:
             if self._pace is not None:
                 self._pace.before(self._video.blocks_made, self._video.session)
@@ -280,11 +282,24 @@ def _record(bundle: Bundle, plan: Plan, blocks: int, video_frames: int) -> Mappi
         "switch": str(plan.switch),
         "replayed": plan.replay is not None,
         "resumed_at_latent_frame": plan.resumed.next_frame if plan.resumed else None,
+        "start": _start_record(plan),
         "blocks": blocks,
         "video_frames": video_frames,
         "fps": plan.config.fps,
         "versions": {name: _version(name) for name in packages},
         "machine": platform.machine(),
+    }
+
+
+def _start_record(plan: Plan) -> Mapping[str, object] | None:
+    start = plan.start
+    if start is None:
+        return None
+    return {
+        "file": str(start.path),
+        "sha256": start.sha256,
+        "blocks": plan.start_blocks,
+        "is_shown": plan.include_start,
     }
 
 

@@ -7,10 +7,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from weakref import WeakSet
 
-from longlive_trt.basics import Closing, Report, unheard
+from longlive_trt.basics import Array, Closing, Report, unheard
 from longlive_trt.configs import ModelConfig
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.engines.loader import DeviceChoice
+from longlive_trt.errors import UsageError
+from longlive_trt.reading.failures import refusing
 from longlive_trt.runtime.assembly import Engines
 from longlive_trt.runtime.plan import Plan, VideoOptions, plan_video
 from longlive_trt.runtime.prompting.encoder import PromptEncoder
@@ -68,6 +70,8 @@ class Pipeline(Closing):
         line: int | None = None,
         switch_frames: Sequence[Moment] | None = None,
         resume: str | Path | None = None,
+        start: str | Path | None = None,
+        include_start: bool = False,
         replay: str | Path | None = None,
         preset: str | None = None,
         overrides: Sequence[str] = (),
@@ -85,6 +89,8 @@ class Pipeline(Closing):
         ``batch``: so many videos of one prompt, side by side.
         ``timeline``: a file of prompts, with ``line`` and ``switch_frames`` for JSON Lines.
         ``resume``: a file that ``Video.save_state`` wrote; lengths count from there.
+        ``start``: a picture, a clip, or latents that ``generate --latents-out`` kept, which the
+        video goes on from; lengths count from there. ``include_start``: hand out its pictures too.
         ``replay``: a file of noise and prompts, instead of all that.
         ``preset`` and ``overrides`` (``rollout.window_frames=9``): other settings than the
         bundle's own.
@@ -104,6 +110,8 @@ class Pipeline(Closing):
             decode=decode,
             replay=_path(replay),
             resume=_path(resume),
+            start=_path(start),
+            include_start=include_start,
             preset=preset,
             overrides=tuple(overrides),
             debug=debug,
@@ -128,6 +136,7 @@ class Pipeline(Closing):
             decode=plan.decodes,
             text=bool(plan.cues),
         )
+        given = self._given(plan)
         with ExitStack() as undoing:
             session = engines.session(
                 plan.config,
@@ -137,6 +146,7 @@ class Pipeline(Closing):
                 decode=plan.decodes,
                 debug=plan.debug,
                 levels=plan.levels,
+                given=given,
             )
             undoing.callback(session.close)
             if plan.resumed is not None:
@@ -152,6 +162,17 @@ class Pipeline(Closing):
         for video in list(self._videos):
             video.close()
         self.engines.close()
+
+    def _given(self, plan: Plan) -> Array | None:
+        """The latents that the video begins with."""
+        start = plan.start
+        if start is None or start.latents is not None:
+            return start.latents if start else None
+        with refusing(UsageError, start.path, "give another picture or clip"):
+            latents = self.engines.encode(start.pictures(plan.config))
+        if latents.shape[1] != start.frames:
+            raise UsageError(f"{start.path}: was changed while it was read; try again")
+        return latents
 
     def _track(self, plan: Plan, notify: Notify, prompts: PromptSource | None) -> PromptTrack:
         if plan.replay is not None:

@@ -39,6 +39,7 @@ from longlive_trt.runtime.prompting.timeline_files import (
     timeline_from_file,
 )
 from longlive_trt.runtime.ring import RingLayout
+from longlive_trt.runtime.starting.start import Start, open_start
 from longlive_trt.runtime.state import SavedState, load_state, require_kept, require_savable
 from longlive_trt.runtime.transformer import Level
 
@@ -64,6 +65,10 @@ class VideoOptions:
     decode: bool = True
     replay: Path | None = None
     resume: Path | None = None
+    start: Path | None = None
+    """A picture, a clip or kept latents, which the video goes on from."""
+    include_start: bool = False
+    """The start's own pictures are handed out too."""
     preset: str | None = None
     overrides: tuple[str, ...] = ()
     debug: bool = False
@@ -72,6 +77,7 @@ class VideoOptions:
     def __post_init__(self) -> None:
         self._require_one_source()
         self._require_own_length_and_seed()
+        self._require_own_start()
         if self.seed is not None and self.seed not in SEEDS:
             raise UsageError(f"{self.spell('seed')} is {self.seed}; allowed: 0 to 2**64 - 1")
         BATCH.require(self.spell("batch"), self.batch)
@@ -108,6 +114,13 @@ class VideoOptions:
         if (self.replay or self.resume) and self.batch is not None:
             raise UsageError(f"{replay} and {resume} say how many videos: leave out {batch}")
 
+    def _require_own_start(self) -> None:
+        start, resume, include = map(self.spell, ("start", "resume", "include_start"))
+        if self.start is not None and self.resume is not None:
+            raise UsageError(f"{resume} goes on from a video of its own: leave out {start}")
+        if self.include_start and self.start is None:
+            raise UsageError(f"{include} shows what {start} FILE begins with: give that too")
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -115,7 +128,7 @@ class Plan:
 
     config: ModelConfig
     blocks: int | None
-    """How many to make now; None is until somebody stops."""
+    """How many to make now, beyond what the video begins with; None is until somebody stops."""
     cues: Sequence[Cue] = ()
     """Prompts at the block starts where they take effect."""
     switch: SwitchMode = EXACT
@@ -125,6 +138,8 @@ class Plan:
     decode: bool = True
     replay: Replay | None = None
     resumed: SavedState | None = None
+    start: Start | None = None
+    include_start: bool = False
     debug: bool = False
     notices: tuple[str, ...] = ()
     """What whoever asked should be told."""
@@ -136,12 +151,27 @@ class Plan:
         return self.config.rollout.frames_per_block
 
     @property
+    def start_blocks(self) -> int:
+        """Blocks that are given."""
+        return self.start.frames // self.block_frames if self.start else 0
+
+    @property
     def first_block(self) -> int:
-        return self.resumed.next_frame // self.block_frames if self.resumed else 0
+        """The first that is handed out."""
+        if self.resumed is not None:
+            return self.resumed.next_frame // self.block_frames
+        return 0 if self.include_start else self.start_blocks
 
     @property
     def end_block(self) -> int | None:
-        return None if self.blocks is None else self.first_block + self.blocks
+        if self.blocks is None:
+            return None
+        return max(self.first_block, self.start_blocks) + self.blocks
+
+    @property
+    def blocks_shown(self) -> int | None:
+        """How many are handed out."""
+        return None if self.end_block is None else self.end_block - self.first_block
 
     @property
     def total_frames(self) -> int | None:
@@ -182,12 +212,15 @@ def plan_video(bundle: Bundle, options: VideoOptions) -> Plan:
         require_served(bundle, options.preset)
     base = resumed.config if resumed else bundle.config
     config = runtime_config(base, options.preset, options.overrides, options.spell)
-    if options.replay is not None:
-        plan = _replay_plan(load_replay(options.replay, config), config, options)
+    replay = load_replay(options.replay, config) if options.replay is not None else None
+    rows = replay.batch if replay is not None else options.batch or 1
+    start = open_start(options.start, bundle, config, rows) if options.start is not None else None
+    if replay is not None:
+        plan = _replay_plan(replay, config, options, start)
     else:
         if resumed is not None:
             _require_same_bundle(bundle, resumed, options.resume)
-        plan = _prompted_plan(config, resumed, options)
+        plan = _prompted_plan(config, resumed, start, options)
     _require_graphs(bundle, plan)
     if resumed is not None:
         _require_resumable(plan, resumed, options.spell("resume"))
@@ -202,6 +235,11 @@ def _as_recipe_says(options: VideoOptions, bundle: Bundle) -> VideoOptions:
     recipe = recipe_settings(options.timeline) if options.timeline is not None else None
     if recipe is None:
         return options
+    if options.start is not None:
+        raise UsageError(
+            f"{options.timeline}: a recipe makes a video again that began without pictures: leave "
+            f"out {options.spell('start')}, or give its prompts as a list"
+        )
     if recipe.bundle_key != bundle.manifest.key:
         raise UsageError(
             f"{options.timeline}: made with another bundle (key {recipe.bundle_key[:12]}, this one "
@@ -240,10 +278,22 @@ def _require_same_bundle(bundle: Bundle, resumed: SavedState, path: Path | None)
         )
 
 
-def _replay_plan(replay: Replay, config: ModelConfig, options: VideoOptions) -> Plan:
+def _replay_plan(
+    replay: Replay, config: ModelConfig, options: VideoOptions, start: Start | None
+) -> Plan:
+    """Of a start's frames the replay's noise is not needed; what follows has its own."""
+    given = start.frames if start else 0
+    if given >= replay.frames:
+        raise UsageError(
+            f"{options.replay}: {replay.frames} latent frames, and {options.start} is {given} of "
+            f"them already; give a longer replay, or leave out {options.spell('start')}"
+        )
     return Plan(
         config,
-        replay.frames // config.rollout.frames_per_block,
+        (replay.frames - given) // config.rollout.frames_per_block,
+        start=start,
+        include_start=options.include_start,
+        notices=start.notices if start else (),
         switch=options.switch or EXACT,
         decode=options.decode,
         replay=replay,
@@ -251,11 +301,13 @@ def _replay_plan(replay: Replay, config: ModelConfig, options: VideoOptions) -> 
     )
 
 
-def _prompted_plan(config: ModelConfig, resumed: SavedState | None, options: VideoOptions) -> Plan:
+def _prompted_plan(
+    config: ModelConfig, resumed: SavedState | None, start: Start | None, options: VideoOptions
+) -> Plan:
     block_frames = config.rollout.frames_per_block
-    length = _length(options, config, resumed)
+    done = resumed.next_frame if resumed else start.frames if start else 0
+    length = _length(options, config, has_past=done > 0)
     frames = length.latent_frames
-    done = resumed.next_frame if resumed else 0
     clock = Clock(config, None if frames is None else done + frames)
     timeline = _timeline(options, clock, resumed)
     return Plan(
@@ -267,16 +319,22 @@ def _prompted_plan(config: ModelConfig, resumed: SavedState | None, options: Vid
         rows=options.batch or 1,
         decode=options.decode,
         resumed=resumed,
+        start=start,
+        include_start=options.include_start,
         debug=options.debug,
-        notices=(*length.notices, *(timeline.notices if timeline else ())),
+        notices=(
+            *(start.notices if start else ()),
+            *length.notices,
+            *(timeline.notices if timeline else ()),
+        ),
     )
 
 
-def _length(options: VideoOptions, config: ModelConfig, resumed: SavedState | None) -> Length:
+def _length(options: VideoOptions, config: ModelConfig, *, has_past: bool) -> Length:
     seconds, frames = options.seconds, options.frames
     if seconds is None and frames is None:
         return ENDLESS
-    if resumed and seconds is not None and 0 < seconds < math.inf and frames is None:
+    if has_past and seconds is not None and 0 < seconds < math.inf and frames is None:
         # Only a video's very first latent frame gives a single picture.
         frames, seconds = math.ceil(seconds * config.fps / config.temporal_factor), None
     length = length_in_frames(seconds, frames, config)

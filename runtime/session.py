@@ -108,9 +108,12 @@ class Session(Closing):
         debug: bool = False,
         takes_any_number: bool = False,
         levels: Sequence[Level] = (),
+        given: Array | None = None,
     ) -> None:
         """``debug``: a block that does what no live session may do is an error.
         ``levels``: other ways to make blocks, which :meth:`use` changes to.
+        ``given``: latents [1 or B, K, C, h, w] of the first blocks, which are remembered as if they
+        had been made; the video goes on from them.
         ``takes_any_number``: blocks that are not finite are handed out, to be compared.
         """
         self.config = config
@@ -126,6 +129,7 @@ class Session(Closing):
         self._reading: list[Decoding | None] = [None, None]
         self._steps, self._debug = 0, debug
         self._takes_any_number = takes_any_number
+        self._given = None if given is None else np.broadcast_to(given, (batch, *given.shape[1:]))
         end = None if total_frames is None else -(-total_frames // self.ring.layout.block)
         self._noise = NoiseFeed(noise, self.passes.noise, end=end)
         self._noise.prepare(0, self.passes.place)
@@ -165,7 +169,8 @@ class Session(Closing):
                 self._take_prompt(*self._pending)
             assert self.context
             place = self.passes.place
-            self._noise.require(self.blocks_made, place)
+            if self._given_block is None:
+                self._noise.require(self.blocks_made, place)
             self._noise.prepare(self.blocks_made + 1, 1 - place)
             with self.memory.steady() if steady else nullcontext():
                 return self._make()
@@ -177,7 +182,8 @@ class Session(Closing):
         if reading is not None:
             # The decoder still reads what this block's result goes over.
             reading.release()
-        made = self.passes.denoise(plan)
+        given = self._given_block
+        made = self.passes.denoise(plan) if given is None else self.passes.give(plan, given)
         # Only the next block needs the clean pass: pictures do not wait for it.
         latents = self.memory.fetch(made)
         self._reading[which] = decoding = self.decoder.start(made) if self.decoder else None
@@ -186,6 +192,14 @@ class Session(Closing):
         self.ring = self.ring.after_block()
         self._steps += 1
         return Block(index, latents, decoding, takes_any_number=self._takes_any_number)
+
+    @property
+    def _given_block(self) -> Array | None:
+        """The latents of the next block, where they are given."""
+        start, block = self.ring.next_frame, self.ring.layout.block
+        if self._given is None or start >= self._given.shape[1]:
+            return None
+        return self._given[:, start : start + block]
 
     def checkpoint(self) -> Checkpoint:
         """Remember how things stand, to come back with :meth:`rollback`."""

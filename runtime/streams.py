@@ -4,13 +4,23 @@ import threading
 from functools import cached_property
 
 from longlive_trt.basics import Closing
-from longlive_trt.contract import PROMPT, STEP, TEXT, VAE_FIRST, VAE_NEXT
+from longlive_trt.contract import (
+    ENCODE_FIRST,
+    ENCODE_NEXT,
+    PROMPT,
+    STEP,
+    TEXT,
+    VAE_FIRST,
+    VAE_NEXT,
+)
 from longlive_trt.plugins.cuda.streams import Gpu, Stream
 
 STREAM_OF = {
     STEP: "transformer",
     VAE_FIRST: "decoding",
     VAE_NEXT: "decoding",
+    ENCODE_FIRST: "decoding",
+    ENCODE_NEXT: "decoding",
     PROMPT: "prompts",
     TEXT: "prompts",
 }

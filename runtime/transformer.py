@@ -137,8 +137,15 @@ class TransformerPasses:
                     binding.run()
         return self._results[which]
 
+    def give(self, plan: PassPlan, latents: Array) -> Tensor:
+        """Clean latents in the place of what :meth:`denoise` would make."""
+        self._windows[len(plan.cache_index)].position.set(plan)
+        result = self._results[self.place]
+        self._memory.write(result, latents)
+        return result
+
     def remember(self, plan: PassPlan) -> None:
-        """Compute and commit the keys and values of the block that was denoised."""
+        """Compute and commit the keys and values of the block that was denoised or given."""
         with mark("clean pass"):
             self._windows[len(plan.cache_index)].clean[self.place].run()
         with mark("commit"):

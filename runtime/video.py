@@ -40,6 +40,11 @@ class VideoBlock:
         return self._block.index
 
     @property
+    def is_start(self) -> bool:
+        """Its latents were given."""
+        return self.index < self._plan.start_blocks
+
+    @property
     def first_frame(self) -> int:
         """The number in the whole video of the block's first picture."""
         return self._plan.video_frames(0, self.index)
@@ -133,9 +138,19 @@ class Video(Closing):
             raise StopIteration
         return self.step()
 
+    def begin(self) -> None:
+        """Go through what the video begins with and does not show; the first block does it too."""
+        self._require_open()
+        while self.blocks_made < self.plan.first_block:
+            # The decoder has room for the pictures of a few blocks only.
+            self._step().fetch()
+
     def step(self) -> VideoBlock:
         """Make the next block; its pictures are decoded beside what the caller does next."""
-        self._require_open()
+        self.begin()
+        return self._step()
+
+    def _step(self) -> VideoBlock:
         if self.blocks_made == self.plan.end_block:
             raise UsageError(
                 f"the video ends after {self.blocks_made} blocks; ask for a longer one"
@@ -204,6 +219,11 @@ class Video(Closing):
         """
         self._require_open()
         self._require_between_blocks("saved")
+        if self.blocks_made < self.plan.start_blocks:
+            raise UsageError(
+                "a state knows nothing of what a video is to begin with: save it after the blocks "
+                "of its start"
+            )
         require_savable(self.plan.config)
         if self.plan.replay is not None:
             raise UsageError(
@@ -233,7 +253,7 @@ class Video(Closing):
             return video_tags((), model=plan.config.name, seed=None)
         first = plan.config.video_frames(plan.first_block * plan.block_frames)
         starts = {
-            (plan.config.video_frames(cue.frame) - first) / self.fps: cue.prompt
+            max(0, plan.config.video_frames(cue.frame) - first) / self.fps: cue.prompt
             for cue in self._prompts or plan.cues
         }
         return video_tags(list(starts.items()), model=plan.config.name, seed=plan.seed)

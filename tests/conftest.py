@@ -58,7 +58,7 @@ def tiny_config() -> ModelConfig:
 
 @pytest.fixture(scope="session")
 def tiny_export(shared: Shared) -> Path:
-    """Random weights: all five graphs and a tokenizer."""
+    """Random weights: all graphs but the VAE's encoder, and a tokenizer."""
     return shared("tiny-export")
 
 

@@ -99,6 +99,7 @@ def test_the_bridge_knows_the_domain_and_every_operator() -> None:
 
 def test_every_graph_belongs_to_a_component() -> None:
     graphs = {contract.STEP, contract.PROMPT, contract.TEXT, *contract.VAE_GRAPHS}
+    graphs |= {*contract.ENCODER_GRAPHS}
     assert contract.COMPONENT_OF.keys() == graphs
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from longlive_trt.demo.autoencoder import AutoEncoder, Downsample
+from longlive_trt.demo.autoencoder import AutoEncoder
 from longlive_trt.demo.geometry import raw, vae_config
 from longlive_trt.demo.sheets import save_rows
 from longlive_trt.demo.training.clips import psnr, random_clips, to_bytes, to_unit
@@ -28,7 +28,7 @@ from longlive_trt.demo.training.legs import (
 from longlive_trt.demo.training.optimizer import MuonAdam
 from longlive_trt.demo.training.stepper import Stepper
 from longlive_trt.demo.world.clips import SIZE
-from longlive_trt.export.models.vae_layers import FrameConv, ResBlock, Upsample
+from longlive_trt.export.models.vae_layers import Downsample, FrameConv, ResBlock, Upsample
 
 log = logging.getLogger(__name__)
 

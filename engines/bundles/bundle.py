@@ -13,7 +13,7 @@ from longlive_trt.basics import Report, Tally, unheard
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.dump import config_values
 from longlive_trt.console.printing import quoted
-from longlive_trt.contract import COMPONENT_OF
+from longlive_trt.contract import COMPONENT_OF, VAE_ENCODER
 from longlive_trt.errors import BundleError, UsageError
 from longlive_trt.exports import TOKENIZER_NAME, GraphInfo
 from longlive_trt.files import MANIFEST_NAME as MANIFEST_NAME
@@ -34,7 +34,12 @@ BATCH = Range(1, 256)
 _FILE_BYTES = Range(0, 1 << 50)
 _LONGEST_WORD = 100
 _AGAIN = "build or fetch the bundle again"
-_ADDED_BY = {"transformer": "--transformer", "vae": "--vae", "text_encoder": "--text-encoder"}
+_ADDED_BY = {
+    "transformer": "--transformer",
+    "vae": "--vae",
+    VAE_ENCODER: "--vae (of a file that holds the encoder too)",
+    "text_encoder": "--text-encoder",
+}
 
 
 @dataclass(frozen=True)

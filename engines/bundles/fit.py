@@ -6,6 +6,8 @@ from longlive_trt.configs import ModelConfig
 from longlive_trt.contract import (
     CONTEXT_K,
     CONTEXT_V,
+    ENCODE_FIRST,
+    ENCODER_GRAPHS,
     IDS,
     K_CACHE,
     K_NEW,
@@ -115,6 +117,9 @@ def _inputs(graph: str, config: ModelConfig) -> Iterator[tuple[str, _Sizes]]:
         yield MASK, (transformer.text_len,)
     elif graph in VAE_GRAPHS:
         yield LATENTS, (None, *config.latent_shape)
+    elif graph in ENCODER_GRAPHS and config.video_size is not None:
+        pictures = 1 if graph == ENCODE_FIRST else config.temporal_factor
+        yield PIXELS, (pictures, *config.video_size, 3)
 
 
 def _outputs(graph: str, config: ModelConfig) -> Iterator[tuple[str, _Sizes]]:
@@ -129,6 +134,8 @@ def _outputs(graph: str, config: ModelConfig) -> Iterator[tuple[str, _Sizes]]:
     elif graph in VAE_GRAPHS and config.video_size is not None:
         frames = 1 if graph == VAE_FIRST else None
         yield PIXELS, (frames, *config.video_size, 3)
+    elif graph in ENCODER_GRAPHS:
+        yield LATENTS, (1, *config.latent_shape)
 
 
 def _numbered(names: tuple[str, ...], count: int, sizes: _Sizes) -> Iterator[tuple[str, _Sizes]]:

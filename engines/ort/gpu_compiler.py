@@ -1,6 +1,7 @@
 """Bundles for ONNX Runtime on a GPU: graphs written for it, with our own kernels in them.
 
-Nothing here needs a GPU. What is not written by hand (the text encoder) runs as it was exported.
+Nothing here needs a GPU. What is not written by hand (the encoders of texts and of
+pictures) runs as it was exported.
 """
 
 import hashlib
@@ -12,7 +13,16 @@ import onnx_ir as ir
 
 from longlive_trt.architectures import HOPPER, WITH_KERNELS, Architecture
 from longlive_trt.basics import Report
-from longlive_trt.contract import ONNXRUNTIME, PROMPT, STEP, TEXT, VAE_FIRST, VAE_NEXT, weights_file
+from longlive_trt.contract import (
+    ENCODER_GRAPHS,
+    ONNXRUNTIME,
+    PROMPT,
+    STEP,
+    TEXT,
+    VAE_FIRST,
+    VAE_NEXT,
+    weights_file,
+)
 from longlive_trt.engines.bundles.bundle import EngineKind
 from longlive_trt.engines.compiler import BuildOptions, GraphSource
 from longlive_trt.engines.graphs.kernels import kernels_of
@@ -117,7 +127,9 @@ class OnnxRuntimeGpuCompiler:
                 hopper=self._gpu.has_hopper_attention,
             )
         elif source.name == TEXT:
-            self._retype(source, folder)
+            self._retype(source, folder, _TEXT_PRECISION)
+        elif source.name in ENCODER_GRAPHS:
+            self._retype(source, folder, _VAE_PRECISION)
 
     def info(self, source: GraphSource, folder: Path) -> GraphInfo:
         return graph_info(ir.load(folder / f"{source.name}.onnx"))
@@ -125,9 +137,9 @@ class OnnxRuntimeGpuCompiler:
     def finish(self, folder: Path) -> None:
         shutil.copyfile(compiled_library(), folder / LIBRARY_NAME)
 
-    def _retype(self, source: GraphSource, folder: Path) -> None:
+    def _retype(self, source: GraphSource, folder: Path, precision: Precision) -> None:
         model = ir.load(source.path)
-        retype(model, _TEXT_PRECISION)
+        retype(model, precision)
         ir.save(model, folder / source.path.name, external_data=weights_file(source.name))
 
 

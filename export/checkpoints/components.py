@@ -61,6 +61,15 @@ VAE = Component(
     ),
     sizes=(("dim", "decoder.head.0.gamma", 0), ("channels", "conv2.weight", 0)),
 )
+VAE_ENCODER = Component(
+    title="VAE",
+    option="--vae",
+    signature=re.compile(r"^encoder\.(downsamples|down_blocks|middle|mid_block)\."),
+    diffusers_key=vae_key,
+    unneeded=re.compile(r"^(decoder|conv2|post_quant_conv)\."),
+    file_patterns=VAE.file_patterns,
+    sizes=(("dim", "encoder.conv1.weight", 0), ("moments", "conv1.weight", 0)),
+)
 TEXT_ENCODER = Component(
     title="text encoder",
     option="--text-encoder",

@@ -30,6 +30,12 @@ _TRANSFORMER_NAMES = {
 }
 
 _VAE_NAMES = {
+    rf"quant_conv\.{_PARAMETERS}": r"conv1.\1",
+    rf"encoder\.conv_in\.{_PARAMETERS}": r"encoder.conv1.\1",
+    r"encoder\.norm_out\.gamma": "encoder.head.0.gamma",
+    rf"encoder\.conv_out\.{_PARAMETERS}": r"encoder.head.2.\1",
+    r"encoder\.mid_block\.attentions\.0\.(.+)": r"encoder.middle.1.\1",
+    r"encoder\.down_blocks\.(\d+)\.((?:resample|time_conv)\..+)": r"encoder.downsamples.\1.\2",
     rf"post_quant_conv\.{_PARAMETERS}": r"conv2.\1",
     rf"decoder\.conv_in\.{_PARAMETERS}": r"decoder.conv1.\1",
     r"decoder\.norm_out\.gamma": "decoder.head.0.gamma",
@@ -69,16 +75,20 @@ def transformer_key(diffusers_key: str) -> str | None:
 
 
 def vae_key(diffusers_key: str, res_blocks: int = 2) -> str | None:
-    """For the state dict of Diffusers' ``AutoencoderKLWan``; the encoder has no counterpart."""
-    if match := re.fullmatch(r"decoder\.mid_block\.resnets\.([01])\.(.+)", diffusers_key):
-        return _prefixed(f"decoder.middle.{2 * int(match[1])}", match[2], _RESNET_NAMES)
+    """For the state dict of Diffusers' ``AutoencoderKLWan``."""
+    if match := re.fullmatch(r"(..coder)\.mid_block\.resnets\.([01])\.(.+)", diffusers_key):
+        return _prefixed(f"{match[1]}.middle.{2 * int(match[2])}", match[3], _RESNET_NAMES)
     if match := re.fullmatch(r"decoder\.up_blocks\.(\d+)\.resnets\.(\d+)\.(.+)", diffusers_key):
         stage = _first_stage(int(match[1]), res_blocks) + int(match[2])
         return _prefixed(f"decoder.upsamples.{stage}", match[3], _RESNET_NAMES)
     if match := re.fullmatch(r"decoder\.up_blocks\.(\d+)\.upsamplers\.0\.(.+)", diffusers_key):
         stage = _first_stage(int(match[1]) + 1, res_blocks) - 1
         return f"decoder.upsamples.{stage}.{match[2]}"
-    return _renamed(diffusers_key, _VAE_NAMES)
+    if renamed := _renamed(diffusers_key, _VAE_NAMES):
+        return renamed
+    if match := re.fullmatch(r"encoder\.down_blocks\.(\d+)\.(.+)", diffusers_key):
+        return _prefixed(f"encoder.downsamples.{match[1]}", match[2], _RESNET_NAMES)
+    return None
 
 
 def text_encoder_key(transformers_key: str) -> str | None:

@@ -12,7 +12,14 @@ import torch
 
 from longlive_trt.console.printing import quoted
 from longlive_trt.errors import UsageError
-from longlive_trt.export.checkpoints.components import TEXT_ENCODER, TRANSFORMER, VAE, Component
+from longlive_trt.export.checkpoints.components import (
+    TEXT_ENCODER,
+    TRANSFORMER,
+    VAE,
+    VAE_ENCODER,
+    Component,
+    strip_wrappers,
+)
 from longlive_trt.export.checkpoints.files import Entries, StoredTensor, file_sha256
 from longlive_trt.export.checkpoints.fit import Shapes, fit
 from longlive_trt.export.checkpoints.folders import (
@@ -28,9 +35,11 @@ from longlive_trt.export.checkpoints.weights import Weights, combined_digest
 
 __all__ = [
     "Weights",
+    "encoder_width",
     "open_text_encoder",
     "open_transformer",
     "open_vae",
+    "open_vae_encoder",
     "random_weights",
     "write_safetensors",
 ]
@@ -66,6 +75,20 @@ def open_transformer(
 
 def open_vae(path: Path, expected: Shapes) -> Weights:
     return _open(VAE, path, expected, _PLAIN_ENTRIES)
+
+
+def open_vae_encoder(path: Path, expected: Shapes) -> Weights:
+    return _open(VAE_ENCODER, path, expected, _PLAIN_ENTRIES)
+
+
+def encoder_width(path: Path) -> int | None:
+    """Of a VAE file's first encoder layer; None where it holds no encoder."""
+    source = open_tensors(_weights_at(VAE_ENCODER, require_path(path)), _PLAIN_ENTRIES)
+    shapes = {strip_wrappers(name): tensor.shape for name, tensor in source.tensors.items()}
+    if not any(VAE_ENCODER.signature.match(name) for name in shapes):
+        return None
+    found = (shapes.get(name) for name in ("encoder.conv1.weight", "encoder.conv_in.weight"))
+    return next((shape[0] for shape in found if shape), 0)
 
 
 def open_text_encoder(path: Path, expected: Shapes) -> Weights:

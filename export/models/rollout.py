@@ -104,6 +104,12 @@ class ReferenceRollout:
         self.frames.append(x)
         return x
 
+    def give_block(self, latents: Tensor) -> None:
+        """Take a block as it is: it goes through the clean pass alone."""
+        x = latents.to(self.dtype)
+        self.forward(x, self.next_frame, self.schedule.clean.timestep)
+        self.frames.append(x)
+
     def switch_prompt(self, text_states: Tensor) -> None:
         """Take a new prompt at this block boundary and recompute the cache under it."""
         start = self.next_frame

@@ -11,7 +11,7 @@ HISTORY_FRAMES = 2
 
 
 class Histories:
-    """The two input frames before each temporal convolution, read and renewed in running order."""
+    """The input frames before each temporal convolution, read and renewed in running order."""
 
     def __init__(self, previous: Sequence[Tensor] | None) -> None:
         self._previous = None if previous is None else iter(previous)
@@ -22,14 +22,18 @@ class Histories:
         """Whether the frames that come are the first of a video."""
         return self._previous is None
 
-    def prepend(self, frames: Tensor) -> Tensor:
+    def prepend(self, frames: Tensor, count: int = HISTORY_FRAMES) -> Tensor:
         if self._previous is None:
-            extended = F.pad(frames, (0, 0, 0, 0, HISTORY_FRAMES, 0))
+            extended = F.pad(frames, (0, 0, 0, 0, count, 0))
         else:
             extended = torch.cat([next(self._previous), frames], dim=2)
-        # A clone, because a view would keep the whole activation alive.
-        self.renewed.append(extended[:, :, -HISTORY_FRAMES:].clone())
+        self.keep(extended, count)
         return extended
+
+    def keep(self, frames: Tensor, count: int) -> None:
+        """The last of them, for what comes next."""
+        # A clone, because a view would keep the whole activation alive.
+        self.renewed.append(frames[:, :, -count:].clone())
 
     def leave_empty(self, frames: Tensor) -> None:
         batch, channels, _, height, width = frames.shape
@@ -40,6 +44,7 @@ class KeepsHistory:
     """A convolution in time, of whatever numbers."""
 
     in_channels: int
+    history_frames: int = HISTORY_FRAMES
 
 
 class CausalConv(nn.Conv3d, KeepsHistory):
@@ -195,6 +200,55 @@ class Upsample(nn.Module):
             histories.leave_empty(frames)
             return first
         return torch.cat([first, _interleave(time_conv(rest, histories))], dim=2)
+
+
+class HalvingConv(nn.Conv3d, KeepsHistory):
+    """Makes one frame of two, and sees the one before them too."""
+
+    history_frames = 1
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, (HISTORY_FRAMES + 1, 1, 1), stride=(2, 1, 1))
+
+    def forward(self, frames: Tensor, histories: Histories) -> Tensor:  # type: ignore[override]
+        return super().forward(histories.prepend(frames, self.history_frames))
+
+
+class Downsample(nn.Module):
+    """Halves height and width; a temporal one then halves the frames after a video's first."""
+
+    def __init__(self, channels: int, *, temporal: bool, still: bool = False) -> None:
+        super().__init__()
+        self._still = still
+        self.resample = nn.ModuleDict({"1": FrameConv(channels, channels, 3)})
+        self.time_conv = HalvingConv(channels) if temporal else None
+
+    def forward(self, frames: Tensor, histories: Histories) -> Tensor:
+        reduced = _each_frame(frames, self._reduce) if self._still else self._reduce_all(frames)
+        if self.time_conv is None:
+            return reduced
+        if not histories.at_start:
+            halved: Tensor = self.time_conv(reduced, histories)
+            return halved
+        # A video's first frame comes alone, and goes on as it is.
+        histories.keep(reduced, self.time_conv.history_frames)
+        return reduced
+
+    def _reduce_all(self, frames: Tensor) -> Tensor:
+        conv = self._conv
+        weight = conv.weight.unsqueeze(2)
+        return F.conv3d(F.pad(frames, (0, 1, 0, 1)), weight, conv.bias, stride=(1, 2, 2))
+
+    def _reduce(self, pictures: Tensor) -> Tensor:
+        conv = self._conv
+        # Padding on the right and below alone.
+        return F.conv2d(F.pad(pictures, (0, 1, 0, 1)), conv.weight, conv.bias, stride=2)
+
+    @property
+    def _conv(self) -> FrameConv:
+        conv = self.resample["1"]
+        assert isinstance(conv, FrameConv)
+        return conv
 
 
 def _interleave(pairs: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ def export(
     lora_alpha: float | None = None,
     ema: bool = False,
     vae: str | Path | None = None,
+    encoder: bool = True,
     text_encoder: str | Path | None = None,
     tokenizer: str | Path | None = None,
     random_weights: int | None = None,
@@ -42,6 +43,8 @@ def export(
 
     ``config``: a YAML file, a shipped model's name, or the configuration itself.
     ``transformer``, ``vae``, ``text_encoder``: checkpoints; what has none is left out.
+    ``encoder``: the VAE's encoder too, where its checkpoint has one: for videos that begin with a
+    clip.
     ``lora``, ``lora_alpha``: an adapter that is merged in float32, and another alpha for it.
     ``ema``: take the checkpoint's EMA weights.
     ``tokenizer``: the folder that holds tokenizer.json.
@@ -61,6 +64,7 @@ def export(
         lora_alpha=lora_alpha,
         use_ema=ema,
         vae=optional_path(vae),
+        encoder=encoder,
         text_encoder=optional_path(text_encoder),
         random_seed=random_weights,
     )

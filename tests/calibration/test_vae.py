@@ -81,7 +81,9 @@ def vae_config() -> ModelConfig:
 @pytest.fixture(scope="session")
 def vae_export(make_once: MakeOnce, vae_config: ModelConfig) -> Path:
     def make(path: Path) -> None:
-        export(vae_config, Sources(random_seed=4), path, PRECISIONS["fp16"], check=False)
+        export(
+            vae_config, Sources(random_seed=4, encoder=False), path, PRECISIONS["fp16"], check=False
+        )
 
     return make_once("calibration-vae-export", make)
 

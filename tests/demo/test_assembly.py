@@ -27,7 +27,8 @@ def test_the_shipped_graphs_are_those_of_the_model() -> None:
     record = read_export(GRAPHS)
     check_hashes(GRAPHS, record)
     assert record.config == model_config()
-    assert record.graphs.keys() == {"step", "prompt", "text", "vae_first", "vae_next"}
+    decoder, encoder = {"vae_first", "vae_next"}, {"encode_first", "encode_next"}
+    assert record.graphs.keys() == {"step", "prompt", "text"} | decoder | encoder
     assert "tokenizer.json" in record.files
 
 
@@ -42,9 +43,8 @@ def test_an_export_is_whole(folder: Path, demo_weights: Path) -> None:
     record = read_export(folder)
     check_hashes(folder, record)
     assert {path.name for path in folder.iterdir()} == {*record.files, "export.json"}
-    assert record.checkpoints == {
-        path.stem: sha256_file(path) for path in demo_weights.glob("*.safetensors")
-    }
+    sums = {path.stem: sha256_file(path) for path in demo_weights.glob("*.safetensors")}
+    assert record.checkpoints == {**sums, "vae_encoder": sums["vae"]}
 
 
 def test_weights_of_another_model_are_refused(
@@ -75,7 +75,7 @@ def test_it_is_what_the_export_writes(folder: Path, tmp_path: Path, demo_weights
 
     assemble(folder, weights=demo_weights)
     record = read_export(folder)
-    sources = {name: demo_weights / f"{name}.safetensors" for name in record.checkpoints}
+    sources = {path.stem: path for path in demo_weights.glob("*.safetensors")}
     fresh = tmp_path / "fresh"
     export(MODEL_FILE, fresh, tokenizer=GRAPHS / "tokenizer.json", check=False, **sources)
     exported = read_export(fresh)

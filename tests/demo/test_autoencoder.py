@@ -11,6 +11,7 @@ from longlive_trt.demo.shipped import weights_path
 from longlive_trt.demo.training.clips import psnr, to_bytes, to_unit
 from longlive_trt.demo.world.clips import NEVER, render_clips
 from longlive_trt.export.models.vae import VaeDecoder, to_pixels
+from longlive_trt.export.models.vae_encoder import VaeEncoder
 
 TINY = VaeConfig(
     dim=4, channels=3, multipliers=(1, 2, 4), res_blocks=1, temporal_upsample=(True, True),
@@ -35,6 +36,20 @@ def test_decodes_as_the_product_does() -> None:
     )
     latents = torch.randn(2, 4, 3, 4, 6)
     torch.testing.assert_close(model.decode(latents), product(latents), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_encodes_as_the_product_does() -> None:
+    torch.manual_seed(0)
+    model = AutoEncoder(TINY)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    product = VaeEncoder(TINY)
+    product.load_state_dict(
+        {k: v for k, v in model.state_dict().items() if k.startswith(("encoder.", "conv1."))}
+    )
+    clips = torch.randn(2, 9, 3, 16, 24)
+    torch.testing.assert_close(model.encode(clips)[0], product.encode(clips), rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

@@ -43,6 +43,8 @@ def add_stand_ins(mini: Path, folder: Path) -> None:
     models = {
         "vae_first": _decoder(config, first=True),
         "vae_next": _decoder(config, first=False),
+        "encode_first": _encoder(config, first=True),
+        "encode_next": _encoder(config, first=False),
         "text": text_stand_in(config, _VOCAB),
     }
     for name, model in models.items():
@@ -169,6 +171,29 @@ def _pictures(graph: _Graph, x: str, copies: int, height: int, width: int) -> tu
     pixels = graph.op("Transpose", scaled, perm=[0, 2, 3, 4, 1])
     frames = graph.op("Transpose", rows, perm=[0, 2, 1, 3, 4])
     return frames, graph.op("Cast", pixels, to=TensorProto.UINT8)
+
+
+def _encoder(config: ModelConfig, *, first: bool) -> onnx.ModelProto:
+    """The mean color of each place, and half of what it was before."""
+    channels, height, width = config.latent_shape
+    graph = _Graph("encode_first" if first else "encode_next")
+    count, kept = 1 if first else 4, ["batch", channels, 1, height, width]
+    pixels = graph.input("pixels", ["batch", count, 8 * height, 8 * width, 3], TensorProto.UINT8)
+    numbers = graph.op("Cast", pixels, to=TensorProto.FLOAT)
+    places = graph.op("Reshape", numbers, graph.numbers(0, count, height, 8, width, 8, 3))
+    mean = graph.op("ReduceMean", places, graph.numbers(1, 3, 5), keepdims=0)
+    scaled = graph.op("Sub", graph.op("Div", mean, graph.constant(127.5)), graph.constant(1))
+    colors = graph.op("Transpose", scaled, perm=[0, 3, 1, 2])
+    bounds = (graph.numbers(number) for number in (0, channels, 1))
+    repeated = graph.op("Concat", *[colors] * (channels // 3 + 1), axis=1)
+    now = graph.op("Unsqueeze", graph.op("Slice", repeated, *bounds), graph.numbers(2))
+    if not first:
+        past = graph.op("Mul", graph.input("cache.0", kept), graph.constant(0.5))
+        now = graph.op("Add", now, past)
+    latents = graph.op("Transpose", now, perm=[0, 2, 1, 3, 4])
+    graph.output("latents", latents, ["batch", 1, channels, height, width])
+    graph.output("cache_next.0", now, kept)
+    return graph.model()
 
 
 def text_stand_in(config: ModelConfig, vocab: int) -> onnx.ModelProto:

@@ -31,6 +31,9 @@ _EXAMPLES = examples(
 @click.option("--lora-alpha", type=real(MULTIPLIERS), help="Overrides the adapter's own alpha.")
 @click.option("--ema", is_flag=True, help="Take the checkpoint's EMA weights.")
 @click.option("--vae", type=_PATH, help="VAE checkpoint.")
+@click.option(
+    "--no-encoder", is_flag=True, help="Leave out the VAE's encoder (`generate --start`)."
+)
 @click.option("--text-encoder", type=_PATH, help="UMT5 encoder checkpoint.")
 @click.option("--tokenizer", type=_PATH, help="Folder that holds tokenizer.json.")
 @click.option(
@@ -54,6 +57,7 @@ def command(
     lora_alpha: float | None,
     ema: bool,
     vae: Path | None,
+    no_encoder: bool,
     text_encoder: Path | None,
     tokenizer: Path | None,
     random_weights: int | None,
@@ -76,6 +80,7 @@ def command(
             lora_alpha=lora_alpha,
             ema=ema,
             vae=vae,
+            encoder=not no_encoder,
             text_encoder=text_encoder,
             tokenizer=tokenizer,
             random_weights=random_weights,

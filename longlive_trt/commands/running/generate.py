@@ -95,6 +95,13 @@ def _switch_mode(
 @click.option("--replay", type=_PATH, help="A replay file, instead of prompts and seed.")
 @click.option("--save-state", type=_PATH, help="Where to keep the state at the end.")
 @click.option("--resume", type=_PATH, help="A saved state to go on from.")
+@click.option(
+    "--start",
+    type=_PATH,
+    metavar="FILE",
+    help="A picture, a clip, or kept latents (.safetensors), to go on from.",
+)
+@click.option("--include-start", is_flag=True, help="Show what --start begins with, too.")
 @click.option("--preset", help="A shipped preset (`longlive-trt presets`), or a YAML file of one.")
 @click.option(
     "--set",
@@ -139,6 +146,8 @@ def command(
     replay: Path | None,
     save_state: Path | None,
     resume: Path | None,
+    start: Path | None,
+    include_start: bool,
     preset: str | None,
     overrides: tuple[str, ...],
     target_ms: float | None,
@@ -170,6 +179,8 @@ def command(
         decode=out is not None or preview is not None,
         replay=replay,
         resume=resume,
+        start=start,
+        include_start=include_start,
         preset=preset,
         overrides=overrides,
         debug=debug_steady,
@@ -191,7 +202,7 @@ def command(
         opened, loading = open_bundle(folder, progress.reporters.bytes), progress.reporters.stages
         with Pipeline(opened, device, low_memory=low_memory, report=loading) as pipeline:
             plan = plan_video(opened, options)
-            _check_outputs(outputs, plan, inputs=(timeline, replay))
+            _check_outputs(outputs, plan, inputs=(timeline, replay, start))
             rungs = _rungs(opened, plan, preset, outputs) if is_paced else []
             plan = replace(plan, levels=tuple(rung.level for rung in rungs[1:]))
             for notice in plan.notices:

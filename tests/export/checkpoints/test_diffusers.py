@@ -19,10 +19,12 @@ from longlive_trt.export.checkpoints.opening import (
     open_text_encoder,
     open_transformer,
     open_vae,
+    open_vae_encoder,
 )
 from longlive_trt.export.models.text_encoder import TextEncoder
 from longlive_trt.export.models.transformer import Transformer
 from longlive_trt.export.models.vae import VaeDecoder
+from longlive_trt.export.models.vae_encoder import VaeEncoder
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -35,6 +37,7 @@ TRANSFORMER = Transformer(
     TransformerConfig(dim=24, heads=2, layers=2, ffn_dim=40, freq_dim=8, text_len=4, text_dim=20)
 )
 VAE = VaeDecoder(VaeConfig(dim=8))
+VAE_ENCODER = VaeEncoder(VaeConfig(dim=8))
 TEXT = TextEncoder(
     TextEncoderConfig(
         vocab=30, dim=16, attention_dim=16, ffn_dim=20, heads=2, layers=2, max_distance=128
@@ -86,6 +89,7 @@ def text_encoder() -> transformers.UMT5EncoderModel:
 CASES = [
     ("transformer", open_transformer, TRANSFORMER, transformer_key),
     ("vae", open_vae, VAE, vae_key),
+    ("vae", open_vae_encoder, VAE_ENCODER, vae_key),
     ("text_encoder", open_text_encoder, TEXT, text_encoder_key),
 ]
 
@@ -103,7 +107,8 @@ def test_folders(
     weights = open_component(root if at_root else root / name, shapes_of(model))
     torch.manual_seed(0)
     saved = {build.__name__: build().state_dict() for build in (transformer, vae, text_encoder)}
-    known = {key_of(key): tensor for key, tensor in saved[name].items() if key_of(key)}
+    expected = shapes_of(model)
+    known = {key_of(key): t for key, t in saved[name].items() if key_of(key) in expected}
     assert sorted(weights.names) == sorted(known)
     for weight in weights.names:
         assert torch.equal(weights.load(weight), known[weight]), weight
