@@ -71,6 +71,9 @@ class Gateway:
         for relay in list(self.sockets):
             relay.end(RESTARTING)
 
+    def reopen_doors(self) -> None:
+        self.is_closing = False
+
     # ---- new sessions ------------------------------------------------------------------------
 
     def new_opening(self) -> Opening:

@@ -73,6 +73,8 @@ class Host:
         self._channels: dict[str, Channel] = {}
         self._waiting: dict[str, tuple[int, float]] = {}
         self._listening: asyncio.Task[None] | None = None
+        self._version = 0
+        self._said: HostView | None = None
         self.figures = Figures()
         self.is_draining = False
 
@@ -98,6 +100,13 @@ class Host:
         return cast(FleetStates, self._live.states)
 
     def view(self) -> HostView:
+        view = self._described()
+        if view != self._said:
+            self._version += 1
+            self._said = view
+        return replace(view, version=self._version)
+
+    def _described(self) -> HostView:
         rooms, figures = self._live.rooms, self.figures
         return HostView(
             self.name,
@@ -106,7 +115,7 @@ class Host:
             self.is_draining,
             self._live.model.facts.bundle_key,
             self.node,
-            time.monotonic(),
+            0,
             (
                 ("saves", figures.saves),
                 ("save_failures", figures.failures),

@@ -22,8 +22,8 @@ class HostView:
     is_draining: bool = False
     bundle_key: str = ""
     node: str = ""
-    said_s: float = 0.0
-    """By the host's own clock: what was said later counts."""
+    version: int = 0
+    """The host counts what it says: what was said later counts."""
     figures: tuple[tuple[str, float], ...] = ()
     """For people and dashboards; nothing is decided by them."""
 
@@ -45,7 +45,7 @@ class Placement:
 
     def hear(self, view: HostView) -> None:
         before = self._hosts.get(view.name)
-        if before is None or view.said_s >= before.said_s:
+        if before is None or view.version >= before.version:
             self._hosts[view.name] = view
 
     def keep_only(self, names: Iterable[str]) -> None:
@@ -137,7 +137,7 @@ def facts_of(view: HostView) -> dict[str, object]:
         "is_draining": view.is_draining,
         "bundle_key": view.bundle_key,
         "node": view.node,
-        "said_s": view.said_s,
+        "version": view.version,
         "figures": dict(view.figures),
     }
 

@@ -1,7 +1,8 @@
 """The gateway's application: the live server's addresses, answered by whichever host it takes."""
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Annotated, Any
@@ -75,11 +76,16 @@ Granted = Annotated[Gateway, Depends(granted)]
 router = APIRouter()
 
 
-def make_gateway_app(gateway: Gateway, on_start: Callable[[], None] = lambda: None) -> Guard:
+async def _nothing() -> None:
+    return
+
+
+def make_gateway_app(gateway: Gateway, on_start: Callable[[], Awaitable[None]] = _nothing) -> Guard:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        on_start()
+        starting = asyncio.ensure_future(on_start())
         yield
+        starting.cancel()
 
     app = FastAPI(
         title="longlive-trt",
