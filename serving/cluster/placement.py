@@ -22,6 +22,7 @@ class HostView:
     is_draining: bool = False
     bundle_key: str = ""
     node: str = ""
+    """Its machine's address and its process."""
     version: int = 0
     """The host counts what it says: what was said later counts."""
     figures: tuple[tuple[str, float], ...] = ()

@@ -1,6 +1,7 @@
 """The two deployments: gateways, and hosts behind them."""
 
 import logging
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -54,7 +55,7 @@ class HostReplica:
     ) -> None:
         logs.set_up(prompts=settings.log_prompts)
         context = serve.get_replica_context()
-        node = ray.get_runtime_context().get_node_id()
+        node = f"{ray.util.get_node_ip_address()}:{os.getpid()}"
         self._host = Host(context.replica_tag, settings, fleet, load, node)
         try:
             await self._host.start()
