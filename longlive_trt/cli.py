@@ -40,6 +40,7 @@ COMMANDS = {
     "serve": Entry(
         "running.serve", "Endless video in the browser that answers to typing.", SERVING
     ),
+    "fleet": Entry("running.fleet", "Show the hosts of a fleet, and empty one."),
     "demo": Entry("running.demo", "A video of the demo model, steered by three prompts."),
     "verify": Entry("running.verify", "Check a bundle, file by file and against its reference."),
     "inspect": Entry("shipping.inspect", "Show what a bundle or an archive holds."),

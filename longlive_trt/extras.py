@@ -26,6 +26,7 @@ EXTRA_OF_MODULE = {
     "prometheus_client": "serve",
     "uvicorn": "serve",
     "websockets": "serve",
+    "ray": "cluster",
     "cuda": "gpu",
     "polygraphy": "tensorrt",
     "tensorrt": "tensorrt",
@@ -37,6 +38,7 @@ EXPORTING = ("torch", "onnxscript", ENGINE_MODULE)
 """What exports are made with, and compared with torch."""
 QUANTIZING = (*EXPORTING, "modelopt", "requests", "huggingface_hub")
 SERVING = (ENGINE_MODULE, "fastapi", "uvicorn", "websockets", "prometheus_client")
+CLUSTER = (*SERVING, "ray")
 
 _ROOT = Path(__file__).resolve().parents[1]
 

@@ -305,7 +305,30 @@ class Notice(Message):
     message: str
 
 
-DoneReason = Literal["finished", "stopped", "idle", "left", "drained", "failed"]
+class SessionMoving(Message):
+    """The session's machine goes, or has gone: another one makes what follows, the same bits."""
+
+    type: Literal["session.moving"] = "session.moving"
+    reason: Literal["drained", "lost"]
+    frame: int
+    """The first picture that comes from there."""
+    message: str
+
+
+class SessionMoved(Message):
+    """It goes on, after so long."""
+
+    type: Literal["session.moved"] = "session.moved"
+    reason: Literal["drained", "lost"]
+    frame: int
+    after_s: float
+    made_again: int
+    """Blocks of which pictures were seen already: they are made again first, the same."""
+    message: str
+    """What was lost, where anything was."""
+
+
+DoneReason = Literal["finished", "stopped", "idle", "left", "drained", "failed", "moved"]
 
 
 class SessionDone(Message):
@@ -340,6 +363,8 @@ ServerMessage: TypeAlias = Annotated[
     | Stats
     | SessionPong
     | Notice
+    | SessionMoving
+    | SessionMoved
     | SessionDone
     | ErrorMessage,
     Field(discriminator="type"),

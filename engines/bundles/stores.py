@@ -5,7 +5,7 @@ import io
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -16,7 +16,15 @@ from fsspec.callbacks import Callback  # type: ignore[import-untyped]
 from longlive_trt.console.printing import cut, plain
 from longlive_trt.errors import BundleError, LongLiveError, OutputError, UsageError
 from longlive_trt.extras import install_command
-from longlive_trt.files import BUNDLE, Ownership, blamed_on, real_path, require_place, uncounted
+from longlive_trt.files import (
+    BUNDLE,
+    Ownership,
+    blamed_on,
+    publish_file,
+    real_path,
+    require_place,
+    uncounted,
+)
 from longlive_trt.reading.failures import refusing
 from longlive_trt.reading.files import file_size
 
@@ -130,6 +138,62 @@ class Store:
                 partial.write_bytes(data)
         else:
             self._send(name, lambda: self._system.pipe_file(self._path(name), data))
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file that nobody wrote yet; False if somebody did."""
+        created = []
+
+        def attempt() -> None:
+            with suppress(FileExistsError):
+                if self.is_local:
+                    self._link(name, data)
+                else:
+                    self._system.pipe_file(self._path(name), data, mode="create")
+                created.append(name)
+
+        self._send(name, attempt)
+        return bool(created)
+
+    def delete(self, name: str) -> None:
+        """It may be gone already."""
+        with suppress(FileNotFoundError):
+            self.patiently(name, lambda: self._system.rm_file(self._path(name)))
+
+    def folders(self, folder: str) -> list[str]:
+        """The folders in a folder."""
+        self._system.invalidate_cache()
+        try:
+            found = self.patiently(folder, lambda: self._system.ls(self._path(folder), detail=True))
+        except FileNotFoundError:
+            return []
+        return sorted(Path(item["name"]).name for item in found if item["type"] == "directory")
+
+    def fetch(self, name: str, path: Path) -> bool:
+        """A file, whole or not at all; False if there is none."""
+
+        def attempt() -> None:
+            with publish_file(path) as partial, partial.open("wb") as file:
+                for chunk in self.chunks(name):
+                    file.write(chunk)
+
+        try:
+            self.patiently(name, attempt)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _link(self, name: str, data: bytes) -> None:
+        path = real_path(self._path(name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ownership = Ownership(path)
+        partial = ownership.name()
+        try:
+            with blamed_on(path, partial):
+                partial.write_bytes(data)
+            path.hardlink_to(partial)
+        finally:
+            partial.unlink(missing_ok=True)
+            ownership.release()
 
     def patiently(self, name: str, attempt: Callable[[], T]) -> T:
         """Try again, a few times, when it fails for a reason that may pass."""

@@ -130,7 +130,8 @@ class Encoding:
             self._recording.add(frame, sample)
             is_last = number + 1 == len(pixels)
             pts = plan.clock.pts_us(frame)
-            self._outlet.picture(
-                EncodedPicture(job.epoch, job.block, frame, pts, sample, jpeg, is_last)
-            )
+            if frame >= plan.playhead.begin:
+                self._outlet.picture(
+                    EncodedPicture(job.epoch, job.block, frame, pts, sample, jpeg, is_last)
+                )
         return True

@@ -101,14 +101,20 @@ class Plan:
         end: int | None = None,
         paced: bool = True,
         max_cues: int = 500,
+        epoch: int = 0,
+        seen: int = 0,
     ) -> None:
-        """``begin`` and ``end`` are blocks: the first to be made, and the one after the last."""
+        """``begin`` and ``end`` are blocks: the first to be made, and the one after the last.
+
+        Pictures before ``seen`` were seen already, where the video was made before: their blocks
+        are made again, at once, and nobody is shown them.
+        """
         self.clock, self._pacing, self._costs = clock, pacing, costs
         self.schedule = Schedule(tuple(cues))
-        self.playhead = Playhead(clock, clock.first_frame(begin))
+        self.playhead = Playhead(clock, max(seen, clock.first_frame(begin)))
         self.begin, self.end, self.made = begin, end, begin
-        self._settled = begin
-        self.epoch = 0
+        self._settled = clock.block_of(self.playhead.begin)
+        self.epoch = epoch
         self.lock = threading.RLock()
         self._paced, self._max_cues = paced, max_cues
         self._in_flight: Make | None = None
@@ -306,8 +312,16 @@ class Plan:
     def settle(self, now: float) -> int:
         """What was seen until now stays, whatever viewers say later; gives the first unseen."""
         with self.lock:
-            self._settled = min(self.first_unseen(now), self.made)
-            return self._settled
+            self._settled = max(self._settled, min(self.first_unseen(now), self.made))
+            return min(self._settled, self.made)
+
+    def hold(self, block: int) -> bool:
+        """Never take back what comes before a block; False where it was taken back already."""
+        with self.lock:
+            if block > self.made:
+                return False
+            self._settled = max(self._settled, block)
+            return True
 
     @property
     def is_finished(self) -> bool:

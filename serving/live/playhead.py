@@ -52,6 +52,8 @@ class Playhead:
         return max(0.0, (frame - self._position(now)) / float(self.clock.fps))
 
     def handed_out(self, frame: int, now: float) -> None:
+        if frame < self.begin:
+            return
         if self._anchor_s is None:
             self._anchor_s = now
             self._anchor_frame = float(frame)

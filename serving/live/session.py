@@ -66,6 +66,21 @@ class Meters(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Known:
+    """What viewers know of a session that ran elsewhere before: it goes on as if it had not."""
+
+    id: str
+    token: str
+    epoch: int = 0
+    frame: int = 0
+    """The first picture that nobody has."""
+    cues: tuple[Cue, ...] = ()
+    """The newest timeline that was told; empty is that of the state."""
+    end: int | None = None
+    """The block after the last, where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Wish:
     """What a new session is to show."""
 
@@ -77,6 +92,7 @@ class Wish:
     frames: int | None = None
     paced: bool = True
     saved: SavedVideo | None = None
+    known: Known | None = None
 
 
 @dataclass
@@ -101,8 +117,8 @@ class LiveSession:
         now: Callable[[], float] = time.monotonic,
         on_block: Callable[[int, MadeBlock], None] = lambda _block, _made: None,
     ) -> None:
-        facts, saved = model.facts, wish.saved
-        self.id = secrets.token_urlsafe(12)
+        facts, saved, known = model.facts, wish.saved, wish.known
+        self.id = known.id if known else secrets.token_urlsafe(12)
         self.clock = VideoClock(facts.fps, facts.block_latents, facts.temporal_factor)
         self.switch = saved.switch if saved else wish.switch
         self.costs = Costs()
@@ -117,9 +133,11 @@ class LiveSession:
             self.costs,
             self._first_cues(wish),
             begin=begin,
-            end=self._end(wish.frames, begin, facts.blocks),
+            end=self._end(wish.frames, begin, facts.blocks, known),
             paced=wish.paced,
             max_cues=settings.limits.cues,
+            epoch=known.epoch if known else 0,
+            seen=known.frame if known else 0,
         )
         self.plan.outcomes, self.plan.rollbacks = meters.speculation, meters.rollback
         self._maker = Maker(
@@ -152,6 +170,7 @@ class LiveSession:
         for cue in list(self.plan.schedule)[:_PREPARED]:
             self._encode_beside(cue.prompt)
         self._is_closed = False
+        self.restarts = 0
         self._told_end = False
         self._closing = threading.Lock()
         generator.add(self)
@@ -212,6 +231,7 @@ class LiveSession:
                 _Operation(lambda: self._maker.restart(self.seed if seed is None else seed))
             )
             self.resumed_at = 0
+            self.restarts += 1
             self.recording.restart()
             self._after_change(cut)
 
@@ -310,12 +330,14 @@ class LiveSession:
             operation.result.set_exception(error)
 
     def _save(self, path: Path) -> "SavedVideo | None":
-        if self.plan.made == 0 or self._is_closed:
-            return None
-        block = self._maker.save(path, max(1, self.plan.first_unseen(self._now())))
-        with self.plan.lock:
-            cues = tuple(self.plan.schedule)
-        return SavedVideo(path, block, self.seed, self.switch, cues, self.bundle_key)
+        while self.plan.made > 0 and not self._is_closed:
+            block = self._maker.save(path, max(1, self.plan.settle(self._now())))
+            with self.plan.lock:
+                # A prompt may have taken back, meanwhile, what the state was made of.
+                if self.plan.hold(block):
+                    cues = tuple(self.plan.schedule)
+                    return SavedVideo(path, block, self.seed, self.switch, cues, self.bundle_key)
+        return None
 
     def _close(self) -> None:
         if self._is_closed:
@@ -334,6 +356,8 @@ class LiveSession:
         self._generator.wake()
 
     def _first_cues(self, wish: Wish) -> list[Cue]:
+        if wish.known is not None and wish.known.cues:
+            return list(wish.known.cues)
         if wish.saved is not None:
             cues = list(wish.saved.cues)
             if wish.prompt:
@@ -352,8 +376,12 @@ class LiveSession:
             cues.append(Cue(len(cues) + 1, block, prompt))
         return cues
 
-    def _end(self, frames: int | None, begin: int, longest: int | None) -> int | None:
+    def _end(
+        self, frames: int | None, begin: int, longest: int | None, known: Known | None
+    ) -> int | None:
         """The block after the last, where there is one."""
+        if known is not None and known.end is not None:
+            return known.end
         if frames is None:
             return longest
         wanted = self.clock.block_of(self.clock.first_frame(begin) + frames - 1) + 1

@@ -20,16 +20,17 @@ from longlive_trt.serving.operation.metrics import CONTENT_TYPE
 from longlive_trt.serving.problems import Code, ProblemError
 from longlive_trt.serving.web import sessions, videos
 from longlive_trt.serving.web.bodies import Drained, ErrorBody, Health, Model, Models, Readiness
+from longlive_trt.serving.web.entrance import LATER
 from longlive_trt.serving.web.jobs import Jobs
 from longlive_trt.serving.web.live import Live
 from longlive_trt.serving.web.security import Guard
 from longlive_trt.serving.web.sessions import Granted, live_of
-from longlive_trt.serving.web.socket import LATER, Conversation
+from longlive_trt.serving.web.socket import Conversation
 
 logger = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parents[1] / "page"
-_FAULTS: dict[int | str, dict[str, Any]] = {
+FAULTS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text}
     for status, text in {
         400: "Not a request that can be read.",
@@ -47,7 +48,11 @@ _FAULTS: dict[int | str, dict[str, Any]] = {
 
 
 def make_app(live: Live) -> Guard:
-    settings = live.settings
+    return Guard(make_inner_app(live), live.settings)
+
+
+def make_inner_app(live: Live) -> FastAPI:
+    """Without the check of who asks."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -64,16 +69,16 @@ def make_app(live: Live) -> Guard:
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
-        responses=_FAULTS,
+        responses=FAULTS,
     )
     app.state.live, app.state.jobs = live, Jobs(live)
     app.include_router(sessions.router)
     app.include_router(videos.router)
     _add_operation(app)
     _add_socket(app)
-    _add_answers(app)
+    add_answers(app)
     app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
-    return Guard(app, settings)
+    return app
 
 
 async def _start(live: Live) -> None:
@@ -172,7 +177,7 @@ def _add_socket(app: FastAPI) -> None:
             open_sockets.discard(socket)
 
 
-def _add_answers(app: FastAPI) -> None:
+def add_answers(app: FastAPI) -> None:
     def answer(problem: ProblemError, headers: dict[str, str] | None = None) -> JSONResponse:
         headers = dict(headers or {})
         if problem.retry_after_s is not None:

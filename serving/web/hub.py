@@ -53,12 +53,22 @@ class Viewer:
         self.is_closed = False
         self.chunks = 0
         self.dropped = 0
+        self.from_frame = 0
+        """What comes before it was had from elsewhere."""
 
     def message(self, message: Message) -> None:
         self._put(Outgoing(message.model_dump_json()))
 
     def binary(self, data: bytes) -> None:
+        self.forward(data)
+
+    def forward(self, data: str | bytes) -> None:
+        """As it is."""
         self._put(Outgoing(data))
+
+    def offer(self, picture: EncodedPicture) -> None:
+        if picture.frame >= self.from_frame:
+            self.picture(picture)
 
     def picture(self, picture: EncodedPicture) -> None:
         data = self._packed(picture)
@@ -158,6 +168,10 @@ class FragmentViewer(Viewer):
         self._request_id = request_id
         self._announce(data, epoch)
 
+    def go_on(self, chunks: int, pictures: int) -> None:
+        """After so many chunks and pictures that came from elsewhere, their beginning included."""
+        self.chunks, self._sent_pictures = chunks, pictures
+
     def release_all(self) -> None:
         self.release(1 << 62)
 
@@ -202,6 +216,8 @@ class Hub:
         self.viewers: list[Viewer] = []
         self._recent: deque[EncodedPicture] = deque(maxlen=_KEPT_PICTURES)
         self._jpeg_viewers = 0
+        self.expects_jpeg = False
+        """The first viewer is on its way, and takes nothing else."""
         self._has_pictures = False
         self.on_applied: Callable[[Cue, int], None] = lambda _cue, _epoch: None
 
@@ -209,7 +225,7 @@ class Hub:
 
     @property
     def wants_jpeg(self) -> bool:
-        return self._jpeg_viewers > 0
+        return self._jpeg_viewers > 0 or self.expects_jpeg
 
     def picture(self, picture: EncodedPicture) -> None:
         self._call(self._take_picture, picture)
@@ -236,10 +252,11 @@ class Hub:
 
     def join(self, viewer: Viewer, from_frame: int) -> None:
         """Take part from a block's first picture on, as far as pictures are at hand."""
+        self.expects_jpeg = False
         if viewer.kind == "jpeg":
             self._jpeg_viewers += 1
         for picture in self._from_key(from_frame, viewer.kind):
-            viewer.picture(picture)
+            viewer.offer(picture)
         self.viewers.append(viewer)
 
     def leave(self, viewer: Viewer) -> None:
@@ -283,12 +300,13 @@ class Hub:
         self._recent.append(picture)
         for viewer in self.viewers:
             if viewer.kind != "jpeg" or picture.jpeg:
-                viewer.picture(picture)
+                viewer.offer(picture)
 
     def _take_cut(self, cut: Cut) -> None:
         kept = [picture for picture in self._recent if picture.frame < cut.frame]
         self._recent = deque(kept, maxlen=_KEPT_PICTURES)
         for viewer in self.viewers:
+            viewer.from_frame = min(viewer.from_frame, cut.frame)
             viewer.take_back(cut)
         self.tell(VideoCut(epoch=cut.epoch, frame=cut.frame, reason=cut.reason))
 

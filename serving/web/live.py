@@ -14,11 +14,11 @@ from longlive_trt.errors import UsageError
 from longlive_trt.serving.engine import LiveModel
 from longlive_trt.serving.live.clock import VideoClock
 from longlive_trt.serving.live.generator import Generator
-from longlive_trt.serving.live.session import LiveSession, Wish
+from longlive_trt.serving.live.session import Known, LiveSession, Wish
 from longlive_trt.serving.live.states import States
 from longlive_trt.serving.operation.metrics import Metrics
 from longlive_trt.serving.problems import ProblemError
-from longlive_trt.serving.settings import Settings
+from longlive_trt.serving.settings import Limits, Settings
 from longlive_trt.serving.web.hub import Hub
 from longlive_trt.serving.web.room import House
 from longlive_trt.serving.web.rooms import Rooms
@@ -30,20 +30,25 @@ _MOST_SLOTS = 64
 _WARM_BLOCKS = 3
 
 
+def folder_states(folder: Path, limits: Limits) -> States:
+    return States(folder, most=limits.states, most_bytes=limits.states_bytes)
+
+
 class Live:
     """Opened on the event loop; the model was loaded before, or is loaded by :meth:`start`."""
 
-    def __init__(self, settings: Settings, load: Callable[[], LiveModel]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        load: Callable[[], LiveModel],
+        states: Callable[[Path, Limits], States] = folder_states,
+    ) -> None:
         self.settings, self._load = settings, load
         self.is_ready = self.is_draining = False
         self.failure: str | None = None
         self._given_folder = settings.data is not None
         self.folder = settings.data or Path(tempfile.mkdtemp(prefix="longlive-serve-"))
-        self.states = States(
-            self.folder / "states",
-            most=settings.limits.states,
-            most_bytes=settings.limits.states_bytes,
-        )
+        self.states = states(self.folder / "states", settings.limits)
         self._recordings: Path | None = None
         self._ticking: asyncio.Task[None] | None = None
         self._model: LiveModel | None = None
@@ -96,6 +101,7 @@ class Live:
         frames: int | None = None,
         paced: bool = True,
         resume: str | None = None,
+        known: Known | None = None,
     ) -> Callable[[Hub], LiveSession]:
         """Checked now, opened when there is room."""
         try:
@@ -122,6 +128,7 @@ class Live:
             frames=frames,
             paced=paced,
             saved=saved,
+            known=known,
         )
         recordings = self._recordings
         assert recordings is not None

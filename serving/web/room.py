@@ -43,6 +43,7 @@ _WORDS: dict[DoneReason, str] = {
     "left": "Nobody watched this session any more, so its state was saved. It can be resumed.",
     "drained": "The server is going down. The session's state was saved and can be resumed.",
     "failed": "The video could not go on.",
+    "moved": "The session goes on at another host.",
 }
 
 
@@ -60,10 +61,13 @@ class House:
 class Room:
     """Lives on the event loop."""
 
-    def __init__(self, house: House, open_session: Callable[[Hub], LiveSession]) -> None:
+    def __init__(
+        self, house: House, open_session: Callable[[Hub], LiveSession], token: str | None = None
+    ) -> None:
+        """``token`` is that of a session that its viewers know already."""
         self._house = house
         self.created_s = time.time()
-        self.token = secrets.token_urlsafe(24)
+        self.token = token or secrets.token_urlsafe(24)
         self._begun = self._active = self._left = time.monotonic()
         self.ended_s = 0.0
         self._hub = Hub(

@@ -44,8 +44,17 @@ class Rooms:
         self.on_queue: Callable[[], None] = lambda: None
 
     @property
+    def open_rooms(self) -> list[Room]:
+        return [room for room in self._rooms.values() if room.ended is None]
+
+    @property
     def running(self) -> int:
         return sum(room.ended is None for room in self._rooms.values())
+
+    @property
+    def taken(self) -> int:
+        """Slots that nobody else can have now."""
+        return self.running + self._reserved + len(self._queue)
 
     @property
     def waiting(self) -> int:
@@ -60,6 +69,9 @@ class Rooms:
             return None
         typical = sum(self._lengths) / len(self._lengths)
         return round(typical * position / max(1, self.slots), 1)
+
+    def knows(self, session_id: str) -> bool:
+        return session_id in self._rooms
 
     def find(self, session_id: str, token: str | None) -> Room:
         room = self._rooms.get(session_id)
@@ -113,11 +125,16 @@ class Rooms:
             ticket.turn.clear()
         self._call_next()
 
-    def open(self, ticket: Ticket, open_session: Callable[[Hub], LiveSession]) -> Room:
+    def open(
+        self,
+        ticket: Ticket,
+        open_session: Callable[[Hub], LiveSession],
+        token: str | None = None,
+    ) -> Room:
         """Use a turn."""
         assert ticket.turn.is_set()
         self._refuse_while_draining()
-        room = Room(self._house, open_session)
+        room = Room(self._house, open_session, token)
         ticket.turn.clear()
         self._reserved -= 1
         self._rooms[room.id] = room
@@ -150,8 +167,7 @@ class Rooms:
         for ticket in list(self._queue):
             self._queue.remove(ticket)
             ticket.turn.set()
-        running = [room for room in self._rooms.values() if room.ended is None]
-        ended = await asyncio.gather(*(room.end("drained") for room in running))
+        ended = await asyncio.gather(*(room.end("drained") for room in self.open_rooms))
         return [done.state for done in ended if done.state is not None]
 
     def close(self) -> None:

@@ -59,6 +59,8 @@ class FakeModel:
     free_bytes: int = 1 << 30
     sleep: Callable[[float], None] = time.sleep
     made: list[tuple[int, str]] = field(default_factory=list)
+    latents: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    """The newest that were made, by seed and block."""
     encoded: list[str] = field(default_factory=list)
     failing_at: int | None = None
     open_videos: int = 0
@@ -90,6 +92,14 @@ class FakeModel:
         done.set_result(self.text_s)
         return done
 
+    @property
+    def newest_seed(self) -> int:
+        return next(reversed(self.latents))[0]
+
+    def latents_of(self, seed: int) -> dict[int, bytes]:
+        made = list(self.latents.items())
+        return {block: data for (of, block), data in made if of == seed}
+
     def notice_of(self, prompt: str) -> str | None:
         return "That prompt was cut." if len(prompt.split()) > self.facts.text_tokens else None
 
@@ -108,6 +118,7 @@ class FakeVideo:
     def __init__(self, model: FakeModel, seed: int, state: Path | None) -> None:
         self._model = model
         self.blocks_made, self._prompt, self._past = 0, "", str(seed)
+        self._seed = seed
         if state is not None:
             self.blocks_made, self._prompt, self._past = json.loads(state.read_text())
 
@@ -125,6 +136,7 @@ class FakeVideo:
         self._past = _digest(self._past, "block", str(index))
         self.blocks_made += 1
         latents = np.frombuffer(bytes.fromhex(self._past), np.uint8).astype(np.float32)
+        self._model.latents[self._seed, index] = latents.tobytes()
         return FakeBlock(index, latents, self._paint(index))
 
     def _paint(self, index: int) -> Array:

@@ -33,7 +33,7 @@ FROM_CLIENT = {
 FROM_SERVER = {
     "video.start", "video.chunk_metadata", "session.queued", "session.interaction.queued",
     "session.interaction.applied", "video.cut", "timeline", "stats", "session.pong",
-    "session.notice", "session.done", "error",
+    "session.notice", "session.moving", "session.moved", "session.done", "error",
 }  # fmt: skip
 
 

@@ -2,25 +2,33 @@
 
 import secrets
 import signal
+import webbrowser
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from longlive_trt.cli import INTERRUPTED
 from longlive_trt.commands._bundle import HELP as BUNDLE_HELP
 from longlive_trt.commands._bundle import find_bundle
+from longlive_trt.commands._cluster import ClusterChoice, cluster_options
 from longlive_trt.commands._device import device_option
 from longlive_trt.commands._voice import Voice, examples, speaking
 from longlive_trt.engines.bundles.bundle import read_manifest
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
-from longlive_trt.extras import SERVING, require_modules
+from longlive_trt.extras import CLUSTER, SERVING, require_modules
 from longlive_trt.files import require_place
 from longlive_trt.loading import DEMO
 
+if TYPE_CHECKING:
+    from longlive_trt.serving.settings import Settings
+
 _PATH = click.Path(path_type=Path)
 _EXAMPLES = examples(
-    "longlive-trt serve --open", "longlive-trt serve --bundle bundle/ --host 0.0.0.0 --token SECRET"
+    "longlive-trt serve --open",
+    "longlive-trt serve --bundle bundle/ --host 0.0.0.0 --token SECRET",
+    "longlive-trt serve --cluster ray --hosts 4 --sessions 2 --store states/",
 )
 
 
@@ -52,6 +60,7 @@ _EXAMPLES = examples(
 @click.option("--no-speculation", is_flag=True, help="Make nothing before Enter is pressed.")
 @click.option("--log-prompts", is_flag=True, help="Write what people type into the logs.")
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in a browser.")
+@cluster_options
 @speaking
 def command(
     bundle: Path,
@@ -69,10 +78,14 @@ def command(
     no_speculation: bool,
     log_prompts: bool,
     open_browser: bool,
+    cluster: ClusterChoice,
     voice: Voice,
 ) -> int:
-    """Endless video in the browser that answers to typing, and the API under it."""
-    require_modules(SERVING)
+    """Endless video in the browser that answers to typing, and the API under it.
+
+    With --cluster ray from many hosts: sessions go where there is room, and survive their host.
+    """
+    require_modules(SERVING if cluster.kind is None else CLUSTER)
     from longlive_trt.serving.engine import BundleModel, load_model
     from longlive_trt.serving.operation import logs
     from longlive_trt.serving.server import serve
@@ -94,11 +107,16 @@ def command(
             f"--host {host}: others could reach this server; give --token, such as --token "
             f"{secrets.token_urlsafe(18)}"
         )
+    if data is not None and cluster.kind is not None:
+        raise UsageError("--data is one server's; a fleet keeps its states in --store")
     if data is not None:
         require_place(data / "states")
     for path in (tls_cert, tls_key):
         if path is not None and not path.is_file():
             raise UsageError(f"{path}: no such file")
+    if cluster.kind is not None:
+        certificates = (tls_cert, tls_key)
+        return _serve_fleet(bundle, device, settings, cluster, certificates, open_browser, voice)
     folder = find_bundle(bundle, voice)
     read_manifest(folder)
     logs.set_up(prompts=log_prompts)
@@ -111,5 +129,54 @@ def command(
 
     ended_by = serve(
         settings, load, certificate=tls_cert, key=tls_key, say=say, open_browser=open_browser
+    )
+    return INTERRUPTED if ended_by == signal.SIGINT else 0
+
+
+def _serve_fleet(
+    bundle: Path,
+    device: DeviceChoice,
+    settings: "Settings",
+    cluster: ClusterChoice,
+    certificates: tuple[Path | None, Path | None],
+    open_browser: bool,
+    voice: Voice,
+) -> int:
+    from longlive_trt.fleet import BundleLoader
+    from longlive_trt.serving.cluster.on_ray.running import serve_fleet
+    from longlive_trt.serving.cluster.placement import Scaling
+    from longlive_trt.serving.cluster.registry import Registry
+    from longlive_trt.serving.cluster.settings import FleetSettings
+
+    assert cluster.store is not None
+    where, key = str(bundle), None
+    if "://" not in where:
+        folder = find_bundle(bundle, voice).resolve()
+        where, key = str(folder), read_manifest(folder).key
+    store = cluster.store if "://" in cluster.store else str(Path(cluster.store).resolve())
+    Registry(store).require_exclusive()
+    gpus = cluster.gpus_per_host
+    hosts = cluster.hosts or 1
+    fleet = FleetSettings(
+        store=store,
+        save_every_s=cluster.save_every_s or FleetSettings.save_every_s,
+        scaling=Scaling(hosts, cluster.most_hosts or hosts),
+        gateways=cluster.gateways or 1,
+        bundle_key=key,
+        gpus_per_host=(1 if device == "cuda" else 0) if gpus is None else gpus,
+    )
+
+    def say(address: str) -> None:
+        voice.result(f"Open {address} in a browser. Ctrl-C ends it.", {"address": address})
+        if open_browser:
+            webbrowser.open(address)
+
+    ended_by = serve_fleet(
+        settings,
+        fleet,
+        BundleLoader(where, device),
+        certificate=certificates[0],
+        key=certificates[1],
+        say=say,
     )
     return INTERRUPTED if ended_by == signal.SIGINT else 0

@@ -1,0 +1,148 @@
+"""What a host keeps of a session in the store, so that another can go on with it."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+
+from longlive_trt.errors import LongLiveError
+from longlive_trt.serving.cluster.registry import FORMAT, News, Registry, Status
+from longlive_trt.serving.cluster.states import FleetStates
+from longlive_trt.serving.problems import ProblemError
+from longlive_trt.serving.web.room import Room
+
+logger = logging.getLogger(__name__)
+
+_LOOK_S = 0.5
+_STATUS: dict[str, Status] = {"drained": "moving"}
+"""All other ends are for good, though some leave a state to be resumed from."""
+
+
+@dataclass
+class Figures:
+    """Of all sessions of a host since it started."""
+
+    saves: int = 0
+    failures: int = 0
+    seconds: float = 0.0
+    """How long the last save took."""
+    state_bytes: int = 0
+
+
+class Keeper:
+    """One session's, at its owner."""
+
+    def __init__(
+        self,
+        room: Room,
+        fence: int,
+        registry: Registry,
+        states: FleetStates,
+        figures: Figures,
+        save_every_s: float,
+        restarts: int,
+    ) -> None:
+        self.room, self.fence = room, fence
+        self._registry, self._states, self._figures = registry, states, figures
+        self._save_every_s, self._restarts_before = save_every_s, restarts
+        self._due_s = time.monotonic() + save_every_s
+        self._old: str | None = None
+        self._told: News | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def begin(self, state: str | None) -> None:
+        """Told first with what it began from."""
+        news = self._news("running")
+        await self._tell(replace(news, state=state, state_restarts=news.restarts))
+        self._task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        while not self.room.over.is_set():
+            try:
+                await asyncio.wait_for(self.room.over.wait(), _LOOK_S)
+            except TimeoutError:
+                await self._attempt(self._look)
+        await self._attempt(self._see_off)
+
+    async def _attempt(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except (LongLiveError, OSError) as error:
+            self._figures.failures += 1
+            logger.error("the store failed", extra={"session": self.room.id, "why": str(error)})
+
+    async def _look(self) -> None:
+        if time.monotonic() >= self._due_s and not self.room.is_ending:
+            self._due_s = time.monotonic() + self._save_every_s
+            await self._save()
+        elif self._told is not None:
+            news = self._news("running")
+            if self._noticed(news) != self._noticed(self._told):
+                await self._tell(news)
+
+    async def _save(self) -> None:
+        if await asyncio.to_thread(self._registry.is_superseded, self.room.id, self.fence):
+            logger.warning("another host owns the session", extra={"session": self.room.id})
+            self.room.end_later("moved")
+            return
+        begun = time.monotonic()
+        restarts = self._restarts
+        try:
+            state = await self.room.save()
+        except ProblemError:
+            # Nothing was made yet.
+            return
+        before = self._told.state if self._told else None
+        await self._tell(replace(self._news("running"), state=state, state_restarts=restarts))
+        # Whoever reads the older news now still finds the state that they name.
+        if self._old is not None:
+            await asyncio.to_thread(self._states.delete, self._old)
+        self._old = before
+        self._figures.saves += 1
+        self._figures.seconds = time.monotonic() - begun
+        self._figures.state_bytes = self._states.last_bytes
+
+    async def _see_off(self) -> None:
+        done = self.room.ended
+        assert done is not None
+        if done.reason == "moved":
+            return
+        status = _STATUS.get(done.reason, "ended")
+        before = self._told.state if self._told else None
+        news = replace(self._news(status), message=done.message)
+        if done.state is not None:
+            news = replace(news, state=done.state, state_restarts=news.restarts)
+        await self._tell(news)
+        kept = news.state if status == "moving" else done.state
+        for state in (self._old, before):
+            if state is not None and state != kept:
+                await asyncio.to_thread(self._states.delete, state)
+
+    async def _tell(self, news: News) -> None:
+        await asyncio.to_thread(self._registry.tell, self.room.id, self.fence, news)
+        self._told = news
+
+    @property
+    def _restarts(self) -> int:
+        return self._restarts_before + self.room.session.restarts
+
+    def _news(self, status: Status) -> News:
+        session, told = self.room.session, self._told
+        return News(
+            format=FORMAT,
+            status=status,
+            seed=session.seed,
+            switch=session.switch,
+            restarts=self._restarts,
+            epoch=session.plan.epoch,
+            cues=tuple((cue.id, cue.block, cue.prompt) for cue in session.cues()),
+            end=session.plan.end,
+            state=told.state if told else None,
+            state_restarts=told.state_restarts if told else 0,
+            written_s=time.time(),
+        )
+
+    @staticmethod
+    def _noticed(news: News) -> tuple[object, ...]:
+        return news.cues, news.seed, news.restarts, news.epoch

@@ -1,0 +1,1 @@
+"""The fleet on Ray Serve; nothing else imports Ray."""

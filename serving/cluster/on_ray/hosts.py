@@ -1,0 +1,121 @@
+"""Hosts behind a handle of Ray Serve."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from longlive_trt.serving.cluster.calls import (
+    Head,
+    HostLostError,
+    Item,
+    Joining,
+    Opened,
+    Opening,
+    Refused,
+    Request,
+)
+from longlive_trt.serving.cluster.on_ray.router import Route
+from longlive_trt.serving.cluster.on_ray.view import FleetView
+from longlive_trt.serving.cluster.placement import HostView
+
+_LOST = (RayError, RayServeException, HostLostError)
+
+
+class RayHosts:
+    """``handle`` is that of the hosts' deployment, whose router writes the view."""
+
+    def __init__(self, handle: Any, view: FleetView) -> None:
+        self._handle, self._view = handle, view
+
+    async def look(self) -> None:
+        """Make Ray make the router, which waits for the first host."""
+        await self._handle.ping.remote(Route())
+
+    async def open(self, opening: Opening) -> Opened | Refused:
+        if self._view.is_empty:
+            raise HostLostError("no host runs")
+        key, view = secrets.token_hex(8), None
+        try:
+            answer: Opened | Refused = await self._handle.open.remote(Route(key=key), opening)
+            view = answer.view
+            return answer
+        except _LOST as error:
+            raise _lost(error) from None
+        finally:
+            self._view.answered(key, view)
+
+    async def watch(self, joining: Joining) -> AsyncIterator[Sequence[Item]]:
+        route = self._to_owner(joining.session)
+        stream = self._handle.options(stream=True).watch.remote(route, joining)
+        try:
+            async for items in stream:
+                yield items
+        except _LOST as error:
+            raise _lost(error) from None
+        finally:
+            stream.cancel()
+
+    async def tell(self, session: str, viewer: str, items: Sequence[Item]) -> None:
+        route = self._to_owner(session)
+        try:
+            is_here = await self._handle.tell.remote(route, viewer, tuple(items))
+        except _LOST as error:
+            raise _lost(error) from None
+        if not is_here:
+            raise HostLostError("the viewer is not there any more")
+
+    async def ask(self, request: Request, session: str | None) -> AsyncIterator[Head | bytes]:
+        route = Route() if session is None else self._to_owner(session)
+        if self._view.is_empty:
+            raise HostLostError("no host runs")
+        stream = self._handle.options(stream=True).ask.remote(route, request)
+        try:
+            async for part in stream:
+                yield part
+        except _LOST as error:
+            raise _lost(error) from None
+        finally:
+            stream.cancel()
+
+    async def drain(self, host: str, *, undo: bool = False) -> list[str]:
+        if not self._view.is_alive(host):
+            raise HostLostError("that host does not run")
+        try:
+            states: list[str] = await self._handle.drain.remote(Route(host=host), undo)
+            return states
+        except _LOST as error:
+            raise _lost(error) from None
+
+    def views(self) -> list[HostView]:
+        return self._view.hosts()
+
+    @property
+    def free(self) -> int:
+        return self._view.free
+
+    def own(self, session: str, host: str | None) -> None:
+        self._view.own(session, host)
+
+    def _to_owner(self, session: str) -> Route:
+        if self._view.owner(session) is None:
+            raise HostLostError("its host does not run any more")
+        return Route(session=session)
+
+
+def _lost(error: BaseException) -> HostLostError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return HostLostError(lines[-1])
+
+
+async def until_found(hosts: RayHosts) -> None:
+    """Hosts load a model first."""
+    while True:
+        try:
+            await hosts.look()
+            return
+        except _LOST:
+            await asyncio.sleep(1)

@@ -1,0 +1,144 @@
+"""``serve --cluster ray``: joins a Ray cluster or starts one here, and ends what it started."""
+
+import logging
+import math
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import ray
+from ray import serve
+
+from longlive_trt.errors import EngineError, LongLiveError
+from longlive_trt.serving.cluster.on_ray.deployments import APP, REFUSAL, make_application
+from longlive_trt.serving.cluster.settings import FleetSettings
+from longlive_trt.serving.engine import LiveModel
+from longlive_trt.serving.server import bind
+from longlive_trt.serving.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_STORE_BYTES = 200 << 20
+"""Of Ray's object store: pictures and commands pass through, nothing stays."""
+_REFUSAL = re.compile(re.escape(REFUSAL) + r"([^\n]*)")
+_CONTROLLER_CPUS = 1
+
+
+def serve_fleet(
+    settings: Settings,
+    fleet: FleetSettings,
+    load: Callable[[], LiveModel],
+    *,
+    certificate: Path | None = None,
+    key: Path | None = None,
+    say: Callable[[str], None],
+) -> int | None:
+    """Until a signal comes; gives that signal's number."""
+    ended = threading.Event()
+    numbers: list[int] = []
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        numbers.append(number)
+        ended.set()
+
+    before = {one: signal.signal(one, handle) for one in (signal.SIGINT, signal.SIGTERM)}
+    port = free_port(settings)
+    try:
+        with started(settings, fleet, port, certificate=certificate, key=key):
+            deploy(settings, fleet, load)
+            scheme = "http" if certificate is None else "https"
+            name = "localhost" if settings.is_loopback else settings.host
+            say(f"{scheme}://{name}:{port}{settings.root_path}/")
+            ended.wait()
+            serve.delete(APP)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return numbers[0] if numbers else None
+
+
+@contextmanager
+def started(
+    settings: Settings,
+    fleet: FleetSettings,
+    port: int,
+    *,
+    certificate: Path | None = None,
+    key: Path | None = None,
+) -> Iterator[None]:
+    """Ray, and Serve's proxies."""
+    _join_or_start(fleet)
+    try:
+        serve.start(
+            http_options={
+                "host": settings.host,
+                "port": port,
+                "root_path": settings.root_path,
+                "ssl_certfile": None if certificate is None else str(certificate),
+                "ssl_keyfile": None if key is None else str(key),
+            }
+        )
+        yield
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def deploy(settings: Settings, fleet: FleetSettings, load: Callable[[], LiveModel]) -> None:
+    """The application, or its next version; waits until hosts run."""
+    try:
+        serve.run(make_application(settings, fleet, load), name=APP)
+    except RuntimeError as error:
+        raise _failure(error) from error
+
+
+def free_port(settings: Settings) -> int:
+    """Ray's proxy is told a number: any that is free where none was chosen."""
+    with bind(settings) as listening:
+        port: int = listening.getsockname()[1]
+    return port
+
+
+def _join_or_start(fleet: FleetSettings) -> None:
+    # Workers find the package where this process does.
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment = {"env_vars": {"PYTHONPATH": paths}}
+    quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
+    if os.environ.get("RAY_ADDRESS"):
+        try:
+            ray.init(runtime_env=environment, **quiet)
+        except (ConnectionError, OSError) as error:
+            raise LongLiveError(
+                f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no Ray cluster answers there ({error}); "
+                f"start one with `ray start --head`, or unset it to start one here"
+            ) from None
+        return
+    # A cluster here is made as large as it is asked to be: what does not fit runs slower.
+    hosts = fleet.scaling.most * fleet.cpus_per_host
+    ray.init(
+        address="local",
+        num_cpus=math.ceil(hosts) + 2 * fleet.gateways + _CONTROLLER_CPUS,
+        include_dashboard=False,
+        object_store_memory=_STORE_BYTES,
+        runtime_env=environment,
+        **quiet,
+    )
+
+
+def _failure(error: RuntimeError) -> LongLiveError:
+    """The line of ours in what Ray says."""
+    state = serve.status().applications.get(APP)
+    said = [str(error)]
+    if state is not None:
+        said += [state.message, *(one.message for one in state.deployments.values())]
+    found = _REFUSAL.search("\n".join(said))
+    if found is not None:
+        return EngineError(found[1].strip())
+    first = str(error).strip().partition("\n")[0]
+    return EngineError(f"Ray Serve cannot run the fleet: {first}; `serve status` says more")

@@ -1,0 +1,64 @@
+"""Saved states in the fleet's store: saved by one host, fetched by another."""
+
+import re
+from pathlib import Path
+
+from longlive_trt.engines.bundles.stores import Store
+from longlive_trt.serving.live.recipe import SavedVideo
+from longlive_trt.serving.live.states import States
+from longlive_trt.serving.problems import ProblemError
+from longlive_trt.serving.settings import Limits
+
+_ID = re.compile(r"[0-9a-f]{32}")
+
+
+class FleetStates(States):
+    """The folder holds what is on its way; everything else is in the store."""
+
+    def __init__(self, folder: Path, limits: Limits, store: Store) -> None:
+        super().__init__(folder, most=limits.states, most_bytes=limits.states_bytes)
+        self._store = store
+        self.last_bytes = 0
+
+    def keep(self, saved: SavedVideo) -> str:
+        """Its id, once it is in the store; the list beside it makes it whole, and goes last."""
+        saved.write()
+        beside = saved.path.with_suffix(".json")
+        try:
+            self.last_bytes = saved.path.stat().st_size
+            self._store.put(saved.path, _name(saved.path.name))
+            self._store.put(beside, _name(beside.name))
+        finally:
+            saved.path.unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
+        return saved.path.stem
+
+    def fetch(self, state_id: str) -> None:
+        """Bring a state here, for :meth:`find`."""
+        paths = self._paths(state_id)
+        if not all(self._store.fetch(_name(path.name), path) for path in paths):
+            self.drop(state_id)
+            raise ProblemError(
+                "not_found", "There is no such saved state in the store, or it was too old."
+            )
+
+    def drop(self, state_id: str) -> None:
+        """What was fetched: a video that was opened has read it."""
+        for path in self._paths(state_id):
+            path.unlink(missing_ok=True)
+
+    def delete(self, state_id: str) -> None:
+        """From the store; its list goes first, so that no half of it counts as whole."""
+        state, beside = self._paths(state_id)
+        self._store.delete(_name(beside.name))
+        self._store.delete(_name(state.name))
+
+    def _paths(self, state_id: str) -> tuple[Path, Path]:
+        if _ID.fullmatch(state_id) is None:
+            raise ProblemError("not_found", "That is not the id of a saved state.")
+        state = self._folder / f"{state_id}.state"
+        return state, state.with_suffix(".json")
+
+
+def _name(file: str) -> str:
+    return f"states/{file}"
