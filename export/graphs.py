@@ -96,7 +96,7 @@ class StepGraph(nn.Module):
         kept, attention = self.transformer.cache_format, self.transformer.attention_format
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            turned, query = (attention.mixed(_rotate(x, turn)) for x in (k, q))
+            turned = attention.mixed(_rotate(k, turn))
             cached = kept.unpack(layer, "k", k_cache[layer])
             # The relative variant keeps keys as they are before rotation, and turns them anew.
             new_key = k if relative else turned
@@ -108,7 +108,8 @@ class StepGraph(nn.Module):
             if turn_cached is not None:
                 cached = _rotate(cached, turn_cached)
             cached_v = kept.unpack(layer, "v", v_cache[layer])
-            seen = (attention.query(query), *own, cached, cached_v, cached_tokens)
+            query = attention.query(attention.mixed(_rotate(q, turn)))
+            seen = (query, *own, cached, cached_v, cached_tokens)
             return _sink_window_attention(attention.operator, seen, attention.scales(layer))
 
         flow = self.transformer(

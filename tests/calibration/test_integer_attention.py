@@ -35,6 +35,8 @@ from longlive_trt.export.models.rollout import ReferenceRollout
 from longlive_trt.export.models.transformer import full_attention, rope_table, rotate
 from longlive_trt.exports import read_export
 from longlive_trt.precision import PRECISIONS
+from longlive_trt.runtime.assembly import Engines
+from longlive_trt.runtime.noise import SeededNoise
 from tests.calibration.test_quantized_graphs import HalfWeights, run_passes
 
 ATTENTION = Extras(attention=INT8)
@@ -149,6 +151,36 @@ def test_a_bundle_of_it_runs_on_a_cpu_as_torch_simulates(
             rollout.run_block(noise[0], list(noise[1:]))
     for one, other in zip(found, rollout.frames, strict=True):
         assert np.linalg.norm(one - other.numpy()) / np.linalg.norm(other.numpy()) < 1e-2
+
+
+def test_a_switch_recomputes_the_cache_in_its_own_form(
+    integer_attention_export: Path,
+    small_config: ModelConfig,
+    small_weights: Weights,
+    calibrations: Mapping[str, Calibration],
+    tmp_path: Path,
+) -> None:
+    """Once while the window fills, and once after."""
+    build(integer_attention_export, tmp_path / "bundle", "fp32")
+    states = SyntheticTexts(small_config).of(["A cat on a mat.", "A dog.", "Rain."])
+    blocks, switches, shape = 6, {0: 0, 2: 1, 4: 2}, (1, 3, *small_config.latent_shape)
+    noise = SeededNoise(3, shape, len(small_config.rollout.steps))
+    half = HalfWeights(small_weights)
+    model = load_quantized(small_config, half, calibrations["fp8"], "fp32", "cpu", ATTENTION)
+    rollout = ReferenceRollout(model, small_config, 1, 3 * blocks)
+    with Engines(open_bundle(tmp_path / "bundle"), "cpu") as engines, torch.no_grad():
+        contexts = engines.contexts(1)
+        session = engines.session(small_config, noise, total_frames=3 * blocks, decode=False)
+        for block in range(blocks):
+            if block in switches:
+                state = states[switches[block]]
+                session.switch_prompt(contexts.of_states(state.numpy()))
+                rollout.switch_prompt(state)
+            initial, *renoise = (torch.from_numpy(draw) for draw in noise.block(block).draws)
+            expected = rollout.run_block(initial, renoise).numpy()
+            found = session.step().latents
+            assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 1e-2, block
+        session.close()
 
 
 def test_ranges_hold_wherever_keys_stand(small_config: ModelConfig) -> None:
