@@ -6,20 +6,21 @@ from torch import Tensor
 
 from longlive_trt.calibration.calibration_file import Calibration
 from longlive_trt.calibration.layers import QuantizedAttention
+from longlive_trt.calibration.mixed_keys import MIXED_KEYS
 from longlive_trt.calibration.quantization import rounded, scale_of
-from longlive_trt.calibration.recipes import Format
+from longlive_trt.calibration.recipes import FP8, INT8, Extras, Format
 from longlive_trt.configs import ModelConfig
 from longlive_trt.export.models.rollout import ReferenceRollout
 from longlive_trt.export.models.transformer import Transformer
 
 
-def cache_scales(
-    calibration: Calibration, block: int, format_: Format, *, attention: bool = False
-) -> dict[str, Tensor]:
-    """[heads] for keys and for values; ``attention``: whether that is in eight bits too."""
-    v_amax = calibration.value_amax(block) if attention else calibration.head_amax(block, "v")
-    amax = {"k": calibration.head_amax(block, "k"), "v": v_amax}
-    return {part: scale_of(value, format_) for part, value in amax.items()}
+def cache_scales(calibration: Calibration, block: int, extras: Extras) -> dict[str, Tensor]:
+    """[heads] for keys and for values, of what is kept in eight bits."""
+    centered = extras.attention is not None
+    v_amax = calibration.value_amax(block) if centered else calibration.head_amax(block, "v")
+    part = MIXED_KEYS if extras.attention == INT8 else "k"
+    amax = {"k": calibration.head_amax(block, part), "v": v_amax}
+    return {part: scale_of(amax[part], format_) for part, format_ in extras.kept.items()}
 
 
 class QuantizedCacheRollout(ReferenceRollout):
@@ -36,10 +37,10 @@ class QuantizedCacheRollout(ReferenceRollout):
     ) -> None:
         super().__init__(model, config, batch, total_frames)
         self._format = format_
-        attention = isinstance(model.attention_format, QuantizedAttention)
+        is_fp8 = isinstance(model.attention_format, QuantizedAttention)
+        extras = Extras(cache=format_, attention=FP8 if is_fp8 else None)
         self._scales: list[Mapping[str, Tensor]] = [
-            cache_scales(calibration, block, format_, attention=attention)
-            for block in range(config.transformer.layers)
+            cache_scales(calibration, block, extras) for block in range(config.transformer.layers)
         ]
 
     def forward(

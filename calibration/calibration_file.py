@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from longlive_trt.calibration.mixed_keys import MIXED_KEYS
 from longlive_trt.calibration.modelopt import LayerRanges
 from longlive_trt.calibration.recipes import recipe_named
 from longlive_trt.calibration.vae.ranges import VaeRanges
@@ -84,11 +85,10 @@ class Calibration:
         amax, values = self.head_amax(block, "v"), self.values(block)
         return amax if values is None else values.amax.unflatten(0, (len(amax), -1)).amax(1)
 
-    @property
-    def has_query_ranges(self) -> bool:
-        return all(
-            f"blocks.{block}.self_attn.q_heads" in self.channels for block in range(self.blocks)
-        )
+    def has_ranges(self, part: str) -> bool:
+        """Of every head, in every block."""
+        names = (f"blocks.{block}.self_attn.{part}_heads" for block in range(self.blocks))
+        return all(name in self.channels for name in names)
 
     @property
     def blocks(self) -> int:
@@ -225,11 +225,23 @@ def require_fit(
 
 def require_query_ranges(calibration: Calibration) -> None:
     """Calibrations of earlier versions watched keys and values only."""
-    if not calibration.has_query_ranges:
+    if not calibration.has_ranges("q"):
         raise UsageError(
             "the calibration was made before the ranges of queries were kept, which attention in "
             "fp8 needs; calibrate again, or leave --attention out"
         )
+
+
+def require_mixed_ranges(calibration: Calibration) -> None:
+    """What attention in int8 needs, and calibrations of earlier versions have not."""
+    if calibration.has_ranges(MIXED_KEYS) and calibration.values(0) is not None:
+        return
+    precision = recipe_named(calibration.recipe).format.name
+    raise UsageError(
+        f"the calibration was made before attention in int8, and has no ranges of its keys; make "
+        f"another: longlive-trt calibrate --onnx EXPORT --precision {precision} --attention int8 "
+        f"--out QUANTIZED, without --calibration; or take --attention fp8"
+    )
 
 
 def _require_whole(calibration: Calibration, path: Path, config: TransformerConfig) -> None:

@@ -37,7 +37,7 @@ from longlive_trt.reading.tensors import FLOATS, TensorHeader, read_header
 
 logger = logging.getLogger(__name__)
 
-_PROGRESS_FORMAT = 2
+_PROGRESS_FORMAT = 3
 BLOCKS = Range(1, 1000)
 
 
@@ -102,7 +102,7 @@ def calibrate(
     states = texts.of(request.prompts)
     model = load_model(config, weights, request.compute, request.device)
     # All layers are watched, so that another choice of layers needs no other rollouts.
-    watcher = RangeWatcher(model, linear_layers(config.transformer), config.transformer.layers)
+    watcher = RangeWatcher(model, linear_layers(config.transformer), config)
     vae_watcher = _vae_watcher(config, vae, request)
     for video in videos[len(progress.by_video) :]:
         report("calibrating", video.number, len(videos))

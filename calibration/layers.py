@@ -4,14 +4,21 @@ Run by torch they compute what was calibrated; traced they become QuantizeLinear
 DequantizeLinear around the operator, which every compiler turns into a low-precision kernel.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
+from longlive_trt import hadamard
 from longlive_trt.calibration.quantization import dequantize, quantize, rounded
-from longlive_trt.calibration.recipes import Format
+from longlive_trt.calibration.recipes import FP8, INT8, Format
+from longlive_trt.contract import INTEGER_ATTENTION_OP, QUANTIZED_ATTENTION_OP
+from longlive_trt.export.attention_functions import PROBABILITY_EXPONENT
 from longlive_trt.export.models.transformer import AttentionFormat, CacheFormat
 
 OPSET = 24
+_LEAST_RANGE = 1e-12
+"""Of a row of queries: a unit is no zero."""
 
 
 class QuantizedLinear(nn.Module):
@@ -79,15 +86,17 @@ class QuantizedCache(CacheFormat):
 
     _HEAD_AXIS = 2
 
-    def __init__(self, layers: int, heads: int, format_: Format) -> None:
+    def __init__(self, layers: int, heads: int, formats: Mapping[str, Format]) -> None:
+        """``formats``: of keys (``k``) and of values (``v``)."""
         super().__init__()
-        self.format = format_
+        self.formats = dict(formats)
         self.scales = nn.ParameterDict(
             {f"{part}{layer}": empty_constant(heads) for part in "kv" for layer in range(layers)}
         )
 
     def pack(self, layer: int, part: str, x: Tensor) -> Tensor:
-        return quantized(x, self.scales[f"{part}{layer}"], self.format, self._HEAD_AXIS)
+        scale = self.scales[f"{part}{layer}"]
+        return quantized(x, scale, self.formats[part], self._HEAD_AXIS)
 
     def unpack(self, layer: int, part: str, x: Tensor) -> Tensor:
         return dequantized(x, self.scales[f"{part}{layer}"], self._HEAD_AXIS)
@@ -98,6 +107,8 @@ class QuantizedAttention(AttentionFormat):
 
     Compilers have fused kernels for this form; with scales for each head they have none.
     """
+
+    operator = QUANTIZED_ATTENTION_OP
 
     def __init__(self, layers: int, format_: Format) -> None:
         super().__init__()
@@ -118,6 +129,53 @@ class QuantizedAttention(AttentionFormat):
         weights = logits.softmax(dim=-1, dtype=torch.float32).to(v.dtype)
         attended: Tensor = rounded(weights, self.softmax, self.format) @ v
         return attended.transpose(1, 2)
+
+
+class IntegerAttention(AttentionFormat):
+    """Queries and keys in int8, multiplied by a Hadamard matrix; values in float8.
+
+    Queries have a scale for each row of each head, which they themselves give; keys and values have
+    those of the cache, and a pass sees its own as the cache keeps them. What probabilities are
+    rounded to is float8.
+    """
+
+    operator = INTEGER_ATTENTION_OP
+    sees_kept = True
+
+    def __init__(self, head_dim: int, kept: QuantizedCache) -> None:
+        super().__init__()
+        self.signs = empty_constant(head_dim, head_dim)
+        # Not a module of this one: its scales are the cache's.
+        self._kept = (kept,)
+
+    def mixed(self, x: Tensor) -> Tensor:
+        product = x.float() @ self.signs.float() * hadamard.unit(x.shape[-1])
+        return product.to(x.dtype)
+
+    def query(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        largest = wide.abs().amax(-1, keepdim=True).clamp_min(_LEAST_RANGE)
+        scale = largest / INT8.largest
+        rounded_rows: Tensor = (wide / scale).round() * scale
+        return rounded_rows.to(x.dtype)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """All keys and values are rounded as the cache rounds them; a second time changes none."""
+        (kept,) = self._kept
+        q, k = self.query(self.mixed(q)), self.mixed(k)
+        k, v = (
+            kept.unpack(layer, part, kept.pack(layer, part, x)) for part, x in (("k", k), ("v", v))
+        )
+        return self.attend_given(layer, q, k, v)
+
+    def attend_given(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        wide_q, wide_k, wide_v = (x.transpose(1, 2).float() for x in (q, k, v))
+        logits = (wide_q * q.shape[-1] ** -0.5) @ wide_k.transpose(-1, -2)
+        powers = (logits - logits.amax(-1, keepdim=True)).exp()
+        raised = powers * 2.0**PROBABILITY_EXPONENT
+        products = rounded(raised, torch.ones((), device=q.device), FP8) @ wide_v
+        attended: Tensor = products / raised.sum(-1, keepdim=True)
+        return attended.transpose(1, 2).to(v.dtype)
 
 
 def empty_constant(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:

@@ -15,14 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from longlive_trt.calibration.mixed_keys import MIXED_KEYS, MixedKeys
 from longlive_trt.calibration.quantization import exact_in_half_precision
 from longlive_trt.calibration.recipes import FP8, Recipe
 from longlive_trt.calibration.values import ValueWatcher
+from longlive_trt.configs import ModelConfig
 from longlive_trt.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
 HEAD_PARTS = ("q", "k", "v")
+_WATCHED_PARTS = (*HEAD_PARTS, MIXED_KEYS)
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,10 @@ class LayerRanges:
 class RangeWatcher:
     """ModelOpt's quantizers in a model, set to watch and to change nothing."""
 
-    def __init__(self, model: nn.Module, layers: Sequence[str], block_count: int) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[str], config: ModelConfig) -> None:
         self._model, self._layers = model, layers
-        self._attention = [f"blocks.{i}.self_attn" for i in range(block_count)]
+        self._attention = [f"blocks.{i}.self_attn" for i in range(config.transformer.layers)]
+        self._mixed_keys = {name: MixedKeys(config) for name in self._attention}
         self._where: dict[str, str] = {"video": ""}
         self._values: dict[str, ValueWatcher] = {}
         with quiet():
@@ -55,6 +59,8 @@ class RangeWatcher:
         """The largest magnitude in every channel of every input while ``run`` runs."""
         self._where["video"] = what
         self._values = {name: ValueWatcher() for name in self._attention}
+        for keys in self._mixed_keys.values():
+            keys.begin()
         quantizers = dict(self._quantizers())
         for quantizer in quantizers.values():
             quantizer.reset_amax()
@@ -68,11 +74,11 @@ class RangeWatcher:
         return seen
 
     def observe_heads(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        module = self._layer(self._attention[layer])
-        seen = (_longest_pairs(q), _longest_pairs(k), v)
-        for part, tensor in zip(HEAD_PARTS, seen, strict=True):
-            getattr(module, f"{part}_bmm_quantizer")(tensor)
-        self._values[self._attention[layer]].observe(v)
+        name = self._attention[layer]
+        seen = (_longest_pairs(q), _longest_pairs(k), v, self._mixed_keys[name].of(k))
+        for part, tensor in zip(_WATCHED_PARTS, seen, strict=True):
+            getattr(self._layer(name), f"{part}_bmm_quantizer")(tensor)
+        self._values[name].observe(v)
 
     def _layer(self, name: str) -> Any:
         """A linear layer as ModelOpt made it, with attributes that no stub knows."""
@@ -94,7 +100,7 @@ class RangeWatcher:
         for name in self._layers:
             yield name, self._layer(name).input_quantizer
         for name in self._attention:
-            for part in HEAD_PARTS:
+            for part in _WATCHED_PARTS:
                 quantizer = getattr(self._layer(name), f"{part}_bmm_quantizer")
                 yield f"{name}.{part}_heads", quantizer
 
@@ -104,7 +110,7 @@ class RangeWatcher:
 
         per_head = QuantizerAttributeConfig(num_bits=FP8.modelopt_bits, axis=-2)
         for name in self._attention:
-            for part in HEAD_PARTS:
+            for part in _WATCHED_PARTS:
                 module = self._model.get_submodule(name)
                 setattr(module, f"{part}_bmm_quantizer", TensorQuantizer(per_head))
 

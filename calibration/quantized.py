@@ -1,15 +1,26 @@
 """The rewrite: a component whose layers and weights are quantized as a calibration says."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from longlive_trt import hadamard
 from longlive_trt.calibration.cache import cache_scales
-from longlive_trt.calibration.calibration_file import Calibration, require_query_ranges
-from longlive_trt.calibration.layers import QuantizedAttention, QuantizedCache, QuantizedLinear
+from longlive_trt.calibration.calibration_file import (
+    Calibration,
+    require_mixed_ranges,
+    require_query_ranges,
+)
+from longlive_trt.calibration.layers import (
+    IntegerAttention,
+    QuantizedAttention,
+    QuantizedCache,
+    QuantizedLinear,
+)
+from longlive_trt.calibration.mixed_keys import MIXED_KEYS
 from longlive_trt.calibration.modelopt import HEAD_PARTS, LayerRanges
 from longlive_trt.calibration.quantization import (
     dequantize,
@@ -18,15 +29,15 @@ from longlive_trt.calibration.quantization import (
     scale_of,
     weight_scale_of,
 )
-from longlive_trt.calibration.recipes import Extras, Format, recipe_named
+from longlive_trt.calibration.recipes import INT8, Extras, Format, recipe_named
 from longlive_trt.calibration.values import ValueRanges
 from longlive_trt.configs import ModelConfig
 from longlive_trt.contract import (
+    CACHE_OF,
+    HADAMARD_SIGNS,
     INPUT_SCALE,
-    K_CACHE,
     SMOOTHING_SCALE,
     SOFTMAX_SCALE,
-    V_CACHE,
     WEIGHT_SCALE,
     attention_scale,
     cache_scale,
@@ -51,12 +62,8 @@ _NOTHING = Extras()
 def quantized_component(
     component: Component, calibration: Calibration, extras: Extras = _NOTHING
 ) -> Component:
-    if extras.attention is not None and calibration.values(0) is None:
-        logger.warning(
-            "the calibration was made before the means of values were kept: attention in %s rounds "
-            "them with the values; calibrate again for less error",
-            extras.attention.name,
-        )
+    if extras.attention is not None:
+        _tell_of_older(calibration, extras.attention)
     adapt = layer_swapper(calibration, extras)
     return replace(
         component,
@@ -66,20 +73,36 @@ def quantized_component(
                 graph,
                 adapt=adapt,
                 rounding_tolerance=_TOLERANCE,
-                inputs=[_cache_input(item, extras.cache) for item in graph.inputs],
+                inputs=[_cache_input(item, extras.kept) for item in graph.inputs],
             )
             for graph in component.graphs
         ),
     )
 
 
+def _tell_of_older(calibration: Calibration, attention: Format) -> None:
+    """What a calibration of an earlier version lacks, and attention does without."""
+    if calibration.values(0) is None:
+        logger.warning(
+            "the calibration was made before the means of values were kept: attention in %s rounds "
+            "them with the values; calibrate again for less error",
+            attention.name,
+        )
+    elif not calibration.has_ranges(MIXED_KEYS):
+        logger.warning(
+            "the calibration was made before attention in int8: attention in %s takes its scales "
+            "as before; calibrate again to choose --attention int8",
+            attention.name,
+        )
+
+
 def _cache_input(
-    inputs: GraphInput | Sequence[GraphInput], cache: Format | None
+    inputs: GraphInput | Sequence[GraphInput], kept: Mapping[str, Format]
 ) -> GraphInput | Sequence[GraphInput]:
-    if cache is None or isinstance(inputs, GraphInput):
+    if isinstance(inputs, GraphInput):
         return inputs
-    kept = (K_CACHE, V_CACHE)
-    return [replace(i, dtype=cache.dtype) if stem_of(i.name) in kept else i for i in inputs]
+    dtypes = {CACHE_OF[part]: format_.dtype for part, format_ in kept.items()}
+    return [replace(i, dtype=dtypes.get(stem_of(i.name), i.dtype)) for i in inputs]
 
 
 def layer_swapper(
@@ -97,13 +120,20 @@ def layer_swapper(
             quantized = QuantizedLinear(layer, format_, smoothed=smoothed)
             setattr(model.get_submodule(parent), leaf, quantized)
         assert isinstance(model, Transformer)
-        shape = model.config
-        if extras.cache is not None:
-            model.cache_format = QuantizedCache(shape.layers, shape.heads, extras.cache)
-        if extras.attention is not None:
-            model.attention_format = QuantizedAttention(shape.layers, extras.attention)
+        _swap_formats(model, extras)
 
     return swap
+
+
+def _swap_formats(model: Transformer, extras: Extras) -> None:
+    """Of what is kept, and of attention."""
+    shape = model.config
+    if extras.kept:
+        model.cache_format = kept = QuantizedCache(shape.layers, shape.heads, extras.kept)
+    if extras.attention == INT8:
+        model.attention_format = IntegerAttention(shape.head_dim, kept)
+    elif extras.attention is not None:
+        model.attention_format = QuantizedAttention(shape.layers, extras.attention)
 
 
 def load_quantized(
@@ -134,7 +164,7 @@ class QuantizedWeights(Weights):
         self._centers = {} if extras.attention is None else _centers(base, calibration)
         self._scales = {
             **_cache_scales(calibration, extras),
-            **_attention_scales(calibration, extras),
+            **_attention_constants(base, calibration, extras),
         }
         self._format = recipe_named(calibration.recipe).format
         self._names = [name for plain in base.names for name in self._with_scales(plain)]
@@ -257,20 +287,26 @@ def _centers(base: Weights, calibration: Calibration) -> dict[str, _Center]:
 
 
 def _cache_scales(calibration: Calibration, extras: Extras) -> dict[str, Tensor]:
-    if extras.cache is None:
+    if not extras.kept:
         return {}
+    if extras.attention == INT8:
+        require_mixed_ranges(calibration)
     return {
         cache_scale(part, block): scale
         for block in range(calibration.blocks)
-        for part, scale in cache_scales(
-            calibration, block, extras.cache, attention=extras.attention is not None
-        ).items()
+        for part, scale in cache_scales(calibration, block, extras).items()
     }
 
 
-def _attention_scales(calibration: Calibration, extras: Extras) -> dict[str, Tensor]:
+def _attention_constants(
+    base: Weights, calibration: Calibration, extras: Extras
+) -> dict[str, Tensor]:
     if extras.attention is None:
         return {}
+    if extras.attention == INT8:
+        heads = len(calibration.head_amax(0, "k"))
+        width, *_ = base.shape("blocks.0.self_attn.q.weight")
+        return {HADAMARD_SIGNS: torch.from_numpy(hadamard.signs(width // heads))}
     require_query_ranges(calibration)
     scales = {
         attention_scale(part, block): scale_of(

@@ -1,5 +1,6 @@
 """What can be made of a layer: number formats, and the recipes that use them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,23 @@ class Extras:
     """Convolutions of the VAE's decoder."""
     vae_exclude: tuple[str, ...] = VAE_EXCLUDED
     """Patterns of those that stay as they are."""
+
+    @property
+    def kept(self) -> Mapping[str, Format]:
+        """By part (``k``, ``v``), what is kept between passes in eight bits.
+
+        Attention in int8 reads keys and values as they are kept, and has formats of its own.
+        """
+        if self.attention == INT8:
+            return {"k": INT8, "v": FP8}
+        return {} if self.cache is None else dict.fromkeys("kv", self.cache)
+
+    def __post_init__(self) -> None:
+        if self.attention == INT8 and self.cache not in (None, INT8):
+            raise UsageError(
+                f"--attention int8 reads keys in int8 and values in fp8 where they are kept; leave "
+                f"--cache {self.cache.name} out"
+            )
 
 
 RECIPES = {

@@ -22,7 +22,7 @@ class BuildNeeds:
 
     precision: Literal["fp32", "fp16", "bf16", "fp8", "int8"] | None = None
     cache: Literal["fp8", "int8"] | None = None
-    attention: Literal["standard", "plugin", "fp8"] | None = None
+    attention: Literal["standard", "plugin", "fp8", "int8"] | None = None
     decoder: Literal["full", "light"] | None = None
 
 

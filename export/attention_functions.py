@@ -6,12 +6,19 @@ A graph calls them by name, so that a compiler with something better can put tha
 import onnx.parser
 import onnx_ir as ir
 
-from longlive_trt.contract import ATTENTION_OP, LOCAL_DOMAIN, QUANTIZED_ATTENTION_OP
+from longlive_trt.contract import (
+    ATTENTION_OP,
+    INTEGER_ATTENTION_OP,
+    LOCAL_DOMAIN,
+    QUANTIZED_ATTENTION_OP,
+)
 from longlive_trt.dtypes import FLOAT8, FLOAT32
 
 OPSET = 24
 _FP8 = FLOAT8.onnx
 _WIDE = FLOAT32.onnx
+PROBABILITY_EXPONENT = 4
+"""Of the largest probability of a row in int8 attention, as powers of two."""
 
 
 def add_attention_functions(model: ir.Model) -> None:
@@ -85,6 +92,50 @@ _FUNCTIONS = {
     weights_rounded = DequantizeLinear (weights_narrow, softmax_scale)
     attended_heads = MatMul (weights_rounded, v_heads)
     attended = Transpose <perm = [0, 2, 1, 3]> (attended_heads)
+}}
+""",
+    # Queries, keys and values were rounded before. As our kernel does it, probabilities are rounded
+    # before they are divided by their sum, with a row's largest one at 2^4.
+    INTEGER_ATTENTION_OP: f"""
+<domain: "{LOCAL_DOMAIN}", opset_import: ["": {OPSET}]>
+{INTEGER_ATTENTION_OP} <scale> (q, k_new, v_new, k_cache, v_cache, cached_tokens) => (attended)
+{{
+    k = Concat <axis = 1> (k_new, k_cache)
+    v = Concat <axis = 1> (v_new, v_cache)
+    q_wide = Cast <to = {_WIDE}> (q)
+    k_wide = Cast <to = {_WIDE}> (k)
+    v_wide = Cast <to = {_WIDE}> (v)
+    factor = Constant <value_float: float = @scale> ()
+    q_scaled = Mul (q_wide, factor)
+    q_heads = Transpose <perm = [0, 2, 1, 3]> (q_scaled)
+    k_heads = Transpose <perm = [0, 2, 3, 1]> (k_wide)
+    v_heads = Transpose <perm = [0, 2, 1, 3]> (v_wide)
+    logits = MatMul (q_heads, k_heads)
+    new_tokens = Shape <start = 1, end = 2> (k_new)
+    seen = Add (new_tokens, cached_tokens)
+    all_keys = Shape <start = 1, end = 2> (k)
+    keys = Squeeze (all_keys)
+    zero = Constant <value_int = 0> ()
+    one = Constant <value_int = 1> ()
+    index = Range (zero, keys, one)
+    valid = Less (index, seen)
+    nothing = Constant <value_float = -1.0e30> ()
+    masked = Where (valid, logits, nothing)
+    last = Constant <value_ints = [-1]> ()
+    largest = ReduceMax (masked, last)
+    shifted = Sub (masked, largest)
+    powers = Exp (shifted)
+    sums = ReduceSum (powers, last)
+    raise = Constant <value_float = {2.0**PROBABILITY_EXPONENT}> ()
+    raised = Mul (powers, raise)
+    unit = Constant <value_float = 1.0> ()
+    narrow = QuantizeLinear <output_dtype = {_FP8}> (raised, unit)
+    rounded = DequantizeLinear (narrow, unit)
+    products = MatMul (rounded, v_heads)
+    raised_sums = Mul (sums, raise)
+    attended_heads = Div (products, raised_sums)
+    attended_wide = Transpose <perm = [0, 2, 1, 3]> (attended_heads)
+    attended = CastLike (attended_wide, q)
 }}
 """,
 }

@@ -170,7 +170,7 @@ def _reference_step(reference: _Reference, inputs: Tensors) -> Tensors:
     config, x = reference.config, inputs[contract.LATENTS]
     model = reference.load(Transformer(config.transformer))
     assert isinstance(model, Transformer)
-    kept = model.cache_format
+    kept, attention = model.cache_format, model.attention_format
     relative = config.rollout.rope == "relative"
     layers, new = range(config.transformer.layers), []
     valid_frames = int(inputs[contract.SINK_FRAMES] + inputs[contract.WINDOW_FRAMES])
@@ -184,15 +184,17 @@ def _reference_step(reference: _Reference, inputs: Tensors) -> Tensors:
             kept.unpack(layer, part, inputs[numbered(name, layer)])
             for part, name in contract.CACHE_OF.items()
         )
-        turned = rotate(k, angles(contract.FRAME_INDEX))
-        key = k if relative else turned
-        new.append((kept.pack(layer, "k", key), kept.pack(layer, "v", v)))
+        query, turned = (attention.mixed(rotate(x, angles(contract.FRAME_INDEX))) for x in (q, k))
+        packed = kept.pack(layer, "k", k if relative else turned), kept.pack(layer, "v", v)
+        new.append(packed)
+        own_k, own_v = turned, v
+        if attention.sees_kept:
+            own_k, own_v = (kept.unpack(layer, *own) for own in zip("kv", packed, strict=True))
         if relative:
             cached_k = rotate(cached_k, angles(contract.CACHE_INDEX))
-        keys = torch.cat([turned, cached_k[:, :valid]], dim=1)
-        values = torch.cat([v, cached_v[:, :valid]], dim=1)
-        query = rotate(q, angles(contract.FRAME_INDEX))
-        return model.attention_format.attend(layer, query, keys, values)
+        keys = torch.cat([own_k, cached_k[:, :valid]], dim=1)
+        values = torch.cat([own_v, cached_v[:, :valid]], dim=1)
+        return attention.attend_given(layer, attention.query(query), keys, values)
 
     features = sinusoid(float(inputs[contract.TIMESTEP]), config.transformer.freq_dim).float()
     context = [

@@ -22,7 +22,6 @@ from longlive_trt.contract import (
     LEVEL_RATES,
     LEVEL_SIN,
     LOCAL_DOMAIN,
-    QUANTIZED_ATTENTION_OP,
 )
 from longlive_trt.export.models.text_encoder import TextEncoder
 from longlive_trt.export.models.transformer import (
@@ -98,15 +97,21 @@ class StepGraph(nn.Module):
         kept, attention = self.transformer.cache_format, self.transformer.attention_format
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            turned, cached = _rotate(k, turn), kept.unpack(layer, "k", k_cache[layer])
+            turned = attention.mixed(_rotate(k, turn))
+            cached = kept.unpack(layer, "k", k_cache[layer])
             # The relative variant keeps keys as they are before rotation, and turns them anew.
             new_key = k if relative else turned
-            new.append((kept.pack(layer, "k", new_key), kept.pack(layer, "v", v)))
+            packed = kept.pack(layer, "k", new_key), kept.pack(layer, "v", v)
+            new.append(packed)
+            own = (turned, v)
+            if attention.sees_kept:
+                own = kept.unpack(layer, "k", packed[0]), kept.unpack(layer, "v", packed[1])
             if turn_cached is not None:
                 cached = _rotate(cached, turn_cached)
             cached_v = kept.unpack(layer, "v", v_cache[layer])
-            seen = (_rotate(q, turn), turned, v, cached, cached_v, cached_tokens)
-            return _sink_window_attention(seen, attention.scales(layer))
+            query = attention.query(attention.mixed(_rotate(q, turn)))
+            seen = (query, *own, cached, cached_v, cached_tokens)
+            return _sink_window_attention(attention.operator, seen, attention.scales(layer))
 
         flow = self.transformer(
             latents,
@@ -171,15 +176,17 @@ def _rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     return split_heads(turned.to(x.dtype), x.shape[-2])
 
 
-def _sink_window_attention(seen: tuple[Tensor, ...], scales: tuple[Tensor, ...]) -> Tensor:
+def _sink_window_attention(
+    operator: str, seen: tuple[Tensor, ...], scales: tuple[Tensor, ...]
+) -> Tensor:
     """Queries see this pass's own keys and as many tokens of the cache as the last input says."""
     q = seen[0]
     factor = float(q.shape[-1]) ** -0.5
-    attributes = {"scale": factor} if scales else {"scale": factor, "heads": q.shape[-2]}
+    heads = {"heads": q.shape[-2]} if operator == ATTENTION_OP else {}
     attended: Tensor = torch.onnx.ops.symbolic(
-        f"{LOCAL_DOMAIN}::{QUANTIZED_ATTENTION_OP if scales else ATTENTION_OP}",
+        f"{LOCAL_DOMAIN}::{operator}",
         (*seen, *scales),
-        attributes,
+        {"scale": factor, **heads},
         dtype=q.dtype,
         shape=q.shape,
         version=1,

@@ -133,6 +133,7 @@ LEVEL_RATES = "level_rates"
 LOCAL_DOMAIN = "longlive"
 ATTENTION_OP = "SinkWindowAttention"
 QUANTIZED_ATTENTION_OP = "QuantizedSinkWindowAttention"
+INTEGER_ATTENTION_OP = "IntegerSinkWindowAttention"
 ATTENTION_PLUGIN = f"{LOCAL_DOMAIN}::{ATTENTION_OP}"
 
 # Our kernels as nodes. An operator is named after the type of its outputs, or of each of them.
@@ -151,6 +152,7 @@ KERNEL_OPERATORS = {
     "bfloat16, float8_e4m3": "KernelBFloat16AndFloat8E4M3",
     "float16, float8_e4m3, float8_e4m3": "KernelFloat16AndTwoFloat8E4M3",
     "float16, int8, int8": "KernelFloat16AndTwoInt8",
+    "int8, int8, float8_e4m3, float32": "KernelTwoInt8Float8E4M3AndFloat",
 }
 
 # Scales of a quantized layer, behind its name; of the cache; of attention.
@@ -158,6 +160,8 @@ WEIGHT_SCALE = "weight_scale"
 INPUT_SCALE = "input_scale"
 SMOOTHING_SCALE = "pre_quant_scale"
 SOFTMAX_SCALE = "attention_format.softmax"
+HADAMARD_SIGNS = "attention_format.signs"
+"""What attention in int8 is known by."""
 
 
 def cache_scale(part: str, layer: int) -> str:

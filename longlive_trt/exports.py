@@ -89,16 +89,18 @@ class Quantization:
     recipe: str
     calibration_sha256: str
     cache: str | None = None
-    """fp8 or int8 where keys and values are kept so."""
+    """fp8 or int8 where keys and values are kept so; with attention in int8, keys alone."""
     attention: str | None = None
-    """fp8 where self-attention's products are in it."""
+    """fp8 or int8 where self-attention's products are in it: int8 has values in fp8."""
     vae: str | None = None
     """fp8 or int8 where the VAE's convolutions are in it."""
 
     @property
     def formats(self) -> set[str]:
         """All that an engine must know."""
-        return {kind for kind in (self.precision, self.cache, self.attention, self.vae) if kind}
+        values = "fp8" if self.attention == "int8" else None
+        kinds = (self.precision, self.cache, self.attention, values, self.vae)
+        return {kind for kind in kinds if kind}
 
 
 @dataclass(frozen=True)

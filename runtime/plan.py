@@ -8,7 +8,8 @@ from pathlib import Path
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.replay import Replay, load_replay
 from longlive_trt.console.printing import quoted
-from longlive_trt.contract import PROMPT, STEP, TEXT, VAE_FIRST
+from longlive_trt.contract import K_CACHE, PROMPT, STEP, TEXT, VAE_FIRST, numbered
+from longlive_trt.dtypes import name_of, recorded_type
 from longlive_trt.engines.bundles.bundle import BATCH, Bundle
 from longlive_trt.engines.bundles.fit import require_fit
 from longlive_trt.errors import UsageError
@@ -274,8 +275,18 @@ def _require_same_bundle(bundle: Bundle, resumed: SavedState, path: Path | None)
     if resumed.bundle_key != bundle.manifest.key:
         raise UsageError(
             f"{path}: saved with another bundle (key {resumed.bundle_key[:12]}, this one is "
-            f"{bundle.manifest.key[:12]}); resume with the bundle that made it"
+            f"{bundle.manifest.key[:12]}{_kept_otherwise(bundle, resumed)}); resume with the "
+            f"bundle that made it"
         )
+
+
+def _kept_otherwise(bundle: Bundle, resumed: SavedState) -> str:
+    """How keys are kept, where that is what differs."""
+    name = numbered(K_CACHE, 0)
+    infos = bundle.manifest.graphs[STEP].inputs if bundle.has(STEP) else ()
+    own = [recorded_type(info.dtype).name for info in infos if info.name == name]
+    saved = name_of(resumed.tensors[name].dtype)
+    return f", which keeps keys in {own[0]} and not {saved}" if own and own != [saved] else ""
 
 
 def _replay_plan(

@@ -19,6 +19,7 @@ PACKAGE = "longlive_trt"
 # rule, such as the commands, may import anything, and nothing below them may import them.
 FOUNDATION = {
     *("errors", "basics", "console", "files", "contract", "dtypes", "architectures", "reading"),
+    "hadamard",
 }
 ONNX = {"precision", "exports"}
 ENGINES = {*FOUNDATION, *ONNX, "configs", "engines", "engines.bundles"}
@@ -29,6 +30,7 @@ RULES = {
             "errors",
             "basics",
             "architectures",
+            "hadamard",
             "probes",
         )
     },

@@ -34,4 +34,6 @@ def _self_attention(quantization: Quantization | None) -> set[str]:
         kernels |= {"narrow_heads", "widen_heads"}
     if quantization.attention is None:
         return {*kernels, "attention"}
-    return {*kernels, "narrow_attention", "narrow_heads", "transposed_values"}
+    kernels |= {"narrow_attention", "narrow_heads", "transposed_values"}
+    # Attention in int8 is in the compute type where there is no kernel for it.
+    return {*kernels, "attention"} if quantization.attention == "int8" else kernels

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from longlive_trt import contract
-from longlive_trt.dtypes import BY_ONNX, FLOAT8, QUANTIZED_TYPES
+from longlive_trt.dtypes import BY_ONNX, FLOAT8, FLOAT32, INT8, QUANTIZED_TYPES
 from longlive_trt.engines.graphs.writer import GraphWriter
 
 
@@ -25,13 +25,16 @@ class SelfAttention:
         self._cached_tokens = self._valid_tokens()
         self._cache_dtype = self._quantized_cache_dtype()
         self._is_quantized = writer.weights.has(contract.attention_scale("q", 0))
+        self._is_integer = writer.weights.has(contract.HADAMARD_SIGNS)
 
     def __call__(self, layer: int, normed: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         """The update of the residual stream, and what the cache keeps of this pass."""
         name = f"blocks.{layer}.self_attn"
         projections = (f"{name}.{part}" for part in "qkv")
         qkv = self._linear(normed, *projections, joined=f"{name}.qkv")
-        if self._is_quantized and self._cache_dtype == FLOAT8.name and not self._is_relative:
+        if self._is_integer and self._writer.has_narrow_attention:
+            attended, key, value = self._in_integers(layer, name, qkv)
+        elif self._is_quantized and self._cache_dtype == FLOAT8.name and not self._is_relative:
             attended, key, value = self._all_quantized(layer, name, qkv)
         else:
             q, key, value, kept_key = self._split(name, qkv)
@@ -49,8 +52,11 @@ class SelfAttention:
         return tokens
 
     def _quantized_cache_dtype(self) -> str | None:
-        """None for a cache in the compute type."""
-        dtype = self._caches["k"][0].dtype
+        """Of keys; None for a cache in the compute type."""
+        return self._kept_dtype("k")
+
+    def _kept_dtype(self, part: str) -> str | None:
+        dtype = self._caches[part][0].dtype
         element = BY_ONNX[int(dtype)] if dtype is not None else None
         return element.name if element in QUANTIZED_TYPES else None
 
@@ -82,6 +88,20 @@ class SelfAttention:
         k_cache, v_cache = (self._caches[part][layer] for part in "kv")
         values = [self._transposed(value), self._transposed(v_cache)]
         attended = self._quantized_attention(name, q, key, values, k_cache, scales)
+        return attended, key, value
+
+    def _in_integers(
+        self, layer: int, name: str, qkv: ir.Value
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Queries and keys in int8, values in FP8, and so is the cache."""
+        scales = [self._cache_scale(layer, part) for part in "kv"]
+        dtype = f"{INT8.name}, {INT8.name}, {FLOAT8.name}, {FLOAT32.name}"
+        parameters = {"dtype": dtype, "outputs": 4, "hadamard": True}
+        q, key, value, q_scale = self._norm_and_turn(name, qkv, *scales, **parameters)
+        k_cache, v_cache = (self._caches[part][layer] for part in "kv")
+        values = [self._transposed(value), self._transposed(v_cache)]
+        by_row = [q_scale, *scales]
+        attended = self._quantized_attention(name, q, key, values, k_cache, by_row)
         return attended, key, value
 
     def _attend(
@@ -136,7 +156,7 @@ class SelfAttention:
     def _kept(self, layer: int, part: str, x: ir.Value) -> ir.Value:
         if self._cache_dtype is not None:
             x = self._graph.kernel(
-                "narrow_heads", x, self._cache_scale(layer, part), dtype=self._cache_dtype
+                "narrow_heads", x, self._cache_scale(layer, part), dtype=self._kept_dtype(part)
             )
         return x
 
@@ -158,6 +178,9 @@ class SelfAttention:
     def _split(self, name: str, qkv: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value]:
         """q, k and v as attention wants them, and the key as the cache keeps it."""
         parameters = {"outputs": 4 if self._is_relative else 3, "plain_key": self._is_relative}
+        if self._is_integer:
+            # Keys are kept so, whatever attends to them.
+            parameters["hadamard"] = True
         q, key, value, *plain = self._norm_and_turn(name, qkv, **parameters)
         return q, key, value, plain[0] if plain else key
 

@@ -83,8 +83,12 @@ class GraphWriter:
 
         Heads of 64 leave in the compute type: the kernel writes whole 128-byte rows.
         """
-        writes_quantized = self._hopper and self.sizes.head_dim == NARROW_HEAD_DIM
-        return self.quantized_rows([into]) if writes_quantized else {}
+        return self.quantized_rows([into]) if self.has_narrow_attention else {}
+
+    @property
+    def has_narrow_attention(self) -> bool:
+        """Whether a kernel reads and writes its heads in eight bits."""
+        return self._hopper and self.sizes.head_dim == NARROW_HEAD_DIM
 
 
 def _sizes(value: ir.Value) -> list[Size]:

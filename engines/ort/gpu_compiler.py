@@ -5,6 +5,7 @@ pictures) runs as it was exported.
 """
 
 import hashlib
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +38,8 @@ from longlive_trt.plugins.cuda.compilation import SOURCE_DIR
 from longlive_trt.plugins.kernels.registry import sources_of
 from longlive_trt.plugins.onnxruntime_bridge import LIBRARY_NAME, compiled_library
 from longlive_trt.precision import PRECISIONS, Precision, retype
+
+logger = logging.getLogger(__name__)
 
 KERNEL_GRAPHS = (STEP, PROMPT, VAE_FIRST, VAE_NEXT)
 _VAE_PRECISION = PRECISIONS["fp16"]
@@ -103,6 +106,15 @@ class OnnxRuntimeGpuCompiler:
         self._attention = kind or self._precision.name
         has_kernel = self._gpu.has_hopper_attention and head_dim == NARROW_HEAD_DIM
         if kind is None or has_kernel:
+            return
+        if kind == "int8":
+            # Its keys are kept alike for every kernel.
+            self._attention = self._precision.name
+            logger.warning(
+                "--gpu %s: attention in int8 takes %s and heads of %d (these have %d); keys and "
+                "values are kept in eight bits, and attention is in %s",
+                *(self._gpu, HOPPER, NARROW_HEAD_DIM, head_dim, self._precision.name),
+            )
             return
         raise UsageError(
             f"--gpu {self._gpu}: self-attention of the graphs is in {kind}, for which our kernel "

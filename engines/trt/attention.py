@@ -1,7 +1,8 @@
-"""Self-attention in FP8: the form that TensorRT has a fused kernel for.
+"""Self-attention in eight bits: the forms that TensorRT has a fused kernel for.
 
-The graph spells it out, with every rounding in its place. The compiler's own attention takes
-quantized queries, keys and values, and is told the scale of its softmax's output.
+The graph spells it out, with every rounding in its place. In FP8 the compiler's own attention
+takes quantized queries, keys and values, and is told the scale of its softmax's output. For int8 it
+has no kernel: what was rounded is multiplied in half precision, and probabilities stay as they are.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx.parser import parse_function
 
-from longlive_trt.contract import LOCAL_DOMAIN, QUANTIZED_ATTENTION_OP
+from longlive_trt.contract import INTEGER_ATTENTION_OP, LOCAL_DOMAIN, QUANTIZED_ATTENTION_OP
 from longlive_trt.dtypes import FLOAT8
 
 _SOFTMAX_SCALE_INPUT = 9
@@ -46,13 +47,36 @@ _FUSED = f"""
 """
 
 
+_HALF = f"""
+<domain: "{LOCAL_DOMAIN}", opset_import: ["": 24]>
+{INTEGER_ATTENTION_OP} <scale> (q, k_new, v_new, k_cache, v_cache, cached_tokens) => (attended)
+{{
+    k = Concat <axis = 1> (k_new, k_cache)
+    v = Concat <axis = 1> (v_new, v_cache)
+    q_heads = Transpose <perm = [0, 2, 1, 3]> (q)
+    k_heads = Transpose <perm = [0, 2, 1, 3]> (k)
+    v_heads = Transpose <perm = [0, 2, 1, 3]> (v)
+    new_tokens = Shape <start = 1, end = 2> (k_new)
+    batch = Shape <start = 0, end = 1> (q)
+    seen = Add (new_tokens, cached_tokens)
+    seen_by_row = Expand (seen, batch)
+    attended_heads = Attention <scale: float = @scale> (
+        q_heads, k_heads, v_heads, , , , seen_by_row
+    )
+    attended = Transpose <perm = [0, 2, 1, 3]> (attended_heads)
+}}
+"""
+
+
 def use_fused_attention(model: ir.Model) -> np.ndarray | None:
     """Put the fused form where the graph spells it out; the softmax's scale, if there is one."""
+    for text in (_FUSED, _HALF):
+        fused = ir.serde.deserialize_function(parse_function(text))
+        if fused.identifier() in model.functions:
+            model.functions[fused.identifier()] = fused
     nodes = [node for node in model.graph if node.op_type == QUANTIZED_ATTENTION_OP]
     if not nodes:
         return None
-    fused = ir.serde.deserialize_function(parse_function(_FUSED))
-    model.functions[fused.identifier()] = fused
     scale = nodes[0].inputs[_SOFTMAX_SCALE_INPUT]
     assert scale is not None and scale.const_value is not None
     return scale.const_value.numpy().astype(np.float32)

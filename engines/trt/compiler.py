@@ -1,6 +1,7 @@
 """The builder that TensorRT and TensorRT-RTX share: a graph goes in, a plan comes out."""
 
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,8 @@ from longlive_trt.engines.trt.report import REPORT_NAME, GraphReport, count_atte
 from longlive_trt.errors import EngineError, UsageError
 from longlive_trt.exports import ExportRecord, GraphInfo, Quantization
 from longlive_trt.precision import Precision
+
+logger = logging.getLogger(__name__)
 
 _STEPS_SHOWN = 1000
 
@@ -79,13 +82,19 @@ class TensorRtCompiler:
             )
 
     def _check_quantization(self, quantization: Quantization) -> None:
-        if "fp8" in quantization.formats:
-            self._require_fp8()
         if quantization.attention is not None and self._plugin:
             raise UsageError(
                 f"self-attention of the graphs is in {quantization.attention}, and our kernel "
                 f"takes half precision as a plugin; build with --attention standard, or quantize "
                 f"without --attention"
+            )
+        if "fp8" in quantization.formats:
+            self._require_fp8()
+        if quantization.attention == "int8":
+            logger.warning(
+                "--engine %s has no attention in int8: queries and keys are rounded to it and "
+                "multiplied in half precision",
+                self._flavor.kind,
             )
 
     @property

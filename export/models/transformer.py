@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longlive_trt.configs import TransformerConfig
+from longlive_trt.contract import ATTENTION_OP
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q, k, v) -> attended values; all [B, S, heads, head_dim], q and k normed, not rotated."""
@@ -114,12 +115,30 @@ class CacheFormat(nn.Module):
 class AttentionFormat(nn.Module):
     """What self-attention computes in: what it is given."""
 
+    operator = ATTENTION_OP
+    """The function that a graph calls."""
+    sees_kept = False
+    """Whether a pass sees its own keys and values as the cache keeps them."""
+
+    def mixed(self, x: Tensor) -> Tensor:
+        """Queries or keys that were turned to their positions, as products and cache have them."""
+        return x
+
+    def query(self, x: Tensor) -> Tensor:
+        """Queries, as the graph's function is given them."""
+        return x
+
     def scales(self, layer: int) -> tuple[Tensor, ...]:
         """Of queries, keys, values and the softmax, where these are rounded to eight bits."""
         return ()
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Of queries and keys at their positions."""
         return full_attention(q, k, v)
+
+    def attend_given(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Of what the graph's function is given."""
+        return self.attend(layer, q, k, v)
 
 
 class Transformer(nn.Module):

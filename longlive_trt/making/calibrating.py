@@ -20,7 +20,7 @@ from longlive_trt.calibration.folders import (
     write_quantized,
 )
 from longlive_trt.calibration.prompts import read_prompts, shipped_prompts
-from longlive_trt.calibration.recipes import FORMATS, FP8, VAE_EXCLUDED, Extras, recipe_named
+from longlive_trt.calibration.recipes import FORMATS, VAE_EXCLUDED, Extras, recipe_named
 from longlive_trt.calibration.sensitivity import SensitivityReport
 from longlive_trt.calibration.targets import EXCLUDED, INCLUDED, Selection
 from longlive_trt.calibration.texts import Tokenize
@@ -87,7 +87,8 @@ def calibrate(
     ``onnx``: the export; or ``config`` and checkpoints, which are exported on the way.
     ``precision``: ``fp8`` or ``int8``; with ``smoothquant``, int8 moves outliers into the weights.
     ``cache``, ``attention``, ``vae_precision``: quantize keys and values, self-attention's
-    products, and the VAE's convolutions (but ``vae_exclude``) too.
+    products, and the VAE's convolutions (but ``vae_exclude``) too. Attention in ``int8`` says
+    itself how keys and values are kept.
     ``prompts``: a file with one a line, or the prompts themselves; 64 ship with the program, of
     which ``max_prompts`` may take the first. ``blocks``, ``seed``, ``compute`` and ``device`` are
     those of the rollouts.
@@ -226,7 +227,7 @@ def _require_choices(
     require_choice("compute", compute, PRECISIONS)
     for name, value, allowed in (
         ("cache", cache, tuple(FORMATS)),
-        ("attention", attention, (FP8.name,)),
+        ("attention", attention, tuple(FORMATS)),
         ("vae_precision", vae_precision, tuple(FORMATS)),
     ):
         if value is not None:

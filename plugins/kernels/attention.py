@@ -1,7 +1,7 @@
 """Attention as nodes of graphs: the Hopper kernel, or the portable one where it does not run."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -105,23 +105,24 @@ class CrossAttention(Attending):
 
 @dataclass(frozen=True)
 class NarrowAttention(Attending):
-    """Attention in float8_e4m3.
+    """Attention in eight bits: values in float8_e4m3, queries and keys in that or int8.
 
     Inputs: q, k, cached k [B, tokens, heads, head_dim]; v and cached v as ``TransposedValues``
     makes them; how many cached tokens are valid, int64 [1]; the scales of q, k and v, float32
-    [heads]. The order is q, k, v, cached k, cached v, valid, scales.
+    [heads], or of q [B, tokens, heads]. The order is q, k, v, cached k, cached v, valid, scales.
     """
 
     def launch(
         self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], place: Placement
     ) -> None:
-        q, k, v, k_cache, v_cache, length, *scales = inputs
+        q, k, v, k_cache, v_cache, length, q_scale, *others = inputs
         pieces = [KVPiece(k_cache, v_cache, length), KVPiece(k, v)]
-        self.attend(q, pieces, outputs[0], place, Scales(*scales))
+        scales = Scales(_by_head(q_scale), *others)
+        self.attend(q, pieces, outputs[0], place, scales)
 
     def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         q, k, k_cache = (single(inputs[index]) for index in (0, 1, 3))
-        q_scale, k_scale, v_scale = (single(scale)[:, None] for scale in inputs[6:])
+        q_scale, k_scale, v_scale = (single(scale)[..., None] for scale in inputs[6:])
         valid = max(0, min(int(inputs[5][0]), k_cache.shape[1]))
         values = [_plain_values(v, k.shape[1]) for v, k in ((inputs[2], k), (inputs[4], k_cache))]
         keys = np.concatenate([k_cache[:, :valid], k], axis=1)
@@ -145,6 +146,15 @@ def _hopper_attention(
     """One of a kind: calls on an object share its workspace."""
     make = partial(SinkWindowAttention, dtype, head_dim, out_dtype=out_dtype, gpu=place.gpu)
     return place.shared((SinkWindowAttention, dtype, out_dtype, head_dim), make)
+
+
+def _by_head(scale: DeviceTensor) -> DeviceTensor:
+    """Of rows, as attention takes them: [batch, heads, tokens]."""
+    if len(scale.shape) == 1:
+        return scale
+    (batch, tokens, heads), (of_batch, of_token, of_head) = scale.shape, scale.strides
+    strides = (of_batch, of_head, of_token)
+    return replace(scale, shape=(batch, heads, tokens), strides=strides)
 
 
 def _plain_values(transposed: Array, tokens: int) -> Float32:

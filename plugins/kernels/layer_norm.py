@@ -13,6 +13,7 @@ from longlive_trt.plugins.cuda.placement import Placement
 from longlive_trt.plugins.cuda.tensors import DeviceTensor
 from longlive_trt.plugins.kernels.base import OneKernel, Shape
 from longlive_trt.plugins.kernels.rows import (
+    FLOAT8,
     TO_FLOAT8,
     Float32,
     check_narrow,
@@ -91,7 +92,7 @@ class LayerNorm(OneKernel):
             return
         plain, narrow = self._by_width(outputs)
         check_rows(x, [*inputs[1:], *plain], dim)
-        check_narrow(narrow)
+        check_narrow(narrow, [FLOAT8] * len(narrow))
         gate = 0 if table is None or self.gate_row is None else _row(table, self.gate_row)
         scale, shift = self._factors(table, affine)
         total, normed = self._targets(outputs)

@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-
 from longlive_trt.architectures import FIRST_WITH_FP8
 from longlive_trt.basics import Array
+from longlive_trt.dtypes import name_of
 from longlive_trt.errors import PluginError
 from longlive_trt.plugins.attention.value_layout import (
     VALUE_GROUP,
@@ -32,12 +31,20 @@ from longlive_trt.plugins.cuda.tensors import (
     stream_handle,
 )
 from longlive_trt.plugins.kernels.base import OneKernel, Shape
-from longlive_trt.plugins.kernels.rows import FLOAT8, HALVES, narrowed, single
+from longlive_trt.plugins.kernels.rows import (
+    FLOAT8,
+    HALVES,
+    INT8,
+    TO_FLOAT8,
+    TO_INT8,
+    in_eight_bits,
+    narrowed,
+    single,
+)
 
 _THREADS = 256
 _VECTOR = 8
-_FORMATS = {FLOAT8: 2, "int8": 3}
-_LARGEST_INT8 = 127
+_FORMATS = {FLOAT8: TO_FLOAT8, INT8: TO_INT8}
 _VALUE_TOKENS = 128
 
 _OF_HEADS = ParameterStruct(input=POINTER, output=POINTER, scale=POINTER, vectors=LONG, heads=INT)
@@ -94,11 +101,8 @@ class NarrowHeads(_OfHeads):
         _launch_heads(self.kernel, inputs, outputs[0], wide_and_narrow, place)
 
     def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
-        x, scale = single(inputs[0]), single(inputs[1])[:, None]
-        if outputs[0].dtype == np.int8:
-            outputs[0][...] = np.clip(np.rint(x / scale), -_LARGEST_INT8, _LARGEST_INT8)
-        else:
-            outputs[0][...] = narrowed(x, scale)
+        scale = single(inputs[1])[:, None]
+        outputs[0][...] = in_eight_bits(inputs[0], scale, name_of(outputs[0].dtype))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from longlive_trt import dtypes
+from longlive_trt import dtypes, hadamard
 from longlive_trt.basics import Array
 from longlive_trt.errors import PluginError
 from longlive_trt.plugins.attention.variants import ELEMENTS, HEAD_DIMS
@@ -25,10 +25,12 @@ HALVES = ("bfloat16", "float16")
 _ROWS_PER_BLOCK = 4
 _ROW_THREADS = 128
 _MAX_DIM = 8192
-TO_FLOAT8 = 2
+TO_FLOAT8, TO_INT8 = 2, 3
 """``LL_QUANTIZE`` of sources that can."""
-FLOAT8 = dtypes.FLOAT8.name
-LARGEST_FLOAT8 = 448.0
+FLOAT8, INT8 = dtypes.FLOAT8.name, dtypes.INT8.name
+LARGEST_FLOAT8, LARGEST_INT8 = 448.0, 127
+LEAST_ROW = 1e-12
+"""A row of nothing but zeros has a unit, too."""
 
 Float32 = npt.NDArray[np.float32]
 
@@ -78,11 +80,16 @@ class QkvNormRope(OneKernel):
     Inputs: the rows, the weights of q's and k's RMS norm, cosines and sines [S, head_dim / 2] in
     float32. With ``plain_key`` the fourth output is the normalized key before its rotation. With
     three more inputs, the scales of q, k and v, float32 [heads], the outputs are float8_e4m3.
+
+    With ``hadamard``, rotated q and k are multiplied by the matrix of ``longlive_trt.hadamard``.
+    With the scales of k and v, q and k then are int8 and v is float8_e4m3, and the fourth output is
+    the scale of each row of each head of q, float32 [B, S, heads].
     """
 
     heads: int
     epsilon: float = 1e-6
     plain_key: bool = False
+    hadamard: bool = False
     kernel: ClassVar[CudaKernel] = CudaKernel(
         "rows/qkv_norm_rope.cu",
         ParameterStruct(
@@ -93,6 +100,7 @@ class QkvNormRope(OneKernel):
             cosine=POINTER,
             sine=POINTER,
             scale=POINTER * 3,
+            row_scale=POINTER,
             rows=INT,
             tokens=INT,
             epsilon=FLOAT,
@@ -107,11 +115,14 @@ class QkvNormRope(OneKernel):
             require_shape(name, vector, (width // 3,))
         for name, table in (("cosine", cosine), ("sine", sine)):
             require_shape(name, table, (tokens, shape[-1] // 2))
-        if scales and (self.plain_key or len(scales) != 3):
-            raise PluginError("scales are those of q, k and v, without a plain key")
+        if self.plain_key and (scales or self.hadamard):
+            raise PluginError("keys are kept plain without scales, and without a Hadamard matrix")
+        if scales and len(scales) != (2 if self.hadamard else 3):
+            raise PluginError("scales are those of q, k and v; with a Hadamard matrix of k and v")
         for scale in scales:
             require_shape("scale", scale, (self.heads,))
-        return [shape] * (4 if self.plain_key else 3)
+        by_row = [shape[:-1]] if scales and self.hadamard else []
+        return [*[shape] * (4 if self.plain_key else 3), *by_row]
 
     def launch(
         self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], place: Placement
@@ -123,7 +134,9 @@ class QkvNormRope(OneKernel):
         if rows == 0:
             return
         check_rows(rows_of_all, [weight_q, weight_k, *([] if scales else outputs)], dim)
-        check_narrow(outputs if scales else [])
+        narrow = self._narrow_types(len(scales))
+        check_narrow(outputs, narrow)
+        by_row = outputs[3] if narrow and self.hadamard else None
         check_tables(cosine, sine)
         parameters = {
             "input": rows_of_all.pointer,
@@ -132,7 +145,8 @@ class QkvNormRope(OneKernel):
             "weight": (weight_q.pointer, weight_k.pointer),
             "cosine": cosine.pointer,
             "sine": sine.pointer,
-            "scale": [scale.pointer for scale in scales] or (0, 0, 0),
+            "scale": [0] * (3 - len(scales)) + [scale.pointer for scale in scales],
+            "row_scale": by_row.pointer if by_row else 0,
             "rows": rows,
             "tokens": tokens,
             "epsilon": self.epsilon,
@@ -140,7 +154,8 @@ class QkvNormRope(OneKernel):
         constants = {
             "LL_HEAD_DIM": head_dim,
             "LL_PLAIN": int(self.plain_key),
-            "LL_QUANTIZE": TO_FLOAT8 if scales else 0,
+            "LL_QUANTIZE": _quantize_constant(narrow),
+            "LL_HADAMARD": int(self.hadamard),
         }
         launch_rows(self.kernel, parameters, constants, rows_of_all, dim, place, parts=3)
 
@@ -156,12 +171,25 @@ class QkvNormRope(OneKernel):
             outputs[3][...] = normed[1]
             normed[1] = single(normed[1].astype(dtype))
         turned = [rotated(x, cosine, sine) for x in normed]
+        if self.hadamard:
+            turned = [hadamard.multiplied(x) for x in turned]
         results: list[Array] = [*turned, parts[2].reshape(shape)]
-        if len(inputs) > 5:
-            scales = (single(scale)[:, None] for scale in inputs[5:])
-            results = [narrowed(single(x), scale) for x, scale in zip(results, scales, strict=True)]
+        scales = [single(scale)[:, None] for scale in inputs[5:]]
+        if scales and self.hadamard:
+            rows = row_scales(turned[0])
+            outputs[3][...] = rows
+            scales = [rows[..., None], *scales]
+        if scales:
+            types = self._narrow_types(len(inputs) - 5)
+            results = [in_eight_bits(*each) for each in zip(results, scales, types, strict=True)]
         for out, x in zip(outputs, results, strict=False):
             out[...] = x
+
+    def _narrow_types(self, scales: int) -> tuple[str, ...]:
+        """Of q, k and v."""
+        if not scales:
+            return ()
+        return (INT8, INT8, FLOAT8) if self.hadamard else (FLOAT8, FLOAT8, FLOAT8)
 
 
 @dataclass(frozen=True)
@@ -207,6 +235,21 @@ class Rotate(OneKernel):
         outputs[0][...] = rotated(x, cosine, sine)
 
 
+def row_scales(x: Float32) -> Float32:
+    """By which each row of the last axis fills int8."""
+    largest = np.maximum(np.abs(x).max(-1), np.float32(LEAST_ROW))
+    scales: Float32 = largest / np.float32(LARGEST_INT8)
+    return scales
+
+
+def in_eight_bits(x: Array, scale: Any, dtype: str) -> Array:
+    """In units of ``scale``; what is too large becomes the largest."""
+    if dtype == FLOAT8:
+        return narrowed(single(x), scale)
+    steps = np.rint(single(x) / np.asarray(scale, np.float32))
+    return np.clip(steps, -LARGEST_INT8, LARGEST_INT8).astype(np.int8)
+
+
 def single(x: Any) -> Float32:
     """In float32, where all arithmetic is done."""
     return np.asarray(x).astype(np.float32)
@@ -250,11 +293,15 @@ def check_rows(x: DeviceTensor, others: Sequence[DeviceTensor], dim: int) -> Non
         require_alignment(tensor, f"tensor {index}")
 
 
-def check_narrow(outputs: Sequence[DeviceTensor]) -> None:
-    """Rows that are written eight values at a time."""
-    for tensor in outputs:
-        require_dtype(tensor, "output", [FLOAT8])
+def check_narrow(outputs: Sequence[DeviceTensor], types: Sequence[str]) -> None:
+    """Rows that are written eight values at a time, of the first so many outputs."""
+    for tensor, dtype in zip(outputs, types, strict=False):
+        require_dtype(tensor, "output", [dtype])
         require_alignment(tensor, "output", 8)
+
+
+def _quantize_constant(types: Sequence[str]) -> int:
+    return 0 if not types else TO_INT8 if INT8 in types else TO_FLOAT8
 
 
 def check_head_dim(dim: int, heads: int) -> int:

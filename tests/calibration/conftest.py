@@ -10,7 +10,7 @@ from longlive_trt.calibration.calibration_file import Calibration
 from longlive_trt.calibration.calibrator import CalibrationRequest, calibrate
 from longlive_trt.calibration.folders import SourceExport, write_quantized
 from longlive_trt.calibration.prompts import shipped_prompts
-from longlive_trt.calibration.recipes import FORMATS, FP8, RECIPES, Extras
+from longlive_trt.calibration.recipes import FORMATS, FP8, INT8, RECIPES, Extras
 from longlive_trt.calibration.targets import Selection
 from longlive_trt.calibration.texts import SyntheticTexts
 from longlive_trt.configs import ModelConfig
@@ -103,6 +103,20 @@ def quantized_attention_export(
         assert all(check.error is not None and check.error < 5e-3 for check in result.checks)
 
     return make_once("calibration-quantized-attention", make)
+
+
+@pytest.fixture(scope="session")
+def integer_attention_export(
+    make_once: MakeOnce, small_export: Path, calibrations: Mapping[str, Calibration]
+) -> Path:
+    """With self-attention in int8; every graph was compared with torch."""
+
+    def make(path: Path) -> None:
+        source, extras = SourceExport.open(small_export), Extras(attention=INT8)
+        result = write_quantized(source, calibrations["fp8"], path, extras=extras)
+        assert all(check.error is not None and check.error < 5e-3 for check in result.checks)
+
+    return make_once("calibration-integer-attention", make)
 
 
 @pytest.fixture(autouse=True)

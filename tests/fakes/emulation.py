@@ -29,6 +29,9 @@ _INSTEAD = {
         "std::memcpy(&pair, emulated::memory_at(address), 8);"
     ),
     r'asm\("tanh\.approx[^;]*;"[^;]*;': "tangent = std::tanh(0.5f * x);",
+    r'asm volatile\("ld\.global\.[^;]*;"\s*: "=r"\(words\[i\][^;]*"l"\(([^;]*)\)\s*: "memory"\);': (
+        r"std::memcpy(&words[i], \1, 16);"
+    ),
     r'asm volatile\("ld\.global\.[^;]*;"[^;]*;': "std::memcpy(&words, address, sizeof words);",
     r'asm\("ld\.global\.L1::evict_last[^;]*;"[^;]*"l"\(([^;]*)\)\);': (
         r"std::memcpy(&words, \1, 16);"

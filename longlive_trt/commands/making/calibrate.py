@@ -10,7 +10,7 @@ import click
 from longlive_trt.calibration.calibration_file import FILE_NAME
 from longlive_trt.calibration.calibrator import BLOCKS
 from longlive_trt.calibration.folders import REPORT_NAME
-from longlive_trt.calibration.recipes import FORMATS, FP8, VAE_EXCLUDED
+from longlive_trt.calibration.recipes import FORMATS, VAE_EXCLUDED
 from longlive_trt.calibration.sensitivity import SensitivityReport
 from longlive_trt.calibration.targets import EXCLUDED, INCLUDED
 from longlive_trt.commands._numbers import real, whole
@@ -53,8 +53,8 @@ _EXAMPLES = examples(
 )
 @click.option(
     "--attention",
-    type=click.Choice([FP8.name]),
-    help="Compute self-attention's products in fp8 too.",
+    type=click.Choice(list(FORMATS)),
+    help="Compute self-attention in eight bits too; int8 is closer, and brings its own cache.",
 )
 @click.option(
     "--vae-precision",

@@ -84,24 +84,27 @@ typedef struct {
   void *get_in_place, *release_in_place, *get_aliases, *release_aliases;
 } CustomOp;
 
+enum { kMixedOutputs = 4 };
+
 typedef struct {
   const char *name;
-  int first_type, later_type; /* the same for operators with any number of outputs */
-  size_t count;               /* of outputs, if it is fixed */
+  size_t count; /* of outputs, if it is fixed; others are all of the first type */
+  int types[kMixedOutputs];
 } OutputTypes;
 
 static const OutputTypes kOperators[] = {
-    {"KernelFloat", kFloat, kFloat, 0},
-    {"KernelUInt8", kUInt8, kUInt8, 0},
-    {"KernelInt8", kInt8, kInt8, 0},
-    {"KernelFloat16", kFloat16, kFloat16, 0},
-    {"KernelBFloat16", kBFloat16, kBFloat16, 0},
-    {"KernelFloat8E4M3", kFloat8E4M3, kFloat8E4M3, 0},
-    {"KernelFloatAndFloat8E4M3", kFloat, kFloat8E4M3, 2},
-    {"KernelFloat16AndFloat8E4M3", kFloat16, kFloat8E4M3, 2},
-    {"KernelBFloat16AndFloat8E4M3", kBFloat16, kFloat8E4M3, 2},
-    {"KernelFloat16AndTwoFloat8E4M3", kFloat16, kFloat8E4M3, 3},
-    {"KernelFloat16AndTwoInt8", kFloat16, kInt8, 3},
+    {"KernelFloat", 0, {kFloat}},
+    {"KernelUInt8", 0, {kUInt8}},
+    {"KernelInt8", 0, {kInt8}},
+    {"KernelFloat16", 0, {kFloat16}},
+    {"KernelBFloat16", 0, {kBFloat16}},
+    {"KernelFloat8E4M3", 0, {kFloat8E4M3}},
+    {"KernelFloatAndFloat8E4M3", 2, {kFloat, kFloat8E4M3}},
+    {"KernelFloat16AndFloat8E4M3", 2, {kFloat16, kFloat8E4M3}},
+    {"KernelBFloat16AndFloat8E4M3", 2, {kBFloat16, kFloat8E4M3}},
+    {"KernelFloat16AndTwoFloat8E4M3", 3, {kFloat16, kFloat8E4M3, kFloat8E4M3}},
+    {"KernelFloat16AndTwoInt8", 3, {kFloat16, kInt8, kInt8}},
+    {"KernelTwoInt8Float8E4M3AndFloat", 4, {kInt8, kInt8, kFloat8E4M3, kFloat}},
 };
 enum { kOperatorCount = sizeof kOperators / sizeof kOperators[0] };
 
@@ -244,7 +247,7 @@ static const char *provider(const void *op) {
 }
 static int any_type(const void *op, size_t index) { return (void)op, (void)index, kAnyType; }
 static int output_type(const void *op, size_t index) {
-  return index ? outputs_of(op)->later_type : outputs_of(op)->first_type;
+  return outputs_of(op)->types[is_mixed(op) ? index : 0];
 }
 static size_t input_count(const void *op) { return (void)op, 1; } /* a group of any number */
 static size_t output_count(const void *op) { return is_mixed(op) ? outputs_of(op)->count : 1; }

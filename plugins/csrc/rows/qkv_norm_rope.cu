@@ -3,12 +3,19 @@
 //
 // LL_PLAIN 1: keys also leave as they are before rotation, and what is rotated is that, rounded: a
 // later pass that turns the kept keys gets the same bits.
+// LL_HADAMARD 1: rotated q and k are multiplied by a Hadamard matrix, which their products do not show.
 // LL_QUANTIZE 2: q, k and v leave as float8 E4M3, in units of a scale for each head.
+// LL_QUANTIZE 3: q and k leave as int8, q in units of a scale for each row of a head, which leaves too;
+// v as float8 E4M3.
+#include "rows/hadamard.cuh"
 #include "rows/rms.cuh"
 #include "rows/rope.cuh"
 
 #ifndef LL_PLAIN
 #define LL_PLAIN 1
+#endif
+#ifndef LL_HADAMARD
+#define LL_HADAMARD 0
 #endif
 #ifndef LL_QUANTIZE
 #define LL_QUANTIZE 0
@@ -24,19 +31,36 @@ struct Params {
   const float* cosine;  // [tokens, head_dim / 2]
   const float* sine;
   const float* scale[3];  // [heads]
+  float* row_scale;       // [rows, heads], of q
   int rows;
   int tokens;
   float epsilon;
 };
-static_assert(sizeof(Params) == 112, "as plugins/kernels/rows.py lays it out");
+static_assert(sizeof(Params) == 120, "as plugins/kernels/rows.py lays it out");
+
+constexpr int kHeads = kDim / kHeadDim;
+constexpr bool kInt8Rows = LL_QUANTIZE == 3;
+
+// All lanes of a head are here together, those beyond the row too.
+__device__ __forceinline__ float factor_of_row(const Params& params, int64 row, int vector,
+                                               const Eight& x) {
+  constexpr float kLeast = 1e-12f;  // a row of zeros has a unit, too
+  const float largest = fmaxf(head_max(x), kLeast);
+  if (in_row(vector) && lane_id() % kHeadLanes == 0) {
+    params.row_scale[row * kHeads + column(vector) / kHeadDim] = largest / 127.0f;
+  }
+  return 127.0f / largest;
+}
 
 __device__ __forceinline__ void store_output(const Params& params, int which, int64 row,
                                              int vector, const Eight& x) {
   if constexpr (LL_QUANTIZE) {
+    const bool by_row = kInt8Rows && which == 0;
+    float factor = by_row ? factor_of_row(params, row, vector, x) : 0.0f;
     if (!in_row(vector)) return;
-    const float factor = 1.0f / params.scale[which][column(vector) / kHeadDim];
+    if (!by_row) factor = 1.0f / params.scale[which][column(vector) / kHeadDim];
     *reinterpret_cast<uint2*>(params.output[which] + row * kDim + column(vector)) =
-        pack_bytes_e4m3(x, factor);
+        kInt8Rows && which < 2 ? pack_bytes_int8(x, factor, 0) : pack_bytes_e4m3(x, factor);
   } else {
     store(params.output[which] + row * (kDim * 2), vector, pack(x));
   }
@@ -55,7 +79,9 @@ __device__ __forceinline__ void norm_rope_row(const Params& params, int which, i
       store(params.plain_key + offset, i, plain);
       x = unpack(plain);
     }
-    store_output(params, which, row, i, rotated(x, angles.cosine, angles.sine));
+    x = rotated(x, angles.cosine, angles.sine);
+    if constexpr (LL_HADAMARD) x = mixed(x);
+    store_output(params, which, row, i, x);
   }
 }
 

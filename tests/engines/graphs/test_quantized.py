@@ -38,8 +38,9 @@ KINDS = {
     "attention": Extras(attention=FP8),
     "attention and cache": Extras(attention=FP8, cache=FP8),
     "attention and int8 cache": Extras(attention=FP8, cache=INT8),
+    "attention in int8": Extras(attention=INT8),
 }
-QUICK_KINDS = ("products", "attention and cache")
+QUICK_KINDS = ("products", "attention and cache", "attention in int8")
 # Every layer's inputs are rounded to eight bits; where two programs differ in the last bit, a few
 # values in a thousand fall on the other side.
 SAME_ROUNDING = 1.5e-2
@@ -151,11 +152,12 @@ def kernels(folder: Path, graph: str = "step") -> Counter[tuple[str, str]]:
     ("rope", "kind"),
     [
         ("absolute", "products"),
+        ("absolute", "attention in int8"),
         pytest.param("relative", "attention and cache", marks=pytest.mark.exhaustive),
         *(
             pytest.param("absolute", kind, marks=pytest.mark.exhaustive)
             for kind in KINDS
-            if kind != "products"
+            if kind not in ("products", "attention in int8")
         ),
     ],
 )
@@ -223,7 +225,36 @@ def test_the_kernels_of_a_graph_are_known_before_it_is_written(
     used = {name for graph in ("step", "prompt") for name, _ in kernels(tmp_path, graph)}
     known = kernels_of(record)
     assert used <= known
-    assert known - used <= {"quantize", "narrow_heads", "widen_heads"}
+    assert known - used <= {"quantize", "narrow_heads", "widen_heads", "attention"}
+
+
+def test_int8_stays_int8(quantized: Callable[..., Path], tmp_path: Path) -> None:
+    written_session(quantized("absolute", "attention in int8"), tmp_path, "bf16")
+    found = kernels(tmp_path)
+    assert found["qkv_norm_rope", "KernelTwoInt8Float8E4M3AndFloat"] == LAYERS
+    assert found["narrow_attention", "KernelFloat8E4M3"] == LAYERS
+    assert not {kernel for kernel, _ in found} & {"widen_heads", "narrow_heads", "attention"}
+
+
+@pytest.mark.exhaustive
+def test_other_gpus_attend_in_the_compute_type_to_keys_in_int8(
+    quantized: Callable[..., Path], tmp_path: Path, relative_error: Any
+) -> None:
+    """The same cache, whatever attends to it."""
+    source = quantized("absolute", "attention in int8")
+    config = read_export(source).config
+    (tmp_path / "other").mkdir()
+    build_step_graphs(config, source, PRECISIONS["fp32"], tmp_path / "other", hopper=False)
+    found = kernels(tmp_path / "other")
+    assert found["attention", "KernelFloat"] == LAYERS
+    assert found["narrow_heads", "KernelInt8"] == LAYERS
+    assert found["narrow_heads", "KernelFloat8E4M3"] == LAYERS
+    reference = exported_session(source, tmp_path / "exported")
+    other = kernel_session(tmp_path / "other" / "step.onnx")
+    given = feed(reference, 4)
+    expected, made = run(reference, given), run(other, given)
+    for name, value in expected.items():
+        assert relative_error(made[name], value) <= WITH_PROBABILITIES, name
 
 
 def test_other_gpus_narrow_what_their_attention_writes(
@@ -310,8 +341,24 @@ def test_heads_that_narrow_attention_does_not_take_are_refused(
 def test_a_manifest_says_what_attention_is_in(
     quantized: Callable[..., Path], tmp_path: Path
 ) -> None:
-    for kind, attention in (("products", "bf16"), ("attention and cache", "fp8")):
+    for kind, attention in (
+        ("products", "bf16"),
+        ("attention and cache", "fp8"),
+        ("attention in int8", "int8"),
+    ):
         source = quantized("absolute", kind)
         result = build(source, tmp_path / attention, "bf16", options=BuildOptions(gpu="sm90"))
         assert result.manifest.precision == "fp8"
         assert result.manifest.options["attention"] == attention
+
+
+def test_attention_in_int8_is_in_half_precision_elsewhere_and_said_so_once(
+    quantized: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = quantized("absolute", "attention in int8")
+    result = build(source, tmp_path / "out", "bf16", options=BuildOptions(gpu="sm89"))
+    assert result.manifest.options["attention"] == "bf16"
+    assert [message for message in caplog.messages if "attention in int8" in message] == [
+        "--gpu sm89: attention in int8 takes sm90 and heads of 128 (these have 128); keys and "
+        "values are kept in eight bits, and attention is in bf16"
+    ]

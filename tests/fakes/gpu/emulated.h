@@ -46,6 +46,9 @@ struct alignas(16) uint4 {
 struct float2 {
   float x, y;
 };
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
 inline uint2 make_uint2(uint32 x, uint32 y) { return {x, y}; }
 inline uint4 make_uint4(uint32 x, uint32 y, uint32 z, uint32 w) { return {x, y, z, w}; }
 
@@ -301,6 +304,11 @@ inline Eight unpack(const uint4& words) {
   unpack_halves(words.z, e.value[4], e.value[5]);
   unpack_halves(words.w, e.value[6], e.value[7]);
   return e;
+}
+inline float total(const Eight& e) {
+  float sum = 0;
+  for (float value : e.value) sum += value;
+  return sum;
 }
 inline uint4 pack(const Eight& e) {
   const float* v = e.value;

@@ -10,6 +10,13 @@ from longlive_trt.plugins.attention.hopper import SinkWindowAttention
 from longlive_trt.plugins.attention.value_layout import padded_tokens, value_position
 from longlive_trt.plugins.attention.variants import Variant
 from longlive_trt.plugins.kernels.quantize import quantize_values
+from tests.plugins.attention.integer_model import Rounded, attended, exact
+from tests.plugins.attention.test_integer_error import (
+    ALLOWED,
+    ROUNDED_PROBABILITIES,
+    SETS,
+    rising,
+)
 from tests.plugins.conftest import device_length, exact_attention, random_normal, relative
 
 pytestmark = pytest.mark.gpu
@@ -97,6 +104,40 @@ def test_what_values_have_in_common_is_kept(dtype):
     exact = (quantized.float() * unit, quantize(k, dtype, unit).float() * unit)
     expected = exact_attention(*exact, quantize(v, "float8_e4m3", 0.02).float() * 0.02, 128**-0.5)
     assert relative(out, expected) <= 5e-3
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_kernel_is_the_model_of_it(name):
+    """Int8 with the Hadamard matrix, a unit for each row of q, and values without their mean."""
+    q, k, v = SETS[name]
+    x = Rounded.of(q, k, v)
+    out = launched_model(x)
+    assert relative(out, torch.from_numpy(exact(q, k, v))) <= ALLOWED[name]
+    made = attended(x).output
+    assert relative(out, torch.from_numpy(made)) <= 1e-2
+
+
+@pytest.mark.parametrize("growth", [0.5, 1.9, 3.9, 4.1, 9.0])
+def test_rising_maxima_saturate_nothing(growth):
+    x = Rounded.of(*rising(growth))
+    expected = torch.from_numpy(exact(*x.values) + x.center)
+    assert relative(launched_model(x), expected) <= ROUNDED_PROBABILITIES
+
+
+def launched_model(x):
+    """One head by the kernel, with the mean of its values added: float64 on the host."""
+    tensors = [torch.from_numpy(a).cuda()[None, :, None] for a in (x.q, x.k, x.v)]
+    q, k = (tensor.to(torch.int8).contiguous() for tensor in tensors[:2])
+    v = tensors[2].to(torch.bfloat16).contiguous()
+    ones = torch.ones(1, device="cuda")
+    packed = torch.zeros(1, 1, 128, padded_tokens(len(x.v)), dtype=torch.uint8, device="cuda")
+    packed = packed.view(torch.float8_e4m3fn)
+    quantize_values(v, ones, packed)
+    rows = torch.from_numpy(x.q_scale.T[None]).float().cuda().contiguous()
+    scales = Scales(rows, ones * x.k_scale, ones * x.v_scale)
+    out = torch.full_like(v[:, : len(x.q)], float("nan"))
+    SinkWindowAttention("int8")(q, [KVPiece(k, packed)], out, scales=scales)
+    return out[0, :, 0].double().cpu() + torch.from_numpy(x.center)
 
 
 def test_scales_are_required():

@@ -30,7 +30,7 @@ DTYPES = {
     "int8": np.dtype(np.int8),
 }
 COMPUTE = ("float32", "float16", "bfloat16")
-NARROW = {"float8_e4m3": 3.3e-2, "int8": 1.5e-2}
+NARROW = {"float8_e4m3": 3.3e-2, "int8": 1.5e-2, "float32": 2e-6}
 # Where a value lies between two numbers of eight bits, the device may take the other one.
 NARROW_DEVICE = 6e-3
 # What rounding the result once costs, with a little room.
@@ -246,6 +246,66 @@ def narrow_qkv(heads: int, head_dim: int) -> Case:
     return Case(plain.kernel, inputs, reference, plain.parameters, dict.fromkeys(range(3), FLOAT8))
 
 
+def mixed(x: Any) -> Any:
+    """Times the orthonormal Hadamard matrix, written out by its definition."""
+    count = x.shape[-1]
+    entries = [[(-1) ** (i & j).bit_count() for j in range(count)] for i in range(count)]
+    return x @ torch.tensor(entries, dtype=x.dtype) / count**0.5
+
+
+def mixed_qkv(heads: int, head_dim: int) -> Case:
+    """With outliers in every 17th channel of q and k."""
+    plain = qkv(heads, head_dim, False)
+    plain.inputs[1][::17] *= 8
+    plain.inputs[2][::17] *= 8
+
+    def reference(*inputs: Any) -> list[Any]:
+        q, k, v = plain.reference(*inputs[:5])
+        return [mixed(q), mixed(k), v]
+
+    return Case(plain.kernel, plain.inputs, reference, {**plain.parameters, "hadamard": True})
+
+
+def integer_qkv(heads: int, head_dim: int) -> Case:
+    whole = mixed_qkv(heads, head_dim)
+    scales = [np.linspace(0.09, 0.1, heads, dtype=np.float32), np.full(heads, 0.01, np.float32)]
+
+    def reference(*inputs: Any) -> list[Any]:
+        q, k, v = whole.reference(*inputs[:5])
+        rows = q.abs().amax(-1) / 127
+        units = [rows[..., None], *(scale[:, None] for scale in inputs[5:])]
+        return [*(x / unit for x, unit in zip((q, k, v), units, strict=True)), rows]
+
+    types = dict(enumerate(("int8", "int8", FLOAT8, "float32")))
+    return Case(whole.kernel, [*whole.inputs, *scales], reference, whole.parameters, types)
+
+
+def integers(*shape: int, seed: int = 0) -> Any:
+    return np.clip(np.rint(normal(*shape, seed=seed) * 30), -127, 127).astype(np.int8)
+
+
+def integer_attention(cached: int, valid: int, output_scale: float | None = None) -> Case:
+    """The case of float8, with other queries and keys, and a scale for each row of queries."""
+    case = narrow_attention(cached, valid, output_scale)
+    q, k = (integers(2, 77, 3, 128, seed=seed) for seed in range(2))
+    k_cache = integers(2, cached, 3, 128, seed=3)
+    rows = np.random.default_rng(5).uniform(0.01, 0.05, (2, 77, 3)).astype(np.float32)
+    units = [rows, np.full(3, 0.03, np.float32), case.inputs[8]]
+    v, v_cache = case.inputs[2], case.inputs[4]
+
+    def reference(*inputs: Any) -> Any:
+        return case.reference(inputs[0] * inputs[6][..., None], *inputs[1:6], *ones, *inputs[7:])
+
+    ones = [torch.ones(3, dtype=torch.float64)]
+    return Case(
+        case.kernel,
+        [q, k, v, k_cache, v_cache, case.inputs[5], *units],
+        reference,
+        case.parameters,
+        case.narrow,
+    )
+
+
 def heads_case(kernel: str, kind: str) -> Case:
     scale = np.linspace(0.03, 0.04, 3, dtype=np.float32)
     if kernel == "widen_heads":
@@ -311,6 +371,8 @@ CASES = {
     "qkv": qkv(12, 128, False),
     "qkv plain": qkv(12, 128, True),
     "qkv 64": qkv(5, 64, True),
+    "qkv hadamard": mixed_qkv(12, 128),
+    "qkv hadamard 64": mixed_qkv(5, 64),
     "rotate": rotate(12, 128),
     "rotate 64": rotate(5, 64),
     "attention": self_attention(128, 60, 33),
@@ -333,6 +395,8 @@ EIGHT_BITS = {
     ),
     "qkv": narrow_qkv(12, 128),
     "qkv 64": narrow_qkv(5, 64),
+    "qkv int8": integer_qkv(12, 128),
+    "qkv int8 64": integer_qkv(5, 64),
     **{
         f"{kernel} {kind}": heads_case(kernel, kind)
         for kernel in ("narrow_heads", "widen_heads")
@@ -346,6 +410,9 @@ EIGHT_BITS = {
     "attention first": narrow_attention(60, 0),
     "attention no cache": narrow_attention(0, 0),
     "attention narrow": narrow_attention(60, 60, 0.005),
+    "attention int8": integer_attention(60, 33),
+    "attention int8 first": integer_attention(60, 0),
+    "attention int8 narrow": integer_attention(60, 60, 0.005),
     "16-bit attention narrow": narrowed_case(self_attention(128, 60, 33), 0.005),
     "cross-attention narrow": narrowed_case(cross_attention(128), 0.005),
 }
@@ -480,7 +547,12 @@ def test_impossible_parameters(kernel: str, parameters: dict[str, Any], message:
         (
             *("qkv_norm_rope", {"heads": 2, "plain_key": True}),
             [(1, 5, 48), (16,), (16,), (5, 4), (5, 4), (2,), (2,), (2,)],
-            "without a plain key",
+            "keys are kept plain without scales",
+        ),
+        (
+            *("qkv_norm_rope", {"heads": 2, "hadamard": True}),
+            [(1, 5, 48), (16,), (16,), (5, 4), (5, 4), (2,), (2,), (2,)],
+            "with a Hadamard matrix of k and v",
         ),
     ],
 )
@@ -533,6 +605,7 @@ def test_numpy_takes_any_head(relative_error: Any) -> None:
         ("residual_norm", {"LL_GATE": 1, "LL_NORM": 1}),
         ("layer_norm", {"LL_NORM": 2}),
         ("qkv_norm_rope", {"LL_HEAD_DIM": 128, "LL_PLAIN": 1}),
+        ("qkv_norm_rope", {"LL_HEAD_DIM": 64, "LL_PLAIN": 0, "LL_HADAMARD": 1}),
         ("rms_norm", {}),
         ("rotate", {"LL_HEAD_DIM": 64}),
     ],
