@@ -129,12 +129,12 @@ Recipe = Callable[[Shared, Path], object]
 
 
 def export_model(config: ModelConfig, path: Path, precision: str = "fp32", **options: Any) -> None:
-    """Options are the sources of weights, and ``check``; without the VAE's encoder, unless asked."""
+    """Options are the sources of weights, and ``check``. No encoder, unless it is asked for."""
     from longlive_trt.export.components import Sources
     from longlive_trt.export.exporter import export
 
-    check = options.pop("check", False)
-    export(config, Sources(**{"encoder": False, **options}), path, precision_named(precision), check=check)
+    check, sources = options.pop("check", False), Sources(**{"encoder": False, **options})
+    export(config, sources, path, precision_named(precision), check=check)
 
 
 def build_model(exported: Path, path: Path, precision: str) -> None:
