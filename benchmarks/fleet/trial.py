@@ -32,6 +32,7 @@ from longlive_trt.serving.settings import Limits, Settings
 
 HOSTS, SLOTS = 4, 2
 COMMANDS = 1000
+COMMAND_EVERY_S = 1.0
 _PROMPTS = ("a red car in the city", "a blue boat at sea", "a green train in the mountains")
 
 
@@ -148,7 +149,7 @@ async def _steer_one(viewer: Viewer, count: int) -> list[float]:
         name = f"{viewer.began['session']}.{number}"
         sent[name] = time.monotonic()
         await viewer.send("session.interaction", prompt=f"prompt {number}", event_id=name)
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(COMMAND_EVERY_S)
     await asyncio.wait_for(all_back.wait(), 60)
     return times
 

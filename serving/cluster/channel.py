@@ -10,6 +10,8 @@ from longlive_trt.serving.cluster.calls import Item
 WINDOW_BYTES = 1 << 20
 """So much is on its way at a time: what a slow viewer does not take waits at the host, where old
 pictures are left out."""
+GATHER_S = 0.03
+"""A block's pictures follow each other closely, and are not due yet: they go together."""
 SILENCE_S = 20.0
 """A gateway says something more often than that."""
 
@@ -70,6 +72,8 @@ class Channel:
         """Whatever there is, at once; ends after the code of the close."""
         while not self._is_over or self._outgoing:
             await self._filled.wait()
+            if not any(isinstance(item, str | int) for item in self._outgoing):
+                await asyncio.sleep(GATHER_S)
             self._filled.clear()
             items, self._outgoing = self._outgoing, []
             if items:

@@ -5,7 +5,7 @@ Pure: the request router, the autoscaler and the simulation of ``benchmarks/flee
 
 import math
 import random
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -33,11 +33,47 @@ class HostView:
         return 0 if self.is_draining else max(0, self.slots - self.running)
 
 
+class _Room:
+    """Hosts by how much room they have, so that the best is found among thousands at once."""
+
+    def __init__(self) -> None:
+        self._shelves: defaultdict[int, list[str]] = defaultdict(list)
+        self._places: dict[str, tuple[int, int]] = {}
+
+    def put(self, name: str, free: int) -> None:
+        self.take(name)
+        if free > 0:
+            shelf = self._shelves[free]
+            self._places[name] = (free, len(shelf))
+            shelf.append(name)
+
+    def take(self, name: str) -> None:
+        place = self._places.pop(name, None)
+        if place is None:
+            return
+        free, index = place
+        shelf = self._shelves[free]
+        last = shelf.pop()
+        if last != name:
+            shelf[index] = last
+            self._places[last] = place
+        if not shelf:
+            del self._shelves[free]
+
+    def best(self, draw: Callable[[], float]) -> str | None:
+        if not self._shelves:
+            return None
+        shelf = self._shelves[max(self._shelves)]
+        return shelf[int(draw() * len(shelf))]
+
+
 class Placement:
     """One gateway's view: what hosts said last, and what it has sent to each since."""
 
     def __init__(self, draw: Callable[[], float] = random.random) -> None:
+        """``draw`` gives numbers from 0 to less than 1."""
         self._draw = draw
+        self._room = _Room()
         self._hosts: dict[str, HostView] = {}
         self._sent: Counter[str] = Counter()
         self._owners: OrderedDict[str, str] = OrderedDict()
@@ -48,6 +84,7 @@ class Placement:
         before = self._hosts.get(view.name)
         if before is None or view.version >= before.version:
             self._hosts[view.name] = view
+            self._sort(view.name)
 
     def keep_only(self, names: Iterable[str]) -> None:
         """All other hosts are gone."""
@@ -55,13 +92,16 @@ class Placement:
         for name in [name for name in self._hosts if name not in kept]:
             del self._hosts[name]
             del self._sent[name]
+            self._room.take(name)
 
     def sent(self, host: str) -> None:
         """A session is on its way there, and its answer is awaited."""
         self._sent[host] += 1
+        self._sort(host)
 
     def answered(self, host: str, view: HostView | None = None) -> None:
         self._sent[host] = max(0, self._sent[host] - 1)
+        self._sort(host)
         if view is not None:
             self.hear(view)
 
@@ -80,15 +120,7 @@ class Placement:
 
     def best(self) -> str | None:
         """The host with the most room; among equals any, so that gateways do not all choose one."""
-        found, most = None, (0, 0.0)
-        for view in self._hosts.values():
-            free = self._free(view)
-            if free < max(1, most[0]):
-                continue
-            merit = (free, self._draw())
-            if merit > most:
-                found, most = view.name, merit
-        return found
+        return self._room.best(self._draw)
 
     def owner(self, session: str) -> str | None:
         return self._owners.get(session)
@@ -102,6 +134,11 @@ class Placement:
 
     def disown(self, session: str) -> None:
         self._owners.pop(session, None)
+
+    def _sort(self, name: str) -> None:
+        view = self._hosts.get(name)
+        if view is not None:
+            self._room.put(name, self._free(view))
 
     def _free(self, view: HostView) -> int:
         return max(0, view.free - self._sent[view.name])

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from longlive_trt.serving.cluster.calls import HostLostError, Item, Joining
+from longlive_trt.serving.cluster.channel import WINDOW_BYTES
 from longlive_trt.serving.cluster.gateway import Gateway, Seat
 from longlive_trt.serving.cluster.journal import Journal
 from longlive_trt.serving.problems import ProblemError
@@ -244,9 +245,12 @@ class Relay(Entrance):
                 self._journal.seed = message.seed
 
     def _pass_on(self, count: int) -> None:
-        """So many bytes made their way to the viewer: as many more may come."""
+        """So many bytes made their way to the viewer: as many more may come. Said in passing, or
+        when the host could come to wait for it.
+        """
         self._passed_bytes += count
-        self._has_news.set()
+        if self._passed_bytes > WINDOW_BYTES // 4:
+            self._has_news.set()
 
     async def _speak(self) -> None:
         """In order, and often enough that the host knows that somebody is here."""

@@ -9,6 +9,7 @@ import ray
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
+from ray.serve.schema import LoggingConfig
 
 from longlive_trt.errors import LongLiveError
 from longlive_trt.serving.cluster.calls import (
@@ -146,6 +147,8 @@ def make_application(
         "max_ongoing_requests": _ONGOING,
         "graceful_shutdown_timeout_s": fleet.grace_s,
         "graceful_shutdown_wait_loop_s": _LOOP_S,
+        # A line for every command of every viewer would be most of a host's work.
+        "logging_config": LoggingConfig(enable_access_log=False),
     }
     autoscaled: dict[str, Any] = {"num_replicas": scaling.least}
     if scaling.most > scaling.least:
