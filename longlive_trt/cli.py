@@ -52,6 +52,7 @@ COMMANDS = {
     "bench": Entry("running.bench", "Measure how fast a bundle runs."),
     "eval": Entry("running.eval", "Measure how good a bundle's videos are, against a reference."),
     "presets": Entry("running.presets", "Ready-made settings, with what was measured of each."),
+    "models": Entry("running.models", "The models that configurations are shipped for."),
     "doctor": Entry("running.doctor", "Show what this machine can do, and how to add the rest."),
 }
 _NO_THREAD = "no thread is to be had here; end other programs, or raise the limit (ulimit -u)"

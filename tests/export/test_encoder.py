@@ -58,6 +58,7 @@ def exported(make_once: Callable[..., Path], config: ModelConfig, weights: Weigh
     return make_once("vae-encoder-export", make)
 
 
+@pytest.mark.exhaustive
 def test_the_graphs_encode_as_torch_does_chunk_by_chunk(
     exported: Path,
     config: ModelConfig,
@@ -81,6 +82,7 @@ def test_the_graphs_encode_as_torch_does_chunk_by_chunk(
     assert relative_error(made, expected) <= 1e-5
 
 
+@pytest.mark.exhaustive
 def test_its_record_and_its_tensors(exported: Path) -> None:
     record = read_export(exported)
     assert record.checkpoints.keys() == {"vae_encoder"}
@@ -92,6 +94,7 @@ def test_its_record_and_its_tensors(exported: Path) -> None:
     assert len(shapes) == 1 + 1 + 2 * 4 + 1 + 1
 
 
+@pytest.mark.exhaustive
 def test_a_gpu_runs_it_as_exported_in_halves(
     exported: Path, config: ModelConfig, tmp_path: Path
 ) -> None:
