@@ -1,8 +1,10 @@
 """A bundle's graphs as engines, whatever compiled them."""
 
+import re
 from typing import Literal
 
 from longlive_trt.architectures import FIRST_WITH_FP8
+from longlive_trt.console.printing import plain
 from longlive_trt.contract import CPU
 from longlive_trt.engines.base import Engine
 from longlive_trt.engines.bundles.bundle import Bundle
@@ -15,12 +17,13 @@ from longlive_trt.engines.compatibility import (
     library_obstacle,
 )
 from longlive_trt.engines.registry import DEFAULT, KINDS, Kind
-from longlive_trt.errors import BundleError, PluginError
+from longlive_trt.errors import BundleError, PluginError, UsageError
 from longlive_trt.plugins.cuda.driver import device_facts
 from longlive_trt.plugins.cuda.streams import Stream
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 DEVICES: tuple[DeviceChoice, ...] = ("auto", "cpu", "cuda")
+_GPU_NAME = re.compile(r"cuda:(\d{1,4})")
 
 _REASONS = {
     Obstacle.UNKNOWN_KIND: (
@@ -70,6 +73,38 @@ def require_runnable(bundle: Bundle, device: DeviceChoice = "auto") -> None:
     _refuse(bundle, hardware_obstacle(engines, gpu), gpu=gpu)
     if on_gpu:
         kind.load_gpu_libraries()
+
+
+def decode_ordinal(bundle: Bundle, device: DeviceChoice, decode_device: str | None) -> int | None:
+    """The GPU that decodes, if that is another one than the transformer's."""
+    if decode_device is None:
+        return None
+    chosen = _GPU_NAME.fullmatch(decode_device)
+    if chosen is None:
+        raise UsageError(
+            f"--decode-device {plain(decode_device)}: give another GPU by its number, as cuda:1"
+        )
+    ordinal = int(chosen[1])
+    if not runs_on_gpu(bundle, device):
+        raise UsageError(
+            f"--decode-device {decode_device}: {bundle.folder} runs on a CPU here, and decodes "
+            f"there; leave the option out, or run it on a GPU"
+        )
+    if ordinal == 0:
+        raise UsageError(
+            f"--decode-device {decode_device}: the transformer runs there already; leave the "
+            f"option out, or give another GPU, as cuda:1"
+        )
+    try:
+        facts = device_facts(ordinal)
+    except PluginError:
+        raise UsageError(
+            f"--decode-device {decode_device}: this machine has no such GPU; leave the option out"
+        ) from None
+    engines = BuiltEngines.of(bundle.manifest)
+    gpu = GpuModel(facts.name, facts.architecture)
+    _refuse(bundle, hardware_obstacle(engines, gpu), gpu=gpu)
+    return ordinal
 
 
 def load_engine(

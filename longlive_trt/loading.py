@@ -20,6 +20,7 @@ def load(
     bundle: str | Path,
     *,
     device: DeviceChoice = "auto",
+    decode_device: str | None = None,
     low_memory: bool = False,
     notify: Callable[[str], None] = logger.warning,
     progress: Report = unheard,
@@ -28,6 +29,7 @@ def load(
 
     ``bundle``: its folder, or ``demo``, which is built when it is first asked for.
     ``device``: ``cpu``, ``cuda``, or ``auto``, which is what the bundle was built for.
+    ``decode_device``: another GPU that decodes, such as ``cuda:1``.
     ``low_memory``: hold the text encoder only while it encodes, and decode frame by frame.
     ``notify`` is told that the demo is being built, and ``progress`` how far that is, and how many
     bytes are checked.
@@ -35,7 +37,8 @@ def load(
     if device not in DEVICES:
         raise UsageError(f"device is {device!r}; allowed: {', '.join(DEVICES)}")
     folder = find_bundle(bundle, notify=notify, progress=progress)
-    return Pipeline(open_bundle(folder, progress), device, low_memory=low_memory)
+    opened = open_bundle(folder, progress)
+    return Pipeline(opened, device, decode_device=decode_device, low_memory=low_memory)
 
 
 def find_bundle(

@@ -11,14 +11,20 @@ from longlive_trt.contract import ENCODER_GRAPHS, PROMPT, STEP, TEXT, VAE_GRAPHS
 from longlive_trt.engines.base import Engine, specs_of
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.engines.bundles.fit import require_described, require_fit
-from longlive_trt.engines.loader import DeviceChoice, load_engine, require_runnable, runs_on_gpu
+from longlive_trt.engines.loader import (
+    DeviceChoice,
+    decode_ordinal,
+    load_engine,
+    require_runnable,
+    runs_on_gpu,
+)
 from longlive_trt.engines.registry import KINDS
 from longlive_trt.engines.transient import TransientEngine
 from longlive_trt.plugins.cuda.streams import Gpu, Stream
-from longlive_trt.runtime.decoding.cuda import CudaDecoder
+from longlive_trt.runtime.decoding.cuda import CudaDecoder, DecodingStreams
 from longlive_trt.runtime.decoding.host import Decoder, ThreadedDecoder, VaeStream
 from longlive_trt.runtime.memory.base import HostMemory, Memory
-from longlive_trt.runtime.memory.budget import require_memory, session_budget
+from longlive_trt.runtime.memory.budget import decoder_budget, require_memory, session_budget
 from longlive_trt.runtime.memory.cuda import CudaMemory
 from longlive_trt.runtime.noise import NoiseSource
 from longlive_trt.runtime.prompting.encoder import (
@@ -47,18 +53,20 @@ class Engines(Closing):
         bundle: Bundle,
         device: DeviceChoice = "auto",
         *,
+        decode_device: str | None = None,
         low_memory: bool = False,
         wrap: Wrap = lambda engine, _graph: engine,
         report: Report = unheard,
     ) -> None:
-        """``low_memory``: the text encoder is loaded while it encodes, and pictures are decoded
+        """``decode_device``: another GPU that decodes (``cuda:1``).
+        ``low_memory``: the text encoder is loaded while it encodes, and pictures are decoded
         frame by frame. ``report`` hears of engines that are loaded.
         """
         require_runnable(bundle, device)
         self.bundle, self._low_memory, self._wrap = bundle, low_memory, wrap
         self._report = report
         self.on_gpu = runs_on_gpu(bundle, device)
-        self._streams = GpuStreams()
+        self._streams = GpuStreams(decode_ordinal(bundle, device, decode_device))
         self._opening = threading.RLock()
         self._loaded: dict[str, Engine] = {}
         self._encoders: list[PromptEncoder] = []
@@ -67,6 +75,15 @@ class Engines(Closing):
     @property
     def gpu(self) -> Gpu:
         return self._streams.gpu
+
+    def gpu_of(self, graph: str) -> Gpu:
+        """Where a graph's engine is."""
+        return self._streams.gpu_of(STREAM_OF[graph])
+
+    @property
+    def decode_gpu(self) -> Gpu | None:
+        """Another one than the transformer's, if that decodes."""
+        return self._streams.decode_gpu if self._streams.decodes_elsewhere else None
 
     def stream(self, concern: str) -> Stream:
         return self._streams.of(concern)
@@ -101,7 +118,13 @@ class Engines(Closing):
                 decode=False, text=text, low_memory=True
             ),
         }
-        require_memory(self.gpu, budget(decode=decode, text=text, low_memory=low), lesser)
+        own = budget(decode=decode, text=text, low_memory=low)
+        if self.decode_gpu is None or not decode:
+            require_memory(self.gpu, own, lesser)
+            return
+        decoding = decoder_budget(self.bundle, config, batch=batch, low_memory=low)
+        require_memory(self.gpu, budget(decode=False, text=text, low_memory=low), lesser)
+        require_memory(self.decode_gpu, decoding, {})
 
     def _load(self, graph: str) -> Engine:
         stream = self.stream(STREAM_OF[graph]) if self.on_gpu else None
@@ -144,7 +167,10 @@ class Engines(Closing):
         first, following = (self.get(graph, "decoding to pictures") for graph in VAE_GRAPHS)
         if not self.on_gpu:
             return ThreadedDecoder(VaeStream(first, following, batch))
-        streams = (self.stream("transformer"), self.stream("decoding"), self.stream("leaving"))
+        streams = DecodingStreams(
+            *(self.stream(concern) for concern in ("transformer", "decoding", "leaving")),
+            crossing=self.stream("crossing") if self._streams.decodes_elsewhere else None,
+        )
         frames = self.bundle.config.rollout.frames_per_block
         kind = KINDS[self.bundle.manifest.engine.kind]
         single = self._low_memory or not kind.decodes_blocks

@@ -43,12 +43,15 @@ class Pipeline(Closing):
         bundle: Bundle,
         device: DeviceChoice = "auto",
         *,
+        decode_device: str | None = None,
         low_memory: bool = False,
         report: Report = unheard,
     ) -> None:
         """``report`` hears of engines that are loaded."""
         self.bundle = bundle
-        self.engines = Engines(bundle, device, low_memory=low_memory, report=report)
+        self.engines = Engines(
+            bundle, device, decode_device=decode_device, low_memory=low_memory, report=report
+        )
         self._opening = threading.Lock()
         self._videos: WeakSet[Video] = WeakSet()
 

@@ -153,8 +153,7 @@ def save_state(
     tensors |= {f"latent.{frame}": latent for frame, latent in session.history.items()}
     decoder = session.decoder
     if decoder is not None:
-        caches = {f"vae.{name}": cache for name, cache in decoder.caches.items()}
-        tensors |= _fetched(memory, caches)
+        tensors |= {f"vae.{name}": cache for name, cache in decoder.saved().items()}
     if blend is not None:
         tensors |= {"blend.start": blend.start, "blend.target": blend.target}
     described: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The streams of a GPU: one per concern, which all sessions of a bundle share, as engines do."""
+"""Streams of GPUs: one per concern, which all sessions of a bundle share, as engines do."""
 
 import threading
 from functools import cached_property
@@ -27,19 +27,39 @@ STREAM_OF = {
 """Where each graph's engine runs."""
 
 
+DECODING = frozenset({"decoding", "leaving", "crossing"})
+"""What another GPU can do. Latents cross to it on a stream of its own."""
+
+
 class GpuStreams(Closing):
-    def __init__(self) -> None:
+    def __init__(self, decode_ordinal: int | None = None) -> None:
+        """``decode_ordinal``: of another GPU that decodes."""
+        self._decode_ordinal = decode_ordinal
         self._opening = threading.Lock()
         self._streams: dict[str, Stream] = {}
+
+    @property
+    def decodes_elsewhere(self) -> bool:
+        return self._decode_ordinal is not None
 
     @cached_property
     def gpu(self) -> Gpu:
         return Gpu()
 
+    @cached_property
+    def decode_gpu(self) -> Gpu:
+        """Counts what it does with the other: a video is steady on both, or on neither."""
+        ordinal = self._decode_ordinal
+        return self.gpu if ordinal is None else Gpu(ordinal, self.gpu.ledger)
+
+    def gpu_of(self, concern: str) -> Gpu:
+        return self.decode_gpu if concern in DECODING else self.gpu
+
     def of(self, concern: str) -> Stream:
         with self._opening:
             if concern not in self._streams:
-                self._streams[concern] = self.gpu.stream(urgent=concern == "transformer")
+                urgent = concern == "transformer"
+                self._streams[concern] = self.gpu_of(concern).stream(urgent=urgent)
             return self._streams[concern]
 
     def close(self) -> None:

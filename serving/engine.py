@@ -8,6 +8,7 @@ from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from longlive_trt.configs.schema import ROPE_TABLE_FRAMES
 from longlive_trt.contract import STEP, VAE_GRAPHS
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.engines.loader import DeviceChoice
-from longlive_trt.runtime.memory.budget import session_budget
+from longlive_trt.runtime.memory.budget import Budget, decoder_budget, session_budget
 from longlive_trt.runtime.output.base import Pixels
 from longlive_trt.runtime.output.mp4 import exact_fps
 from longlive_trt.runtime.pipeline import Pipeline
@@ -117,19 +118,23 @@ class LiveModel(Protocol):
     def close(self) -> None: ...
 
 
-def load_model(folder: Path, device: DeviceChoice = "auto") -> "BundleModel":
-    return BundleModel(open_bundle(folder), device)
+def load_model(
+    folder: Path, device: DeviceChoice = "auto", decode_device: str | None = None
+) -> "BundleModel":
+    return BundleModel(open_bundle(folder), device, decode_device)
 
 
 class BundleModel(Closing):
     """Engines that are loaded once, and one text encoder for all videos."""
 
-    def __init__(self, bundle: Bundle, device: DeviceChoice) -> None:
+    def __init__(
+        self, bundle: Bundle, device: DeviceChoice, decode_device: str | None = None
+    ) -> None:
         # Refused now, not when somebody has typed the first prompt.
         self._longest = _longest_frames(bundle.config)
         plan_video(bundle, VideoOptions(prompt=_FIRST, frames=self._longest))
         self.bundle = bundle
-        self._pipeline = Pipeline(bundle, device)
+        self._pipeline = Pipeline(bundle, device, decode_device=decode_device)
         self._notices: OrderedDict[str, str] = OrderedDict()
         engines = self._pipeline.engines
         encoder = engines.prompt_encoder(1, self._note)
@@ -182,14 +187,7 @@ class BundleModel(Closing):
         config = self.bundle.config
         assert config.vae is not None
         factor = config.vae.spatial_factor
-        budget = session_budget(self.bundle, config, total_frames=self._longest)
-        shared = ("weights", "encoding", "CUDA")
-        own = sum(size for part, size in budget.parts.items() if part not in shared)
-        latents = prod(config.latent_shape) * 4 * config.rollout.frames_per_block
-        engines = self._pipeline.engines
-        free = (
-            engines.gpu.memory().free_bytes if engines.on_gpu else psutil.virtual_memory().available
-        )
+        session_bytes, free_bytes = self._room()
         return ModelFacts(
             name=config.name,
             width=config.latent.width * factor,
@@ -200,12 +198,33 @@ class BundleModel(Closing):
             bundle_key=self.bundle.manifest.key,
             text_tokens=config.transformer.text_len,
             suggestions=config.prompts.suggestions,
-            session_bytes=own + latents,
-            free_bytes=free,
+            session_bytes=session_bytes,
+            free_bytes=free_bytes,
             blocks=None
             if self._longest is None
             else self._longest // config.rollout.frames_per_block,
         )
+
+    def _room(self) -> tuple[int, int]:
+        """What a session takes and what is free, where fewest sessions fit."""
+        config, engines = self.bundle.config, self._pipeline.engines
+        budget = partial(session_budget, self.bundle, config, total_frames=self._longest)
+        latents = prod(config.latent_shape) * 4 * config.rollout.frames_per_block
+        if not engines.on_gpu:
+            return _of_each(budget()) + latents, psutil.virtual_memory().available
+        other = engines.decode_gpu
+        own = _of_each(budget(decode=other is None)) + latents
+        rooms = [(own, engines.gpu.memory().free_bytes)]
+        if other is not None:
+            decoding = _of_each(decoder_budget(self.bundle, config))
+            rooms.append((decoding, other.memory().free_bytes))
+        return min(rooms, key=lambda room: room[1] / room[0])
+
+
+def _of_each(budget: Budget) -> int:
+    """Without what sessions share."""
+    shared = ("weights", "encoding", "CUDA")
+    return sum(size for part, size in budget.parts.items() if part not in shared)
 
 
 def _longest_frames(config: ModelConfig) -> int | None:

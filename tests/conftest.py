@@ -173,6 +173,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
             monkeypatch.setitem(sys.modules, name, module)
         driver.device_facts.cache_clear()
         monkeypatch.setattr(driver, "_thread", type(driver._thread)())
+        monkeypatch.setattr(driver, "_devices", set())
         return cuda
 
     yield install

@@ -1,4 +1,4 @@
-"""The option that says where engines run."""
+"""The options that say where engines run."""
 
 import click
 
@@ -10,4 +10,10 @@ device_option = click.option(
     default=DEVICES[0],
     show_default=True,
     help="Where to run; auto is what the bundle was built for.",
+)
+
+decode_device_option = click.option(
+    "--decode-device",
+    metavar="cuda:N",
+    help="Decode on another GPU, beside the transformer's.",
 )

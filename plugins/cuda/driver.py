@@ -30,6 +30,8 @@ class _Thread(threading.local):
 
 
 _thread = _Thread()
+_devices: set[int] = set()
+"""Those that this process uses."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ def device_facts(ordinal: int = 0) -> DeviceFacts:
         device.set_current()
     except Exception as error:  # cuda.core raises private types
         raise PluginError(f"no CUDA device {ordinal} can be used: {error}") from error
+    _note(ordinal)
     capability = device.compute_capability
     return DeviceFacts(
         ordinal=ordinal,
@@ -64,8 +67,12 @@ def device_facts(ordinal: int = 0) -> DeviceFacts:
 
 
 def make_current(ordinal: int) -> None:
-    """A thread that talks to the driver does this first; again costs nothing."""
-    if ordinal not in _thread.devices:
+    """A thread that talks to the driver does this first; again costs nothing.
+
+    Of several devices the last one is current, and libraries choose as they like: then each call
+    chooses anew.
+    """
+    if ordinal not in _thread.devices or len(_devices) > 1:
         facts = device_facts(ordinal)
         try:
             _import("cuda.core").Device(ordinal).set_current()
@@ -73,7 +80,13 @@ def make_current(ordinal: int) -> None:
             raise LostGpuError(
                 f"{facts.name} cannot be used any more ({error}): {_LOST_REMEDY}"
             ) from error
-        _thread.devices.add(ordinal)
+        _note(ordinal)
+
+
+def _note(ordinal: int) -> None:
+    """The device's context is this thread's now."""
+    _thread.devices.add(ordinal)
+    _devices.add(ordinal)
 
 
 def give_back(ordinal: int, name: str, handle: int) -> None:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from importlib import import_module
 from math import prod
 from typing import Any, Literal
@@ -83,10 +83,11 @@ class MemoryInfo:
 class Gpu:
     """One device with its primary context, which every library in the process shares."""
 
-    def __init__(self, ordinal: int = 0) -> None:
+    def __init__(self, ordinal: int = 0, ledger: Ledger | None = None) -> None:
+        """``ledger``: that of another device, where both make one video."""
         self.facts = device_facts(ordinal)
         self.ordinal = ordinal
-        self.ledger = Ledger()
+        self.ledger = ledger or Ledger()
 
     def make_current(self) -> None:
         """A thread that talks to the driver does this first; again costs nothing."""
@@ -96,6 +97,11 @@ class Gpu:
         """Its functions, on whatever thread asks for them."""
         self.make_current()
         return _driver()
+
+    @cached_property
+    def context(self) -> Any:
+        """What copies between devices name them by."""
+        return check(self.driver().cuCtxGetCurrent(), "find a GPU's context")
 
     def memory(self) -> MemoryInfo:
         return MemoryInfo(*check(self.driver().cuMemGetInfo(), "read the free memory"))
@@ -224,6 +230,12 @@ class Stream:
                 self._call("cuMemcpyDtoDAsync", "copy on the GPU", *copy, self.handle)
             else:
                 self._call("cuMemcpy2DAsync", "copy on the GPU", row.described(), self.handle)
+
+    def receive(self, target: int, sender: Gpu, source: int, size_bytes: int) -> None:
+        """A copy from another device's memory, over the host where there is no way between both."""
+        self.gpu.ledger.note("copy on the device", f"{size_bytes} bytes of another GPU")
+        copy = (target, self.gpu.context, source, sender.context, size_bytes)
+        self._call("cuMemcpyPeerAsync", "copy between GPUs", *copy, self.handle)
 
     def capture(self, work: Callable[[], None]) -> "CapturedGraph":
         driver = self.gpu.driver()

@@ -49,6 +49,7 @@ class BenchSettings:
     seed: int = 0
     decode: bool = True
     device: DeviceChoice = "auto"
+    decode_device: str | None = None
     low_memory: bool = False
 
     def __post_init__(self) -> None:
@@ -172,7 +173,12 @@ class Lane(Closing):
         self._session: Session | None = None
         self._switches_before = self._prompts_asked = 0
         started = time.perf_counter()
-        self._timed = TimedEngines(bundle, settings.device, low_memory=settings.low_memory)
+        self._timed = TimedEngines(
+            bundle,
+            settings.device,
+            decode_device=settings.decode_device,
+            low_memory=settings.low_memory,
+        )
         self._engines, self._recorder = self._timed.engines, self._timed.recorder
         self._load()
         self._times.load_s = time.perf_counter() - started
@@ -298,10 +304,11 @@ class Lane(Closing):
 
     def _load_graph(self, graph: str) -> Loading:
         engines, started = self._engines, time.perf_counter()
-        free_before = engines.gpu.memory().free_bytes if engines.on_gpu else 0
+        gpu = engines.gpu_of(graph) if engines.on_gpu else None
+        free_before = gpu.memory().free_bytes if gpu else 0
         engines.get(graph, "measuring")
         seconds = time.perf_counter() - started
-        taken = free_before - engines.gpu.memory().free_bytes if engines.on_gpu else None
+        taken = free_before - gpu.memory().free_bytes if gpu else None
         return Loading(seconds, taken)
 
     def _some_prompts(self) -> Prompts:

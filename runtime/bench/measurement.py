@@ -12,7 +12,7 @@ from longlive_trt.basics import Report
 from longlive_trt.configs.dump import config_values
 from longlive_trt.contract import PROMPT, STEP
 from longlive_trt.engines.bundles.bundle import Bundle
-from longlive_trt.engines.loader import require_runnable, runs_on_gpu
+from longlive_trt.engines.loader import decode_ordinal, require_runnable, runs_on_gpu
 from longlive_trt.errors import UsageError
 from longlive_trt.plugins.cuda.nvml import GpuMonitor, GpuReading, Sampler, open_gpu
 from longlive_trt.runtime.bench.lane import (
@@ -90,6 +90,7 @@ def check_measurable(bundles: Sequence[Bundle], settings: BenchSettings) -> None
     """Refuse what would fail later, before any engine is loaded."""
     for bundle in bundles:
         require_runnable(bundle, settings.device)
+        decode_ordinal(bundle, settings.device, settings.decode_device)
         bundle.require(STEP, "measuring")
         bundle.require(PROMPT, "measuring")
         _require_steady_state(bundle, settings)

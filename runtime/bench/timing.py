@@ -156,8 +156,18 @@ class Durations:
 class TimedEngines(Closing):
     """A bundle's engines, each run of which is timed under its graph's name."""
 
-    def __init__(self, bundle: Bundle, device: DeviceChoice, *, low_memory: bool = False) -> None:
-        self.engines = Engines(bundle, device, low_memory=low_memory, wrap=self._timed)
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: DeviceChoice,
+        *,
+        decode_device: str | None = None,
+        low_memory: bool = False,
+    ) -> None:
+        placed = (bundle, device)
+        self.engines = Engines(
+            *placed, decode_device=decode_device, low_memory=low_memory, wrap=self._timed
+        )
         self.recorder = Recorder(
             CudaStopwatch(self._stream_of) if self.engines.on_gpu else HostStopwatch()
         )

@@ -12,8 +12,9 @@ from longlive_trt.basics import Array
 from longlive_trt.contract import HISTORY, LATENTS, PIXELS, next_of
 from longlive_trt.engines.base import Binding, Engine
 from longlive_trt.plugins.cuda.marks import mark
-from longlive_trt.plugins.cuda.streams import DeviceTensor, Event, Stream
+from longlive_trt.plugins.cuda.streams import DeviceTensor, Stream
 from longlive_trt.runtime.decoding.host import RememberingDecoder
+from longlive_trt.runtime.decoding.passage import BetweenGpus, Passage, SamePlace
 from longlive_trt.runtime.memory.base import Buffer, Span, Tensor, buffers, named
 from longlive_trt.runtime.memory.cuda import CudaMemory, Fetched
 
@@ -22,17 +23,30 @@ WAITING_BLOCKS = 4
 
 
 @dataclass(frozen=True)
+class DecodingStreams:
+    """The transformer's, and of the GPU that decodes: decoding's own, and that of what leaves.
+
+    With ``crossing`` that is another GPU than the transformer's, and latents come to it so.
+    """
+
+    transformer: Stream
+    decoding: Stream
+    leaving: Stream
+    crossing: Stream | None = None
+
+
+@dataclass(frozen=True)
 class _Decoding:
     _pictures: tuple[Fetched, ...]
-    _latents_read: Event
-    _transformer: Stream
+    _passage: Passage
+    _which: int
 
     def result(self) -> Array:
         parts = [fetched.result() for fetched in self._pictures]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
     def release(self) -> None:
-        self._transformer.wait_for(self._latents_read)
+        self._passage.release(self._which)
 
 
 class CudaDecoder(RememberingDecoder):
@@ -44,17 +58,16 @@ class CudaDecoder(RememberingDecoder):
         following: Engine,
         batch: int,
         block_frames: int,
-        streams: tuple[Stream, Stream, Stream],
+        streams: DecodingStreams,
         *,
         frame_by_frame: bool = False,
     ) -> None:
         self._frame_by_frame = frame_by_frame and batch == 1
-        self._transformer, decoding, leaving = streams
         self._first_engine, self._following_engine = first, following
-        self._memory: CudaMemory = CudaMemory(decoding)
-        self._leaving = CudaMemory(leaving, waiting=WAITING_BLOCKS)
-        gpu = decoding.gpu
-        self._made = gpu.event()
+        self._memory: CudaMemory = CudaMemory(streams.decoding)
+        self._leaving = CudaMemory(streams.leaving, waiting=WAITING_BLOCKS)
+        gpu = streams.decoding.gpu
+        self._passage: Passage | None = None
         self._read = [gpu.event() for _ in range(2)]
         self._left = [gpu.event() for _ in range(2)]
         self._bound: dict[tuple[int, int, int], Binding] = {}
@@ -63,6 +76,7 @@ class CudaDecoder(RememberingDecoder):
         self.latent_frames = 0
         try:
             self._reserve(batch, block_frames)
+            self._passage = self._passage_over(streams, batch, block_frames)
         except BaseException:
             self.close()
             raise
@@ -86,10 +100,20 @@ class CudaDecoder(RememberingDecoder):
             "a video's first latents",
         )
 
+    def _passage_over(self, streams: DecodingStreams, batch: int, block_frames: int) -> Passage:
+        transformer, decoding, crossing = streams.transformer, streams.decoding, streams.crossing
+        if crossing is None:
+            return SamePlace(transformer, decoding, self._read)
+        latents = Buffer.of(
+            self._following_engine.inputs[LATENTS], batch=batch, latent_frames=block_frames
+        )
+        return BetweenGpus((transformer, decoding, crossing), self._memory, latents, self._read)
+
     def start(self, latents: DeviceTensor) -> _Decoding:
+        assert self._passage is not None
         which = self._blocks % 2
         stream = self._memory.stream
-        stream.wait_for(self._transformer.record(self._made))
+        latents = self._passage.bring(latents, which)
         # The pictures of the block before the last must have left their place.
         stream.wait_for(self._left[which])
         with mark("decode"):
@@ -100,7 +124,7 @@ class CudaDecoder(RememberingDecoder):
         self._leaving.stream.record(self._left[which])
         self._blocks += 1
         self.latent_frames += latents.shape[1]
-        return _Decoding(fetched, self._read[which], self._transformer)
+        return _Decoding(fetched, self._passage, which)
 
     def _run(self, latents: DeviceTensor, which: int) -> list[DeviceTensor]:
         if self.latent_frames:
@@ -150,8 +174,10 @@ class CudaDecoder(RememberingDecoder):
         # First what still copies from the other's memory.
         self._leaving.close()
         self._memory.close()
-        for event in (self._made, *self._read, *self._left):
+        for event in (*self._read, *self._left):
             event.close()
+        if self._passage is not None:
+            self._passage.close()
         self._bound.clear()
 
 

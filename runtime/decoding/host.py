@@ -58,6 +58,10 @@ class Decoder(Protocol):
         """What the next latent frame reads."""
         ...
 
+    def saved(self) -> Mapping[str, Array]:
+        """The values of that; waits for them."""
+        ...
+
     def restore(self, latent_frames: int, caches: Mapping[str, Array]) -> None:
         """From values that were saved."""
         ...
@@ -79,6 +83,9 @@ class RememberingDecoder(ABC):
     @abstractmethod
     def caches(self) -> Mapping[str, Tensor]:
         """What the next latent frame reads."""
+
+    def saved(self) -> Mapping[str, Array]:
+        return {name: self._memory.fetch(cache).result() for name, cache in self.caches.items()}
 
     def restore(self, latent_frames: int, caches: Mapping[str, Array]) -> None:
         self.latent_frames = latent_frames
@@ -184,6 +191,9 @@ class ThreadedDecoder:
     @property
     def caches(self) -> Mapping[str, Tensor]:
         return self._stream.caches
+
+    def saved(self) -> Mapping[str, Array]:
+        return self._stream.saved()
 
     def restore(self, latent_frames: int, caches: Mapping[str, Array]) -> None:
         self._stream.restore(latent_frames, caches)

@@ -80,6 +80,19 @@ def session_budget(
     return Budget({"weights": weights, "encoding": encoding, **rest, "CUDA": _CONTEXT_BYTES})
 
 
+def decoder_budget(
+    bundle: Bundle, config: ModelConfig, *, batch: int = 1, low_memory: bool = False
+) -> Budget:
+    """What a GPU takes that does nothing but decode."""
+    return Budget(
+        {
+            "weights": engines_bytes(bundle.manifest, VAE_GRAPHS),
+            "decoding": _decoder_bytes(bundle, config, batch, low_memory),
+            "CUDA": _CONTEXT_BYTES,
+        }
+    )
+
+
 def require_memory(gpu: Gpu, wanted: Budget, lesser: Mapping[str, Budget]) -> None:
     """Refuse now what would fail later. ``lesser`` are what one could ask for instead."""
     free = gpu.memory().free_bytes

@@ -74,10 +74,10 @@ class Journal:
             self.frame = picture.frame + 1
 
     def _read_chunk(self, message: dict[str, Any]) -> None:
-        self.chunks = message["chunk_index"] + 1
-        self.pictures += message["frames"]
-        if not message["is_init"]:
-            self.frame = message["frame"] + message["frames"]
+        self.chunks = message["transport_chunk_index"] + 1
+        self.pictures += message["num_frames"]
+        if message["kind"] == "media":
+            self.frame = message["frame"] + message["num_frames"]
 
     def _cut(self, message: dict[str, Any]) -> None:
         self.epoch = message["epoch"]

@@ -201,7 +201,7 @@ class Relay(Entrance):
             self._is_given_away = True
         elif kind == "video.start" and is_again:
             self._pass_on(len(item))
-        elif kind == "video.chunk_metadata" and message["is_init"] and before > 0:
+        elif kind == "video.chunk_metadata" and message["kind"] == "init" and before > 0:
             self._journal.chunks, self._is_skipping = before, True
             self._pass_on(len(item))
         else:

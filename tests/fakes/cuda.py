@@ -1,8 +1,9 @@
-"""One imagined GPU: ``cuda.bindings.driver`` and ``cuda.core`` as far as this project calls them.
+"""Imagined GPUs: ``cuda.bindings.driver`` and ``cuda.core`` as far as this project calls them.
 
 Device memory is host memory. What is queued on a stream runs as late as CUDA's rules allow
 (``lazy``), at once (``eager``), or at random moments. So work that nobody waited for leaves wrong
-values behind, and touching memory that was freed loses the context.
+values behind, and touching memory that was freed, or is another device's, loses the context.
+Streams, events and memory are of the device whose context was current when they were made.
 """
 
 import ctypes
@@ -61,8 +62,10 @@ class FakeCuda:
         capacity_bytes: int = 80 << 30,
         capability: tuple[int, int] = (9, 0),
         is_there: bool = True,
+        devices: int = 1,
     ) -> None:
-        self.capability, self.is_there = capability, is_there
+        """``capacity_bytes`` and ``capability`` are those of every device."""
+        self.capability, self.devices = capability, devices if is_there else 0
         self.memory = Memory(capacity_bytes)
         self.queues = Queues(schedule)
         self.calls: Counter[str] = Counter()
@@ -84,6 +87,10 @@ class FakeCuda:
     def fail(self, name: str, status: Status, *, after: int = 0) -> None:
         """The call after so many more fails once."""
         self._failures[name].extend([Status.CUDA_SUCCESS] * after + [status])
+
+    def choose(self, ordinal: int) -> None:
+        """As libraries do, and tell nobody: this thread is in that device's context."""
+        self._context.device = ordinal
 
     def lose_context(self) -> None:
         with self._lock:
@@ -112,15 +119,16 @@ class FakeCuda:
 
         def run() -> None:
             for pointer, size_bytes in touched:
-                self.memory.at(pointer, size_bytes)
+                self.memory.at(pointer, size_bytes, device=device)
             work()
 
+        device = self._device_of(stream)
         return self.driver.cuLaunchKernel(run, stream)
 
     # ---- devices -----------------------------------------------------------------------------
 
     def _device(self, ordinal: int = 0) -> Any:
-        if not self.is_there:
+        if not 0 <= ordinal < self.devices:
             raise CudaCoreError("CUDA_ERROR_NO_DEVICE: no CUDA-capable device is detected")
         major, minor = self.capability
         return SimpleNamespace(
@@ -129,14 +137,18 @@ class FakeCuda:
             properties=SimpleNamespace(
                 multiprocessor_count=132, max_shared_memory_per_block_optin=232448
             ),
-            set_current=self._set_current,
+            set_current=lambda: self._set_current(ordinal),
         )
 
-    def _set_current(self) -> None:
+    def _set_current(self, ordinal: int) -> None:
         if self.queues.fault is not None:
             raise CudaCoreError("CUDA_ERROR_ILLEGAL_ADDRESS")
         self.calls["set_current"] += 1
-        self._context.is_current = True
+        self._context.device = ordinal
+
+    def _here(self) -> int:
+        """The device whose context this thread is in."""
+        return int(self._context.device)
 
     # ---- calls -------------------------------------------------------------------------------
 
@@ -173,7 +185,7 @@ class FakeCuda:
 
     def _require_allowed(self, name: str, *, unsafe: bool, anywhere: bool) -> None:
         self._require_context_kept()
-        if not anywhere and not getattr(self._context, "is_current", False):
+        if not anywhere and not hasattr(self._context, "device"):
             raise RefusedError(Status.CUDA_ERROR_INVALID_CONTEXT)
         if self._failures[name] and (status := self._failures[name].popleft()):
             raise RefusedError(status)
@@ -208,13 +220,13 @@ class FakeCuda:
 
     @_call("cuMemGetInfo", outputs=2)
     def _memory_info(self) -> tuple[int, int]:
-        return self.memory.free_bytes, self.memory.capacity_bytes
+        return self.memory.free_on(self._here()), self.memory.capacity_bytes
 
     @_call("cuMemAlloc", outputs=1, unsafe=True)
     def _allocate(self, size_bytes: int) -> int:
         if not size_bytes:
             raise RefusedError(Status.CUDA_ERROR_INVALID_VALUE)
-        return self.memory.allocate(size_bytes, "device")
+        return self.memory.allocate(size_bytes, "device", self._here())
 
     @_call("cuMemFree", unsafe=True)
     def _free(self, pointer: int) -> None:
@@ -235,8 +247,10 @@ class FakeCuda:
 
     @_call("cuMemsetD8Async")
     def _set_in_order(self, pointer: int, value: int, size_bytes: int, stream: int) -> None:
+        device = self._device_of(stream)
+
         def fill() -> None:
-            self.memory.at(pointer, size_bytes)[:] = value
+            self.memory.at(pointer, size_bytes, device=device)[:] = value
 
         self._add(stream, fill)
 
@@ -248,8 +262,10 @@ class FakeCuda:
         # What is not pinned is read before the call returns.
         values = np.frombuffer(ctypes.string_at(source, size_bytes), np.uint8)
 
+        device = self._device_of(stream)
+
         def copy() -> None:
-            self.memory.at(target, size_bytes)[:] = values
+            self.memory.at(target, size_bytes, device=device)[:] = values
 
         self._add(stream, copy)
 
@@ -274,11 +290,33 @@ class FakeCuda:
     def _copy(
         self, target: tuple[int, Kind], source: tuple[int, Kind], size_bytes: int, stream: int
     ) -> None:
+        device = self._device_of(stream)
+
         def copy() -> None:
-            values = self.memory.at(source[0], size_bytes, source[1])
-            self.memory.at(target[0], size_bytes, target[1])[:] = values
+            values = self.memory.at(source[0], size_bytes, source[1], device)
+            self.memory.at(target[0], size_bytes, target[1], device)[:] = values
 
         self._add(stream, copy)
+
+    @_call("cuMemcpyPeerAsync")
+    def _copy_between(
+        self, target: int, to: int, source: int, sender: int, size_bytes: int, stream: int
+    ) -> None:
+        """Contexts are devices' ordinals here."""
+
+        def copy() -> None:
+            values = self.memory.at(source, size_bytes, device=sender)
+            self.memory.at(target, size_bytes, device=to)[:] = values
+
+        self._add(stream, copy)
+
+    def _device_of(self, stream: int) -> int:
+        """Of the default stream, the current one."""
+        return int(self._held(stream, Stream).device) if stream else self._here()
+
+    @_call("cuCtxGetCurrent", outputs=1)
+    def _context_here(self) -> int:
+        return self._here()
 
     # ---- streams and events ------------------------------------------------------------------
 
@@ -290,7 +328,7 @@ class FakeCuda:
     def _make_stream(self, flags: int, priority: int) -> int:
         if flags != self.driver.CUstream_flags.CU_STREAM_NON_BLOCKING:
             raise NotImplementedError("streams that wait for the default one")
-        return self._hold(self.queues.open(priority))
+        return self._hold(self.queues.open(priority, self._here()))
 
     @_call("cuStreamDestroy")
     def _drop_stream(self, stream: int) -> None:
@@ -309,11 +347,18 @@ class FakeCuda:
 
     @_call("cuLaunchKernel")
     def _launch(self, work: Work, stream: int) -> None:
+        self._require_current(stream)
         self._add(stream, work)
+
+    def _require_current(self, stream: int) -> None:
+        """What belongs to a context is of no use in another one's stream."""
+        if self._device_of(stream) != self._here():
+            raise RefusedError(Status.CUDA_ERROR_INVALID_HANDLE)
 
     @_call("cuEventCreate", outputs=1)
     def _make_event(self, flags: int) -> int:
-        return self._hold(Event(is_timed=flags == self.driver.CUevent_flags.CU_EVENT_DEFAULT))
+        is_timed = flags == self.driver.CUevent_flags.CU_EVENT_DEFAULT
+        return self._hold(Event(is_timed, self._here()))
 
     @_call("cuEventDestroy")
     def _drop_event(self, event: int) -> None:
@@ -321,6 +366,8 @@ class FakeCuda:
 
     @_call("cuEventRecord")
     def _record(self, event: int, stream: int) -> None:
+        if self._held(event, Event).device != self._device_of(stream):
+            raise RefusedError(Status.CUDA_ERROR_INVALID_HANDLE)
         record = Record(self._held(stream, Stream))
         self._add(stream, record)
         self._held(event, Event).latest = record

@@ -64,6 +64,7 @@ class FakeCudaEngine(Closing):
     def enqueue(self, bound: tuple[Any, list[tuple[int, int]]]) -> None:
         self.before_run()
         binding, touched = bound
+        self._cuda.choose(self.stream.gpu.ordinal)
         check(self._cuda.launch(self.stream.handle, binding.run, touched), f"run {self.name}")
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Device and pinned memory of an imagined GPU, both in this process."""
+"""Device and pinned memory of imagined GPUs, all of it in this process."""
 
 from bisect import bisect_right, insort
 from dataclasses import dataclass, field
@@ -43,6 +43,7 @@ class _Allocation:
     start: int
     memory: Bytes = field(compare=False)
     kind: Kind = field(compare=False)
+    device: int = field(compare=False)
     is_live: bool = field(default=True, compare=False)
 
 
@@ -54,13 +55,14 @@ class Memory:
         self.taken_by_others_bytes = 0
         self._all: list[_Allocation] = []
 
-    def allocate(self, size_bytes: int, kind: Kind) -> int:
-        if kind == "device" and size_bytes > self.free_bytes:
+    def allocate(self, size_bytes: int, kind: Kind, device: int = 0) -> int:
+        if kind == "device" and size_bytes > self.free_on(device):
             raise RefusedError(Status.CUDA_ERROR_OUT_OF_MEMORY)
         raw = np.full(size_bytes + _ALIGNMENT_BYTES, _GARBAGE, np.uint8)
         offset = -raw.ctypes.data % _ALIGNMENT_BYTES
         start = raw.ctypes.data + offset
-        insort(self._all, _Allocation(start, raw[offset : offset + size_bytes], kind))
+        memory = raw[offset : offset + size_bytes]
+        insort(self._all, _Allocation(start, memory, kind, device))
         return start
 
     def free(self, start: int, kind: Kind) -> None:
@@ -70,10 +72,15 @@ class Memory:
         found.is_live = False
         found.memory[:] = _GARBAGE
 
-    def at(self, pointer: int, size_bytes: int, kind: Kind = "device") -> Bytes:
+    def at(
+        self, pointer: int, size_bytes: int, kind: Kind = "device", device: int | None = None
+    ) -> Bytes:
+        """``device``: which one touches it; no other may touch device memory."""
         found = self._holder(pointer)
         if found is None or not found.is_live or found.kind != kind:
             raise IllegalAddressError(f"{pointer:#x} is not {kind} memory in use")
+        if kind == "device" and device not in (None, found.device):
+            raise IllegalAddressError(f"{pointer:#x} is memory of device {found.device}")
         begin = pointer - found.start
         if begin + size_bytes > len(found.memory):
             raise IllegalAddressError(f"{size_bytes} bytes from {pointer:#x} on leave their place")
@@ -83,13 +90,17 @@ class Memory:
         found = self._holder(pointer)
         return found is not None and found.kind == "pinned"
 
-    def live(self, kind: Kind) -> list[int]:
-        """The sizes of what is in use."""
-        return [len(a.memory) for a in self._all if a.is_live and a.kind == kind]
+    def live(self, kind: Kind, device: int | None = None) -> list[int]:
+        """The sizes of what is in use, by all devices or by one."""
+        return [
+            len(a.memory)
+            for a in self._all
+            if a.is_live and a.kind == kind and device in (None, a.device)
+        ]
 
-    @property
-    def free_bytes(self) -> int:
-        return self.capacity_bytes - self.taken_by_others_bytes - sum(self.live("device"))
+    def free_on(self, device: int) -> int:
+        """Every device has the same capacity."""
+        return self.capacity_bytes - self.taken_by_others_bytes - sum(self.live("device", device))
 
     def _holder(self, pointer: int) -> _Allocation | None:
         index = bisect_right(self._all, pointer, key=lambda allocation: allocation.start) - 1

@@ -29,6 +29,7 @@ class Wait:
 @dataclass(eq=False)
 class Stream:
     priority: int = 0
+    device: int = 0
     queue: deque[Work | Record | Wait] = field(default_factory=deque)
     captured: list[Work] | None = None
     captured_by: int = 0
@@ -59,6 +60,7 @@ class Stream:
 @dataclass(eq=False)
 class Event:
     is_timed: bool
+    device: int = 0
     latest: Record | None = None
 
 
@@ -73,8 +75,8 @@ class Queues:
         """What lost the context; nothing runs any more."""
         self._moments = random.Random(schedule if isinstance(schedule, int) else 0)
 
-    def open(self, priority: int) -> Stream:
-        self.streams.append(Stream(priority))
+    def open(self, priority: int, device: int = 0) -> Stream:
+        self.streams.append(Stream(priority, device))
         return self.streams[-1]
 
     def tick(self) -> None:

@@ -110,7 +110,7 @@ class ImaginedMachine:
 
     def fill(self, leaving_bytes: int = 0) -> None:
         memory = self._cuda.memory
-        memory.taken_by_others_bytes += memory.free_bytes - leaving_bytes
+        memory.taken_by_others_bytes += memory.free_on(0) - leaving_bytes
 
     def empty(self) -> None:
         self._cuda.memory.taken_by_others_bytes = 0

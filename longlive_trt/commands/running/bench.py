@@ -10,7 +10,7 @@ import click
 from longlive_trt.cli import INTERRUPTED
 from longlive_trt.commands._bundle import HELP as BUNDLE_HELP
 from longlive_trt.commands._bundle import find_bundle
-from longlive_trt.commands._device import device_option
+from longlive_trt.commands._device import decode_device_option, device_option
 from longlive_trt.commands._numbers import real, whole
 from longlive_trt.commands._reporting import command_line
 from longlive_trt.commands._voice import (
@@ -85,6 +85,7 @@ TERAFLOPS = Range(0, 1_000_000, above=True)
 @click.option("--no-decode", is_flag=True, help="Measure the transformer alone.")
 @click.option("--low-memory", is_flag=True, help="As `generate --low-memory`.")
 @device_option
+@decode_device_option
 @click.option(
     "--peak-tflops",
     type=real(TERAFLOPS),
@@ -108,6 +109,7 @@ def command(
     no_decode: bool,
     low_memory: bool,
     device: DeviceChoice,
+    decode_device: str | None,
     peak_tflops: float | None,
     out: Path | None,
     plot: Path | None,
@@ -126,6 +128,7 @@ def command(
     settings = replace(
         base, seed=seed, decode=not no_decode, device=device, low_memory=low_memory, **lengths
     )
+    settings = replace(settings, decode_device=decode_device)
     wanted_bundles = [bundle] if compare is None else [bundle, compare]
     folders = [find_bundle(one, voice) for one in wanted_bundles]
     with voice.reporting(patience_s=PATIENCE_S) as report:

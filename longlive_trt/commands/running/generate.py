@@ -9,7 +9,7 @@ import click
 from longlive_trt.cli import INTERRUPTED
 from longlive_trt.commands._bundle import HELP as BUNDLE_HELP
 from longlive_trt.commands._bundle import find_bundle
-from longlive_trt.commands._device import device_option
+from longlive_trt.commands._device import decode_device_option, device_option
 from longlive_trt.commands._moments import moment, moment_list
 from longlive_trt.commands._numbers import real, whole
 from longlive_trt.commands._reporting import command_line
@@ -117,6 +117,7 @@ def _switch_mode(
 )
 @click.option("--realtime", is_flag=True, help="As --target-ms with the time a block is shown.")
 @device_option
+@decode_device_option
 @click.option(
     "--low-memory",
     is_flag=True,
@@ -153,6 +154,7 @@ def command(
     target_ms: float | None,
     realtime: bool,
     device: DeviceChoice,
+    decode_device: str | None,
     low_memory: bool,
     debug_steady: bool,
     overwrite: bool,
@@ -200,7 +202,9 @@ def command(
     low_memory = low_memory or (preset is not None and load_preset(preset).low_memory)
     with make_progress(_mode(voice)) as progress:
         opened, loading = open_bundle(folder, progress.reporters.bytes), progress.reporters.stages
-        with Pipeline(opened, device, low_memory=low_memory, report=loading) as pipeline:
+        with Pipeline(
+            opened, device, decode_device=decode_device, low_memory=low_memory, report=loading
+        ) as pipeline:
             plan = plan_video(opened, options)
             _check_outputs(outputs, plan, inputs=(timeline, replay, start))
             rungs = _rungs(opened, plan, preset, outputs) if is_paced else []

@@ -12,7 +12,7 @@ from longlive_trt.cli import INTERRUPTED
 from longlive_trt.commands._bundle import HELP as BUNDLE_HELP
 from longlive_trt.commands._bundle import find_bundle
 from longlive_trt.commands._cluster import ClusterChoice, cluster_options
-from longlive_trt.commands._device import device_option
+from longlive_trt.commands._device import decode_device_option, device_option
 from longlive_trt.commands._voice import Voice, examples, speaking
 from longlive_trt.engines.bundles.bundle import read_manifest
 from longlive_trt.engines.loader import DeviceChoice
@@ -35,6 +35,7 @@ _EXAMPLES = examples(
 @click.command(epilog=_EXAMPLES)
 @click.option("--bundle", type=_PATH, default=DEMO, show_default=True, help=BUNDLE_HELP)
 @device_option
+@decode_device_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8400, show_default=True)
 @click.option(
@@ -65,6 +66,7 @@ _EXAMPLES = examples(
 def command(
     bundle: Path,
     device: DeviceChoice,
+    decode_device: str | None,
     host: str,
     port: int,
     sessions: int | None,
@@ -122,7 +124,7 @@ def command(
     logs.set_up(prompts=log_prompts)
 
     def load() -> BundleModel:
-        return load_model(folder, device)
+        return load_model(folder, device, decode_device)
 
     def say(address: str) -> None:
         voice.result(f"Open {address} in a browser. Ctrl-C ends it.", {"address": address})

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from longlive_trt.engines.ort.cpu import OnnxRuntimeEngine
 from longlive_trt.errors import EngineError
 from longlive_trt.plugins.cuda.streams import Gpu, Stream
-from longlive_trt.runtime.decoding.cuda import CudaDecoder
+from longlive_trt.runtime.decoding.cuda import CudaDecoder, DecodingStreams
 from longlive_trt.runtime.decoding.host import VaeStream
 from longlive_trt.runtime.memory.base import Buffer
 from longlive_trt.runtime.memory.cuda import CudaMemory
@@ -40,7 +40,9 @@ class Machine:
         )
 
     def decoder(self, **options: Any) -> CudaDecoder:
-        return CudaDecoder(*self.engines, 1, BLOCK, self.streams, **options)  # type: ignore[misc]
+        first, following = self.engines
+        streams = DecodingStreams(*self.streams)
+        return CudaDecoder(first, following, 1, BLOCK, streams, **options)  # type: ignore[arg-type]
 
     def made(self, block: int) -> Any:
         tensor = self._latents["ab"[block % 2]]
