@@ -20,9 +20,9 @@ from longlive_trt.contract import numbered
 from longlive_trt.dtypes import BY_ONNXRUNTIME, FLOAT8
 from longlive_trt.errors import ExportError
 from longlive_trt.export.checkpoints.opening import Weights
+from longlive_trt.export.models.decoders import decoder_of, presented
 from longlive_trt.export.models.text_encoder import TextEncoder
 from longlive_trt.export.models.transformer import Transformer, rope_table, rotate, sinusoid
-from longlive_trt.export.models.vae import VaeDecoder
 from longlive_trt.export.torch_types import QUANTIZED_TYPES, TORCH_TYPES, torch_type
 from longlive_trt.export.tracing import (
     GraphInput,
@@ -44,6 +44,7 @@ _SIZES = {
     contract.STEP_FRAMES: 1,
     contract.CACHE_FRAMES: 3,
     contract.LATENT_FRAMES: 1,
+    **contract.latent_sizes(4, 6),
 }
 """Few frames, so that the check of a full-size model stays short."""
 
@@ -213,14 +214,15 @@ def _reference_prompt(reference: _Reference, inputs: Tensors) -> Tensors:
 
 
 def _reference_vae(reference: _Reference, inputs: Tensors) -> Tensors:
-    assert reference.config.vae is not None
-    vae = reference.load(VaeDecoder(reference.config.vae))
-    assert isinstance(vae, VaeDecoder)
+    config = reference.config.decoder(reference.spec.component)
+    assert config is not None
+    vae = decoder_of(config)
+    reference.load(vae)
     caches = [inputs[numbered(contract.HISTORY, i)] for i in range(len(inputs) - 1)]
     latents = inputs[contract.LATENTS]
     frames, renewed = vae.decode_next(latents, caches) if caches else vae.decode_first(latents)
     outputs = {numbered(contract.HISTORY_NEXT, i): cache for i, cache in enumerate(renewed)}
-    return outputs | {contract.FRAMES: frames.clamp(-1, 1)}
+    return outputs | {contract.FRAMES: presented(frames, config)[0]}
 
 
 def _reference_text(reference: _Reference, inputs: Tensors) -> Tensors:
@@ -232,8 +234,7 @@ def _reference_text(reference: _Reference, inputs: Tensors) -> Tensors:
 _REFERENCES: Mapping[str, Callable[[_Reference, Tensors], Tensors]] = {
     contract.STEP: _reference_step,
     contract.PROMPT: _reference_prompt,
-    contract.VAE_FIRST: _reference_vae,
-    contract.VAE_NEXT: _reference_vae,
+    **{graph: _reference_vae for pair in contract.DECODER_GRAPHS.values() for graph in pair},
     contract.TEXT: _reference_text,
 }
 

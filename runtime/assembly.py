@@ -6,7 +6,7 @@ from functools import partial
 
 from longlive_trt.basics import Closing, Report, unheard
 from longlive_trt.configs import ModelConfig
-from longlive_trt.contract import PROMPT, STEP, TEXT, VAE_GRAPHS
+from longlive_trt.contract import PROMPT, STEP, TEXT
 from longlive_trt.engines.base import Engine, specs_of
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.engines.bundles.fit import require_described, require_fit
@@ -14,6 +14,7 @@ from longlive_trt.engines.loader import DeviceChoice, load_engine, require_runna
 from longlive_trt.engines.registry import KINDS
 from longlive_trt.engines.transient import TransientEngine
 from longlive_trt.plugins.cuda.streams import Gpu, Stream
+from longlive_trt.runtime.decoding.choice import BundledDecoder, decoder_named
 from longlive_trt.runtime.decoding.cuda import CudaDecoder
 from longlive_trt.runtime.decoding.host import Decoder, ThreadedDecoder, VaeStream
 from longlive_trt.runtime.memory.base import HostMemory, Memory
@@ -138,15 +139,28 @@ class Engines(Closing):
             self._encoders = [*open_ones, encoder]
         return encoder
 
-    def decoder(self, batch: int) -> Decoder:
-        first, following = (self.get(graph, "decoding to pictures") for graph in VAE_GRAPHS)
+    def decoder(self, batch: int, name: str | None = None) -> Decoder:
+        """The one of this name, or the bundle's first."""
+        graphs = decoder_named(self.bundle, name).graphs
+        first, following = (self.get(graph, "decoding to pictures") for graph in graphs)
+        size = self.bundle.config.latent.size
         if not self.on_gpu:
-            return ThreadedDecoder(VaeStream(first, following, batch))
+            return ThreadedDecoder(VaeStream(first, following, batch, latents=size))
         streams = (self.stream("transformer"), self.stream("decoding"), self.stream("leaving"))
         frames = self.bundle.config.rollout.frames_per_block
         kind = KINDS[self.bundle.manifest.engine.kind]
         single = self._low_memory or not kind.decodes_blocks
-        return CudaDecoder(first, following, batch, frames, streams, frame_by_frame=single)
+        return CudaDecoder(
+            first, following, batch, frames, streams, frame_by_frame=single, latents=size
+        )
+
+    def stream_of(
+        self, decoder: BundledDecoder, batch: int, output: str, size: tuple[int, int]
+    ) -> VaeStream:
+        """For whoever has latents, and waits for their pictures."""
+        first, following = (self.get(graph, "decoding") for graph in decoder.graphs)
+        memory = self._memory("decoding")
+        return VaeStream(first, following, batch, output, memory, latents=size)
 
     def session(
         self,

@@ -1,8 +1,9 @@
-"""The option that says where engines run."""
+"""The options that say where engines run, and which of a bundle's decoders does."""
 
 import click
 
 from longlive_trt.engines.loader import DEVICES
+from longlive_trt.runtime.decoding.choice import DECODERS
 
 device_option = click.option(
     "--device",
@@ -10,4 +11,10 @@ device_option = click.option(
     default=DEVICES[0],
     show_default=True,
     help="Where to run; auto is what the bundle was built for.",
+)
+
+decoder_option = click.option(
+    "--decoder",
+    type=click.Choice(DECODERS),
+    help="Of a bundle that holds two.  [default: full, where it is inside]",
 )

@@ -9,7 +9,15 @@ from typing import Protocol
 import numpy as np
 
 from longlive_trt.basics import Array
-from longlive_trt.contract import HISTORY, LATENTS, PIXELS, next_of
+from longlive_trt.contract import (
+    BATCH,
+    HISTORY,
+    LATENT_FRAMES,
+    LATENTS,
+    PIXELS,
+    latent_sizes,
+    next_of,
+)
 from longlive_trt.engines.base import Binding, Engine
 from longlive_trt.runtime.memory.base import (
     Buffer,
@@ -105,24 +113,32 @@ class VaeStream(RememberingDecoder):
         batch: int,
         output: str = PIXELS,
         memory: Memory | None = None,
+        *,
+        latents: tuple[int, int] = (0, 0),
     ) -> None:
+        """``latents``: their height and width, for engines that take any."""
         self._output = output
+        sizes = {BATCH: batch, LATENT_FRAMES: 1, **latent_sizes(*latents)}
         self._memory = memory or HostMemory()
         cache_specs = named(following.inputs, HISTORY)
         # One set is read while the other is written.
         self._caches = [
-            self._memory.reserve(buffers(cache_specs, batch=batch), "the decoder's memory")
+            self._memory.reserve(buffers(cache_specs, **sizes), "the decoder's memory")
             for _ in range(2)
         ]
-        own = {LATENTS: Buffer.of(following.inputs[LATENTS], batch=batch, latent_frames=1)}
+        own = {LATENTS: Buffer.of(following.inputs[LATENTS], **sizes)}
         for name, engine in (("first", first), ("following", following)):
-            own[name] = Buffer.of(engine.outputs[output], batch=batch, latent_frames=1)
+            own[name] = Buffer.of(engine.outputs[output], **sizes)
         self._tensors = self._memory.reserve(own, "the decoder's pictures")
         self._first = self._bind(first, "first", None, self._caches[0])
         self._following = [
             self._bind(following, "following", self._caches[i], self._caches[1 - i])
             for i in range(2)
         ]
+        self.latent_frames = 0
+
+    def begin(self) -> None:
+        """What comes next begins another video."""
         self.latent_frames = 0
 
     def decode(self, latents: Array) -> Array:

@@ -20,6 +20,7 @@ from longlive_trt.precision import PRECISIONS
 _PATH = click.Path(path_type=Path)
 _EXAMPLES = examples(
     "longlive-trt export --config longlive-1.3b --transformer base.pt --lora lora.pt --out onnx/",
+    "longlive-trt export --config longlive-1.3b --vae taew2_1.safetensors --out onnx/",
     "longlive-trt export --config tiny --random-weights 0 --out onnx/",
 )
 
@@ -30,7 +31,8 @@ _EXAMPLES = examples(
 @click.option("--lora", type=_PATH, help="LoRA adapter, merged in float32.")
 @click.option("--lora-alpha", type=real(MULTIPLIERS), help="Overrides the adapter's own alpha.")
 @click.option("--ema", is_flag=True, help="Take the checkpoint's EMA weights.")
-@click.option("--vae", type=_PATH, help="VAE checkpoint.")
+@click.option("--vae", type=_PATH, help="Decoder checkpoint: Wan's VAE, or TAEHV (taew2_1).")
+@click.option("--light-vae", type=_PATH, help="A second decoder, for live previews.")
 @click.option("--text-encoder", type=_PATH, help="UMT5 encoder checkpoint.")
 @click.option("--tokenizer", type=_PATH, help="Folder that holds tokenizer.json.")
 @click.option(
@@ -54,6 +56,7 @@ def command(
     lora_alpha: float | None,
     ema: bool,
     vae: Path | None,
+    light_vae: Path | None,
     text_encoder: Path | None,
     tokenizer: Path | None,
     random_weights: int | None,
@@ -76,6 +79,7 @@ def command(
             lora_alpha=lora_alpha,
             ema=ema,
             vae=vae,
+            light_vae=light_vae,
             text_encoder=text_encoder,
             tokenizer=tokenizer,
             random_weights=random_weights,
