@@ -14,9 +14,10 @@ from longlive_trt.engines.loader import DeviceChoice, load_engine, require_runna
 from longlive_trt.engines.registry import KINDS
 from longlive_trt.engines.transient import TransientEngine
 from longlive_trt.plugins.cuda.streams import Gpu, Stream
-from longlive_trt.runtime.decoding.choice import BundledDecoder, decoder_named
+from longlive_trt.runtime.decoding.choice import BundledDecoder, decoder_named, decoders_of
 from longlive_trt.runtime.decoding.cuda import CudaDecoder
 from longlive_trt.runtime.decoding.host import Decoder, ThreadedDecoder, VaeStream
+from longlive_trt.runtime.decoding.switching import DecoderSource, SwitchableDecoder
 from longlive_trt.runtime.memory.base import HostMemory, Memory
 from longlive_trt.runtime.memory.budget import require_memory, session_budget
 from longlive_trt.runtime.memory.cuda import CudaMemory
@@ -32,6 +33,8 @@ from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer
 from longlive_trt.runtime.session import Session
 from longlive_trt.runtime.streams import STREAM_OF, GpuStreams
 from longlive_trt.runtime.transformer import Level
+
+_CHOICE = 2
 
 Wrap = Callable[[Engine, str], Engine]
 """Puts something around a graph's engine: it is given the engine and the graph's name, and closing
@@ -85,13 +88,25 @@ class Engines(Closing):
             return self._loaded[graph]
 
     def require_memory(
-        self, config: ModelConfig, *, batch: int, total_frames: int | None, decode: bool, text: bool
+        self,
+        config: ModelConfig,
+        *,
+        batch: int,
+        total_frames: int | None,
+        decode: bool,
+        text: bool,
+        decoder: str | None = None,
     ) -> None:
         """Refuse a session that does not fit on the GPU, before anything is loaded there."""
         if not self.on_gpu:
             return
         budget = partial(
-            session_budget, self.bundle, config, batch=batch, total_frames=total_frames
+            session_budget,
+            self.bundle,
+            config,
+            batch=batch,
+            total_frames=total_frames,
+            decoder=decoder,
         )
         low = self._low_memory
         lesser = {
@@ -170,29 +185,43 @@ class Engines(Closing):
         batch: int = 1,
         total_frames: int | None = None,
         decode: bool = True,
+        decoder: str | None = None,
         debug: bool = False,
         levels: Sequence[Level] = (),
     ) -> Session:
+        """``decoder``: the name of the one that begins, if not the bundle's first."""
         step = self.get(STEP, "generating")
-        decoder = self.decoder(batch) if decode else None
         memory = self._memory("transformer")
+        decoding = None
         try:
+            decoding = self._session_decoder(batch, decoder, memory) if decode else None
             return Session(
                 step,
                 config,
                 noise,
                 batch=batch,
                 total_frames=total_frames,
-                decoder=decoder,
+                decoder=decoding,
                 memory=memory,
                 debug=debug,
                 levels=levels,
             )
         except BaseException:
             memory.close()
-            if decoder is not None:
-                decoder.close()
+            if decoding is not None:
+                decoding.close()
             raise
+
+    def _session_decoder(self, batch: int, name: str | None, memory: Memory) -> Decoder:
+        """That of a bundle which holds two can be changed."""
+        held = decoders_of(self.bundle)
+        if len(held) < _CHOICE:
+            return self.decoder(batch, name)
+        sources = {
+            one: DecoderSource(decoder.config, partial(self.decoder, batch, one))
+            for one, decoder in held.items()
+        }
+        return SwitchableDecoder(sources, decoder_named(self.bundle, name).name, memory)
 
     def _memory(self, concern: str) -> Memory:
         if not self.on_gpu:

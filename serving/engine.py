@@ -17,9 +17,10 @@ import psutil
 from longlive_trt.basics import Array, Closing
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.schema import ROPE_TABLE_FRAMES
-from longlive_trt.contract import STEP, VAE_GRAPHS
+from longlive_trt.contract import STEP
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.engines.loader import DeviceChoice
+from longlive_trt.runtime.decoding.choice import decoder_named
 from longlive_trt.runtime.memory.budget import session_budget
 from longlive_trt.runtime.output.base import Pixels
 from longlive_trt.runtime.output.mp4 import exact_fps
@@ -117,17 +118,19 @@ class LiveModel(Protocol):
     def close(self) -> None: ...
 
 
-def load_model(folder: Path, device: DeviceChoice = "auto") -> "BundleModel":
-    return BundleModel(open_bundle(folder), device)
+def load_model(
+    folder: Path, device: DeviceChoice = "auto", decoder: str | None = None
+) -> "BundleModel":
+    return BundleModel(open_bundle(folder), device, decoder)
 
 
 class BundleModel(Closing):
     """Engines that are loaded once, and one text encoder for all videos."""
 
-    def __init__(self, bundle: Bundle, device: DeviceChoice) -> None:
+    def __init__(self, bundle: Bundle, device: DeviceChoice, decoder: str | None = None) -> None:
         # Refused now, not when somebody has typed the first prompt.
-        self._longest = _longest_frames(bundle.config)
-        plan_video(bundle, VideoOptions(prompt=_FIRST, frames=self._longest))
+        self._longest, self._decoder = _longest_frames(bundle.config), decoder
+        plan_video(bundle, VideoOptions(prompt=_FIRST, frames=self._longest, decoder=decoder))
         self.bundle = bundle
         self._pipeline = Pipeline(bundle, device)
         self._notices: OrderedDict[str, str] = OrderedDict()
@@ -135,7 +138,7 @@ class BundleModel(Closing):
         encoder = engines.prompt_encoder(1, self._note)
         encoder.load()
         self._prompts = _SharedPrompts(encoder)
-        for graph in (STEP, *VAE_GRAPHS):
+        for graph in (STEP, *decoder_named(bundle, decoder).graphs):
             engines.get(graph, "serving")
         self._facts = self._describe()
 
@@ -151,11 +154,17 @@ class BundleModel(Closing):
 
     def _options(self, seed: int, switch: SwitchMode, state: Path | None) -> VideoOptions:
         if state is None:
-            return VideoOptions(prompt=_FIRST, seed=seed, switch=switch, frames=self._longest)
+            return VideoOptions(
+                prompt=_FIRST,
+                seed=seed,
+                switch=switch,
+                frames=self._longest,
+                decoder=self._decoder,
+            )
         # Lengths count from where a state was saved.
         done = 0 if self._longest is None else load_state(state).next_frame
         left = None if self._longest is None else self._longest - done
-        return VideoOptions(resume=state, switch=switch, frames=left)
+        return VideoOptions(resume=state, switch=switch, frames=left, decoder=self._decoder)
 
     def prepare(self, prompt: str) -> "Future[float]":
         return self._prompts.begin(prompt)
@@ -180,9 +189,11 @@ class BundleModel(Closing):
 
     def _describe(self) -> ModelFacts:
         config = self.bundle.config
-        assert config.vae is not None
-        factor = config.vae.spatial_factor
-        budget = session_budget(self.bundle, config, total_frames=self._longest)
+        decoder = decoder_named(self.bundle, self._decoder)
+        factor = decoder.config.spatial_factor
+        budget = session_budget(
+            self.bundle, config, total_frames=self._longest, decoder=decoder.name
+        )
         shared = ("weights", "encoding", "CUDA")
         own = sum(size for part, size in budget.parts.items() if part not in shared)
         latents = prod(config.latent_shape) * 4 * config.rollout.frames_per_block

@@ -59,6 +59,10 @@ class Decoder(Protocol):
         """Decode the frames that follow beside whatever the caller does next."""
         ...
 
+    def begin(self) -> None:
+        """What comes next begins another video."""
+        ...
+
     def settle(self) -> None: ...
 
     @property
@@ -87,6 +91,10 @@ class RememberingDecoder(ABC):
     @abstractmethod
     def caches(self) -> Mapping[str, Tensor]:
         """What the next latent frame reads."""
+
+    def begin(self) -> None:
+        """What comes next begins another video."""
+        self.latent_frames = 0
 
     def restore(self, latent_frames: int, caches: Mapping[str, Array]) -> None:
         self.latent_frames = latent_frames
@@ -135,10 +143,6 @@ class VaeStream(RememberingDecoder):
             self._bind(following, "following", self._caches[i], self._caches[1 - i])
             for i in range(2)
         ]
-        self.latent_frames = 0
-
-    def begin(self) -> None:
-        """What comes next begins another video."""
         self.latent_frames = 0
 
     def decode(self, latents: Array) -> Array:
@@ -200,6 +204,10 @@ class ThreadedDecoder:
     @property
     def caches(self) -> Mapping[str, Tensor]:
         return self._stream.caches
+
+    def begin(self) -> None:
+        self.settle()
+        self._stream.begin()
 
     def restore(self, latent_frames: int, caches: Mapping[str, Array]) -> None:
         self._stream.restore(latent_frames, caches)

@@ -66,9 +66,9 @@ def session_budget(
     low_memory: bool = False,
     decoder: str | None = None,
 ) -> Budget:
-    """``decoder``: the component that decodes, if not the bundle's first."""
+    """``decoder``: the name of the one that decodes, if not the bundle's first."""
     layout = RingLayout.of(config, total_frames)
-    component = decoder or decoder_named(bundle, None).component if decode else ""
+    component = decoder_named(bundle, decoder).component if decode else ""
     graphs = [STEP, PROMPT, *DECODER_GRAPHS.get(component, ())]
     manifest = bundle.manifest
     encoder = engines_bytes(manifest, [TEXT]) if text and bundle.has(TEXT) else 0

@@ -9,14 +9,15 @@ import click
 from longlive_trt.cli import INTERRUPTED
 from longlive_trt.commands._bundle import HELP as BUNDLE_HELP
 from longlive_trt.commands._bundle import find_bundle
-from longlive_trt.commands._device import device_option
+from longlive_trt.commands._device import decoder_option, device_option
 from longlive_trt.commands._voice import Voice, examples, speaking
-from longlive_trt.engines.bundles.bundle import read_manifest
+from longlive_trt.engines.bundles.bundle import Bundle, read_manifest
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
 from longlive_trt.extras import SERVING, require_modules
 from longlive_trt.files import require_place
 from longlive_trt.loading import DEMO
+from longlive_trt.runtime.decoding.choice import DecoderName, decoder_named
 
 _PATH = click.Path(path_type=Path)
 _EXAMPLES = examples(
@@ -26,6 +27,7 @@ _EXAMPLES = examples(
 
 @click.command(epilog=_EXAMPLES)
 @click.option("--bundle", type=_PATH, default=DEMO, show_default=True, help=BUNDLE_HELP)
+@decoder_option
 @device_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8400, show_default=True)
@@ -55,6 +57,7 @@ _EXAMPLES = examples(
 @speaking
 def command(
     bundle: Path,
+    decoder: DecoderName | None,
     device: DeviceChoice,
     host: str,
     port: int,
@@ -100,11 +103,14 @@ def command(
         if path is not None and not path.is_file():
             raise UsageError(f"{path}: no such file")
     folder = find_bundle(bundle, voice)
-    read_manifest(folder)
+    manifest = read_manifest(folder)
+    if decoder is not None:
+        # Refused before anything is listened to.
+        decoder_named(Bundle(folder, manifest), decoder)
     logs.set_up(prompts=log_prompts)
 
     def load() -> BundleModel:
-        return load_model(folder, device)
+        return load_model(folder, device, decoder)
 
     def say(address: str) -> None:
         voice.result(f"Open {address} in a browser. Ctrl-C ends it.", {"address": address})
