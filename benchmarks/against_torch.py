@@ -46,7 +46,7 @@ from benchmarks.harness import (
     write_report,
 )
 from longlive_trt.basics import Closing
-from longlive_trt.configs import ModelConfig
+from longlive_trt.configs import ModelConfig, VaeConfig
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.export.models.transformer import Transformer
@@ -213,7 +213,7 @@ def _of_torch(name: str, video: TorchVideo) -> Contestant:
 
 def _vae(config: ModelConfig, draw: Draw) -> VaeDecoder:
     vae_config = config.vae
-    assert vae_config is not None
+    assert isinstance(vae_config, VaeConfig)
     vae: VaeDecoder = draw.fill(lambda: VaeDecoder(vae_config), draw.device)
     return vae
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.harness import command, parser, percentiles, rounded, write_report
-from longlive_trt.configs import ModelConfig, load_config
+from longlive_trt.configs import ModelConfig, VaeConfig, load_config
 from longlive_trt.configs.schedule import Pass, Schedule
 from longlive_trt.export.models.transformer import (
     Block,
@@ -307,7 +307,7 @@ def run(config: ModelConfig, bench: Bench, seed: int, *, compile_too: bool) -> d
     transformer = TransformerRollout(
         config, draw.fill(lambda: Transformer(config.transformer), bench.device), seed
     )
-    assert config.vae is not None
+    assert isinstance(config.vae, VaeConfig)
     vae_config = config.vae
     vae_model = draw.fill(lambda: VaeDecoder(vae_config), bench.device)
     vae = VaeRollout(config, vae_model, seed)

@@ -22,7 +22,7 @@ from longlive_trt.calibration.texts import TextStates
 from longlive_trt.calibration.vae.decoder import VaeWatcher
 from longlive_trt.calibration.values import merged
 from longlive_trt.calibration.videos import Video, plan_videos, run_video
-from longlive_trt.configs import ModelConfig
+from longlive_trt.configs import ModelConfig, VaeConfig
 from longlive_trt.errors import UsageError
 from longlive_trt.export.checkpoints.opening import Weights
 from longlive_trt.export.components import SEEDS
@@ -136,7 +136,7 @@ def _vae_watcher(
 ) -> VaeWatcher | None:
     if vae is None:
         return None
-    assert config.vae is not None
+    assert isinstance(config.vae, VaeConfig)
     return VaeWatcher(config.vae, vae, request.compute, request.device)
 
 

@@ -24,7 +24,7 @@ from longlive_trt.calibration.vae.decoder import (
     quantized_vae_component,
     select_convolutions,
 )
-from longlive_trt.configs import ModelConfig
+from longlive_trt.configs import ModelConfig, VaeConfig
 from longlive_trt.contract import TEXT, TEXT_ENCODER, TRANSFORMER, VAE
 from longlive_trt.errors import UsageError
 from longlive_trt.export.checkpoints.weights import Weights
@@ -90,13 +90,24 @@ class SourceExport:
         shapes = expected_shapes(lambda: Transformer(self.config.transformer))
         return ExportedWeights(self.folder, self.record, TRANSFORMER, shapes)
 
-    def vae(self) -> Weights:
+    @property
+    def vae_config(self) -> VaeConfig:
+        """Of the decoder that can be quantized."""
         vae = self.config.vae
         if vae is None or VAE not in self.record.checkpoints:
             raise UsageError(
                 f"{self.folder}: has no VAE to quantize; export with --vae, or leave "
                 f"--vae-precision out"
             )
+        if not isinstance(vae, VaeConfig):
+            raise UsageError(
+                f"{self.folder}: its decoder is of kind {vae.kind}, which stays in 16 bits; leave "
+                "--vae-precision out"
+            )
+        return vae
+
+    def vae(self) -> Weights:
+        vae = self.vae_config
         shapes = expected_shapes(lambda: VaeDecoder(vae))
         return ExportedWeights(self.folder, self.record, VAE, shapes)
 
@@ -177,9 +188,7 @@ def require_extras(source: SourceExport, extras: Extras) -> None:
             "anew in every pass; take --attention fp8, or export with rollout.rope=absolute"
         )
     if extras.vae is not None:
-        source.vae()
-        assert source.config.vae is not None
-        select_convolutions(source.config.vae, extras.vae_exclude)
+        select_convolutions(source.vae_config, extras.vae_exclude)
 
 
 def write_quantized(
@@ -242,11 +251,9 @@ def _quantized_parts(
             raise UsageError(
                 "the calibration has no ranges of the VAE; calibrate again with --vae-precision"
             )
-        assert config.vae is not None
-        calibration.vae.require_fit(convolutions(config.vae), vae.weights.digest())
+        decoder = source.vae_config
+        calibration.vae.require_fit(convolutions(decoder), vae.weights.digest())
         parts.append(
-            quantized_vae_component(
-                vae, calibration.vae, config.vae, extras.vae, extras.vae_exclude
-            )
+            quantized_vae_component(vae, calibration.vae, decoder, extras.vae, extras.vae_exclude)
         )
     return parts

@@ -7,21 +7,25 @@ from longlive_trt.configs.loader import (
 )
 from longlive_trt.configs.presets import Preset, load_preset, shipped_presets
 from longlive_trt.configs.schema import (
+    DecoderConfig,
     LatentConfig,
     ModelConfig,
     PromptsConfig,
     RolloutConfig,
+    TaehvConfig,
     TextEncoderConfig,
     TransformerConfig,
     VaeConfig,
 )
 
 __all__ = [
+    "DecoderConfig",
     "LatentConfig",
     "ModelConfig",
     "Preset",
     "PromptsConfig",
     "RolloutConfig",
+    "TaehvConfig",
     "TextEncoderConfig",
     "TransformerConfig",
     "VaeConfig",

@@ -5,7 +5,7 @@ import hashlib
 import json
 from typing import Any
 
-from longlive_trt.configs.schema import ModelConfig, PromptsConfig
+from longlive_trt.configs.schema import WAN, ModelConfig, PromptsConfig
 
 
 def config_values(config: ModelConfig) -> dict[str, Any]:
@@ -16,6 +16,13 @@ def config_values(config: ModelConfig) -> dict[str, Any]:
     if config.rollout.first_steps is None:
         # As above: of models that treat a first block like any other.
         del values["rollout"]["first_steps"]
+    if config.light_vae is None:
+        # As above: of models with one decoder.
+        del values["light_vae"]
+    for section in (values["vae"], values.get("light_vae")):
+        if section is not None and section["kind"] == WAN:
+            # As above: Wan's was the only kind.
+            del section["kind"]
     return values
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from longlive_trt.configs.presets import load_preset
-from longlive_trt.configs.schema import ModelConfig
+from longlive_trt.configs.schema import WAN, ModelConfig
 from longlive_trt.console.printing import plain
 from longlive_trt.errors import ConfigError
 from longlive_trt.reading.documents import YAML_BYTES, parse_yaml
@@ -26,14 +26,19 @@ def load_config(
     *,
     preset: str | None = None,
     overrides: Iterable[str] = (),
+    found: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> ModelConfig:
-    """Read a configuration: a YAML file or a shipped model's name, then preset, then overrides."""
+    """Read a configuration: a YAML file or a shipped model's name, then preset, then overrides.
+
+    ``found`` is what checkpoints say of themselves, by section.
+    """
     path = _find(source) if source is not None else None
     return configure(
         _read_yaml(path) if path else {},
         origin=str(path) if path else "defaults",
         preset=preset,
         overrides=overrides,
+        found=found,
     )
 
 
@@ -43,9 +48,15 @@ def configure(
     origin: str,
     preset: str | None = None,
     overrides: Iterable[str] = (),
+    found: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> ModelConfig:
     """Build a configuration from plain values, as a file or a bundle's manifest holds them."""
     merged: dict[str, Any] = _merge({}, values)
+    for section, facts in (found or {}).items():
+        written = merged.get(section) or {}
+        if isinstance(written, Mapping):
+            # Of another kind, nothing that a file says applies.
+            merged[section] = _merge(facts, written if _kind(written) == _kind(facts) else {})
     if preset is not None:
         merged = _merge(merged, load_preset(preset).settings)
         origin = f"{origin} with preset {preset}"
@@ -105,11 +116,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def _kind(section: Mapping[str, Any]) -> object:
+    return section.get("kind", WAN)
+
+
 def _merge(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in extra.items():
-        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = _merge(merged[key], value)
+        before = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            # What names another kind begins anew: its keys are others.
+            is_other = value.get("kind", _kind(before)) != _kind(before)
+            merged[key] = dict(value) if is_other else _merge(before, value)
         else:
             merged[key] = value
     return merged

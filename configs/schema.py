@@ -9,6 +9,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Literal
 
+from longlive_trt.contract import LIGHT_VAE
 from longlive_trt.errors import ConfigError
 from longlive_trt.reading.failures import InvalidFieldError
 from longlive_trt.reading.ranges import Range
@@ -16,6 +17,9 @@ from longlive_trt.reading.ranges import Range
 GLOBAL_WINDOW = -1
 ROPE_TABLE_FRAMES = 1024
 WAN_TEMPORAL_FACTOR = 4
+WAN: Literal["wan"] = "wan"
+TAEHV: Literal["taehv"] = "taehv"
+"""Kinds of decoders; what says none is Wan's."""
 GLOBAL_ATTENTION_TOKENS = 32_760
 
 
@@ -57,6 +61,17 @@ def _require_weights(count: int, key: str, config: object) -> None:
     """Each size may be sane, and all of them together not."""
     allowed = f"fewer: these sizes make {count:.0e} weights, and {MOST_WEIGHTS:.0e} are the most"
     _require(count <= MOST_WEIGHTS, key, getattr(config, key), allowed)
+
+
+def _require_statistics(vae: "DecoderConfig") -> None:
+    """Of the latents: a mean and a deviation for each channel."""
+    for key, values in (("mean", vae.mean), ("std", vae.std)):
+        counted = len(values) == vae.channels
+        _require(counted, key, list(values), f"one number per channel ({vae.channels})")
+    means = all(value in _STATISTIC for value in vae.mean)
+    _require(means, "mean", list(vae.mean), f"numbers from {_STATISTIC}")
+    deviations = all(value in _DEVIATION for value in vae.std)
+    _require(deviations, "std", list(vae.std), f"numbers above 0, from {_DEVIATION}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +117,11 @@ class LatentConfig:
 
     def __post_init__(self) -> None:
         _require_range(self, LATENT_SIDE, "height", "width")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.height, self.width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +180,9 @@ class RolloutConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VaeConfig:
+    """Wan's decoder; the light one of the same structure has ``dim`` 24."""
+
+    kind: Literal["wan"] = WAN
     dim: int = 96
     channels: int = 16
     multipliers: tuple[int, ...] = (1, 2, 4, 4)
@@ -194,17 +217,7 @@ class VaeConfig:
             f"one true or false fewer than multipliers ({len(self.multipliers) - 1})",
         )
         _require(self.temporal_taps in (1, 3), "temporal_taps", self.temporal_taps, "1 or 3")
-        for key in ("mean", "std"):
-            _require(
-                len(getattr(self, key)) == self.channels,
-                key,
-                list(getattr(self, key)),
-                f"one number per channel ({self.channels})",
-            )
-        means = all(value in _STATISTIC for value in self.mean)
-        _require(means, "mean", list(self.mean), f"numbers from {_STATISTIC}")
-        deviations = all(value in _DEVIATION for value in self.std)
-        _require(deviations, "std", list(self.std), f"numbers above 0, from {_DEVIATION}")
+        _require_statistics(self)
 
     @property
     def spatial_factor(self) -> int:
@@ -214,6 +227,50 @@ class VaeConfig:
     def temporal_factor(self) -> int:
         """Video frames per latent frame, after the first."""
         return int(2 ** sum(self.temporal_upsample))
+
+    @property
+    def frame_range(self) -> tuple[float, float]:
+        """Black and white, as the decoder's frames have them."""
+        return -1.0, 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaehvConfig:
+    """The tiny decoder of the same latents (TAEHV): pictures in 2-D, one past frame a block."""
+
+    kind: Literal["taehv"] = TAEHV
+    latents: Literal["normalized", "raw"] = "normalized"
+    """What it was trained on: the transformer's latents as they are, or Wan's own scale."""
+    channels: int = 16
+    widths: tuple[int, int, int, int] = (256, 128, 64, 64)
+    temporal_upsample: tuple[bool, bool, bool] = (False, True, True)
+    """Whether frames are doubled too, at each doubling of height and width."""
+    mean: tuple[float, ...] = VaeConfig.mean
+    std: tuple[float, ...] = VaeConfig.std
+
+    def __post_init__(self) -> None:
+        _require_range(self, Range(1, 1024), "channels")
+        widths = list(self.widths)
+        fit = all(width in Range(1, 4096) for width in widths)
+        _require(fit, "widths", widths, "four numbers from 1 to 4096")
+        _require_statistics(self)
+
+    @property
+    def spatial_factor(self) -> int:
+        return 8
+
+    @property
+    def temporal_factor(self) -> int:
+        """Video frames per latent frame, after the first."""
+        return int(2 ** sum(self.temporal_upsample))
+
+    @property
+    def frame_range(self) -> tuple[float, float]:
+        """Black and white, as the decoder's frames have them."""
+        return 0.0, 1.0
+
+
+DecoderConfig = VaeConfig | TaehvConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +327,9 @@ class ModelConfig:
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     latent: LatentConfig = field(default_factory=LatentConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    vae: VaeConfig | None = None
+    vae: DecoderConfig | None = None
+    light_vae: DecoderConfig | None = None
+    """A second decoder of the same latents, for live previews."""
     text_encoder: TextEncoderConfig | None = None
     fps: float = 16
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
@@ -291,13 +350,23 @@ class ModelConfig:
             [self.latent.height, self.latent.width],
             most + str(self.tokens_per_frame),
         )
-        if self.vae is not None:
-            _require(
-                self.vae.channels == self.transformer.channels,
-                "vae.channels",
-                self.vae.channels,
-                f"transformer.channels ({self.transformer.channels})",
-            )
+        for section, vae in (("vae", self.vae), ("light_vae", self.light_vae)):
+            if vae is not None:
+                _require(
+                    vae.channels == self.transformer.channels,
+                    f"{section}.channels",
+                    vae.channels,
+                    f"transformer.channels ({self.transformer.channels})",
+                )
+        if self.vae is not None and self.light_vae is not None:
+            for key in ("spatial_factor", "temporal_factor"):
+                light, full = getattr(self.light_vae, key), getattr(self.vae, key)
+                _require(
+                    light == full,
+                    "light_vae",
+                    f"a decoder of {key.replace('_', ' ')} {light}",
+                    f"one whose pictures are as many and as large as those of vae ({full})",
+                )
         if self.text_encoder is not None:
             _require(
                 self.text_encoder.dim == self.transformer.text_dim,
@@ -306,17 +375,23 @@ class ModelConfig:
                 f"transformer.text_dim ({self.transformer.text_dim})",
             )
 
+    def decoder(self, component: str) -> DecoderConfig | None:
+        """Of one of the two decoders, by its component's name."""
+        return self.light_vae if component == LIGHT_VAE else self.vae
+
     @property
     def temporal_factor(self) -> int:
         """Video frames per latent frame after the first; Wan's, where no VAE is configured."""
-        return self.vae.temporal_factor if self.vae else WAN_TEMPORAL_FACTOR
+        vae = self.vae or self.light_vae
+        return vae.temporal_factor if vae else WAN_TEMPORAL_FACTOR
 
     @property
     def video_size(self) -> tuple[int, int] | None:
         """Height and width of the pictures; None where no VAE is configured."""
-        if self.vae is None:
+        vae = self.vae or self.light_vae
+        if vae is None:
             return None
-        factor = self.vae.spatial_factor
+        factor = vae.spatial_factor
         return self.latent.height * factor, self.latent.width * factor
 
     def video_frames(self, latent_frames: int, *, after: int = 0) -> int:

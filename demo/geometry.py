@@ -17,7 +17,7 @@ def model_config() -> ModelConfig:
 
 def vae_config() -> VaeConfig:
     config = model_config().vae
-    assert config is not None
+    assert isinstance(config, VaeConfig)
     return config
 
 

@@ -6,7 +6,13 @@ from math import prod
 from longlive_trt import contract
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.schema import GLOBAL_ATTENTION_TOKENS
-from longlive_trt.contract import ENCODER_GRAPHS, VAE, VAE_GRAPHS, evaluate_size, weights_file
+from longlive_trt.contract import (
+    COMPONENT_OF,
+    DECODER_GRAPHS,
+    ENCODER_GRAPHS,
+    evaluate_size,
+    weights_file,
+)
 from longlive_trt.dtypes import recorded_type
 from longlive_trt.engines.bundles.bundle import Manifest
 from longlive_trt.engines.registry import KINDS
@@ -33,6 +39,7 @@ def least_bytes(manifest: Manifest) -> int:
         contract.STEP_FRAMES: rollout.frames_per_block,
         contract.CACHE_FRAMES: attended_frames(manifest.config) - rollout.frames_per_block,
         contract.LATENT_FRAMES: 1,
+        **contract.latent_sizes(*manifest.config.latent.size),
     }
     graphs = {n: info for n, info in manifest.graphs.items() if n not in ENCODER_GRAPHS}
     tensors = sum(
@@ -46,7 +53,8 @@ def engines_bytes(manifest: Manifest, graphs: Iterable[str]) -> int:
     kind, total = KINDS.get(manifest.engine.kind), 0
     for graph in graphs:
         names = {weights_file(graph), f"{graph}{kind.suffix if kind else ''}"}
-        names |= {weights_file(VAE)} if graph in VAE_GRAPHS else set()
+        component = COMPONENT_OF.get(graph)
+        names |= {weights_file(component)} if component in DECODER_GRAPHS else set()
         total += sum(manifest.files[name].bytes for name in names if name in manifest.files)
     return total
 

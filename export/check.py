@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from longlive_trt import contract
-from longlive_trt.configs import ModelConfig
+from longlive_trt.configs import ModelConfig, VaeConfig
 from longlive_trt.contract import numbered
 from longlive_trt.dtypes import BY_ONNXRUNTIME, FLOAT8
 from longlive_trt.errors import ExportError
 from longlive_trt.export.checkpoints.opening import Weights
+from longlive_trt.export.models.decoders import decoder_of, presented
 from longlive_trt.export.models.text_encoder import TextEncoder
 from longlive_trt.export.models.transformer import Transformer, rope_table, rotate, sinusoid
-from longlive_trt.export.models.vae import VaeDecoder
 from longlive_trt.export.models.vae_encoder import VaeEncoder
 from longlive_trt.export.torch_types import QUANTIZED_TYPES, TORCH_TYPES, torch_type
 from longlive_trt.export.tracing import (
@@ -45,6 +45,7 @@ _SIZES = {
     contract.STEP_FRAMES: 1,
     contract.CACHE_FRAMES: 3,
     contract.LATENT_FRAMES: 1,
+    **contract.latent_sizes(4, 6),
 }
 """Few frames, so that the check of a full-size model stays short."""
 
@@ -222,19 +223,21 @@ def _reference_prompt(reference: _Reference, inputs: Tensors) -> Tensors:
 
 
 def _reference_vae(reference: _Reference, inputs: Tensors) -> Tensors:
-    assert reference.config.vae is not None
-    vae = reference.load(VaeDecoder(reference.config.vae))
-    assert isinstance(vae, VaeDecoder)
+    config = reference.config.decoder(reference.spec.component)
+    assert config is not None
+    vae = decoder_of(config)
+    reference.load(vae)
     caches = [inputs[numbered(contract.HISTORY, i)] for i in range(len(inputs) - 1)]
     latents = inputs[contract.LATENTS]
     frames, renewed = vae.decode_next(latents, caches) if caches else vae.decode_first(latents)
     outputs = {numbered(contract.HISTORY_NEXT, i): cache for i, cache in enumerate(renewed)}
-    return outputs | {contract.FRAMES: frames.clamp(-1, 1)}
+    return outputs | {contract.FRAMES: presented(frames, config)[0]}
 
 
 def _reference_encoder(reference: _Reference, inputs: Tensors) -> Tensors:
-    assert reference.config.vae is not None
-    encoder = reference.load(VaeEncoder(reference.config.vae))
+    vae = reference.config.vae
+    assert isinstance(vae, VaeConfig)
+    encoder = reference.load(VaeEncoder(vae))
     assert isinstance(encoder, VaeEncoder)
     caches = [inputs[numbered(contract.HISTORY, i)] for i in range(len(inputs) - 1)]
     frames = inputs[contract.PIXELS].permute(0, 1, 4, 2, 3).float() / 127.5 - 1
@@ -252,8 +255,7 @@ def _reference_text(reference: _Reference, inputs: Tensors) -> Tensors:
 _REFERENCES: Mapping[str, Callable[[_Reference, Tensors], Tensors]] = {
     contract.STEP: _reference_step,
     contract.PROMPT: _reference_prompt,
-    contract.VAE_FIRST: _reference_vae,
-    contract.VAE_NEXT: _reference_vae,
+    **{graph: _reference_vae for pair in contract.DECODER_GRAPHS.values() for graph in pair},
     contract.ENCODE_FIRST: _reference_encoder,
     contract.ENCODE_NEXT: _reference_encoder,
     contract.TEXT: _reference_text,

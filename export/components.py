@@ -10,11 +10,13 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from longlive_trt import contract
-from longlive_trt.configs import ModelConfig, VaeConfig
+from longlive_trt.configs import DecoderConfig, ModelConfig, TaehvConfig, VaeConfig
+from longlive_trt.configs.schema import TAEHV
 from longlive_trt.errors import UsageError
 from longlive_trt.export.checkpoints.opening import (
     Weights,
     encoder_width,
+    open_taehv,
     open_text_encoder,
     open_transformer,
     open_vae,
@@ -31,9 +33,9 @@ from longlive_trt.export.graphs import (
     VaeNextGraph,
     graph_tables,
 )
+from longlive_trt.export.models.decoders import decoder_of
 from longlive_trt.export.models.text_encoder import TextEncoder
 from longlive_trt.export.models.transformer import Transformer
-from longlive_trt.export.models.vae import VaeDecoder
 from longlive_trt.export.models.vae_encoder import VaeEncoder
 from longlive_trt.export.tracing import GraphInput, GraphSpec, Size
 from longlive_trt.reading.ranges import Range
@@ -57,17 +59,18 @@ class Sources:
     encoder: bool = True
     """The VAE's encoder too, where there are weights for it: it is for videos that begin with a
     clip."""
+    light_vae: Path | None = None
     text_encoder: Path | None = None
     random_seed: int | None = None
 
     def __post_init__(self) -> None:
         SEEDS.require("--random-weights", self.random_seed)
-        given = (self.transformer, self.lora, self.vae, self.text_encoder)
+        given = (self.transformer, self.lora, self.vae, self.light_vae, self.text_encoder)
         if self.random_seed is not None and any(given):
             raise UsageError("--random-weights makes all weights; give it without checkpoints")
         if self.random_seed is None and not any(given):
             raise UsageError(
-                "nothing to export: give --transformer, --vae or --text-encoder, "
+                "nothing to export: give --transformer, --vae, --light-vae or --text-encoder, "
                 "or --random-weights SEED"
             )
         if self.lora and not self.transformer:
@@ -85,7 +88,8 @@ def components(config: ModelConfig, sources: Sources) -> list[Component]:
     """The components that there are weights for, opened and checked."""
     return [
         *_transformer(config, sources),
-        *_vae(config, sources),
+        *_decoder(config, sources, contract.VAE),
+        *_decoder(config, sources, contract.LIGHT_VAE),
         *_vae_encoder(config, sources),
         *_text_encoder(config, sources),
     ]
@@ -113,19 +117,24 @@ def _transformer(config: ModelConfig, sources: Sources) -> Iterator[Component]:
         yield Component(contract.TRANSFORMER, weights, (step_spec(config), prompt_spec(config)))
 
 
-def _vae(config: ModelConfig, sources: Sources) -> Iterator[Component]:
-    vae = config.vae
+def _decoder(config: ModelConfig, sources: Sources, component: str) -> Iterator[Component]:
+    path = sources.light_vae if component == contract.LIGHT_VAE else sources.vae
+    vae = config.decoder(component)
     if vae is None:
-        _require_no_path("vae", sources.vae)
+        _require_no_path(component, path)
         return
-    weights = _weights(sources, sources.vae, open_vae, lambda: VaeDecoder(vae))
+
+    open_kind = open_taehv if vae.kind == TAEHV else open_vae
+    weights = _weights(sources, path, open_kind, lambda: decoder_of(vae))
     if weights is not None:
-        yield Component(contract.VAE, weights, vae_specs(config))
+        yield Component(component, weights, vae_specs(config, component))
 
 
 def _vae_encoder(config: ModelConfig, sources: Sources) -> Iterator[Component]:
     vae, path = config.vae, sources.vae
-    if vae is None or not sources.encoder or (path and not _has_encoder(path, vae)):
+    if not isinstance(vae, VaeConfig) or not sources.encoder:
+        return
+    if path is not None and not _has_encoder(path, vae):
         return
     weights = _weights(sources, path, open_vae_encoder, lambda: VaeEncoder(vae))
     if weights is not None:
@@ -234,45 +243,53 @@ def prompt_spec(config: ModelConfig) -> GraphSpec:
     )
 
 
-def vae_specs(config: ModelConfig) -> tuple[GraphSpec, GraphSpec]:
-    vae = config.vae
+def vae_specs(config: ModelConfig, component: str = contract.VAE) -> tuple[GraphSpec, GraphSpec]:
+    """Both graphs of one of the decoders."""
+    vae = config.decoder(component)
     assert vae is not None
+    height, width = _frame_size(config, vae)
     with FakeTensorMode():
-        shapes = VaeDecoder(vae).cache_shapes(config.latent.height, config.latent.width)
+        shapes = decoder_of(vae).cache_shapes(1, 1)
     histories = [
-        GraphInput(contract.numbered(contract.HISTORY, index), (contract.BATCH, *shape))
+        GraphInput(
+            contract.numbered(contract.HISTORY, index),
+            (contract.BATCH, *shape[:-2], _times(shape[-2], height), _times(shape[-1], width)),
+        )
         for index, shape in enumerate(shapes)
     ]
     renewed = [contract.numbered(contract.HISTORY_NEXT, index) for index in range(len(shapes))]
     outputs = [contract.FRAMES, contract.PIXELS, *renewed]
-    frame = config.latent_shape
+    frame = (vae.channels, height, width)
+    free = contract.latent_sizes(5, 7)
+    examples = {contract.BATCH: 2, **{name: free[name] for name in (height, width) if name in free}}
+    name_first, name_next = contract.DECODER_GRAPHS[component]
     first = GraphSpec(
-        name=contract.VAE_FIRST,
-        component=contract.VAE,
+        name=name_first,
+        component=component,
         module=lambda: VaeFirstGraph(vae),
         inputs=[GraphInput(contract.LATENTS, (contract.BATCH, 1, *frame))],
         outputs=outputs,
-        examples={contract.BATCH: 2},
-        weight_prefix=contract.weight_prefix(contract.VAE),
+        examples=examples,
+        weight_prefix=contract.weight_prefix(component),
     )
     following = GraphSpec(
-        name=contract.VAE_NEXT,
-        component=contract.VAE,
+        name=name_next,
+        component=component,
         module=lambda: VaeNextGraph(vae),
         inputs=[
             GraphInput(contract.LATENTS, (contract.BATCH, contract.LATENT_FRAMES, *frame)),
             histories,
         ],
         outputs=outputs,
-        examples={contract.BATCH: 2, contract.LATENT_FRAMES: 3},
-        weight_prefix=contract.weight_prefix(contract.VAE),
+        examples={**examples, contract.LATENT_FRAMES: 3},
+        weight_prefix=contract.weight_prefix(component),
     )
     return first, following
 
 
 def encoder_specs(config: ModelConfig) -> tuple[GraphSpec, GraphSpec]:
     vae, size = config.vae, config.video_size
-    assert vae is not None and size is not None
+    assert isinstance(vae, VaeConfig) and size is not None
     with FakeTensorMode():
         shapes = VaeEncoder(vae).cache_shapes(*size)
     histories = [
@@ -302,6 +319,20 @@ def encoder_specs(config: ModelConfig) -> tuple[GraphSpec, GraphSpec]:
         spec(contract.ENCODE_FIRST, lambda: EncodeFirstGraph(vae), pixels(1)),
         spec(contract.ENCODE_NEXT, lambda: EncodeNextGraph(vae), following, histories),
     )
+
+
+def _frame_size(config: ModelConfig, vae: DecoderConfig) -> tuple[Size, Size]:
+    """Height and width of latents: of any size, where no attention looks at a whole frame."""
+    if isinstance(vae, TaehvConfig):
+        return contract.LATENT_HEIGHT, contract.LATENT_WIDTH
+    return config.latent.height, config.latent.width
+
+
+def _times(scale: int, size: Size) -> Size:
+    if isinstance(size, int):
+        return scale * size
+    assert isinstance(size, str)
+    return size if scale == 1 else (scale, size)
 
 
 def text_spec(config: ModelConfig) -> GraphSpec:

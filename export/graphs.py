@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from longlive_trt.configs import ModelConfig, TextEncoderConfig, VaeConfig
+from longlive_trt.configs import DecoderConfig, ModelConfig, TextEncoderConfig, VaeConfig
 from longlive_trt.configs.schedule import TRAINING_STEPS
 from longlive_trt.configs.schema import ROPE_TABLE_FRAMES
 from longlive_trt.contract import (
@@ -23,6 +23,7 @@ from longlive_trt.contract import (
     LEVEL_SIN,
     LOCAL_DOMAIN,
 )
+from longlive_trt.export.models.decoders import decoder_of, presented
 from longlive_trt.export.models.text_encoder import TextEncoder
 from longlive_trt.export.models.transformer import (
     KeyValue,
@@ -32,7 +33,6 @@ from longlive_trt.export.models.transformer import (
     split_heads,
     split_rope_channels,
 )
-from longlive_trt.export.models.vae import VaeDecoder, to_pixels
 from longlive_trt.export.models.vae_encoder import VaeEncoder
 
 
@@ -210,33 +210,27 @@ def _cross_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class VaeFirstGraph(nn.Module):
     """The first latent frame of a video; the stream's histories begin here."""
 
-    def __init__(self, config: VaeConfig) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.vae = VaeDecoder(config)
+        self.vae = decoder_of(config)
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         frames, caches = self.vae.decode_first(latents)
-        return _presented(frames, caches)
+        return *presented(frames, self.vae.config), caches
 
 
 class VaeNextGraph(nn.Module):
     """Any number of further latent frames."""
 
-    def __init__(self, config: VaeConfig) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.vae = VaeDecoder(config)
+        self.vae = decoder_of(config)
 
     def forward(
         self, latents: Tensor, caches: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         frames, caches_next = self.vae.decode_next(latents, caches)
-        return _presented(frames, caches_next)
-
-
-def _presented(frames: Tensor, caches: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Frames as numbers from -1 to 1 and as pixels."""
-    clamped = frames.float().clamp(-1, 1)
-    return clamped, to_pixels(clamped), caches
+        return *presented(frames, self.vae.config), caches_next
 
 
 class EncodeFirstGraph(nn.Module):

@@ -37,6 +37,7 @@ COMMANDS = {
     "build": Entry("making.build", "Compile ONNX graphs into a bundle of engines."),
     "refit": Entry("making.refit", "Give stripped engines their weights."),
     "generate": Entry("running.generate", "Make a video from a bundle and prompts."),
+    "decode": Entry("running.decode", "Make pictures of latents that were kept."),
     "serve": Entry(
         "running.serve", "Endless video in the browser that answers to typing.", SERVING
     ),

@@ -12,16 +12,22 @@ from longlive_trt.errors import EngineError
 TRANSFORMER = "transformer"
 VAE = "vae"
 VAE_ENCODER = "vae_encoder"
+LIGHT_VAE = "light_vae"
 TEXT_ENCODER = "text_encoder"
 
 STEP = "step"
 PROMPT = "prompt"
 VAE_FIRST = "vae_first"
 VAE_NEXT = "vae_next"
+LIGHT_VAE_FIRST = "light_vae_first"
+LIGHT_VAE_NEXT = "light_vae_next"
 ENCODE_FIRST = "encode_first"
 ENCODE_NEXT = "encode_next"
 TEXT = "text"
 VAE_GRAPHS = (VAE_FIRST, VAE_NEXT)
+LIGHT_VAE_GRAPHS = (LIGHT_VAE_FIRST, LIGHT_VAE_NEXT)
+DECODER_GRAPHS = {VAE: VAE_GRAPHS, LIGHT_VAE: LIGHT_VAE_GRAPHS}
+"""Of each decoder: the graph of a video's first latent frame, and that of all others."""
 ENCODER_GRAPHS = (ENCODE_FIRST, ENCODE_NEXT)
 """For videos that begin with a clip: the rest of them runs without."""
 
@@ -30,6 +36,8 @@ COMPONENT_OF = {
     PROMPT: TRANSFORMER,
     VAE_FIRST: VAE,
     VAE_NEXT: VAE,
+    LIGHT_VAE_FIRST: LIGHT_VAE,
+    LIGHT_VAE_NEXT: LIGHT_VAE,
     ENCODE_FIRST: VAE_ENCODER,
     ENCODE_NEXT: VAE_ENCODER,
     TEXT: TEXT_ENCODER,
@@ -38,7 +46,8 @@ COMPONENT_OF = {
 
 def weight_prefix(component: str) -> str:
     """What stands before a checkpoint's names in the graphs of a component."""
-    return f"{component}."
+    # Both decoders have one name inside their graphs.
+    return f"{VAE if component == LIGHT_VAE else component}."
 
 
 def weights_file(owner: str) -> str:
@@ -100,6 +109,13 @@ BATCH = "batch"
 STEP_FRAMES = "frames"
 CACHE_FRAMES = "cache_frames"
 LATENT_FRAMES = "latent_frames"
+LATENT_HEIGHT = "latent_height"
+LATENT_WIDTH = "latent_width"
+"""Of a decoder that takes latents of any size."""
+
+
+def latent_sizes(height: int, width: int) -> dict[str, int]:
+    return {LATENT_HEIGHT: height, LATENT_WIDTH: width}
 
 
 def multiple_of(size: str, factor: int) -> str:

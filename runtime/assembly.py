@@ -7,7 +7,7 @@ from functools import partial
 
 from longlive_trt.basics import Array, Closing, Report, unheard
 from longlive_trt.configs import ModelConfig
-from longlive_trt.contract import ENCODER_GRAPHS, PROMPT, STEP, TEXT, VAE_GRAPHS
+from longlive_trt.contract import ENCODER_GRAPHS, PROMPT, STEP, TEXT
 from longlive_trt.engines.base import Engine, specs_of
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.engines.bundles.fit import require_described, require_fit
@@ -21,8 +21,10 @@ from longlive_trt.engines.loader import (
 from longlive_trt.engines.registry import KINDS
 from longlive_trt.engines.transient import TransientEngine
 from longlive_trt.plugins.cuda.streams import Gpu, Stream
+from longlive_trt.runtime.decoding.choice import BundledDecoder, decoder_named, decoders_of
 from longlive_trt.runtime.decoding.cuda import CudaDecoder, DecodingStreams
 from longlive_trt.runtime.decoding.host import Decoder, ThreadedDecoder, VaeStream
+from longlive_trt.runtime.decoding.switching import DecoderSource, SwitchableDecoder
 from longlive_trt.runtime.memory.base import HostMemory, Memory
 from longlive_trt.runtime.memory.budget import decoder_budget, require_memory, session_budget
 from longlive_trt.runtime.memory.cuda import CudaMemory
@@ -39,6 +41,8 @@ from longlive_trt.runtime.session import Session
 from longlive_trt.runtime.starting.encoding import EncoderStream
 from longlive_trt.runtime.streams import STREAM_OF, GpuStreams
 from longlive_trt.runtime.transformer import Level
+
+_CHOICE = 2
 
 Wrap = Callable[[Engine, str], Engine]
 """Puts something around a graph's engine: it is given the engine and the graph's name, and closing
@@ -103,13 +107,25 @@ class Engines(Closing):
             return self._loaded[graph]
 
     def require_memory(
-        self, config: ModelConfig, *, batch: int, total_frames: int | None, decode: bool, text: bool
+        self,
+        config: ModelConfig,
+        *,
+        batch: int,
+        total_frames: int | None,
+        decode: bool,
+        text: bool,
+        decoder: str | None = None,
     ) -> None:
         """Refuse a session that does not fit on the GPU, before anything is loaded there."""
         if not self.on_gpu:
             return
         budget = partial(
-            session_budget, self.bundle, config, batch=batch, total_frames=total_frames
+            session_budget,
+            self.bundle,
+            config,
+            batch=batch,
+            total_frames=total_frames,
+            decoder=decoder,
         )
         low = self._low_memory
         lesser = {
@@ -122,7 +138,7 @@ class Engines(Closing):
         if self.decode_gpu is None or not decode:
             require_memory(self.gpu, own, lesser)
             return
-        decoding = decoder_budget(self.bundle, config, batch=batch, low_memory=low)
+        decoding = decoder_budget(self.bundle, config, batch=batch, low_memory=low, decoder=decoder)
         require_memory(self.gpu, budget(decode=False, text=text, low_memory=low), lesser)
         require_memory(self.decode_gpu, decoding, {})
 
@@ -163,18 +179,33 @@ class Engines(Closing):
             self._encoders = [*open_ones, encoder]
         return encoder
 
-    def decoder(self, batch: int) -> Decoder:
-        first, following = (self.get(graph, "decoding to pictures") for graph in VAE_GRAPHS)
+    def decoder(self, batch: int, name: str | None = None) -> Decoder:
+        """The one of this name, or the bundle's first."""
+        graphs = decoder_named(self.bundle, name).graphs
+        first, following = (self.get(graph, "decoding to pictures") for graph in graphs)
+        size = self.bundle.config.latent.size
         if not self.on_gpu:
-            return ThreadedDecoder(VaeStream(first, following, batch))
+            return ThreadedDecoder(VaeStream(first, following, batch, latents=size))
         streams = DecodingStreams(
-            *(self.stream(concern) for concern in ("transformer", "decoding", "leaving")),
-            crossing=self.stream("crossing") if self._streams.decodes_elsewhere else None,
+            self.stream("transformer"),
+            self.stream("decoding"),
+            self.stream("leaving"),
+            self.stream("crossing") if self._streams.decodes_elsewhere else None,
         )
         frames = self.bundle.config.rollout.frames_per_block
         kind = KINDS[self.bundle.manifest.engine.kind]
         single = self._low_memory or not kind.decodes_blocks
-        return CudaDecoder(first, following, batch, frames, streams, frame_by_frame=single)
+        return CudaDecoder(
+            first, following, batch, frames, streams, frame_by_frame=single, latents=size
+        )
+
+    def stream_of(
+        self, decoder: BundledDecoder, batch: int, output: str, size: tuple[int, int]
+    ) -> VaeStream:
+        """For whoever has latents, and waits for their pictures."""
+        first, following = (self.get(graph, "decoding") for graph in decoder.graphs)
+        memory = self._memory("decoding")
+        return VaeStream(first, following, batch, output, memory, latents=size)
 
     def encode(self, pictures: Iterable[Array]) -> Array:
         """A clip's latents [1, frames, C, h, w]; the VAE's encoder is loaded for this alone."""
@@ -195,21 +226,24 @@ class Engines(Closing):
         batch: int = 1,
         total_frames: int | None = None,
         decode: bool = True,
+        decoder: str | None = None,
         debug: bool = False,
         levels: Sequence[Level] = (),
         given: Array | None = None,
     ) -> Session:
+        """``decoder``: the name of the one that begins, if not the bundle's first."""
         step = self.get(STEP, "generating")
-        decoder = self.decoder(batch) if decode else None
         memory = self._memory("transformer")
+        decoding = None
         try:
+            decoding = self._session_decoder(batch, decoder, memory) if decode else None
             return Session(
                 step,
                 config,
                 noise,
                 batch=batch,
                 total_frames=total_frames,
-                decoder=decoder,
+                decoder=decoding,
                 memory=memory,
                 debug=debug,
                 levels=levels,
@@ -217,9 +251,20 @@ class Engines(Closing):
             )
         except BaseException:
             memory.close()
-            if decoder is not None:
-                decoder.close()
+            if decoding is not None:
+                decoding.close()
             raise
+
+    def _session_decoder(self, batch: int, name: str | None, memory: Memory) -> Decoder:
+        """That of a bundle which holds two can be changed."""
+        held = decoders_of(self.bundle)
+        if len(held) < _CHOICE:
+            return self.decoder(batch, name)
+        sources = {
+            one: DecoderSource(decoder.config, partial(self.decoder, batch, one))
+            for one, decoder in held.items()
+        }
+        return SwitchableDecoder(sources, decoder_named(self.bundle, name).name, memory)
 
     def _memory(self, concern: str) -> Memory:
         if not self.on_gpu:

@@ -280,6 +280,7 @@ def _record(bundle: Bundle, plan: Plan, blocks: int, video_frames: int) -> Mappi
         "seed": None if plan.replay else plan.seed,
         "prompts": [{"frame": cue.frame, "prompt": cue.prompt} for cue in plan.cues],
         "switch": str(plan.switch),
+        "decoder": plan.decoder,
         "replayed": plan.replay is not None,
         "resumed_at_latent_frame": plan.resumed.next_frame if plan.resumed else None,
         "start": _start_record(plan),

@@ -27,6 +27,7 @@ from longlive_trt.runtime.prompting.track import (
     replay_cues,
     replay_states,
 )
+from longlive_trt.runtime.session import Session
 from longlive_trt.runtime.state import restore
 from longlive_trt.runtime.video import Video
 
@@ -68,6 +69,7 @@ class Pipeline(Closing):
         seed: int | None = None,
         switch: str | None = None,
         decode: bool = True,
+        decoder: str | None = None,
         batch: int | None = None,
         timeline: str | Path | None = None,
         line: int | None = None,
@@ -89,6 +91,7 @@ class Pipeline(Closing):
         ``seed``: of the noise; 0 if none is given.
         ``switch``: how prompts change: ``exact``, ``partial``, ``none`` or ``blend:N``.
         ``decode``: without it there are latents and no pictures.
+        ``decoder``: ``full`` or ``light``, where the bundle holds both.
         ``batch``: so many videos of one prompt, side by side.
         ``timeline``: a file of prompts, with ``line`` and ``switch_frames`` for JSON Lines.
         ``resume``: a file that ``Video.save_state`` wrote; lengths count from there.
@@ -111,6 +114,7 @@ class Pipeline(Closing):
             seed=seed,
             batch=batch,
             decode=decode,
+            decoder=decoder,
             replay=_path(replay),
             resume=_path(resume),
             start=_path(start),
@@ -138,6 +142,7 @@ class Pipeline(Closing):
             total_frames=plan.total_frames,
             decode=plan.decodes,
             text=bool(plan.cues),
+            decoder=plan.decoder,
         )
         given = self._given(plan)
         with ExitStack() as undoing:
@@ -147,6 +152,7 @@ class Pipeline(Closing):
                 batch=plan.batch,
                 total_frames=plan.total_frames,
                 decode=plan.decodes,
+                decoder=plan.resumed.decoder if plan.resumed else plan.decoder,
                 debug=plan.debug,
                 levels=plan.levels,
                 given=given,
@@ -154,6 +160,7 @@ class Pipeline(Closing):
             undoing.callback(session.close)
             if plan.resumed is not None:
                 restore(session, plan.resumed)
+                _change_decoder(session, plan)
             video = Video(self.bundle, plan, session, self._track(plan, notify, prompts))
             undoing.pop_all()
         with self._opening:
@@ -201,6 +208,13 @@ class Pipeline(Closing):
         if plan.cues:
             encoder.load()
         return encoder
+
+
+def _change_decoder(session: Session, plan: Plan) -> None:
+    """Of a video that goes on with another one than it had."""
+    before = plan.resumed.decoder if plan.resumed is not None else None
+    if before is not None and plan.decoder is not None and plan.decoder != before:
+        session.use_decoder(plan.decoder)
 
 
 def _path(path: str | Path | None) -> Path | None:

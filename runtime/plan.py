@@ -5,15 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from longlive_trt.configs import ModelConfig
+from longlive_trt.configs import ModelConfig, load_preset
 from longlive_trt.configs.replay import Replay, load_replay
 from longlive_trt.console.printing import quoted
-from longlive_trt.contract import K_CACHE, PROMPT, STEP, TEXT, VAE_FIRST, numbered
+from longlive_trt.contract import K_CACHE, PROMPT, STEP, TEXT, numbered
 from longlive_trt.dtypes import name_of, recorded_type
 from longlive_trt.engines.bundles.bundle import BATCH, Bundle
 from longlive_trt.engines.bundles.fit import require_fit
 from longlive_trt.errors import UsageError
 from longlive_trt.reading.ranges import Range
+from longlive_trt.runtime.decoding.choice import decoder_named
 from longlive_trt.runtime.noise import NoiseSource, ReplayNoise, SeededNoise
 from longlive_trt.runtime.presets import require_served, runtime_config
 from longlive_trt.runtime.prompting.switches import EXACT, SwitchMode
@@ -64,6 +65,8 @@ class VideoOptions:
     seed: int | None = None
     batch: int | None = None
     decode: bool = True
+    decoder: str | None = None
+    """``full`` or ``light``; without one, the preset's, or the bundle's first."""
     replay: Path | None = None
     resume: Path | None = None
     start: Path | None = None
@@ -137,6 +140,8 @@ class Plan:
     rows: int = 1
     """Videos made side by side, of one prompt; a replay and a saved state have their own."""
     decode: bool = True
+    decoder: str | None = None
+    """Which of the bundle's decoders makes the pictures; None is its first."""
     replay: Replay | None = None
     resumed: SavedState | None = None
     start: Start | None = None
@@ -222,6 +227,7 @@ def plan_video(bundle: Bundle, options: VideoOptions) -> Plan:
         if resumed is not None:
             _require_same_bundle(bundle, resumed, options.resume)
         plan = _prompted_plan(config, resumed, start, options)
+    plan = replace(plan, decoder=_chosen_decoder(bundle, options, plan, resumed))
     _require_graphs(bundle, plan)
     if resumed is not None:
         _require_resumable(plan, resumed, options.spell("resume"))
@@ -255,14 +261,23 @@ def _as_recipe_says(options: VideoOptions, bundle: Bundle) -> VideoOptions:
     )
 
 
+def _chosen_decoder(
+    bundle: Bundle, options: VideoOptions, plan: Plan, resumed: SavedState | None
+) -> str | None:
+    """The one that was asked for, or that of the preset, or of the video that goes on."""
+    if not plan.decodes:
+        return None
+    preset = load_preset(options.preset).build.decoder if options.preset is not None else None
+    name = options.decoder or preset or (resumed.decoder if resumed else None)
+    return decoder_named(bundle, name, options.spell("decoder")).name
+
+
 def _require_graphs(bundle: Bundle, plan: Plan) -> None:
     RingLayout.of(plan.config, plan.total_frames)
     bundle.require(STEP, "generating")
     bundle.require(PROMPT, "conditioning on a prompt")
     if plan.cues:
         require_text_encoder(bundle)
-    if plan.decode:
-        bundle.require(VAE_FIRST, "making a video")
     require_fit(bundle.folder, bundle.config, bundle.manifest.graphs)
 
 

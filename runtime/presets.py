@@ -11,9 +11,9 @@ from longlive_trt.contract import K_CACHE, STEP, numbered
 from longlive_trt.dtypes import FLOAT8, INT8
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.errors import UsageError
+from longlive_trt.runtime.decoding.choice import decoders_of
 
 _EIGHT_BITS = ("fp8", "int8")
-_LIGHT = "taehv"
 
 
 def runtime_config(
@@ -77,7 +77,7 @@ def _missing(bundle: Bundle, preset: Preset) -> Iterator[tuple[str, str]]:
         ("precision", needs.precision, manifest.precision),
         ("a cache in", needs.cache, _cache_of(bundle)),
         ("attention", needs.attention, str(manifest.options.get("attention") or "standard")),
-        ("the decoder", needs.decoder, _decoder_of(bundle)),
+        ("the decoder", needs.decoder, _decoder_of(bundle, needs.decoder)),
     ):
         if wanted is not None and wanted != found:
             yield f"{what} {wanted}", found
@@ -92,6 +92,7 @@ def _cache_of(bundle: Bundle) -> str:
     return known.get(kinds[0], kinds[0]) if kinds else "none"
 
 
-def _decoder_of(bundle: Bundle) -> str:
-    vae = config_values(bundle.config)["vae"] or {}
-    return "light" if vae.get("kind") == _LIGHT else "full"
+def _decoder_of(bundle: Bundle, wanted: str | None) -> str:
+    """The wanted one, or what there is instead."""
+    held = decoders_of(bundle)
+    return wanted if wanted in held else next(iter(held), "none")

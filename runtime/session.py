@@ -13,6 +13,7 @@ from longlive_trt.engines.base import Engine
 from longlive_trt.errors import NotFiniteError, UsageError
 from longlive_trt.plugins.cuda.marks import mark
 from longlive_trt.runtime.decoding.host import Decoder, DecoderSnapshot, Decoding
+from longlive_trt.runtime.decoding.switching import SwitchableDecoder
 from longlive_trt.runtime.memory.base import HostMemory, Memory, Pending, Span, Tensor
 from longlive_trt.runtime.noise import FloatArray, NoiseFeed, NoiseSource
 from longlive_trt.runtime.ring import Recache, Ring, RingLayout
@@ -160,6 +161,18 @@ class Session(Closing):
             return False
         self.ring, self.passes.steps = resized, level.steps
         return True
+
+    def use_decoder(self, name: str) -> None:
+        """Make pictures with another of the session's decoders from the next block on."""
+        decoder = self.decoder
+        if not isinstance(decoder, SwitchableDecoder):
+            raise UsageError(
+                "this session has no second decoder to change to; export one with --light-vae"
+            )
+        layout, end = self.ring.layout, self.ring.next_frame
+        count = decoder.past_frames(name, layout.block, min(end, layout.window))
+        past = self.history.take(range(end - count, end)) if count else None
+        decoder.take_over(name, past, layout.block)
 
     def step(self) -> Block:
         """Make the next block."""

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from safetensors import SafetensorError
@@ -25,7 +25,7 @@ from longlive_trt.contract import (
     STEP,
     STEP_FRAMES,
     V_CACHE,
-    VAE_NEXT,
+    latent_sizes,
     numbered,
 )
 from longlive_trt.dtypes import FLOAT8
@@ -39,6 +39,8 @@ from longlive_trt.reading.failures import InvalidFieldError, ReadingError, refus
 from longlive_trt.reading.ranges import Range
 from longlive_trt.reading.shapes import structured
 from longlive_trt.reading.tensors import read_header
+from longlive_trt.runtime.decoding.choice import decoder_named
+from longlive_trt.runtime.decoding.switching import SwitchableDecoder
 from longlive_trt.runtime.memory.base import Buffer, Memory, Tensor, buffers, named
 from longlive_trt.runtime.prompting.blending import Blend
 from longlive_trt.runtime.prompting.switches import EXACT, SwitchMode
@@ -78,6 +80,7 @@ class _Facts:
     sink_start: int
     vae_frames: int | None
     fp8_as_bytes: tuple[str, ...] = ()
+    decoder: Literal["full", "light"] | None = None
 
     def __post_init__(self) -> None:
         block = self.config.rollout.frames_per_block
@@ -113,6 +116,8 @@ class SavedState:
     sink_start: int
     vae_frames: int | None
     """Latent frames that the VAE has decoded; None if there was none."""
+    decoder: str | None
+    """Whose memory it is, of a bundle that holds two decoders."""
     tensors: Mapping[str, Array]
 
     @property
@@ -167,6 +172,8 @@ def save_state(
         "next_frame": session.ring.next_frame,
         "sink_start": session.ring.sink_start,
         "vae_frames": decoder.latent_frames if decoder else None,
+        # States of bundles with one decoder are as they always were.
+        **({"decoder": decoder.name} if isinstance(decoder, SwitchableDecoder) else {}),
         _AS_BYTES: sorted(name for name, tensor in tensors.items() if tensor.dtype == _FP8),
     }
     tensors |= {name: tensors[name].view(np.uint8) for name in described[_AS_BYTES]}
@@ -251,6 +258,7 @@ def _state_of(facts: _Facts, tensors: dict[str, Array]) -> SavedState:
         next_frame=facts.next_frame,
         sink_start=facts.sink_start,
         vae_frames=facts.vae_frames,
+        decoder=facts.decoder,
         tensors=tensors,
     )
 
@@ -280,9 +288,13 @@ def _expected(state: SavedState, bundle: Bundle, layout: RingLayout) -> dict[str
     sizes = {BATCH: state.batch, STEP_FRAMES: layout.block, CACHE_FRAMES: layout.slots}
     step = specs_of(graphs[STEP].inputs)
     expected = buffers(named(step, K_CACHE, V_CACHE, CONTEXT_K, CONTEXT_V), **sizes)
-    if state.vae_frames is not None and VAE_NEXT in graphs:
-        histories = named(specs_of(graphs[VAE_NEXT].inputs), HISTORY)
-        expected |= {f"vae.{spec.name}": Buffer.of(spec, batch=state.batch) for spec in histories}
+    if state.vae_frames is not None:
+        _, following = decoder_named(bundle, state.decoder).graphs
+        histories = named(specs_of(graphs[following].inputs), HISTORY)
+        latent = latent_sizes(*config.latent.size)
+        expected |= {
+            f"vae.{spec.name}": Buffer.of(spec, batch=state.batch, **latent) for spec in histories
+        }
     frame = Buffer((state.batch, *config.latent_shape), step[LATENTS].dtype)
     oldest = max(0, state.next_frame - layout.window)
     expected |= {f"latent.{number}": frame for number in range(oldest, state.next_frame)}

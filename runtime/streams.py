@@ -4,23 +4,13 @@ import threading
 from functools import cached_property
 
 from longlive_trt.basics import Closing
-from longlive_trt.contract import (
-    ENCODE_FIRST,
-    ENCODE_NEXT,
-    PROMPT,
-    STEP,
-    TEXT,
-    VAE_FIRST,
-    VAE_NEXT,
-)
+from longlive_trt.contract import DECODER_GRAPHS, ENCODER_GRAPHS, PROMPT, STEP, TEXT
 from longlive_trt.plugins.cuda.streams import Gpu, Stream
 
 STREAM_OF = {
     STEP: "transformer",
-    VAE_FIRST: "decoding",
-    VAE_NEXT: "decoding",
-    ENCODE_FIRST: "decoding",
-    ENCODE_NEXT: "decoding",
+    **{graph: "decoding" for pair in DECODER_GRAPHS.values() for graph in pair},
+    **dict.fromkeys(ENCODER_GRAPHS, "decoding"),
     PROMPT: "prompts",
     TEXT: "prompts",
 }

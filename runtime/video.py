@@ -197,6 +197,16 @@ class Video(Closing):
         require_text_encoder(self.bundle)
         self._track.ask(text, None if mode is None else SwitchMode.parse(mode, "mode"))
 
+    def decoder(self, name: str) -> None:
+        """Make pictures with the ``full`` or the ``light`` decoder from the next block on.
+
+        It first looks at the latents that the video remembers, which takes as long as decoding
+        those.
+        """
+        self._require_open()
+        self._require_between_blocks("given another decoder")
+        self.session.use_decoder(name)
+
     def checkpoint(self) -> VideoCheckpoint:
         """Remember how things stand, to come back with :meth:`rollback`."""
         self._require_open()

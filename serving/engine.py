@@ -18,9 +18,10 @@ import psutil
 from longlive_trt.basics import Array, Closing
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.schema import ROPE_TABLE_FRAMES
-from longlive_trt.contract import STEP, VAE_GRAPHS
+from longlive_trt.contract import STEP
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.engines.loader import DeviceChoice
+from longlive_trt.runtime.decoding.choice import decoder_named
 from longlive_trt.runtime.memory.budget import Budget, decoder_budget, session_budget
 from longlive_trt.runtime.output.base import Pixels
 from longlive_trt.runtime.output.mp4 import exact_fps
@@ -119,20 +120,27 @@ class LiveModel(Protocol):
 
 
 def load_model(
-    folder: Path, device: DeviceChoice = "auto", decode_device: str | None = None
+    folder: Path,
+    device: DeviceChoice = "auto",
+    decoder: str | None = None,
+    decode_device: str | None = None,
 ) -> "BundleModel":
-    return BundleModel(open_bundle(folder), device, decode_device)
+    return BundleModel(open_bundle(folder), device, decoder, decode_device)
 
 
 class BundleModel(Closing):
     """Engines that are loaded once, and one text encoder for all videos."""
 
     def __init__(
-        self, bundle: Bundle, device: DeviceChoice, decode_device: str | None = None
+        self,
+        bundle: Bundle,
+        device: DeviceChoice,
+        decoder: str | None = None,
+        decode_device: str | None = None,
     ) -> None:
         # Refused now, not when somebody has typed the first prompt.
-        self._longest = _longest_frames(bundle.config)
-        plan_video(bundle, VideoOptions(prompt=_FIRST, frames=self._longest))
+        self._longest, self._decoder = _longest_frames(bundle.config), decoder
+        plan_video(bundle, VideoOptions(prompt=_FIRST, frames=self._longest, decoder=decoder))
         self.bundle = bundle
         self._pipeline = Pipeline(bundle, device, decode_device=decode_device)
         self._notices: OrderedDict[str, str] = OrderedDict()
@@ -140,7 +148,7 @@ class BundleModel(Closing):
         encoder = engines.prompt_encoder(1, self._note)
         encoder.load()
         self._prompts = _SharedPrompts(encoder)
-        for graph in (STEP, *VAE_GRAPHS):
+        for graph in (STEP, *decoder_named(bundle, decoder).graphs):
             engines.get(graph, "serving")
         self._facts = self._describe()
 
@@ -156,11 +164,17 @@ class BundleModel(Closing):
 
     def _options(self, seed: int, switch: SwitchMode, state: Path | None) -> VideoOptions:
         if state is None:
-            return VideoOptions(prompt=_FIRST, seed=seed, switch=switch, frames=self._longest)
+            return VideoOptions(
+                prompt=_FIRST,
+                seed=seed,
+                switch=switch,
+                frames=self._longest,
+                decoder=self._decoder,
+            )
         # Lengths count from where a state was saved.
         done = 0 if self._longest is None else load_state(state).next_frame
         left = None if self._longest is None else self._longest - done
-        return VideoOptions(resume=state, switch=switch, frames=left)
+        return VideoOptions(resume=state, switch=switch, frames=left, decoder=self._decoder)
 
     def prepare(self, prompt: str) -> "Future[float]":
         return self._prompts.begin(prompt)
@@ -185,9 +199,9 @@ class BundleModel(Closing):
 
     def _describe(self) -> ModelFacts:
         config = self.bundle.config
-        assert config.vae is not None
-        factor = config.vae.spatial_factor
-        session_bytes, free_bytes = self._room()
+        decoder = decoder_named(self.bundle, self._decoder)
+        factor = decoder.config.spatial_factor
+        session_bytes, free_bytes = self._room(decoder.name)
         return ModelFacts(
             name=config.name,
             width=config.latent.width * factor,
@@ -205,10 +219,12 @@ class BundleModel(Closing):
             else self._longest // config.rollout.frames_per_block,
         )
 
-    def _room(self) -> tuple[int, int]:
+    def _room(self, decoder: str) -> tuple[int, int]:
         """What a session takes and what is free, where fewest sessions fit."""
         config, engines = self.bundle.config, self._pipeline.engines
-        budget = partial(session_budget, self.bundle, config, total_frames=self._longest)
+        budget = partial(
+            session_budget, self.bundle, config, total_frames=self._longest, decoder=decoder
+        )
         latents = prod(config.latent_shape) * 4 * config.rollout.frames_per_block
         if not engines.on_gpu:
             return _of_each(budget()) + latents, psutil.virtual_memory().available
@@ -216,7 +232,7 @@ class BundleModel(Closing):
         own = _of_each(budget(decode=other is None)) + latents
         rooms = [(own, engines.gpu.memory().free_bytes)]
         if other is not None:
-            decoding = _of_each(decoder_budget(self.bundle, config))
+            decoding = _of_each(decoder_budget(self.bundle, config, decoder=decoder))
             rooms.append((decoding, other.memory().free_bytes))
         return min(rooms, key=lambda room: room[1] / room[0])
 

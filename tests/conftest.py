@@ -104,6 +104,14 @@ def video_bundle(make_once: MakeOnce, mini_bundle: Callable[[str], Path]) -> Pat
 
 
 @pytest.fixture(scope="session")
+def two_decoders(make_once: MakeOnce, video_bundle: Path) -> Path:
+    """The same with a light decoder beside the full one."""
+    from tests.fakes.video import add_light_stand_in
+
+    return make_once("mini-two-decoders", lambda path: add_light_stand_in(video_bundle, path))
+
+
+@pytest.fixture(scope="session")
 def demo_weights(make_once: MakeOnce) -> Path:
     """Weights of the demo's model that have learned nothing, as the package holds its own."""
     from tests.fakes.demo import write_weights

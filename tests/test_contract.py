@@ -16,7 +16,16 @@ AREAS = sorted(
 )
 # Names of other things too: sections of a configuration, a package, a device, an option.
 ELSEWHERE = {
-    *("TRANSFORMER", "VAE", "TEXT_ENCODER", "ONNXRUNTIME", "TENSORRT", "TENSORRT_RTX", "CPU"),
+    *(
+        "TRANSFORMER",
+        "VAE",
+        "LIGHT_VAE",
+        "TEXT_ENCODER",
+        "ONNXRUNTIME",
+        "TENSORRT",
+        "TENSORRT_RTX",
+        "CPU",
+    ),
     *("ONNX_SUFFIX", "PLAN_SUFFIX", "BATCH"),
 }
 # Plain words, and keys of configurations: names of the contract where graphs are made.
@@ -98,8 +107,8 @@ def test_the_bridge_knows_the_domain_and_every_operator() -> None:
 
 
 def test_every_graph_belongs_to_a_component() -> None:
-    graphs = {contract.STEP, contract.PROMPT, contract.TEXT, *contract.VAE_GRAPHS}
-    graphs |= {*contract.ENCODER_GRAPHS}
+    decoders = [graph for pair in contract.DECODER_GRAPHS.values() for graph in pair]
+    graphs = {contract.STEP, contract.PROMPT, contract.TEXT, *decoders, *contract.ENCODER_GRAPHS}
     assert contract.COMPONENT_OF.keys() == graphs
 
 

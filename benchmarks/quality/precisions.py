@@ -203,7 +203,7 @@ def _noises() -> Iterator[Tensor]:
 
 
 def _vae_config() -> VaeConfig:
-    assert CONFIG.vae is not None
+    assert isinstance(CONFIG.vae, VaeConfig)
     return CONFIG.vae
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from longlive_trt.configs import ModelConfig
+from longlive_trt.configs import ModelConfig, VaeConfig
 from longlive_trt.demo.autoencoder import AutoEncoder
 from longlive_trt.demo.captions import caption, caption_pair
 from longlive_trt.demo.geometry import raw, video_frames
@@ -51,7 +51,7 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
 
 def load_autoencoder(weights: Path, device: torch.device, config: ModelConfig) -> AutoEncoder:
-    assert config.vae is not None
+    assert isinstance(config.vae, VaeConfig)
     model = AutoEncoder(raw(config.vae))
     model.load_state_dict(load_file(weights))
     return model.float().to(device).eval().requires_grad_(False)

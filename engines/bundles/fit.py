@@ -6,6 +6,7 @@ from longlive_trt.configs import ModelConfig
 from longlive_trt.contract import (
     CONTEXT_K,
     CONTEXT_V,
+    DECODER_GRAPHS,
     ENCODE_FIRST,
     ENCODER_GRAPHS,
     IDS,
@@ -21,9 +22,8 @@ from longlive_trt.contract import (
     TEXT_STATES,
     V_CACHE,
     V_NEW,
-    VAE_FIRST,
-    VAE_GRAPHS,
     evaluate_size,
+    latent_sizes,
     numbered,
 )
 from longlive_trt.engines.base import Engine, TensorSpec, specs_of
@@ -33,6 +33,8 @@ from longlive_trt.exports import GraphInfo, TensorInfo
 
 _Sizes = tuple[int | None, ...]
 """Of a tensor's axes after the first; None is chosen when it is bound, or not known here."""
+_FIRST = {first for first, _ in DECODER_GRAPHS.values()}
+_DECODERS = {graph for pair in DECODER_GRAPHS.values() for graph in pair}
 _SAMPLE = 3
 """Frames, in a size that counts them."""
 
@@ -100,7 +102,8 @@ def _known(size: int | str) -> int | None:
     if isinstance(size, int):
         return size
     names = [factor.strip() for factor in size.split("*") if not factor.strip().isdecimal()]
-    is_product = len(names) == 1 and "*" in size
+    # Tokens and pictures are so many for each frame; latents of any size tell nothing.
+    is_product = len(names) == 1 and "*" in size and names[0] not in latent_sizes(0, 0)
     return evaluate_size(size, {names[0]: _SAMPLE}) if is_product else None
 
 
@@ -115,7 +118,7 @@ def _inputs(graph: str, config: ModelConfig) -> Iterator[tuple[str, _Sizes]]:
     elif graph == TEXT:
         yield IDS, (transformer.text_len,)
         yield MASK, (transformer.text_len,)
-    elif graph in VAE_GRAPHS:
+    elif graph in _DECODERS:
         yield LATENTS, (None, *config.latent_shape)
     elif graph in ENCODER_GRAPHS and config.video_size is not None:
         pictures = 1 if graph == ENCODE_FIRST else config.temporal_factor
@@ -131,8 +134,8 @@ def _outputs(graph: str, config: ModelConfig) -> Iterator[tuple[str, _Sizes]]:
         yield from _numbered((CONTEXT_K, CONTEXT_V), transformer.layers, _context(config))
     elif graph == TEXT:
         yield TEXT_STATES, (transformer.text_len, transformer.text_dim)
-    elif graph in VAE_GRAPHS and config.video_size is not None:
-        frames = 1 if graph == VAE_FIRST else None
+    elif graph in _DECODERS and config.video_size is not None:
+        frames = 1 if graph in _FIRST else None
         yield PIXELS, (frames, *config.video_size, 3)
     elif graph in ENCODER_GRAPHS:
         yield LATENTS, (1, *config.latent_shape)

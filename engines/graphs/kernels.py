@@ -1,6 +1,7 @@
 """Which kernels the written graphs of an export may have nodes of, known before any is written."""
 
-from longlive_trt.contract import PROMPT, STEP, VAE_FIRST, VAE_NEXT
+from longlive_trt.configs import VaeConfig
+from longlive_trt.contract import COMPONENT_OF, DECODER_GRAPHS, PROMPT, STEP, VAE_NEXT
 from longlive_trt.exports import ExportRecord, Quantization
 
 _VAE = {"vae_stack", "vae_sum", "vae_head", "vae_pixels", "vae_frames"}
@@ -10,13 +11,12 @@ _ALWAYS = {
         "cross_attention",
     },
     PROMPT: {"gemm", "rms_norm"},
-    VAE_FIRST: {*_VAE, "vae_zeros"},
-    VAE_NEXT: _VAE,
 }
 
 
 def kernels_of(record: ExportRecord) -> set[str]:
     kernels = {name for graph in record.graphs for name in _ALWAYS.get(graph, ())}
+    kernels |= {name for graph in record.graphs for name in _of_decoder(record, graph)}
     if VAE_NEXT in record.graphs and record.quantization and record.quantization.vae:
         kernels |= {"vae_conv", "vae_quantize"}
     if STEP in record.graphs:
@@ -24,6 +24,17 @@ def kernels_of(record: ExportRecord) -> set[str]:
         if record.config.rollout.rope == "relative":
             kernels.add("rotate")
     return kernels
+
+
+def _of_decoder(record: ExportRecord, graph: str) -> set[str]:
+    """Of Wan's decoders; the tiny ones are of standard operators."""
+    component = COMPONENT_OF[graph]
+    if component not in DECODER_GRAPHS or not isinstance(
+        record.config.decoder(component), VaeConfig
+    ):
+        return set()
+    first, _ = DECODER_GRAPHS[component]
+    return {*_VAE, "vae_zeros"} if graph == first else _VAE
 
 
 def _self_attention(quantization: Quantization | None) -> set[str]:

@@ -9,7 +9,7 @@ outputs of a place at once, side by side in the channels, with 4/9 of the work; 
 reads them so.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -20,9 +20,8 @@ import onnx_ir as ir
 from longlive_trt import contract
 from longlive_trt.configs import ModelConfig, VaeConfig
 from longlive_trt.contract import (
+    DECODER_GRAPHS,
     VAE,
-    VAE_FIRST,
-    VAE_NEXT,
     multiple_of,
     numbered,
     weight_prefix,
@@ -40,7 +39,6 @@ from longlive_trt.errors import UsageError
 from longlive_trt.plugins.kernels.vae import MAX_HEAD_CHANNELS
 from longlive_trt.precision import Precision
 
-WEIGHTS_NAME = weights_file(VAE)
 _INLINE_BYTES = 1024
 _CHANNEL_MULTIPLE = 8
 _COLORS = 3
@@ -55,17 +53,19 @@ def build_vae_graphs(
     batch: int = 1,
     latents: Precision | None = None,
     hopper: bool = True,
+    component: str = VAE,
 ) -> None:
     """Write both graphs of the decoder, and the weights that they share.
 
     The latents come in a precision of their own: the transformer's. Convolutions in eight bits have
     a kernel on ``hopper`` only.
     """
-    vae = _require_supported(config, precision)
-    exported = ir.load(export_folder / f"{VAE_NEXT}.onnx")
-    weights = GraphWeights(exported, weight_prefix(VAE), precision)
+    vae = _require_supported(config, precision, component)
+    name_first, name_next = DECODER_GRAPHS[component]
+    exported = ir.load(export_folder / f"{name_next}.onnx")
+    weights = GraphWeights(exported, weight_prefix(component), precision)
     graphs = {}
-    for name, first in ((VAE_NEXT, False), (VAE_FIRST, True)):
+    for name, first in ((name_next, False), (name_first, True)):
         builder = GraphBuilder(name, precision)
         convolutions = Convolutions(builder, weights, batch, in_eight_bits=hopper)
         decoder = _DecoderWriter(
@@ -74,22 +74,27 @@ def build_vae_graphs(
         decoder.build(latents or precision)
         graphs[name] = builder.model()
     tell_what_stays_wide(weights, hopper=hopper)
-    ir.external_data.unload_from_model(
-        graphs[VAE_NEXT], out, WEIGHTS_NAME, size_threshold_bytes=_INLINE_BYTES
-    )
-    _share_weights(graphs[VAE_NEXT], graphs[VAE_FIRST])
+    save_sharing(graphs, out, weights_file(component))
+
+
+def save_sharing(graphs: Mapping[str, ir.Model], out: Path, weights_name: str) -> None:
+    """Write graphs whose weights lie in one file: the first graph's, which the others use too."""
+    first, *others = graphs.values()
+    ir.external_data.unload_from_model(first, out, weights_name, size_threshold_bytes=_INLINE_BYTES)
+    for other in others:
+        _share_weights(first, other)
     for name, model in graphs.items():
         ir.save(model, out / f"{name}.onnx")
 
 
-def _require_supported(config: ModelConfig, precision: Precision) -> VaeConfig:
+def _require_supported(config: ModelConfig, precision: Precision, component: str) -> VaeConfig:
     if precision.name != "fp16":
         raise UsageError(
             f"the VAE's graphs for a GPU cannot be {precision.name}: ONNX Runtime convolves in "
             "fp16 only there; build them with fp16"
         )
-    vae = config.vae
-    if vae is None:
+    vae = config.decoder(component)
+    if not isinstance(vae, VaeConfig):
         raise UsageError(f"{config.name} has no VAE: add a section vae to its configuration")
     if vae.temporal_taps != 3:
         raise UsageError(

@@ -14,20 +14,24 @@ import onnx_ir as ir
 
 from longlive_trt.architectures import HOPPER, WITH_KERNELS, Architecture
 from longlive_trt.basics import Report
+from longlive_trt.configs import ModelConfig, TaehvConfig
 from longlive_trt.contract import (
+    COMPONENT_OF,
+    DECODER_GRAPHS,
     ENCODER_GRAPHS,
+    LIGHT_VAE_GRAPHS,
     ONNXRUNTIME,
     PROMPT,
     STEP,
     TEXT,
-    VAE_FIRST,
-    VAE_NEXT,
+    VAE_GRAPHS,
     weights_file,
 )
 from longlive_trt.engines.bundles.bundle import EngineKind
 from longlive_trt.engines.compiler import BuildOptions, GraphSource
 from longlive_trt.engines.graphs.kernels import kernels_of
 from longlive_trt.engines.graphs.step import build_step_graphs
+from longlive_trt.engines.graphs.taehv import build_taehv_graphs
 from longlive_trt.engines.graphs.vae import build_vae_graphs
 from longlive_trt.engines.ort import cpu
 from longlive_trt.errors import UsageError
@@ -41,7 +45,8 @@ from longlive_trt.precision import PRECISIONS, Precision, retype
 
 logger = logging.getLogger(__name__)
 
-KERNEL_GRAPHS = (STEP, PROMPT, VAE_FIRST, VAE_NEXT)
+KERNEL_GRAPHS = (STEP, PROMPT, *VAE_GRAPHS)
+_FOLLOWING = {following for _, following in DECODER_GRAPHS.values()}
 _VAE_PRECISION = PRECISIONS["fp16"]
 _TEXT_PRECISION = PRECISIONS["bf16"]
 """What the encoder was trained in; half precision may overflow in it."""
@@ -54,6 +59,7 @@ class OnnxRuntimeGpuCompiler:
         self._precision = precision
         self._attention = precision.name
         self._kernels: set[str] = set()
+        self._light: tuple[str, ...] = ()
 
     @property
     def kind(self) -> EngineKind:
@@ -63,7 +69,7 @@ class OnnxRuntimeGpuCompiler:
     def options(self) -> Mapping[str, object]:
         return {
             "batch": self._batch,
-            "kernel_graphs": KERNEL_GRAPHS,
+            "kernel_graphs": (*KERNEL_GRAPHS, *self._light),
             "attention": self._attention,
             "compute": self._precision.name,
         }
@@ -78,6 +84,7 @@ class OnnxRuntimeGpuCompiler:
 
     def check(self, record: ExportRecord) -> None:
         self._kernels = kernels_of(record)
+        self._light = tuple(graph for graph in LIGHT_VAE_GRAPHS if graph in record.graphs)
         if self._precision.name == "fp32":
             raise UsageError(
                 "--gpu needs --precision fp16 or bf16: our kernels compute in half precision; for "
@@ -128,20 +135,29 @@ class OnnxRuntimeGpuCompiler:
         if source.name == STEP:
             hopper = self._gpu.has_hopper_attention
             build_step_graphs(config, exported, self._precision, folder, hopper=hopper)
-        elif source.name == VAE_NEXT:
-            build_vae_graphs(
-                config,
-                exported,
-                _VAE_PRECISION,
-                folder,
-                batch=self._batch,
-                latents=self._precision,
-                hopper=self._gpu.has_hopper_attention,
-            )
+        elif source.name in _FOLLOWING:
+            self._write_decoder(COMPONENT_OF[source.name], config, exported, folder)
         elif source.name == TEXT:
             self._retype(source, folder, _TEXT_PRECISION)
         elif source.name in ENCODER_GRAPHS:
             self._retype(source, folder, _VAE_PRECISION)
+
+    def _write_decoder(
+        self, component: str, config: ModelConfig, exported: Path, folder: Path
+    ) -> None:
+        if isinstance(config.decoder(component), TaehvConfig):
+            build_taehv_graphs(component, exported, _VAE_PRECISION, folder, latents=self._precision)
+            return
+        build_vae_graphs(
+            config,
+            exported,
+            _VAE_PRECISION,
+            folder,
+            batch=self._batch,
+            latents=self._precision,
+            hopper=self._gpu.has_hopper_attention,
+            component=component,
+        )
 
     def info(self, source: GraphSource, folder: Path) -> GraphInfo:
         return graph_info(ir.load(folder / f"{source.name}.onnx"))

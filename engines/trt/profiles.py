@@ -12,6 +12,8 @@ from longlive_trt.exports import GraphInfo, TensorInfo
 
 Shape = tuple[int, ...]
 
+_FOLLOWING = {following for _, following in contract.DECODER_GRAPHS.values()}
+
 
 @dataclass(frozen=True)
 class Range:
@@ -53,9 +55,12 @@ def profiles(graph: str, info: GraphInfo, config: ModelConfig, batch: int) -> li
     if graph == contract.STEP:
         return _pass_profiles(config, batch)
     sizes = {contract.BATCH: Range.fixed(batch)}
-    if graph == contract.VAE_NEXT:
+    if graph in _FOLLOWING:
         # The stream decodes one latent frame at a time, so that arrival does not matter.
         sizes[contract.LATENT_FRAMES] = Range.fixed(1)
+    latent = contract.latent_sizes(*config.latent.size)
+    named = {size for tensor in info.inputs for size in tensor.shape}
+    sizes |= {name: Range.fixed(size) for name, size in latent.items() if name in named}
     return [Profile(graph, sizes)]
 
 

@@ -70,6 +70,21 @@ VAE_ENCODER = Component(
     file_patterns=VAE.file_patterns,
     sizes=(("dim", "encoder.conv1.weight", 0), ("moments", "conv1.weight", 0)),
 )
+TINY_VAE = Component(
+    title="TAEHV decoder",
+    option="--vae",
+    signature=re.compile(r"^decoder\.\d+\."),
+    diffusers_key=lambda _name: None,
+    unneeded=re.compile(r"^encoder\."),
+    file_patterns=("taew2_1.*", "lighttaew2_1.*"),
+    sizes=(
+        ("widths[0]", "decoder.1.weight", 0),
+        ("channels", "decoder.1.weight", 1),
+        ("widths[1]", "decoder.8.weight", 0),
+        ("widths[2]", "decoder.14.weight", 0),
+        ("widths[3]", "decoder.20.weight", 0),
+    ),
+)
 TEXT_ENCODER = Component(
     title="text encoder",
     option="--text-encoder",
@@ -100,7 +115,7 @@ def recognize(names: Iterable[str]) -> str | None:
     stripped = [strip_wrappers(name) for name in names]
     if any(_LORA.search(name) for name in stripped):
         return "a LoRA adapter: pass it as --lora"
-    for component in (TRANSFORMER, VAE, TEXT_ENCODER):
+    for component in (TRANSFORMER, VAE, TINY_VAE, TEXT_ENCODER):
         if any(component.signature.match(name) for name in stripped):
             return f"a {component.title}: pass it as {component.option}"
     return None

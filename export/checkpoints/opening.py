@@ -14,12 +14,14 @@ from longlive_trt.console.printing import quoted
 from longlive_trt.errors import UsageError
 from longlive_trt.export.checkpoints.components import (
     TEXT_ENCODER,
+    TINY_VAE,
     TRANSFORMER,
     VAE,
     VAE_ENCODER,
     Component,
     strip_wrappers,
 )
+from longlive_trt.export.checkpoints.decoders import DecoderFacts, LastRows, as_stored, facts_of
 from longlive_trt.export.checkpoints.files import Entries, StoredTensor, file_sha256
 from longlive_trt.export.checkpoints.fit import Shapes, fit
 from longlive_trt.export.checkpoints.folders import (
@@ -36,11 +38,13 @@ from longlive_trt.export.checkpoints.weights import Weights, combined_digest
 __all__ = [
     "Weights",
     "encoder_width",
+    "open_taehv",
     "open_text_encoder",
     "open_transformer",
     "open_vae",
     "open_vae_encoder",
     "random_weights",
+    "recognized_decoder",
     "write_safetensors",
 ]
 
@@ -73,6 +77,13 @@ def open_transformer(
     return base if lora is None else merge_lora(base, open_lora(lora), lora_alpha)
 
 
+def recognized_decoder(path: Path) -> DecoderFacts | None:
+    """What a file says of its decoder, as keys of a configuration; None where it is none."""
+    source = open_tensors(_weights_at(VAE, require_path(path)), _PLAIN_ENTRIES)
+    shapes = {strip_wrappers(name): tensor.shape for name, tensor in source.tensors.items()}
+    return facts_of(source.path, shapes)
+
+
 def open_vae(path: Path, expected: Shapes) -> Weights:
     return _open(VAE, path, expected, _PLAIN_ENTRIES)
 
@@ -89,6 +100,13 @@ def encoder_width(path: Path) -> int | None:
         return None
     found = (shapes.get(name) for name in ("encoder.conv1.weight", "encoder.conv_in.weight"))
     return next((shape[0] for shape in found if shape), 0)
+
+
+def open_taehv(path: Path, expected: Shapes) -> Weights:
+    """A decoder that makes more frames than are wanted makes the last ones of each latent."""
+    source = open_tensors(_weights_at(TINY_VAE, require_path(path)), _PLAIN_ENTRIES)
+    stored = {strip_wrappers(name): tensor.shape for name, tensor in source.tensors.items()}
+    return LastRows(_fitted(TINY_VAE, source, as_stored(expected, stored)), expected)
 
 
 def open_text_encoder(path: Path, expected: Shapes) -> Weights:
@@ -125,6 +143,10 @@ class StoredWeights(Weights):
 
 def _open(component: Component, path: Path, expected: Shapes, entries: Entries) -> Weights:
     source = open_tensors(_weights_at(component, require_path(path)), entries)
+    return _fitted(component, source, expected)
+
+
+def _fitted(component: Component, source: TensorSet, expected: Shapes) -> Weights:
     tensors = fit(component, source, expected)
     logger.info("%s: %s, %d tensors", component.title, source.path, len(tensors))
     return StoredWeights(source, tensors)

@@ -17,6 +17,7 @@ from longlive_trt.export.models.vae_layers import (
     ResBlock,
     Upsample,
     block_conv,
+    denormalized,
 )
 
 CacheShape = tuple[int, int, int, int]
@@ -72,12 +73,7 @@ class VaeDecoder(nn.Module):
         return frames.transpose(1, 2), histories.renewed
 
     def _denormalize(self, latents: Tensor) -> Tensor:
-        # Made here and not kept as buffers, which a cast of the model would round.
-        mean, std = (
-            torch.tensor(values, dtype=torch.float32, device=latents.device).reshape(-1, 1, 1)
-            for values in (self.config.mean, self.config.std)
-        )
-        return (latents.float() * std + mean).to(latents.dtype)
+        return denormalized(latents, self.config.mean, self.config.std).to(latents.dtype)
 
 
 class _Decoder(nn.Module):
@@ -129,5 +125,9 @@ def _upsampling_stages(widths: list[int], config: VaeConfig) -> Iterator[nn.Modu
 
 def to_pixels(frames: Tensor) -> Tensor:
     """Raw frames [B, n, 3, H, W] as 8-bit pictures [B, n, H, W, 3]."""
-    unit = frames.float().clamp(-1, 1) / 2 + 0.5
+    return in_eight_bits(frames.float().clamp(-1, 1) / 2 + 0.5)
+
+
+def in_eight_bits(unit: Tensor) -> Tensor:
+    """Frames from 0 to 1 as pictures."""
     return (unit * 255).to(torch.uint8).permute(0, 1, 3, 4, 2)

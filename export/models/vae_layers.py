@@ -10,6 +10,16 @@ from torch import Tensor, nn
 HISTORY_FRAMES = 2
 
 
+def denormalized(latents: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """The transformer's latents [B, T, C, h, w], in the scale that Wan's VAE has them in."""
+    # Made here and not kept as buffers, which a cast of the model would round.
+    means, deviations = (
+        torch.tensor(values, dtype=torch.float32, device=latents.device).reshape(-1, 1, 1)
+        for values in (mean, std)
+    )
+    return latents.float() * deviations + means
+
+
 class Histories:
     """The input frames before each temporal convolution, read and renewed in running order."""
 

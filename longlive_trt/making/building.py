@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from longlive_trt.basics import Report, unheard
-from longlive_trt.configs import load_preset
-from longlive_trt.configs.dump import config_values
+from longlive_trt.configs import TaehvConfig, load_preset
 from longlive_trt.configs.presets import BuildNeeds
+from longlive_trt.contract import LIGHT_VAE_GRAPHS, VAE_GRAPHS
 from longlive_trt.engines.build import BuildResult
 from longlive_trt.engines.build import build as build_bundle
 from longlive_trt.engines.bundles.bundle import BATCH
@@ -130,11 +130,12 @@ def _require_export(plan: BuildPlan, needs: BuildNeeds, preset: str | None) -> N
                 f"longlive-trt calibrate --onnx {plan.onnx} --precision {plan.precision} "
                 f"--{name} {wanted} --out EXPORT"
             )
-    vae = config_values(plan.record.config)["vae"] or {}
-    if needs.decoder == "light" and vae.get("kind") != "taehv":
+    graphs = set(plan.record.graphs)
+    is_light = isinstance(plan.record.config.vae, TaehvConfig) and graphs >= set(VAE_GRAPHS)
+    if needs.decoder == "light" and not (is_light or graphs >= set(LIGHT_VAE_GRAPHS)):
         raise UsageError(
-            f"{plan.onnx}: preset {preset} needs the light decoder; export with --set "
-            f"vae.kind=taehv"
+            f"{plan.onnx}: preset {preset} needs the light decoder; export with --light-vae "
+            "taew2_1.safetensors too"
         )
 
 

@@ -1,14 +1,18 @@
 """``longlive_trt.export``: what the command does, as a function."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from longlive_trt.basics import Report, unheard
 from longlive_trt.configs import ModelConfig, load_config
 from longlive_trt.configs.dump import config_values
 from longlive_trt.configs.loader import configure
-from longlive_trt.errors import BundleError, UsageError
+from longlive_trt.configs.schema import TAEHV
+from longlive_trt.contract import LIGHT_VAE, VAE
+from longlive_trt.errors import BundleError, ConfigError, UsageError
+from longlive_trt.export.checkpoints.opening import recognized_decoder
 from longlive_trt.export.components import Sources
 from longlive_trt.export.exporter import ExportResult
 from longlive_trt.export.exporter import export as write_export
@@ -30,6 +34,7 @@ def export(
     lora_alpha: float | None = None,
     ema: bool = False,
     vae: str | Path | None = None,
+    light_vae: str | Path | None = None,
     encoder: bool = True,
     text_encoder: str | Path | None = None,
     tokenizer: str | Path | None = None,
@@ -43,6 +48,7 @@ def export(
 
     ``config``: a YAML file, a shipped model's name, or the configuration itself.
     ``transformer``, ``vae``, ``text_encoder``: checkpoints; what has none is left out.
+    ``light_vae``: a second decoder, for live previews. A decoder's tensors tell its kind.
     ``encoder``: the VAE's encoder too, where its checkpoint has one: for videos that begin with a
     clip.
     ``lora``, ``lora_alpha``: an adapter that is merged in float32, and another alpha for it.
@@ -55,7 +61,10 @@ def export(
     ``progress`` is called with (what is being done, how much is done, of how much).
     """
     require_modules(EXPORTING)
-    model = _loaded(config, overrides)
+    decoders = {VAE: optional_path(vae), LIGHT_VAE: optional_path(light_vae)}
+    others = (transformer, text_encoder, random_weights)
+    has_decoders_only = all(value is None for value in others)
+    model = _loaded(config, overrides, decoders, has_decoders_only)
     if tokenizer is not None:
         _require_usable(Path(tokenizer), model)
     sources = Sources(
@@ -63,7 +72,8 @@ def export(
         lora=optional_path(lora),
         lora_alpha=lora_alpha,
         use_ema=ema,
-        vae=optional_path(vae),
+        vae=decoders[VAE],
+        light_vae=decoders[LIGHT_VAE],
         encoder=encoder,
         text_encoder=optional_path(text_encoder),
         random_seed=random_weights,
@@ -110,7 +120,52 @@ def _hub_hint(path: Path) -> str:
     )
 
 
-def _loaded(config: str | Path | ModelConfig, overrides: Sequence[str]) -> ModelConfig:
+def _loaded(
+    config: str | Path | ModelConfig,
+    overrides: Sequence[str],
+    decoders: Mapping[str, Path | None],
+    has_decoders_only: bool,
+) -> ModelConfig:
+    facts = {
+        section: facts
+        for section, path in decoders.items()
+        if path is not None and (facts := recognized_decoder(path)) is not None
+    }
+    # A configuration has a section for Wan's own VAE, which says what fits.
+    found = {s: f for s, f in facts.items() if s == LIGHT_VAE or f["kind"] == TAEHV}
+    try:
+        model = _configured(config, overrides, found)
+    except ConfigError:
+        if not has_decoders_only:
+            raise
+        try:
+            # Patches are the transformer's: without it, latents may be of any size.
+            model = _configured(config, (*overrides, "transformer.patch=[1, 1, 1]"), found)
+        except ConfigError:
+            model = _configured(config, overrides, found)
+    _require_kinds(model, decoders, facts)
+    return model
+
+
+def _configured(
+    config: str | Path | ModelConfig,
+    overrides: Sequence[str],
+    found: Mapping[str, Mapping[str, Any]],
+) -> ModelConfig:
     if not isinstance(config, ModelConfig):
-        return load_config(config, overrides=overrides)
-    return configure(config_values(config), origin=config.name, overrides=overrides)
+        return load_config(config, overrides=overrides, found=found)
+    return configure(config_values(config), origin=config.name, overrides=overrides, found=found)
+
+
+def _require_kinds(
+    model: ModelConfig,
+    decoders: Mapping[str, Path | None],
+    facts: Mapping[str, Mapping[str, Any]],
+) -> None:
+    for section, said in facts.items():
+        config = model.decoder(section)
+        if config is not None and config.kind != said["kind"]:
+            raise ConfigError(
+                f"{decoders[section]}: a decoder of kind {said['kind']}, and the configuration "
+                f"says {section}.kind={config.kind}; leave that out, or give a file of that kind"
+            )

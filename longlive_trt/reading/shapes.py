@@ -89,10 +89,23 @@ def _one_of(choices: tuple[Any, ...], value: object, key: str) -> Any:
     kinds = [choice for choice in choices if choice is not type(None)]
     if len(kinds) == 1:
         return field(kinds[0], value, key)
+    if all(map(dataclasses.is_dataclass, kinds)):
+        return field(_of_kind(kinds, value, key), value, key)
     for kind in kinds:
         if type(value) is kind:
             return field(kind, value, key)
     raise InvalidFieldError(key, value, " or ".join(_NAMES.get(kind, "") for kind in kinds))
+
+
+def _of_kind(kinds: list[Any], value: object, key: str) -> Any:
+    """Of dataclasses that differ in a field ``kind``: the one that is named, or else the first."""
+    by_name = {typing.get_args(_hints(kind)["kind"])[0]: kind for kind in kinds}
+    named = value.get("kind") if isinstance(value, Mapping) else None
+    if named is None:
+        return kinds[0]
+    if not isinstance(named, str) or named not in by_name:
+        raise InvalidFieldError(f"{key}.kind", named, ", ".join(by_name))
+    return by_name[named]
 
 
 def _tuple(kinds: tuple[Any, ...], value: object, key: str) -> tuple[Any, ...]:

@@ -6,8 +6,9 @@ embedding are not: they are small beside these, and no tensor core computes them
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
-from longlive_trt.configs import ModelConfig
+from longlive_trt.configs import DecoderConfig, ModelConfig, TaehvConfig, VaeConfig
 from longlive_trt.runtime.ring import PassPlan, Ring, RingLayout
 
 _TAPS_3D, _TAPS_2D, _TAPS_TIME = 27, 9, 3
@@ -38,7 +39,9 @@ class BlockFlops:
     recache: Work
 
     @classmethod
-    def of(cls, config: ModelConfig) -> "BlockFlops":
+    def of(cls, config: ModelConfig, decoder: DecoderConfig | None = None) -> "BlockFlops":
+        """``decoder``: another one than the configuration's first."""
+        vae = decoder or config.vae
         layout = RingLayout.of(config, config.rollout.frames_per_block)
         # Any block after which the window has been full for long.
         ring = Ring(layout, next_frame=2 * layout.window * layout.block)
@@ -46,7 +49,7 @@ class BlockFlops:
         return cls(
             transformer=_planned_work(config, ring.block_plan()).times(passes),
             # Its attention, within single frames, is too small to be told apart.
-            vae=Work(vae_flops(config, layout.block), 0) if config.vae else None,
+            vae=Work(vae_flops(config, layout.block, vae), 0) if vae else None,
             recache=_planned_work(config, ring.recache_plan()),
         )
 
@@ -67,9 +70,13 @@ def pass_work(config: ModelConfig, frames: int, attended_frames: int) -> Work:
     return Work(model.layers * layer + ends, model.layers * attention)
 
 
-def vae_flops(config: ModelConfig, latent_frames: int) -> int:
+def vae_flops(config: ModelConfig, latent_frames: int, decoder: DecoderConfig | None = None) -> int:
     """Decoding so many latent frames, none of them a video's first."""
-    return latent_frames * sum(_convolutions(config))
+    vae, pixels = decoder or config.vae, config.latent.height * config.latent.width
+    assert vae is not None
+    if isinstance(vae, TaehvConfig):
+        return latent_frames * sum(_taehv(vae, pixels))
+    return latent_frames * sum(_convolutions(vae, pixels))
 
 
 def _planned_work(config: ModelConfig, plan: PassPlan) -> Work:
@@ -77,10 +84,22 @@ def _planned_work(config: ModelConfig, plan: PassPlan) -> Work:
     return pass_work(config, frames, frames + plan.sink_frames + plan.window_frames)
 
 
-def _convolutions(config: ModelConfig) -> Iterator[int]:
+def _taehv(vae: TaehvConfig, pixels: int) -> Iterator[int]:
     """The work of one latent frame after the first, layer by layer in running order."""
-    vae, pixels, frames = config.vae, config.latent.height * config.latent.width, 1
-    assert vae is not None
+    frames, widths = 1, vae.widths
+    yield _convolution(vae.channels, widths[0], _TAPS_2D, pixels)
+    for (width, narrower), temporal in zip(pairwise(widths), vae.temporal_upsample, strict=True):
+        # Three memory blocks of three convolutions, the first of which sees two frames.
+        yield 3 * 4 * _convolution(width, width, _TAPS_2D, frames * pixels)
+        yield _convolution(width, (1 + temporal) * width, 1, frames * pixels)
+        frames, pixels = frames * (1 + temporal), 4 * pixels
+        yield _convolution(width, narrower, _TAPS_2D, frames * pixels)
+    yield _convolution(widths[-1], 3, _TAPS_2D, frames * pixels)
+
+
+def _convolutions(vae: VaeConfig, pixels: int) -> Iterator[int]:
+    """The work of one latent frame after the first, layer by layer in running order."""
+    frames = 1
     widths = [vae.dim * multiplier for multiplier in reversed(vae.multipliers)]
     yield _convolution(vae.channels, vae.channels, 1, pixels)
     yield _convolution(vae.channels, widths[0], _TAPS_3D, pixels)

@@ -10,13 +10,14 @@ import numpy as np
 from longlive_trt.basics import Closing
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.schema import ROPE_TABLE_FRAMES
-from longlive_trt.contract import PROMPT, STEP, TEXT, VAE_GRAPHS, VAE_NEXT
+from longlive_trt.contract import PROMPT, STEP, TEXT
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.exports import TOKENIZER_NAME
 from longlive_trt.reading.ranges import Range
 from longlive_trt.runtime.bench.prompts import NewPrompt, Prompts, RandomPrompts, TextPrompts
 from longlive_trt.runtime.bench.timing import TRANSFORMER, Durations, Position, TimedEngines
+from longlive_trt.runtime.decoding.choice import decoder_named, decoders_of
 from longlive_trt.runtime.interrupts import StopRequest
 from longlive_trt.runtime.noise import SeededNoise
 from longlive_trt.runtime.ring import RingLayout
@@ -48,6 +49,8 @@ class BenchSettings:
     """How many videos are begun, for the time to the first frame."""
     seed: int = 0
     decode: bool = True
+    decoder: str | None = None
+    """Which of a bundle's decoders makes the pictures; None is its first."""
     device: DeviceChoice = "auto"
     decode_device: str | None = None
     low_memory: bool = False
@@ -155,7 +158,7 @@ def blocks_to_fill(layout: RingLayout) -> int:
 
 
 def has_vae(bundle: Bundle) -> bool:
-    return all(map(bundle.has, VAE_GRAPHS))
+    return bool(decoders_of(bundle))
 
 
 def has_text_encoder(bundle: Bundle) -> bool:
@@ -166,6 +169,7 @@ class Lane(Closing):
     def __init__(self, bundle: Bundle, settings: BenchSettings, *, decode: bool) -> None:
         self.bundle, self.decode = bundle, decode
         self._settings, self._config = settings, bundle.config
+        self._decoders = decoder_named(bundle, settings.decoder).graphs if decode else ()
         self._times = LaneTimes()
         self._plain: list[_Stretch] = []
         self._switched: list[_Stretch] = []
@@ -278,7 +282,7 @@ class Lane(Closing):
             graph: [ms for s in stretches for ms in durations.between(s.before, s.after, graph)]
             for graph, stretches in (
                 (STEP, self._plain),
-                (VAE_NEXT, self._plain),
+                *((graph, self._plain) for graph in self._decoders[-1:]),
                 (PROMPT, self._switched),
                 (TEXT, self._switched),
             )
@@ -298,7 +302,7 @@ class Lane(Closing):
     def _load(self) -> None:
         graphs = [STEP, PROMPT]
         graphs += [TEXT] if has_text_encoder(self.bundle) else []
-        graphs += VAE_GRAPHS if self.decode else []
+        graphs += self._decoders
         for graph in graphs:
             self._times.loading[graph] = self._load_graph(graph)
 
@@ -322,7 +326,11 @@ class Lane(Closing):
         shape = (1, config.rollout.frames_per_block, *config.latent_shape)
         noise = SeededNoise(self._settings.seed, shape, config.rollout.noises)
         self._session = self._engines.session(
-            config, noise, total_frames=self._total_frames, decode=self.decode
+            config,
+            noise,
+            total_frames=self._total_frames,
+            decode=self.decode,
+            decoder=self._settings.decoder,
         )
         self._session.switch_prompt(self._context)
         self._switches_before = 0
@@ -364,7 +372,7 @@ class Lane(Closing):
             transformer_ms=sum(spent(TRANSFORMER)),
             passes_ms=tuple(runs[-passes:]) if ran_one_by_one else (),
             recache_ms=sum(runs[:-passes]),
-            vae_ms=sum(sum(spent(graph)) for graph in VAE_GRAPHS),
+            vae_ms=sum(sum(spent(graph)) for graph in self._decoders),
             encode_ms=sum(spent(TEXT)) + sum(spent(PROMPT)),
         )
 

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longlive_trt.configs import ModelConfig
+from longlive_trt.configs import DecoderConfig, ModelConfig
 from longlive_trt.configs.schedule import Schedule
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.plugins.cuda.nvml import peak_tflops
 from longlive_trt.runtime.bench.flops import BlockFlops, Work
 from longlive_trt.runtime.bench.lane import BlockTimes, LaneTimes
 from longlive_trt.runtime.bench.measurement import Measurements
+from longlive_trt.runtime.decoding.choice import decoder_named
 
 _ATTENTION = "attention"
 """The build's option that says if a bundle attends in eight bits."""
@@ -198,11 +199,16 @@ def figures(measurements: Measurements, given_peak_tflops: float | None) -> list
             bundle,
             measurements.decoded,
             times,
-            BlockFlops.of(bundle.config),
+            BlockFlops.of(bundle.config, _decoder(measurements, bundle)),
             _peaks(measurements, bundle, given_peak_tflops),
         )
         for bundle, times in zip(measurements.bundles, measurements.lanes, strict=True)
     ]
+
+
+def _decoder(measurements: Measurements, bundle: Bundle) -> DecoderConfig | None:
+    name = measurements.settings.decoder
+    return decoder_named(bundle, name).config if measurements.decoded else None
 
 
 def _peaks(measurements: Measurements, bundle: Bundle, given_tflops: float | None) -> Peaks | None:

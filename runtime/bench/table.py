@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from longlive_trt.console.printing import console
-from longlive_trt.contract import PROMPT, TEXT, VAE_NEXT
+from longlive_trt.contract import DECODER_GRAPHS, PROMPT, TEXT
 from longlive_trt.runtime.bench.lane import Loading
 from longlive_trt.runtime.bench.measurement import Measurements, Reading
 from longlive_trt.runtime.bench.record import cpu_name
@@ -64,7 +64,7 @@ def _block_table(shown: Figures) -> Table:
     }
     parts: dict[str, Mapping[str, Sequence[float]]] = {
         "transformer": shown.passes,
-        "vae": _graphs(shown, VAE_NEXT),
+        "vae": _graphs(shown, *(following for _, following in DECODER_GRAPHS.values())),
     }
     for name, series in shown.blocks.items():
         share = f"{shares[name]:.0%}" if name in shares else ""

@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 
 from longlive_trt.basics import Array
-from longlive_trt.contract import HISTORY, LATENTS, PIXELS, next_of
+from longlive_trt.contract import BATCH, HISTORY, LATENTS, PIXELS, latent_sizes, next_of
 from longlive_trt.engines.base import Binding, Engine
 from longlive_trt.plugins.cuda.marks import mark
 from longlive_trt.plugins.cuda.streams import DeviceTensor, Stream
@@ -61,7 +61,10 @@ class CudaDecoder(RememberingDecoder):
         streams: DecodingStreams,
         *,
         frame_by_frame: bool = False,
+        latents: tuple[int, int] = (0, 0),
     ) -> None:
+        """``latents``: their height and width, for engines that take any."""
+        self._sizes = {BATCH: batch, **latent_sizes(*latents)}
         self._frame_by_frame = frame_by_frame and batch == 1
         self._first_engine, self._following_engine = first, following
         self._memory: CudaMemory = CudaMemory(streams.decoding)
@@ -75,26 +78,26 @@ class CudaDecoder(RememberingDecoder):
         self._flips = 0
         self.latent_frames = 0
         try:
-            self._reserve(batch, block_frames)
+            self._reserve(block_frames)
             self._passage = self._passage_over(streams, batch, block_frames)
         except BaseException:
             self.close()
             raise
 
-    def _reserve(self, batch: int, block_frames: int) -> None:
+    def _reserve(self, block_frames: int) -> None:
         first, following = self._first_engine, self._following_engine
-        caches = buffers(named(following.inputs, HISTORY), batch=batch)
+        caches = buffers(named(following.inputs, HISTORY), **self._sizes)
         self._caches = [
             self._memory.reserve(caches, "the decoder's memory of past frames") for _ in range(2)
         ]
         self._pictures = self._memory.reserve(
-            _pictures(first, following, batch, block_frames), "decoded pictures"
+            _pictures(first, following, self._sizes, block_frames), "decoded pictures"
         )
         self._start = self._memory.reserve(
             {
-                "first": Buffer.of(following.inputs[LATENTS], batch=batch, latent_frames=1),
+                "first": Buffer.of(following.inputs[LATENTS], **self._sizes, latent_frames=1),
                 "rest": Buffer.of(
-                    following.inputs[LATENTS], batch=batch, latent_frames=block_frames - 1
+                    following.inputs[LATENTS], **self._sizes, latent_frames=block_frames - 1
                 ),
             },
             "a video's first latents",
@@ -193,12 +196,14 @@ def _renewed(caches: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {next_of(name): tensor for name, tensor in caches.items()}
 
 
-def _pictures(first: Engine, following: Engine, batch: int, block_frames: int) -> dict[str, Buffer]:
+def _pictures(
+    first: Engine, following: Engine, sizes: Mapping[str, int], block_frames: int
+) -> dict[str, Buffer]:
     pixels = following.outputs[PIXELS]
-    block = Buffer.of(pixels, batch=batch, latent_frames=block_frames)
+    block = Buffer.of(pixels, **sizes, latent_frames=block_frames)
     return {
         "block.0": block,
         "block.1": block,
-        "first": Buffer.of(first.outputs[PIXELS], batch=batch, latent_frames=1),
-        "rest": Buffer.of(pixels, batch=batch, latent_frames=max(1, block_frames - 1)),
+        "first": Buffer.of(first.outputs[PIXELS], **sizes, latent_frames=1),
+        "rest": Buffer.of(pixels, **sizes, latent_frames=max(1, block_frames - 1)),
     }

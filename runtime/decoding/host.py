@@ -9,7 +9,15 @@ from typing import Protocol
 import numpy as np
 
 from longlive_trt.basics import Array
-from longlive_trt.contract import HISTORY, LATENTS, PIXELS, next_of
+from longlive_trt.contract import (
+    BATCH,
+    HISTORY,
+    LATENT_FRAMES,
+    LATENTS,
+    PIXELS,
+    latent_sizes,
+    next_of,
+)
 from longlive_trt.engines.base import Binding, Engine
 from longlive_trt.runtime.memory.base import (
     Buffer,
@@ -51,6 +59,10 @@ class Decoder(Protocol):
         """Decode the frames that follow beside whatever the caller does next."""
         ...
 
+    def begin(self) -> None:
+        """What comes next begins another video."""
+        ...
+
     def settle(self) -> None: ...
 
     @property
@@ -87,6 +99,10 @@ class RememberingDecoder(ABC):
     def saved(self) -> Mapping[str, Array]:
         return {name: self._memory.fetch(cache).result() for name, cache in self.caches.items()}
 
+    def begin(self) -> None:
+        """What comes next begins another video."""
+        self.latent_frames = 0
+
     def restore(self, latent_frames: int, caches: Mapping[str, Array]) -> None:
         self.latent_frames = latent_frames
         for name, cache in self.caches.items():
@@ -112,18 +128,22 @@ class VaeStream(RememberingDecoder):
         batch: int,
         output: str = PIXELS,
         memory: Memory | None = None,
+        *,
+        latents: tuple[int, int] = (0, 0),
     ) -> None:
+        """``latents``: their height and width, for engines that take any."""
         self._output = output
+        sizes = {BATCH: batch, LATENT_FRAMES: 1, **latent_sizes(*latents)}
         self._memory = memory or HostMemory()
         cache_specs = named(following.inputs, HISTORY)
         # One set is read while the other is written.
         self._caches = [
-            self._memory.reserve(buffers(cache_specs, batch=batch), "the decoder's memory")
+            self._memory.reserve(buffers(cache_specs, **sizes), "the decoder's memory")
             for _ in range(2)
         ]
-        own = {LATENTS: Buffer.of(following.inputs[LATENTS], batch=batch, latent_frames=1)}
+        own = {LATENTS: Buffer.of(following.inputs[LATENTS], **sizes)}
         for name, engine in (("first", first), ("following", following)):
-            own[name] = Buffer.of(engine.outputs[output], batch=batch, latent_frames=1)
+            own[name] = Buffer.of(engine.outputs[output], **sizes)
         self._tensors = self._memory.reserve(own, "the decoder's pictures")
         self._first = self._bind(first, "first", None, self._caches[0])
         self._following = [
@@ -194,6 +214,10 @@ class ThreadedDecoder:
 
     def saved(self) -> Mapping[str, Array]:
         return self._stream.saved()
+
+    def begin(self) -> None:
+        self.settle()
+        self._stream.begin()
 
     def restore(self, latent_frames: int, caches: Mapping[str, Array]) -> None:
         self._stream.restore(latent_frames, caches)

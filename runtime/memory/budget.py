@@ -4,15 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-from longlive_trt.configs import ModelConfig
+from longlive_trt.configs import ModelConfig, TaehvConfig
 from longlive_trt.contract import (
     BATCH,
     CACHE_FRAMES,
     CONTEXT_K,
     CONTEXT_V,
+    DECODER_GRAPHS,
     HISTORY,
     K_CACHE,
     K_NEW,
+    LATENT_FRAMES,
     PIXELS,
     PROMPT,
     STEP,
@@ -20,14 +22,14 @@ from longlive_trt.contract import (
     TEXT,
     V_CACHE,
     V_NEW,
-    VAE_GRAPHS,
-    VAE_NEXT,
+    latent_sizes,
 )
 from longlive_trt.engines.base import TensorSpec, specs_of
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.engines.memory import engines_bytes
 from longlive_trt.errors import EngineError
 from longlive_trt.plugins.cuda.streams import Gpu
+from longlive_trt.runtime.decoding.choice import decoder_named
 from longlive_trt.runtime.memory.base import buffers, named, size_bytes
 from longlive_trt.runtime.ring import RingLayout
 
@@ -62,16 +64,19 @@ def session_budget(
     decode: bool = True,
     text: bool = True,
     low_memory: bool = False,
+    decoder: str | None = None,
 ) -> Budget:
+    """``decoder``: the name of the one that decodes, if not the bundle's first."""
     layout = RingLayout.of(config, total_frames)
-    graphs = [STEP, PROMPT, *(VAE_GRAPHS if decode else ())]
+    component = decoder_named(bundle, decoder).component if decode else ""
+    graphs = [STEP, PROMPT, *DECODER_GRAPHS.get(component, ())]
     manifest = bundle.manifest
     encoder = engines_bytes(manifest, [TEXT]) if text and bundle.has(TEXT) else 0
     rest = {
         "keys and values": _cache_bytes(bundle, layout, batch),
         "recomputing them": _recache_bytes(bundle, layout, batch),
         "activations": _STEP_ACTIVATIONS * _largest_activation(config, batch),
-        "decoding": _decoder_bytes(bundle, config, batch, low_memory) if decode else 0,
+        "decoding": _decoder_bytes(bundle, config, component, batch, low_memory) if decode else 0,
     }
     # A transient text encoder is gone before what the session needs is taken.
     held = sum(rest.values())
@@ -81,13 +86,19 @@ def session_budget(
 
 
 def decoder_budget(
-    bundle: Bundle, config: ModelConfig, *, batch: int = 1, low_memory: bool = False
+    bundle: Bundle,
+    config: ModelConfig,
+    *,
+    batch: int = 1,
+    low_memory: bool = False,
+    decoder: str | None = None,
 ) -> Budget:
     """What a GPU takes that does nothing but decode."""
+    component = decoder_named(bundle, decoder).component
     return Budget(
         {
-            "weights": engines_bytes(bundle.manifest, VAE_GRAPHS),
-            "decoding": _decoder_bytes(bundle, config, batch, low_memory),
+            "weights": engines_bytes(bundle.manifest, DECODER_GRAPHS[component]),
+            "decoding": _decoder_bytes(bundle, config, component, batch, low_memory),
             "CUDA": _CONTEXT_BYTES,
         }
     )
@@ -120,14 +131,21 @@ def _recache_bytes(bundle: Bundle, layout: RingLayout, batch: int) -> int:
     return size_bytes(buffers(made, batch=batch, frames=layout.window).values())
 
 
-def _decoder_bytes(bundle: Bundle, config: ModelConfig, batch: int, low_memory: bool) -> int:
-    assert config.vae is not None
+def _decoder_bytes(
+    bundle: Bundle, config: ModelConfig, component: str, batch: int, low_memory: bool
+) -> int:
+    vae = config.decoder(component)
+    assert vae is not None
+    _, following = DECODER_GRAPHS[component]
+    inputs, outputs = _specs(bundle, following)
     block = 1 if low_memory else config.rollout.frames_per_block
-    inputs, outputs = _specs(bundle, VAE_NEXT)
-    kept = 2 * size_bytes(buffers(named(inputs, HISTORY), batch=batch).values())
-    pictures = prod(outputs[PIXELS].sized(batch=batch, latent_frames=block))
+    latent = latent_sizes(*config.latent.size)
+    sizes = {BATCH: batch, LATENT_FRAMES: block, **latent}
+    kept = 2 * size_bytes(buffers(named(inputs, HISTORY), **sizes).values())
+    pictures = prod(outputs[PIXELS].sized(**sizes))
     # The widest activation is three channels of pictures made of the model's narrowest layer.
-    widest = 2 * config.vae.dim * pictures // 3
+    narrowest = vae.widths[-1] if isinstance(vae, TaehvConfig) else vae.dim
+    widest = 2 * narrowest * pictures // 3
     return kept + 3 * pictures + _VAE_ACTIVATIONS * widest
 
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from longlive_trt.configs import (
     ModelConfig,
+    TaehvConfig,
+    VaeConfig,
     load_config,
     parse_overrides,
     shipped_models,
@@ -170,6 +172,44 @@ def test_overrides_nest() -> None:
 def test_numbers_without_a_dot_are_numbers() -> None:
     assert load_config("tiny", overrides=["transformer.eps=1e-5"]).transformer.eps == 1e-5
     assert load_config("tiny", overrides=["fps=24"]).fps == 24.0
+
+
+def test_a_section_of_another_kind_begins_anew() -> None:
+    full = load_config("longlive-1.3b")
+    assert isinstance(full.vae, VaeConfig) and full.vae.kind == "wan"
+    tiny = load_config("longlive-1.3b", overrides=["vae.kind=taehv", "vae.latents=raw"]).vae
+    assert tiny == TaehvConfig(latents="raw")
+    assert load_config("longlive-1.3b", overrides=["vae.kind=wan", "vae.dim=24"]).vae == (
+        replace(full.vae, dim=24)
+    )
+    with pytest.raises(ConfigError, match=r"unknown key vae\.latents"):
+        load_config("longlive-1.3b", overrides=["vae.latents=raw"])
+    with pytest.raises(ConfigError, match=r"vae\.kind is 'tiny'; allowed: wan, taehv"):
+        load_config("longlive-1.3b", overrides=["vae.kind=tiny"])
+    with pytest.raises(ConfigError, match=r"vae\.kind is \[\]"):
+        load_config("longlive-1.3b", overrides=["vae.kind=[]"])
+
+
+def test_what_a_checkpoint_says_lies_under_what_is_written() -> None:
+    found = {"vae": {"kind": "taehv", "latents": "raw", "widths": [4, 4, 4, 4]}}
+    of_file = TaehvConfig(latents="raw", widths=(4, 4, 4, 4))
+    assert load_config("longlive-1.3b", found=found).vae == of_file
+    written = {"vae": {"kind": "taehv", "latents": "normalized"}}
+    model = configure(written, origin="file.yaml", found=found)
+    assert model.vae == replace(of_file, latents="normalized")
+    assert configure({"vae": None}, origin="file.yaml", found=found).vae == of_file
+
+
+def test_two_decoders_make_pictures_of_one_size_and_number() -> None:
+    both = load_config("longlive-1.3b", overrides=["light_vae.kind=taehv"])
+    assert both.light_vae == TaehvConfig() and both.video_size == (480, 832)
+    values = config_values(both)
+    assert values["light_vae"]["kind"] == "taehv" and "kind" not in values["vae"]
+    assert configure(values, origin="again") == both
+    assert "light_vae" not in config_values(load_config("longlive-1.3b"))
+    slow = ["light_vae.kind=taehv", "light_vae.temporal_upsample=[false, false, true]"]
+    with pytest.raises(ConfigError, match=r"light_vae is .* temporal factor 2"):
+        load_config("longlive-1.3b", overrides=slow)
 
 
 def test_the_fingerprint_is_of_every_value() -> None:

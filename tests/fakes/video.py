@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 from longlive_trt.configs import ModelConfig
-from longlive_trt.configs.schema import TextEncoderConfig, VaeConfig
+from longlive_trt.configs.schema import TaehvConfig, TextEncoderConfig, VaeConfig
 from longlive_trt.engines.bundles.bundle import (
     MANIFEST_NAME,
     Bundle,
@@ -52,6 +52,18 @@ def add_stand_ins(mini: Path, folder: Path) -> None:
     write_demo_tokenizer(folder, _VOCAB)
     manifest = _manifest(bundle, config, folder, list(models))
     (folder / MANIFEST_NAME).write_text(manifest.to_json())
+
+
+def add_light_stand_in(video: Path, folder: Path) -> None:
+    """The same bundle with a second decoder, whose pictures are half as bright."""
+    bundle = open_bundle(video)
+    config = replace(bundle.config, light_vae=TaehvConfig())
+    shutil.copytree(video, folder)
+    names = ["light_vae_first", "light_vae_next"]
+    for name, first in zip(names, (True, False), strict=True):
+        onnx.save(_decoder(config, first=first, brightness=0.5), folder / f"{name}.onnx")
+    manifest = _manifest(bundle, config, folder, names)
+    (folder / MANIFEST_NAME).write_text(replace(manifest, key="2" * 64).to_json())
 
 
 def _with_components(config: ModelConfig) -> ModelConfig:
@@ -110,7 +122,7 @@ class _Graph:
         return helper.make_model(graph, opset_imports=[opset], ir_version=10)
 
 
-def _decoder(config: ModelConfig, *, first: bool) -> onnx.ModelProto:
+def _decoder(config: ModelConfig, *, first: bool, brightness: float = 1) -> onnx.ModelProto:
     """Two causal convolutions in time, each channel for itself, then nearest upsampling."""
     channels, height, width = config.latent_shape
     graph = _Graph("vae_first" if first else "vae_next")
@@ -123,6 +135,7 @@ def _decoder(config: ModelConfig, *, first: bool) -> onnx.ModelProto:
         joined = graph.op("Concat", past, x, axis=2)
         kept.append(_in_time(graph, joined, -_HISTORY, _END))
         x = _squashed(graph, _weighted(graph, joined))
+    x = graph.op("Mul", x, graph.constant(brightness)) if brightness != 1 else x
     frames, pixels = _pictures(graph, x, 1 if first else 4, height, width)
     size = (8 * height, 8 * width)
     graph.output("frames", frames, ["batch", pictures, 3, *size])

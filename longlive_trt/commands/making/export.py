@@ -20,6 +20,7 @@ from longlive_trt.precision import PRECISIONS
 _PATH = click.Path(path_type=Path)
 _EXAMPLES = examples(
     "longlive-trt export --config longlive-1.3b --transformer base.pt --lora lora.pt --out onnx/",
+    "longlive-trt export --config longlive-1.3b --vae taew2_1.safetensors --out onnx/",
     "longlive-trt export --config tiny --random-weights 0 --out onnx/",
 )
 
@@ -30,7 +31,8 @@ _EXAMPLES = examples(
 @click.option("--lora", type=_PATH, help="LoRA adapter, merged in float32.")
 @click.option("--lora-alpha", type=real(MULTIPLIERS), help="Overrides the adapter's own alpha.")
 @click.option("--ema", is_flag=True, help="Take the checkpoint's EMA weights.")
-@click.option("--vae", type=_PATH, help="VAE checkpoint.")
+@click.option("--vae", type=_PATH, help="Decoder checkpoint: Wan's VAE, or TAEHV (taew2_1).")
+@click.option("--light-vae", type=_PATH, help="A second decoder, for live previews.")
 @click.option(
     "--no-encoder", is_flag=True, help="Leave out the VAE's encoder (`generate --start`)."
 )
@@ -57,6 +59,7 @@ def command(
     lora_alpha: float | None,
     ema: bool,
     vae: Path | None,
+    light_vae: Path | None,
     no_encoder: bool,
     text_encoder: Path | None,
     tokenizer: Path | None,
@@ -80,6 +83,7 @@ def command(
             lora_alpha=lora_alpha,
             ema=ema,
             vae=vae,
+            light_vae=light_vae,
             encoder=not no_encoder,
             text_encoder=text_encoder,
             tokenizer=tokenizer,

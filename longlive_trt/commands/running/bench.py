@@ -10,7 +10,7 @@ import click
 from longlive_trt.cli import INTERRUPTED
 from longlive_trt.commands._bundle import HELP as BUNDLE_HELP
 from longlive_trt.commands._bundle import find_bundle
-from longlive_trt.commands._device import decode_device_option, device_option
+from longlive_trt.commands._device import decode_device_option, decoder_option, device_option
 from longlive_trt.commands._numbers import real, whole
 from longlive_trt.commands._reporting import command_line
 from longlive_trt.commands._voice import (
@@ -39,6 +39,7 @@ from longlive_trt.runtime.bench.plot import latency_png
 from longlive_trt.runtime.bench.record import report_values, to_json
 from longlive_trt.runtime.bench.report import Figures, figures
 from longlive_trt.runtime.bench.table import show
+from longlive_trt.runtime.decoding.choice import DecoderName
 from longlive_trt.runtime.output import check_file_output
 from longlive_trt.runtime.presets import run_as
 
@@ -83,6 +84,7 @@ TERAFLOPS = Range(0, 1_000_000, above=True)
 @click.option("--quick", is_flag=True, help="Few blocks, to see that it works.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @click.option("--no-decode", is_flag=True, help="Measure the transformer alone.")
+@decoder_option
 @click.option("--low-memory", is_flag=True, help="As `generate --low-memory`.")
 @device_option
 @decode_device_option
@@ -107,6 +109,7 @@ def command(
     quick: bool,
     seed: int,
     no_decode: bool,
+    decoder: DecoderName | None,
     low_memory: bool,
     device: DeviceChoice,
     decode_device: str | None,
@@ -126,16 +129,29 @@ def command(
     lengths: dict[str, Any] = {name: n for name, n in wanted.items() if n is not None}
     base = QUICK if quick else _FULL
     settings = replace(
-        base, seed=seed, decode=not no_decode, device=device, low_memory=low_memory, **lengths
+        base,
+        seed=seed,
+        decode=not no_decode,
+        decoder=decoder,
+        device=device,
+        decode_device=decode_device,
+        low_memory=low_memory,
+        **lengths,
     )
-    settings = replace(settings, decode_device=decode_device)
+    if decoder is not None and no_decode:
+        raise UsageError("--decoder and --no-decode: leave one of them out")
     wanted_bundles = [bundle] if compare is None else [bundle, compare]
     folders = [find_bundle(one, voice) for one in wanted_bundles]
     with voice.reporting(patience_s=PATIENCE_S) as report:
         bundles = [open_bundle(folder, report.bytes) for folder in folders]
     if preset is not None:
         bundles = [run_as(one, preset) for one in bundles]
-        settings = replace(settings, low_memory=low_memory or load_preset(preset).low_memory)
+        wanted_preset = load_preset(preset)
+        settings = replace(
+            settings,
+            low_memory=low_memory or wanted_preset.low_memory,
+            decoder=decoder or wanted_preset.build.decoder,
+        )
     with voice.reporting() as report:
         measurements = measure(bundles, settings, report.stages, voice.note)
     shown = figures(measurements, peak_tflops)

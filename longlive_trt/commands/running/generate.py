@@ -9,7 +9,7 @@ import click
 from longlive_trt.cli import INTERRUPTED
 from longlive_trt.commands._bundle import HELP as BUNDLE_HELP
 from longlive_trt.commands._bundle import find_bundle
-from longlive_trt.commands._device import decode_device_option, device_option
+from longlive_trt.commands._device import decode_device_option, decoder_option, device_option
 from longlive_trt.commands._moments import moment, moment_list
 from longlive_trt.commands._numbers import real, whole
 from longlive_trt.commands._reporting import command_line
@@ -22,6 +22,7 @@ from longlive_trt.files import real_path
 from longlive_trt.reading.files import STDIN
 from longlive_trt.runtime.adaptive.ladder import Rung, ladder
 from longlive_trt.runtime.adaptive.pace import TARGET_MS, Pace, real_time_ms, require_adaptable
+from longlive_trt.runtime.decoding.choice import DecoderName
 from longlive_trt.runtime.generation import Outputs, generate
 from longlive_trt.runtime.output import check_file_output, check_fps, check_output
 from longlive_trt.runtime.output.preview import SUFFIX as PREVIEW_SUFFIX
@@ -116,6 +117,7 @@ def _switch_mode(
     help="Hold the time of a block under this, by stepping down to faster presets and back.",
 )
 @click.option("--realtime", is_flag=True, help="As --target-ms with the time a block is shown.")
+@decoder_option
 @device_option
 @decode_device_option
 @click.option(
@@ -153,6 +155,7 @@ def command(
     overrides: tuple[str, ...],
     target_ms: float | None,
     realtime: bool,
+    decoder: DecoderName | None,
     device: DeviceChoice,
     decode_device: str | None,
     low_memory: bool,
@@ -179,6 +182,7 @@ def command(
         frames=frames,
         seed=seed,
         decode=out is not None or preview is not None,
+        decoder=decoder,
         replay=replay,
         resume=resume,
         start=start,

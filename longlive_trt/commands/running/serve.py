@@ -12,14 +12,15 @@ from longlive_trt.cli import INTERRUPTED
 from longlive_trt.commands._bundle import HELP as BUNDLE_HELP
 from longlive_trt.commands._bundle import find_bundle
 from longlive_trt.commands._cluster import ClusterChoice, cluster_options
-from longlive_trt.commands._device import decode_device_option, device_option
+from longlive_trt.commands._device import decode_device_option, decoder_option, device_option
 from longlive_trt.commands._voice import Voice, examples, speaking
-from longlive_trt.engines.bundles.bundle import read_manifest
+from longlive_trt.engines.bundles.bundle import Bundle, read_manifest
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
 from longlive_trt.extras import CLUSTER, SERVING, require_modules
 from longlive_trt.files import require_place
 from longlive_trt.loading import DEMO
+from longlive_trt.runtime.decoding.choice import DecoderName, decoder_named
 
 if TYPE_CHECKING:
     from longlive_trt.serving.settings import Settings
@@ -34,6 +35,7 @@ _EXAMPLES = examples(
 
 @click.command(epilog=_EXAMPLES)
 @click.option("--bundle", type=_PATH, default=DEMO, show_default=True, help=BUNDLE_HELP)
+@decoder_option
 @device_option
 @decode_device_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
@@ -65,6 +67,7 @@ _EXAMPLES = examples(
 @speaking
 def command(
     bundle: Path,
+    decoder: DecoderName | None,
     device: DeviceChoice,
     decode_device: str | None,
     host: str,
@@ -120,11 +123,14 @@ def command(
         certificates = (tls_cert, tls_key)
         return _serve_fleet(bundle, device, settings, cluster, certificates, open_browser, voice)
     folder = find_bundle(bundle, voice)
-    read_manifest(folder)
+    manifest = read_manifest(folder)
+    if decoder is not None:
+        # Refused before anything is listened to.
+        decoder_named(Bundle(folder, manifest), decoder)
     logs.set_up(prompts=log_prompts)
 
     def load() -> BundleModel:
-        return load_model(folder, device, decode_device)
+        return load_model(folder, device, decoder, decode_device)
 
     def say(address: str) -> None:
         voice.result(f"Open {address} in a browser. Ctrl-C ends it.", {"address": address})

@@ -12,9 +12,9 @@ torch = pytest.importorskip("torch")
 
 from longlive_trt.configs import ModelConfig, VaeConfig
 from longlive_trt.configs.schema import LatentConfig
-from longlive_trt.contract import KERNEL_DOMAIN
+from longlive_trt.contract import KERNEL_DOMAIN, VAE, weights_file
 from longlive_trt.engines.graphs.kernels import kernels_of
-from longlive_trt.engines.graphs.vae import WEIGHTS_NAME, build_vae_graphs
+from longlive_trt.engines.graphs.vae import build_vae_graphs
 from longlive_trt.engines.graphs.vae_convolutions import folded_taps
 from longlive_trt.errors import UsageError
 from longlive_trt.export.models.vae import VaeDecoder, to_pixels
@@ -153,13 +153,13 @@ def test_sizes_are_named_as_in_the_exported_graphs(built: Path) -> None:
 
 def test_both_graphs_share_their_weights(built: Path, decoder: VaeDecoder) -> None:
     names = {path.name for path in built.iterdir()}
-    assert names == {"vae_first.onnx", "vae_next.onnx", WEIGHTS_NAME}
+    assert names == {"vae_first.onnx", "vae_next.onnx", weights_file(VAE)}
     # A doubling convolution has 16 taps in place of 9.
     doubling = [key for key in decoder.state_dict() if key.endswith("resample.1.weight")]
     parameters = sum(value.numel() for value in decoder.state_dict().values())
     parameters += sum(decoder.state_dict()[key].numel() * 7 // 9 for key in doubling)
     assert len(doubling) == 3
-    assert 0.9 < (built / WEIGHTS_NAME).stat().st_size / (2 * parameters) <= 1
+    assert 0.9 < (built / weights_file(VAE)).stat().st_size / (2 * parameters) <= 1
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 4), (5, 3)])

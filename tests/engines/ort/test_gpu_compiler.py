@@ -16,7 +16,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from longlive_trt.cli import main
-from longlive_trt.configs import ModelConfig
+from longlive_trt.configs import ModelConfig, load_config
 from longlive_trt.configs.schema import TextEncoderConfig, VaeConfig
 from longlive_trt.engines.build import BuildResult, build
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
@@ -87,8 +87,11 @@ def _write_record(folder: Path, record: ExportRecord) -> None:
     (folder / RECORD_NAME).write_text(replace(record, graphs=graphs, files=files).to_json())
 
 
-def built(exported: Path, out: Path, precision: str = "fp16", **options: Any) -> BuildResult:
-    return build(exported, out, precision, options=BuildOptions(**{"gpu": "sm90", **options}))
+def built(
+    exported: Path, out: Path, precision: str = "fp16", *, force: bool = False, **options: Any
+) -> BuildResult:
+    wanted = BuildOptions(**{"gpu": "sm90", **options})
+    return build(exported, out, precision, options=wanted, force=force)
 
 
 @pytest.fixture(scope="module")
@@ -344,3 +347,42 @@ def test_the_command(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     given = ["generate", "--bundle", str(out), "--prompt", "a", "--out", str(tmp_path / "v.mp4")]
     assert main([*given, "--device", "cpu"]) == 1
     assert "engines for sm90 do not run on a CPU" in capsys.readouterr().err
+
+
+def test_a_tiny_decoder_is_built_in_half_precision(
+    make_once: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Of standard operators, which a CPU runs too; its latents come in the transformer's type."""
+    from longlive_trt.configs import TaehvConfig
+    from longlive_trt.export.components import Sources
+    from longlive_trt.export.exporter import export
+    from tests.export.models.test_taehv import random_decoder, random_latents
+
+    model = random_decoder(6)
+    torch.save(model.state_dict(), tmp_path / "tiny.pth")
+    config = replace(load_config("longlive-1.3b"), vae=model.config)
+    assert isinstance(config.vae, TaehvConfig)
+    sources = Sources(vae=tmp_path / "tiny.pth")
+    export(config, sources, tmp_path / "onnx", PRECISIONS["fp32"], check=False)
+    manifest = built(tmp_path / "onnx", tmp_path / "b", "bf16").manifest
+    assert manifest.plugins.keys() == {onnxruntime_bridge.SOURCE}
+    assert manifest.precision == "bf16"
+    types = {
+        tensor.name: tensor.dtype
+        for graph in manifest.graphs.values()
+        for tensor in (*graph.inputs, *graph.outputs)
+    }
+    assert (types["latents"], types["cache.0"], types["frames"]) == ("bfloat16", "float16", "float")
+    assert built(tmp_path / "onnx", tmp_path / "b", "fp16", force=True).manifest.precision == "fp16"
+    first, following = (
+        ort.InferenceSession(tmp_path / "b" / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        for name in ("vae_first", "vae_next")
+    )
+    latents = random_latents(1, 3, 16, 2, 3)
+    half = latents.numpy().astype("float16")
+    frames, _, *caches = first.run(None, {"latents": half[:, :1]})
+    feeds = {f"cache.{i}": cache for i, cache in enumerate(caches)}
+    rest, *_ = following.run(None, {"latents": half[:, 1:], **feeds})
+    expected = model.decode(latents).clamp(0, 1)
+    found = torch.cat([torch.from_numpy(frames), torch.from_numpy(rest)], dim=1)
+    assert float((found - expected).norm() / expected.norm()) <= 5e-3

@@ -39,6 +39,24 @@ def test_settings_change_the_work() -> None:
     assert BlockFlops.of(replace(FULL, vae=None)).vae is None
 
 
+def test_the_tiny_decoder_is_counted_as_specified() -> None:
+    torch = pytest.importorskip("torch")
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from longlive_trt.export.models.taehv import TaehvDecoder
+
+    config = load_config("longlive-1.3b", overrides=["vae.kind=taehv"])
+    block = BlockFlops.of(config).vae
+    assert block is not None and block.total / TERA == pytest.approx(1.6, abs=0.05)
+    assert BlockFlops.of(FULL, config.vae).vae == block
+    with torch.device("meta"), torch.no_grad():
+        model = TaehvDecoder(config.vae)
+        caches = [torch.empty(1, *shape) for shape in model.cache_shapes(*config.latent.size)]
+        with FlopCounterMode(display=False) as counted:
+            model.decode_next(torch.empty(1, 3, *config.latent_shape), caches)
+    assert counted.get_total_flops() == block.total
+
+
 @pytest.mark.parametrize("name", ["longlive-1.3b", "tiny"])
 def test_torch_counts_the_same(name: str) -> None:
     torch = pytest.importorskip("torch")

@@ -115,7 +115,7 @@ def test_a_killed_host_costs_nothing_but_time(start: StartFleet, kind: str) -> N
         assert [chunk["transport_chunk_index"] for chunk in chunks] == list(range(len(chunks)))
         assert [chunk["kind"] for chunk in chunks].count("init") == 1
         shown_chunks = chunks[1:]
-        assert all(b["frame"] == a["frame"] + a["frames"] for a, b in pairwise(shown_chunks))
+        assert all(b["frame"] == a["frame"] + a["num_frames"] for a, b in pairwise(shown_chunks))
         assert shown_chunks[-1]["frame"] > moved["frame"]
     else:
         frames = sorted(shown(socket))
