@@ -103,7 +103,8 @@ class Session:
 class Machine:
     name: str
     slots: int
-    sessions: set[Session] = field(default_factory=set)
+    sessions: dict[Session, None] = field(default_factory=dict)
+    """In their order: an hour is to be the same every time."""
     is_draining: bool = False
     is_up: bool = False
     version: int = 0
@@ -157,7 +158,7 @@ class World:
         self.views = [Placement(self.random.random) for _ in range(scenario.gateways)]
         self.lines: list[deque[Session]] = [deque() for _ in self.views]
         self.moving: deque[Session] = deque()
-        self._changed: set[Machine] = set()
+        self._changed: dict[Machine, None] = {}
         self._running = 0
 
     def run(self) -> Counted:
@@ -238,7 +239,7 @@ class World:
     def _take(self, machine: Machine, session: Session) -> None:
         scenario, now = self.scenario, self.clock.now
         session.host = machine
-        machine.sessions.add(session)
+        machine.sessions[session] = None
         self._said(machine)
         self._count(1)
         if session.moving_since is not None:
@@ -342,14 +343,14 @@ class World:
     def _free(self, session: Session) -> None:
         machine = session.host
         assert machine is not None
-        machine.sessions.discard(session)
+        machine.sessions.pop(session, None)
         session.host = None
         self._said(machine)
         self._count(-1)
 
     def _said(self, machine: Machine) -> None:
         machine.version += 1
-        self._changed.add(machine)
+        self._changed[machine] = None
 
     def _count(self, change: int) -> None:
         self._running += change
