@@ -23,8 +23,9 @@ test: $(READY)  ## run the tests (PYTEST_ARGS="-k name" narrows them)
 
 test-all: test test-exhaustive  ## run every test, the long ones too
 
-test-exhaustive: $(READY)  ## run the long tests alone; installs a browser and a proxy for them
+test-exhaustive: $(READY)  ## run the long tests alone; installs a browser, a proxy and Ray for them
 	sh scripts/live_tools.sh $(VENV)
+	sh scripts/fleet_tools.sh $(VENV)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m exhaustive $(PYTEST_ARGS)
 
 env: $(READY)  ## make the environment, if need be

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.fleet.world import GB, Scenario, World
 from benchmarks.harness import command, parser, percentiles, write_report
-from longlive_trt.configs import preset
+from longlive_trt.configs import load_config
 
 EGRESS_BITS_PER_S = 3e6
 """Of one viewer at 832x480, 16 pictures a second."""
@@ -87,7 +87,7 @@ def _varied(scenario: Scenario, changes: dict[str, Any]) -> Scenario:
 
 def state_bytes() -> float:
     """The keys and values of a full-size video's window in half precision: most of its state."""
-    config = preset("longlive-1.3b")
+    config = load_config("longlive-1.3b")
     model, rollout = config.transformer, config.rollout
     tokens = config.tokens_per_frame * rollout.window_frames
     return 2.0 * 2 * model.layers * model.heads * model.head_dim * tokens

@@ -38,6 +38,8 @@ class Scenario:
     load_s: float = 20.0
     first_block_s: float = 0.9
     """Prompt, first block, its pictures."""
+    speed: float = 2.0
+    """Of a session that has nothing to wait for, as a multiple of its video's."""
     claim_s: float = 0.05
     state_bytes: float = 3.45 * GB
     save_every_s: float = 60.0
@@ -92,6 +94,8 @@ class Session:
     saved_at: float = 0.0
     moving_since: float | None = None
     has_state: bool = False
+    again_s: float = 0.0
+    """Of its video that was seen and is not in its state."""
     is_over: bool = False
 
 
@@ -99,7 +103,8 @@ class Session:
 class Machine:
     name: str
     slots: int
-    sessions: set[Session] = field(default_factory=set)
+    sessions: dict[Session, None] = field(default_factory=dict)
+    """In their order: an hour is to be the same every time."""
     is_draining: bool = False
     is_up: bool = False
     version: int = 0
@@ -153,7 +158,7 @@ class World:
         self.views = [Placement(self.random.random) for _ in range(scenario.gateways)]
         self.lines: list[deque[Session]] = [deque() for _ in self.views]
         self.moving: deque[Session] = deque()
-        self._changed: set[Machine] = set()
+        self._changed: dict[Machine, None] = {}
         self._running = 0
 
     def run(self) -> Counted:
@@ -234,17 +239,11 @@ class World:
     def _take(self, machine: Machine, session: Session) -> None:
         scenario, now = self.scenario, self.clock.now
         session.host = machine
-        machine.sessions.add(session)
+        machine.sessions[session] = None
         self._said(machine)
         self._count(1)
         if session.moving_since is not None:
-            again_s = now - session.saved_at if session.has_state else 0.0
-            fetched = self.store.move(scenario.state_bytes) if session.has_state else 0.0
-            pause = now - session.moving_since + scenario.claim_s + fetched
-            self.counted.pause_s.append(pause + scenario.first_block_s)
-            self.counted.outcomes["moves"] += 1
-            session.moving_since, session.saved_at = None, now
-            del again_s
+            self._resume(session, session.moving_since)
             return
         waited = now - session.asked_at
         self.counted.first_frame_s.append(waited + scenario.claim_s + scenario.first_block_s)
@@ -252,6 +251,18 @@ class World:
         session.leaves_at += waited
         session.saved_at = now
         self.clock.after(session.leaves_at - now, lambda: self._leave(session))
+
+    def _resume(self, session: Session, since: float) -> None:
+        """With its state fetched, and what was seen made again."""
+        scenario = self.scenario
+        fetched = self.store.move(scenario.state_bytes) if session.has_state else 0.0
+        again = session.again_s / scenario.speed
+        waited = self.clock.now - since
+        pause = waited + scenario.claim_s + fetched + again + scenario.first_block_s
+        self.counted.pause_s.append(pause)
+        self.counted.outcomes["moves"] += 1
+        session.moving_since, session.again_s = None, 0.0
+        session.saved_at = self.clock.now
 
     # ---- machines ----------------------------------------------------------------------------
 
@@ -285,7 +296,8 @@ class World:
         for session in list(machine.sessions):
             since = self.clock.now - session.saved_at
             every = self.store.save_every_s
-            self.counted.lost_s.append(since % every if every else since)
+            session.again_s = since % every if every else since
+            self.counted.lost_s.append(session.again_s)
             self._displace(session, has_state=since > every > 0)
         self._boot(machine)
 
@@ -331,14 +343,14 @@ class World:
     def _free(self, session: Session) -> None:
         machine = session.host
         assert machine is not None
-        machine.sessions.discard(session)
+        machine.sessions.pop(session, None)
         session.host = None
         self._said(machine)
         self._count(-1)
 
     def _said(self, machine: Machine) -> None:
         machine.version += 1
-        self._changed.add(machine)
+        self._changed[machine] = None
 
     def _count(self, change: int) -> None:
         self._running += change

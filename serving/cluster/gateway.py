@@ -27,8 +27,9 @@ logger = logging.getLogger(__name__)
 _Read = TypeVar("_Read")
 
 _RETRY_S = 0.25
-_MOVE_RETRY_S = 0.1
+_MOVE_RETRY_S, _SLOWEST_S, _SLOWER = 0.1, 1.0, 1.5
 _OPENING_S = 5.0
+_TRIES = 4
 _STATE_TRIES = 3
 """Its owner may replace a state while another host fetches it."""
 _EPOCHS = 100
@@ -98,11 +99,19 @@ class Gateway:
     async def attempt(self, opening: Opening, place: Place) -> Seat | None:
         """None while it has to wait."""
         self._refuse_while_closing()
-        if not self.line.may_go(place):
+        if not self.line.may_go(place, self.hosts.free):
             return None
         return await self._place(opening)
 
     async def _place(self, opening: Opening) -> Seat | None:
+        """None where no host has room. One that was thought to have may be full by now."""
+        for _ in range(_TRIES):
+            seat = await self._place_once(opening)
+            if seat is not None or not self.hosts.free:
+                return seat
+        return None
+
+    async def _place_once(self, opening: Opening) -> Seat | None:
         waiting = self.line.waiting
         try:
             answer = await self.hosts.open(replace(opening, waiting=waiting))
@@ -153,7 +162,7 @@ class Gateway:
                 self._moves.pop(seat.session, None)
 
     async def _reopen(self, seat: Seat, journal: Journal | None) -> Seat:
-        failures = 0
+        failures, delay_s = 0, _MOVE_RETRY_S
         while True:
             self._refuse_while_closing()
             deed = await self._newest(seat.session)
@@ -171,7 +180,8 @@ class Gateway:
                     raise
                 if journal is not None:
                     journal.state = None
-            await asyncio.sleep(_MOVE_RETRY_S)
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * _SLOWER, _SLOWEST_S)
 
     async def is_opening(self, seat: Seat) -> bool:
         """Whether the owner may not have got to it yet."""

@@ -57,8 +57,11 @@ class Line:
         self._forget_old()
         return self._places.index(place) + 1 if place in self._places else 0
 
-    def may_go(self, place: Place) -> bool:
-        return self.moving == 0 and self.position(place) == 1
+    def may_go(self, place: Place, free: int) -> bool:
+        """As many as there are free slots, or one that asks whether there is any: a ticket that
+        nobody comes back with keeps one slot, and not all who come after it.
+        """
+        return self.moving == 0 and 1 <= self.position(place) <= max(1, free)
 
     def leave(self, place: Place) -> None:
         if place in self._places:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 _REMEMBERED = 100_000
+_FEW = 32
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class _Room:
     def __init__(self) -> None:
         self._shelves: defaultdict[int, list[str]] = defaultdict(list)
         self._places: dict[str, tuple[int, int]] = {}
+        """The shelf of each, and where on it."""
 
     def put(self, name: str, free: int) -> None:
         self.take(name)
@@ -61,9 +63,25 @@ class _Room:
             del self._shelves[free]
 
     def best(self, draw: Callable[[], float]) -> str | None:
-        if not self._shelves:
+        """Of few hosts the roomiest. Of many the roomier of any two: other gateways choose at this
+        moment by views as old as this one, and would all choose the few that are the roomiest.
+        """
+        if not self._places:
             return None
-        shelf = self._shelves[max(self._shelves)]
+        if len(self._places) <= _FEW:
+            return self._on(max(self._shelves), draw)
+        return self._on(max(self._any_shelf(draw), self._any_shelf(draw)), draw)
+
+    def _any_shelf(self, draw: Callable[[], float]) -> int:
+        number = int(draw() * len(self._places))
+        for free, shelf in self._shelves.items():
+            number -= len(shelf)
+            if number < 0:
+                return free
+        raise AssertionError("unreachable")
+
+    def _on(self, free: int, draw: Callable[[], float]) -> str:
+        shelf = self._shelves[free]
         return shelf[int(draw() * len(shelf))]
 
 

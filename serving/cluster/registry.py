@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 from longlive_trt.engines.bundles.stores import Store
 from longlive_trt.errors import BundleError, LongLiveError, UsageError
 from longlive_trt.reading.documents import JSON_BYTES, parse_json
-from longlive_trt.reading.failures import refusing
+from longlive_trt.reading.failures import InvalidFieldError, refusing
 from longlive_trt.reading.shapes import structured
 from longlive_trt.serving.live.schedule import Cue
 
@@ -134,7 +134,10 @@ class Registry:
         if data is None:
             return None
         with refusing(BundleError, f"{self._store.url}/{name}", _ADVICE):
-            return structured(kind, parse_json(data))
+            values = parse_json(data)
+            if isinstance(values, dict) and values.get("format") not in (None, FORMAT):
+                raise InvalidFieldError("format", values["format"], str(FORMAT))
+            return structured(kind, values)
 
 
 def deed(

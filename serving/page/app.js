@@ -97,6 +97,12 @@ const handlers = {
       status("Live", "live", slow ? `${message.fps.toFixed(0)} of ${current.fps} frames/s` : `${current.fps} frames/s`);
     }
   },
+  "session.moving"({ message }) {
+    notice(message);
+  },
+  "session.moved"({ message }) {
+    notice(message, { tone: "good", forMs: 6000 });
+  },
   "session.notice"({ message }) {
     notice(message, { forMs: 8000 });
   },

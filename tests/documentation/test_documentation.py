@@ -7,6 +7,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import click
 import pytest
 from packaging.requirements import Requirement
 
@@ -79,14 +80,24 @@ def test_every_help_has_an_example(name: str) -> None:
     assert any(line.text.startswith(f"{OURS} {name}") for line in example_lines())
 
 
+def parts_of(name: str, command: click.Command) -> dict[str, click.Command]:
+    """A command, or those of a group."""
+    if not isinstance(command, click.Group):
+        return {name: command}
+    return {f"{name} {part}": one for part, one in command.commands.items()}
+
+
 @pytest.mark.parametrize("option", ["--quiet", "--json", "--overwrite"])
 def test_an_option_means_the_same_everywhere(option: str) -> None:
+    commands = {
+        name: one for top in COMMANDS for name, one in parts_of(top, command_named(top)).items()
+    }
     helps = {
         name: getattr(parameter, "help", None)
-        for name in COMMANDS
-        for parameter in command_named(name).params
+        for name, one in commands.items()
+        for parameter in one.params
         if option in parameter.opts
     }
     if option in ("--quiet", "--json"):
-        assert helps.keys() == COMMANDS.keys()
+        assert helps.keys() == commands.keys()
     assert len(set(helps.values())) == 1, helps

@@ -34,7 +34,7 @@ SMALL = (
 ELSEWHERE = (
     *("--engine tensorrt", "--gpu sm", "docker ", "longlive-trt refit", "https://example.com"),
     *("pip ", "make ", "python -m ", "scripts/", "ssh ", "eval "),
-    *("longlive-trt serve", "--replay FILE", "--bundle bundle-gpu/"),
+    *("longlive-trt serve", "longlive-trt fleet", "--replay FILE", "--bundle bundle-gpu/"),
 )
 
 

@@ -29,12 +29,12 @@ def test_a_line_is_in_order_and_moving_sessions_come_first() -> None:
         line.join()
     assert line.join(first.ticket) is first
     assert (line.position(first), line.position(second)) == (1, 2)
-    assert line.may_go(first) and not line.may_go(second)
+    assert line.may_go(first, 0) and not line.may_go(second, 1) and line.may_go(second, 2)
     line.moving += 1
-    assert not line.may_go(first) and line.waiting == 3
+    assert not line.may_go(first, 2) and line.waiting == 3
     line.moving -= 1
     line.leave(first)
-    assert line.may_go(second)
+    assert line.may_go(second, 0)
 
 
 def test_a_ticket_that_nobody_asks_for_again_expires() -> None:

@@ -1,5 +1,6 @@
 """Where sessions go, and how many hosts there should be."""
 
+import random
 from collections import Counter
 
 import pytest
@@ -35,6 +36,19 @@ def test_sessions_spread_evenly_and_never_overflow(hosts: int, slots: int, asked
     assert taken.total() == min(asked, hosts * slots)
     counts = [taken[f"h{number}"] for number in range(hosts)]
     assert max(counts) - min(counts) <= 1
+
+
+def test_many_gateways_do_not_all_choose_one() -> None:
+    """A hundred of them place one session each by the same view, in which one host is empty."""
+    random.seed(3)
+    views = [HostView(f"h{number}", 4, 3) for number in range(1000)]
+    chosen = Counter[str | None]()
+    for _ in range(100):
+        one = Placement()
+        for view in (*views, HostView("empty", 4, 0)):
+            one.hear(view)
+        chosen[one.best()] += 1
+    assert None not in chosen and max(chosen.values()) < 5
 
 
 def test_a_draining_host_gets_nobody() -> None:

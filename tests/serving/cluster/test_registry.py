@@ -67,7 +67,9 @@ def test_ids_never_become_paths(tmp_path: Path, session: str) -> None:
         Registry(str(tmp_path)).newest(session)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": "one"}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"format": 1}', '{"format": "one"}', '{"format": 2}']
+)
 def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
     folder = tmp_path / "sessions" / SESSION
     folder.mkdir(parents=True)

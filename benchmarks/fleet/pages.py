@@ -1,0 +1,79 @@
+"""The tables of ``docs/fleet.md``, from what was measured: ``python -m benchmarks.fleet.pages``."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import RESULTS, ROOT, replace_table
+
+PAGE = ROOT / "docs" / "fleet.md"
+
+
+def simulation_rows(report: dict[str, Any]) -> list[str]:
+    rows = [
+        "| GPUs, sessions an hour | | at a time | first frame p95, p99 | gave up | moves "
+        "| pause p50, p95 | periodic states | upgrade |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for runs in report["runs"].values():
+        for variant, run in runs.items():
+            name = f"{run['gpus']:,}, {run['sessions_that_came']:,}"
+            first, pause, store = run["first_frame_s"], run["pause_s"], run["store"]
+            upgrade = run["upgrade_took_s"]
+            rows.append(
+                f"| {name} | {variant} | {run['most_at_a_time']:,} "
+                f"| {first['p95']:.1f} s, {first['p99']:.1f} s | {run['gave_up_waiting']} "
+                f"| {run['moves']:,} | {pause['p50']:.0f} s, {pause['p95']:.0f} s "
+                f"| {store['periodic_states_gb_per_s']:.0f} GB/s, {store['share_of_store']:.0%} "
+                f"| {'not within the hour' if upgrade is None else f'{upgrade / 60:.0f} min'} |"
+            )
+    return rows
+
+
+def trial_rows(report: dict[str, Any]) -> list[str]:
+    place, steer, drain = report["place"], report["steer"], report["drain"]
+    kill, redeploy = report["kill"], report["redeploy"]
+    trip = steer["round_trip_ms"]
+    pauses = redeploy["pauses_s"]
+    return [
+        "| | |",
+        "|---|---|",
+        f"| 8 sessions | {' + '.join(map(str, place['sessions_by_host']))} on the hosts; the ninth "
+        f"waits, and is in {place['ninth_is_in_after_s']:.1f} s after somebody leaves |",
+        f"| {steer['sent']:,} prompts, one a second in each session | "
+        f"{steer['answered_by_their_session']:,} answered by their session's owner; there and back "
+        f"{trip['p50']:.0f} ms (p50), {trip['p95']:.0f} ms (p95) |",
+        f"| a host is emptied | {drain['sessions_on_the_host']} sessions elsewhere after "
+        f"{_spread(drain['moved_after_s'])}; {sum(drain['pictures_lost'])} pictures lost; "
+        f"{_equal(drain)} |",
+        f"| a host's process is killed (states every {kill['save_every_s']:g} s) | "
+        f"{kill['sessions_on_the_host']} sessions elsewhere after "
+        f"{_spread(kill['moved_after_s'])}, {sum(kill['blocks_made_again'])} blocks made again; "
+        f"{sum(kill['pictures_lost'])} pictures lost; {_equal(kill)} |",
+        f"| a new version of all of it, with all slots taken | {redeploy['sessions_after']} of "
+        f"{redeploy['sessions_before']} sessions go on; viewers wait {pauses[0]:.1f} to "
+        f"{pauses[-1]:.1f} s at each change; {redeploy['pictures_lost']} pictures lost |",
+    ]
+
+
+def _spread(values: list[float]) -> str:
+    return f"{min(values):.2f} to {max(values):.2f} s"
+
+
+def _equal(run: dict[str, Any]) -> str:
+    same = [one["state_is_equal"] for one in run["compared_with_one_host"]]
+    return f"states equal to one host's, bit for bit: {sum(same)} of {len(same)}"
+
+
+def _read(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path(RESULTS / name).read_text(encoding="utf-8"))
+    return found
+
+
+def main() -> None:
+    replace_table(PAGE, "fleet-simulation", simulation_rows(_read("fleet_simulation.json")))
+    replace_table(PAGE, "fleet-trial", trial_rows(_read("fleet_ray_cpu.json")))
+
+
+if __name__ == "__main__":
+    main()
