@@ -233,6 +233,25 @@ async def redeploy(trial: Trial) -> dict[str, Any]:
         }
 
 
+async def scale(trial: Trial) -> dict[str, Any]:
+    """From one host on, as viewers come."""
+    trial.fleet = replace(trial.fleet, scaling=Scaling(1, HOSTS))
+    await asyncio.to_thread(deploy, trial.settings, trial.fleet, trial.load)
+    await trial.until(lambda hosts: len(hosts) == 1, 120)
+    begun = time.monotonic()
+    async with Audience(trial, SLOTS + 2) as viewers:
+        all_in_s = time.monotonic() - begun
+        await trial.until(lambda hosts: len(hosts) >= SLOTS + 1, 120)
+        hosts = len(await trial.hosts())
+    return {
+        "hosts_before": 1,
+        "viewers": len(viewers),
+        "all_have_a_slot_after_s": round(all_in_s, 1),
+        "hosts_after": hosts,
+        "slots_after": hosts * SLOTS,
+    }
+
+
 async def _prompted(viewers: list[Viewer]) -> None:
     await asyncio.sleep(3)
     for viewer in viewers:
@@ -302,6 +321,7 @@ TRIALS: dict[str, Callable[[Trial], Awaitable[dict[str, Any]]]] = {
     "drain": drain,
     "kill": kill,
     "redeploy": redeploy,
+    "scale": scale,
 }
 
 

@@ -46,6 +46,8 @@ REFUSAL = "longlive-trt cannot serve here: "
 _ONGOING = 10_000
 """Sessions are limited by slots: Ray is not to hold calls back."""
 _LOOP_S = 0.2
+_MEASURE_S, _GROW_S, _SHRINK_S = 2.0, 5.0, 300.0
+"""A machine takes longer to start than to be missed, and people come back."""
 
 
 class HostReplica:
@@ -157,6 +159,10 @@ def make_application(
                 min_replicas=scaling.least,
                 initial_replicas=scaling.least,
                 max_replicas=scaling.most,
+                upscale_delay_s=_GROW_S,
+                downscale_delay_s=_SHRINK_S,
+                metrics_interval_s=_MEASURE_S,
+                look_back_period_s=2 * _MEASURE_S,
                 policy=policy,
             )
         }

@@ -56,7 +56,6 @@ def serve_fleet(
             name = "localhost" if settings.is_loopback else settings.host
             say(f"{scheme}://{name}:{port}{settings.root_path}/")
             ended.wait()
-            serve.delete(APP)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -72,7 +71,7 @@ def started(
     certificate: Path | None = None,
     key: Path | None = None,
 ) -> Iterator[None]:
-    """Ray, and Serve's proxies."""
+    """Ray, and Serve's proxies; at the end the application goes, and a Ray that began here."""
     _join_or_start(fleet)
     try:
         serve.start(
@@ -86,7 +85,8 @@ def started(
         )
         yield
     finally:
-        serve.shutdown()
+        # Hosts save what runs. Of a cluster that was joined nothing else is ours to end.
+        serve.delete(APP)
         ray.shutdown()
 
 
@@ -106,6 +106,7 @@ def free_port(settings: Settings) -> int:
 
 
 def _join_or_start(fleet: FleetSettings) -> None:
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # Workers find the package where this process does.
     paths = os.pathsep.join(path for path in sys.path if path)
     environment = {"env_vars": {"PYTHONPATH": paths}}

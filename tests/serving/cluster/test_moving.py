@@ -203,3 +203,56 @@ def test_a_restart_is_not_undone_by_an_older_state(start: StartFleet) -> None:
     answer = fleet.ask("GET", f"/v1/sessions/{began['session']}/recipe", token=began["token"])
     assert answer.json["seed"] == 77
     compare_with_one_host(fleet, began)
+
+
+@pytest.mark.exhaustive
+def test_a_session_survives_the_whole_fleet(start: StartFleet) -> None:
+    first = start(hosts=1)
+    socket = first.start("a red car")
+    began = socket.wait("video.start")
+    watch_until(socket, 40)
+    first.fleet.stop()
+    second = start(hosts=1)
+    back = second.connect()
+    values = {"session": began["session"], "token": began["token"], "format": "h264"}
+    back.send("session.start", **values)
+    again = back.wait("video.start", timeout=15)
+    assert again["session"] == began["session"] and again["resumed_at_frame"] > 0
+    watch_until(back, again["frame"] + 40)
+    compare_with_one_host(second, began)
+
+
+def test_nobody_gets_a_session_with_a_wrong_token(start: StartFleet) -> None:
+    fleet = start(hosts=1)
+    socket = fleet.start("a red car")
+    began = socket.wait("video.start")
+    for values in (
+        {"session": began["session"], "token": "wrong"},
+        {"session": began["session"]},
+        {"session": "0123456789abcdef", "token": began["token"]},
+        {"session": "../../../../etc/passwd", "token": began["token"]},
+    ):
+        other = fleet.connect()
+        other.send("session.start", format="h264", **values)
+        assert "no such session" in other.wait("error")["message"]
+        assert other.close_code() == 1008
+    assert fleet.fleet.hosts.told == []
+
+
+def test_messages_are_limited_at_the_gateway(start: StartFleet) -> None:
+    fleet = start(hosts=1)
+    large = fleet.start("a red car")
+    large.wait("video.start")
+    large.connection.send("x" * (17 << 10))
+    assert large.close_code() == 1009
+    bad = fleet.start("a red car", seed=2)
+    bad.wait("video.start")
+    bad.connection.send("not JSON")
+    assert bad.wait("error")["code"] == "bad_request"
+    bad.send("session.interaction", prompt="x" * 4001)
+    assert bad.wait("error")["code"] == "bad_request"
+    bad.send("session.start", prompt="again")
+    assert bad.wait("error")["code"] == "already_started"
+    silent = fleet.connect()
+    silent.send("session.pause")
+    assert silent.wait("error")["code"] == "not_started"

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from longlive_trt.serving.cluster.on_ray.scaling import RUNNING, SLOTS, WAITING, FreeSlots
 from longlive_trt.serving.cluster.placement import (
     HostView,
     Placement,
@@ -115,3 +116,18 @@ def test_scaling_settles(hosts: int, slots: int, running: int, waiting: int) -> 
     again = scaling.wanted(wanted, wanted * slots, running + waiting, 0)
     assert again == wanted
     assert wanted * slots >= running + waiting
+
+
+class Context:
+    """Of a call to an autoscaling policy, as far as ours reads it."""
+
+    def __init__(self, figures: dict[str, dict[str, float]] | None, target: int = 3) -> None:
+        self.aggregated_metrics, self.target_num_replicas = figures, target
+
+
+def test_rays_policy_counts_slots() -> None:
+    policy = FreeSlots(least=1, most=10, spare=0.2, shrink_at=0.4)
+    full = {SLOTS: {"a": 2.0, "b": 2.0}, RUNNING: {"a": 2.0, "b": 2.0}, WAITING: {"a": 0.0}}
+    assert policy(Context(full)) == (3, {})
+    # Hosts that have not said anything yet are no reason to end them.
+    assert policy(Context(None)) == (3, {}) and policy(Context({})) == (3, {})
