@@ -6,9 +6,17 @@ from math import prod
 from longlive_trt import contract
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.schema import GLOBAL_ATTENTION_TOKENS
-from longlive_trt.contract import ENCODER_GRAPHS, VAE, VAE_GRAPHS, evaluate_size, weights_file
+from longlive_trt.contract import (
+    ENCODER_GRAPHS,
+    STEP,
+    VAE,
+    VAE_GRAPHS,
+    evaluate_size,
+    weights_file,
+)
 from longlive_trt.dtypes import recorded_type
 from longlive_trt.engines.bundles.bundle import Manifest
+from longlive_trt.engines.matrices import MATRICES_NAME
 from longlive_trt.engines.registry import KINDS
 from longlive_trt.exports import TensorInfo
 
@@ -47,6 +55,7 @@ def engines_bytes(manifest: Manifest, graphs: Iterable[str]) -> int:
     for graph in graphs:
         names = {weights_file(graph), f"{graph}{kind.suffix if kind else ''}"}
         names |= {weights_file(VAE)} if graph in VAE_GRAPHS else set()
+        names |= {MATRICES_NAME} if graph == STEP else set()
         total += sum(manifest.files[name].bytes for name in names if name in manifest.files)
     return total
 

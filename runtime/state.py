@@ -78,6 +78,7 @@ class _Facts:
     sink_start: int
     vae_frames: int | None
     fp8_as_bytes: tuple[str, ...] = ()
+    lora: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         block = self.config.rollout.frames_per_block
@@ -114,6 +115,8 @@ class SavedState:
     vae_frames: int | None
     """Latent frames that the VAE has decoded; None if there was none."""
     tensors: Mapping[str, Array]
+    lora: tuple[str, ...] = ()
+    """The adapters that its last block was made with."""
 
     @property
     def batch(self) -> int:
@@ -137,6 +140,7 @@ def save_state(
     prompt: str,
     switch: SwitchMode = EXACT,
     blend: Blend | None = None,
+    lora: tuple[str, ...] = (),
     overwrite: bool = True,
 ) -> None:
     """Write a session's state; only safe between blocks."""
@@ -169,6 +173,7 @@ def save_state(
         "sink_start": session.ring.sink_start,
         "vae_frames": decoder.latent_frames if decoder else None,
         _AS_BYTES: sorted(name for name, tensor in tensors.items() if tensor.dtype == _FP8),
+        **({"lora": lora} if lora else {}),
     }
     tensors |= {name: tensors[name].view(np.uint8) for name in described[_AS_BYTES]}
     try:
@@ -253,6 +258,7 @@ def _state_of(facts: _Facts, tensors: dict[str, Array]) -> SavedState:
         sink_start=facts.sink_start,
         vae_frames=facts.vae_frames,
         tensors=tensors,
+        lora=facts.lora,
     )
 
 
