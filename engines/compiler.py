@@ -28,6 +28,8 @@ class BuildOptions:
     version_compatible: bool = False
     refittable: bool = False
     strip: bool = False
+    lora_ready: bool = False
+    """The transformer's matrices are kept apart, to be exchanged while engines run."""
     timing_cache: Path | None = None
 
     def refuse_others(self, engine: str, taken: Collection[str]) -> None:
@@ -59,6 +61,16 @@ def retyped_info(source: GraphSource, precision: Precision) -> GraphInfo:
         model = load_graph(source.path)
         retype(model, precision)
         return graph_info(model)
+
+
+def require_exchangeable(options: BuildOptions, record: ExportRecord) -> None:
+    """Refuse to keep matrices apart whose scales were made for them as they are."""
+    if options.lora_ready and record.quantization is not None:
+        raise UsageError(
+            f"--lora-ready: the graphs are quantized ({record.quantization.precision}), with "
+            "scales that were measured with these very matrices; build in fp32, fp16 or bf16, or "
+            "merge the adapter when exporting (export --lora) and calibrate that"
+        )
 
 
 class EngineCompiler(Protocol):

@@ -10,11 +10,13 @@ from longlive_trt.contract import (
     COMPONENT_OF,
     DECODER_GRAPHS,
     ENCODER_GRAPHS,
+    STEP,
     evaluate_size,
     weights_file,
 )
 from longlive_trt.dtypes import recorded_type
 from longlive_trt.engines.bundles.bundle import Manifest
+from longlive_trt.engines.matrices import MATRICES_NAME
 from longlive_trt.engines.registry import KINDS
 from longlive_trt.exports import TensorInfo
 
@@ -55,6 +57,7 @@ def engines_bytes(manifest: Manifest, graphs: Iterable[str]) -> int:
         names = {weights_file(graph), f"{graph}{kind.suffix if kind else ''}"}
         component = COMPONENT_OF.get(graph)
         names |= {weights_file(component)} if component in DECODER_GRAPHS else set()
+        names |= {MATRICES_NAME} if graph == STEP else set()
         total += sum(manifest.files[name].bytes for name in names if name in manifest.files)
     return total
 

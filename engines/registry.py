@@ -17,6 +17,7 @@ from longlive_trt.contract import (
 from longlive_trt.engines.base import Engine
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.engines.compiler import BuildOptions, EngineCompiler
+from longlive_trt.engines.matrices import GRAPHS, MATRICES_NAME, OPTION
 from longlive_trt.errors import UsageError
 from longlive_trt.exports import weight_files
 from longlive_trt.extras import engine_upgrade, install_command
@@ -108,7 +109,9 @@ class _OnnxRuntime(Kind):
         name = f"{graph}{self.suffix}"
         if name not in bundle.manifest.files:
             return {name}
-        return {name} | weight_files(bundle.folder / name) | self._library(bundle, graph)
+        needed = {name} | weight_files(bundle.folder / name) | self._library(bundle, graph)
+        is_apart = bundle.manifest.options.get(OPTION) and graph in GRAPHS
+        return needed | {MATRICES_NAME} if is_apart else needed
 
     def load(
         self, bundle: Bundle, graph: str, *, stream: Stream | None, threads: int | None

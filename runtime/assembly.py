@@ -1,10 +1,11 @@
 """From a bundle to sessions: engines are loaded when first needed and shared by all sessions."""
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 
+from longlive_trt.adapters import Adapter
 from longlive_trt.basics import Array, Closing, Report, unheard
 from longlive_trt.configs import ModelConfig
 from longlive_trt.contract import ENCODER_GRAPHS, PROMPT, STEP, TEXT
@@ -18,9 +19,13 @@ from longlive_trt.engines.loader import (
     require_runnable,
     runs_on_gpu,
 )
+from longlive_trt.engines.matrices import GRAPHS as WITH_MATRICES
+from longlive_trt.engines.matrices import OPTION as LORA_READY
 from longlive_trt.engines.registry import KINDS
 from longlive_trt.engines.transient import TransientEngine
+from longlive_trt.errors import UsageError
 from longlive_trt.plugins.cuda.streams import Gpu, Stream
+from longlive_trt.runtime.adapting import AdaptersInUse, Matrices
 from longlive_trt.runtime.decoding.choice import BundledDecoder, decoder_named, decoders_of
 from longlive_trt.runtime.decoding.cuda import CudaDecoder, DecodingStreams
 from longlive_trt.runtime.decoding.host import Decoder, ThreadedDecoder, VaeStream
@@ -36,6 +41,7 @@ from longlive_trt.runtime.prompting.encoder import (
     PromptReader,
     untold,
 )
+from longlive_trt.runtime.prompting.switches import EXACT, SwitchMode
 from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer
 from longlive_trt.runtime.session import Session
 from longlive_trt.runtime.starting.encoding import EncoderStream
@@ -75,6 +81,9 @@ class Engines(Closing):
         self._loaded: dict[str, Engine] = {}
         self._encoders: list[PromptEncoder] = []
         self._memories: list[CudaMemory] = []
+        is_ready = bool(bundle.manifest.options.get(LORA_READY))
+        self._matrices = Matrices(bundle.folder, self._matrix_memory) if is_ready else None
+        self.adapters = AdaptersInUse()
 
     @property
     def gpu(self) -> Gpu:
@@ -142,10 +151,36 @@ class Engines(Closing):
         require_memory(self.gpu, budget(decode=False, text=text, low_memory=low), lesser)
         require_memory(self.decode_gpu, decoding, {})
 
+    def matrix_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of what adapters may change, as checkpoints have it."""
+        return self._exchangeable().file.shapes
+
+    def use_adapters(self, adapters: Sequence[Adapter], mode: SwitchMode = EXACT) -> None:
+        """Exchange matrices, between two blocks; prompts are read anew with them."""
+        matrices = self._exchangeable()
+        with self._opening:
+            matrices.use(adapters)
+            self.adapters = AdaptersInUse(tuple(one.label for one in adapters), mode)
+            for encoder in self._encoders:
+                encoder.forget()
+
+    def _exchangeable(self) -> Matrices:
+        if self._matrices is None:
+            raise UsageError(
+                f"{self.bundle.folder}: built without --lora-ready, so its matrices cannot be "
+                "exchanged; build with it, or merge the adapter when exporting (export --lora)"
+            )
+        return self._matrices
+
+    def _matrix_memory(self, graph: str) -> Memory:
+        return self._memory(STREAM_OF[graph])
+
     def _load(self, graph: str) -> Engine:
         stream = self.stream(STREAM_OF[graph]) if self.on_gpu else None
-        engine = load_engine(self.bundle, graph, stream=stream)
+        engine: Engine = load_engine(self.bundle, graph, stream=stream)
         try:
+            if self._matrices is not None and graph in WITH_MATRICES:
+                engine = self._matrices.supply(graph, engine)
             require_described(self.bundle, graph, engine)
         except BaseException:
             engine.close()

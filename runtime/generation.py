@@ -184,7 +184,8 @@ class _Run:
         if outputs.video is None or outputs.to_stdout or not writer.frames_kept:
             return
         frames = writer.frames_kept
-        record = _record(self._video.bundle, self._plan, self._whole_blocks(frames), frames)
+        lora, blocks = self._video.made_with, self._whole_blocks(frames)
+        record = _record(self._video.bundle, self._plan, blocks, frames, lora)
         pace = {} if self._pace is None else {"pace": self._pace.record()}
         write_sidecar(writer.path, {"command": self._command, **record, **pace})
 
@@ -267,7 +268,9 @@ def _open_writers(video: Video, outputs: Outputs) -> list[FrameWriter]:
     return writers
 
 
-def _record(bundle: Bundle, plan: Plan, blocks: int, video_frames: int) -> Mapping[str, object]:
+def _record(
+    bundle: Bundle, plan: Plan, blocks: int, video_frames: int, lora: Sequence[str]
+) -> Mapping[str, object]:
     """What it takes to make the same video again."""
     manifest = bundle.manifest
     packages = ("longlive-trt", "numpy", "onnxruntime", "av")
@@ -284,6 +287,7 @@ def _record(bundle: Bundle, plan: Plan, blocks: int, video_frames: int) -> Mappi
         "replayed": plan.replay is not None,
         "resumed_at_latent_frame": plan.resumed.next_frame if plan.resumed else None,
         "start": _start_record(plan),
+        "lora": list(lora),
         "blocks": blocks,
         "video_frames": video_frames,
         "fps": plan.config.fps,

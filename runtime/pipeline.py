@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from weakref import WeakSet
 
+from longlive_trt.adapters import Adapter, open_adapter, parse_adapter
 from longlive_trt.basics import Array, Closing, Report, unheard
 from longlive_trt.configs import ModelConfig
 from longlive_trt.engines.bundles.bundle import Bundle
@@ -128,6 +129,26 @@ class Pipeline(Closing):
             notify(notice)
         return self.open(plan, notify)
 
+    def use_lora(self, *adapters: str | Path | Adapter, switch: str = "exact") -> None:
+        """Make all following blocks with these adapters; with none, as the bundle was built.
+
+        ``FILE`` or ``FILE:SCALE``, safetensors. Call it between two blocks, on the thread that
+        makes them. A video that was begun with others changes over as with a prompt: ``switch``
+        says whether its past is recomputed (``exact``, ``partial``) or not (``none``).
+        """
+        mode = SwitchMode.parse(switch, "switch")
+        if mode.blend_blocks is not None:
+            raise UsageError("switch is a blend, and matrices have nothing between: exact or none")
+        shapes = self.engines.matrix_shapes()
+
+        def opened(one: str | Path | Adapter) -> Adapter:
+            if isinstance(one, Adapter):
+                return one
+            path, strength = parse_adapter(str(one))
+            return open_adapter(path, shapes, strength)
+
+        self.engines.use_adapters([opened(one) for one in adapters], mode)
+
     def open(
         self, plan: Plan, notify: Notify = logger.warning, *, prompts: PromptSource | None = None
     ) -> Video:
@@ -161,7 +182,13 @@ class Pipeline(Closing):
             if plan.resumed is not None:
                 restore(session, plan.resumed)
                 _change_decoder(session, plan)
-            video = Video(self.bundle, plan, session, self._track(plan, notify, prompts))
+            track = self._track(plan, notify, prompts)
+            video = Video(self.bundle, plan, session, track, lambda: engines.adapters)
+            if plan.resumed is not None and plan.resumed.lora != engines.adapters.labels:
+                notify(
+                    "the state was saved with other LoRA adapters; the video changes over to those "
+                    "in use, as at a prompt switch"
+                )
             undoing.pop_all()
         with self._opening:
             self._videos.add(video)

@@ -81,6 +81,7 @@ class _Facts:
     vae_frames: int | None
     fp8_as_bytes: tuple[str, ...] = ()
     decoder: Literal["full", "light"] | None = None
+    lora: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         block = self.config.rollout.frames_per_block
@@ -119,6 +120,8 @@ class SavedState:
     decoder: str | None
     """Whose memory it is, of a bundle that holds two decoders."""
     tensors: Mapping[str, Array]
+    lora: tuple[str, ...] = ()
+    """The adapters that its last block was made with."""
 
     @property
     def batch(self) -> int:
@@ -142,6 +145,7 @@ def save_state(
     prompt: str,
     switch: SwitchMode = EXACT,
     blend: Blend | None = None,
+    lora: tuple[str, ...] = (),
     overwrite: bool = True,
 ) -> None:
     """Write a session's state; only safe between blocks."""
@@ -175,6 +179,7 @@ def save_state(
         # States of bundles with one decoder are as they always were.
         **({"decoder": decoder.name} if isinstance(decoder, SwitchableDecoder) else {}),
         _AS_BYTES: sorted(name for name, tensor in tensors.items() if tensor.dtype == _FP8),
+        **({"lora": lora} if lora else {}),
     }
     tensors |= {name: tensors[name].view(np.uint8) for name in described[_AS_BYTES]}
     try:
@@ -260,6 +265,7 @@ def _state_of(facts: _Facts, tensors: dict[str, Array]) -> SavedState:
         vae_frames=facts.vae_frames,
         decoder=facts.decoder,
         tensors=tensors,
+        lora=facts.lora,
     )
 
 

@@ -1,7 +1,7 @@
 """A video in the making, as the public API has it."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 from longlive_trt.basics import Closing
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.errors import UsageError
+from longlive_trt.runtime.adapting import AdaptersInUse
 from longlive_trt.runtime.noise import FloatArray
 from longlive_trt.runtime.output import FrameWriter, open_writer
 from longlive_trt.runtime.output.base import Pixels
@@ -90,6 +91,8 @@ class VideoBlock:
 class VideoCheckpoint:
     session: Checkpoint
     shown: Shown
+    made_with: tuple[str, ...]
+    """The adapters of the last block."""
 
 
 class Video(Closing):
@@ -98,9 +101,18 @@ class Video(Closing):
     One thread makes the blocks; others may give prompts meanwhile.
     """
 
-    def __init__(self, bundle: Bundle, plan: Plan, session: Session, track: PromptTrack) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        plan: Plan,
+        session: Session,
+        track: PromptTrack,
+        adapters: Callable[[], AdaptersInUse] = AdaptersInUse,
+    ) -> None:
+        """``adapters``: those that the next block is made with."""
         self.bundle, self.plan, self.session = bundle, plan, session
-        self._track = track
+        self._track, self._adapters = track, adapters
+        self._made_with = plan.resumed.lora if plan.resumed else ()
         self._blocks: WeakSet[VideoBlock] = WeakSet()
         self.is_between_blocks = True
         """A block that was begun and failed leaves a video that cannot go on from here."""
@@ -125,6 +137,11 @@ class Video(Closing):
     def blocks_made(self) -> int:
         """Of the whole video: the number of the next block."""
         return self.session.blocks_made
+
+    @property
+    def made_with(self) -> tuple[str, ...]:
+        """The adapters of the last block: each file's sha256 and scale."""
+        return self._made_with
 
     @property
     def shown(self) -> Shown:
@@ -157,6 +174,9 @@ class Video(Closing):
             )
         self.is_between_blocks = False
         first_frame, before = self.session.ring.next_frame, self._track.prompt
+        adapters = self._adapters()
+        if first_frame and adapters.labels != self._made_with:
+            self._track.renew(adapters.mode)
         change = self._track.due(first_frame)
         if change is not None:
             self.session.switch_prompt(*change)
@@ -164,6 +184,7 @@ class Video(Closing):
             earlier = [cue for cue in self._prompts if cue.frame < first_frame]
             self._prompts = [*earlier, Cue(first_frame, self._track.prompt)]
         block = self.session.step()
+        self._made_with = adapters.labels
         self.is_between_blocks = True
         handed_out = VideoBlock(block, self.plan, self._track.prompt)
         self._blocks.add(handed_out)
@@ -211,13 +232,14 @@ class Video(Closing):
         """Remember how things stand, to come back with :meth:`rollback`."""
         self._require_open()
         self._require_between_blocks("remembered")
-        return VideoCheckpoint(self.session.checkpoint(), self._track.shown)
+        return VideoCheckpoint(self.session.checkpoint(), self._track.shown, self._made_with)
 
     def rollback(self, checkpoint: VideoCheckpoint) -> None:
         """Forget the blocks and the prompts since; the next block is made anew."""
         self._require_open()
         self.session.rollback(checkpoint.session)
         self._track.go_back(checkpoint.shown)
+        self._made_with = checkpoint.made_with
         next_frame = self.session.ring.next_frame
         self._prompts = [cue for cue in self._prompts if cue.frame < next_frame]
         self.is_between_blocks = True
@@ -247,6 +269,7 @@ class Video(Closing):
             prompt=self._track.prompt,
             switch=self.plan.switch,
             blend=self._track.blend,
+            lora=self._made_with,
             overwrite=overwrite,
         )
 

@@ -112,6 +112,25 @@ def two_decoders(make_once: MakeOnce, video_bundle: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def lora_ready_bundle(shared: Shared, mini_bundle: Callable[[str], Path]) -> Callable[[str], Path]:
+    """As ``video_bundle``, with matrices that can be exchanged; by its precision."""
+    from longlive_trt.engines.build import build
+    from longlive_trt.engines.compiler import BuildOptions
+    from tests.fakes.video import add_stand_ins
+
+    options = BuildOptions(lora_ready=True)
+
+    def bundle(precision: str) -> Path:
+        plain = shared.once(
+            f"mini-lora-plain-{precision}",
+            lambda path: build(shared("mini-relative-export"), path, precision, options=options),
+        )
+        return shared.once(f"mini-lora-{precision}", lambda path: add_stand_ins(plain, path))
+
+    return bundle
+
+
+@pytest.fixture(scope="session")
 def demo_weights(make_once: MakeOnce) -> Path:
     """Weights of the demo's model that have learned nothing, as the package holds its own."""
     from tests.fakes.demo import write_weights

@@ -19,7 +19,7 @@ PACKAGE = "longlive_trt"
 # rule, such as the commands, may import anything, and nothing below them may import them.
 FOUNDATION = {
     *("errors", "basics", "console", "files", "contract", "dtypes", "architectures", "reading"),
-    "hadamard",
+    *("adapters", "hadamard"),
 }
 ONNX = {"precision", "exports"}
 ENGINES = {*FOUNDATION, *ONNX, "configs", "engines", "engines.bundles"}
@@ -37,6 +37,7 @@ RULES = {
     "console": {"errors", "basics"},
     "reading": {"errors", "basics", "console"},
     "files": {"errors", "reading", "console"},
+    "adapters": {"errors", "basics", "reading", "console", "files"},
     **{name: {"errors"} for name in ("contract", "dtypes")},
     "extras": {"errors", "probes"},
     "doctor": {"architectures", "extras", "probes", "console"},

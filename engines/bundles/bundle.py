@@ -74,6 +74,7 @@ class KnownOptions:
 
     batch: int | None = None
     strip: bool | None = None
+    lora_ready: bool | None = None
     kernel_graphs: tuple[str, ...] = ()
     gpu_name: str | None = None
     version_compatible: bool | None = None

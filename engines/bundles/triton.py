@@ -66,6 +66,11 @@ def _backend_of(bundle: Bundle) -> TritonBackend:
             f"{bundle.folder}: its engines were built without their weights (--strip), and Triton "
             f"cannot add them; run `longlive-trt refit` first"
         )
+    if bundle.manifest.options.get("lora_ready"):
+        raise UsageError(
+            f"{bundle.folder}: its engines take the transformer's matrices as inputs "
+            "(--lora-ready), which Triton's clients would have to send; build without it"
+        )
     return kind.triton
 
 

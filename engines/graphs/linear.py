@@ -34,9 +34,17 @@ class Linears:
     """``transposed`` are the weights that are stored [in, out], by checkpoint name."""
 
     def __init__(
-        self, graph: GraphBuilder, weights: GraphWeights, transposed: Collection[str]
+        self,
+        graph: GraphBuilder,
+        weights: GraphWeights,
+        transposed: Collection[str],
+        is_separate: Callable[[str], bool] = lambda _name: False,
     ) -> None:
+        """Maps that are ``is_separate`` take their matrices as inputs of the graph."""
         self._graph, self._weights, self._transposed = graph, weights, transposed
+        self._is_separate = is_separate
+        self.separate: dict[str, tuple[str, ...]] = {}
+        """The maps whose matrices [in, out] lie side by side in each of such inputs."""
 
     def __call__(
         self, x: ir.Value, *names: str, joined: str = "", into: str = "", **parameters: Any
@@ -80,12 +88,18 @@ class Linears:
     def _multiply(
         self, x: ir.Value, name: str, names: Sequence[str], **parameters: Any
     ) -> ir.Value:
-        weight = self.weight(
+        return self._gemm(x, self._own_matrix(name, names), self._bias(name, names), **parameters)
+
+    def _own_matrix(self, name: str, names: Sequence[str]) -> ir.Value:
+        full_name, shape = f"{self._weights.prefix}{name}.weight", self._joined_shape(names)
+        if all(map(self._is_separate, names)):
+            self.separate[full_name] = tuple(names)
+            return self._graph.input(full_name, shape)
+        return self.weight(
             f"{name}.weight",
-            self._joined_shape(names),
+            shape,
             lambda: np.concatenate([self._matrix(n) for n in names], axis=1),
         )
-        return self._gemm(x, weight, self._bias(name, names), **parameters)
 
     def _quantized_weight(self, name: str, names: Sequence[str], scales: LinearScales) -> ir.Value:
         def make() -> Array:

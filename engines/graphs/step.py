@@ -4,7 +4,7 @@ They have the inputs and outputs of the exported graphs, and their weights. What
 of ours are standard operators on small tensors, none of which needs the host.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,21 @@ def build_step_graphs(
     out: Path,
     *,
     hopper: bool = True,
-) -> None:
+    is_separate: Callable[[str], bool] = lambda _name: False,
+) -> dict[str, dict[str, tuple[str, ...]]]:
     """The graphs of a pass and of a prompt with their weights, from an export's folder.
 
-    Other GPUs have a portable attention, which writes the compute type only.
+    Other GPUs have a portable attention, which writes the compute type only. Of each graph's inputs
+    that are matrices of maps which are ``is_separate``, the result says which lie there.
     """
     _require_supported(config)
+    separate = {}
     for write, name in ((StepWriter, contract.STEP), (PromptWriter, contract.PROMPT)):
         source = export_folder / f"{name}.onnx"
-        write(config, source, precision, hopper=hopper).write().save(out)
+        writer = write(config, source, precision, hopper=hopper, is_separate=is_separate)
+        writer.write().save(out)
+        separate[name] = writer.linear.separate
+    return separate
 
 
 def _require_supported(config: ModelConfig) -> None:

@@ -1,6 +1,6 @@
 """What the transformer's hand-written graphs share: their tensors, and maps by checkpoint names."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,20 @@ class GraphWriter:
     """Has the inputs, the outputs and the weights of an exported graph; a subclass adds nodes."""
 
     def __init__(
-        self, config: ModelConfig, source: Path, precision: Precision, *, hopper: bool
+        self,
+        config: ModelConfig,
+        source: Path,
+        precision: Precision,
+        *,
+        hopper: bool,
+        is_separate: Callable[[str], bool] = lambda _name: False,
     ) -> None:
         self._source, self._exported, self._hopper = source, ir.load(source), hopper
         self.config, self.sizes = config, config.transformer
         self.graph = GraphBuilder(str(self._exported.graph.name), precision)
         self.weights = GraphWeights(self._exported, weight_prefix(TRANSFORMER), precision)
         transposed = transposed_weights(self._exported, source)
-        self.linear = Linears(self.graph, self.weights, transposed)
+        self.linear = Linears(self.graph, self.weights, transposed, is_separate)
         self.inputs = {str(value.name): self._input(value) for value in self._exported.graph.inputs}
 
     def _input(self, value: ir.Value) -> ir.Value:

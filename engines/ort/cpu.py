@@ -2,7 +2,7 @@
 
 import logging
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
@@ -36,13 +36,21 @@ def require_arithmetic(precision: Precision) -> None:
         )
 
 
-def build_graph(source: Path, folder: Path, precision: Precision) -> None:
-    """Optimize a graph ahead of time; the model and its weights go to ``folder``."""
+def build_graph(
+    source: Path,
+    folder: Path,
+    precision: Precision,
+    change: Callable[[ir.Model], bool] = lambda _model: False,
+) -> None:
+    """Optimize a graph ahead of time; the model and its weights go to ``folder``.
+
+    ``change`` is made to it before, and says whether there was any.
+    """
     name = source.stem
     require_utf8(folder)
     with damage_refused(source):
         model = load_graph(source)
-        changed = _changed(model, source, folder, precision)
+        changed = _changed(model, source, folder, precision, change)
         options = _options()
     # Higher levels would tie the model to this machine's processor. FP8 stays FP8 at the basic
     # level only: the others put integer kernels around it, which refuse it.
@@ -75,12 +83,19 @@ def _holds_fp8(model: ir.Model) -> bool:
     )
 
 
-def _changed(model: ir.Model, source: Path, folder: Path, precision: Precision) -> Path | None:
+def _changed(
+    model: ir.Model,
+    source: Path,
+    folder: Path,
+    precision: Precision,
+    change: Callable[[ir.Model], bool],
+) -> Path | None:
     """The graph in another precision, or in other operators; None if it stays as it is."""
     is_retyped = compute_precision(model) != precision
     if is_retyped:
         retype(model, precision)
-    if not (rewrite(model) or is_retyped):
+    is_rewritten, is_changed = rewrite(model), change(model)
+    if not (is_rewritten or is_retyped or is_changed):
         return None
     path = folder / f".{source.stem}.changed.onnx"
     ir.save(model, path, external_data=weights_file(path.name))

@@ -28,14 +28,21 @@ from longlive_trt.contract import (
     weights_file,
 )
 from longlive_trt.engines.bundles.bundle import EngineKind
-from longlive_trt.engines.compiler import BuildOptions, GraphSource
+from longlive_trt.engines.compiler import BuildOptions, GraphSource, require_exchangeable
 from longlive_trt.engines.graphs.kernels import kernels_of
 from longlive_trt.engines.graphs.step import build_step_graphs
 from longlive_trt.engines.graphs.taehv import build_taehv_graphs
 from longlive_trt.engines.graphs.vae import build_vae_graphs
+from longlive_trt.engines.matrices import OPTION, SeparateMatrices, is_adapted
 from longlive_trt.engines.ort import cpu
 from longlive_trt.errors import UsageError
-from longlive_trt.exports import ExportRecord, GraphInfo, Quantization, graph_info
+from longlive_trt.exports import (
+    ExportRecord,
+    GraphInfo,
+    Quantization,
+    graph_info,
+    load_graph,
+)
 from longlive_trt.plugins import onnxruntime_bridge
 from longlive_trt.plugins.attention.variants import NARROW_HEAD_DIM
 from longlive_trt.plugins.cuda.compilation import SOURCE_DIR
@@ -54,7 +61,9 @@ _TEXT_PRECISION = PRECISIONS["bf16"]
 
 class OnnxRuntimeGpuCompiler:
     def __init__(self, options: BuildOptions, precision: Precision) -> None:
-        options.refuse_others(ONNXRUNTIME, ("gpu", "batch"))
+        options.refuse_others(ONNXRUNTIME, ("gpu", "batch", "lora_ready"))
+        self._asked = options
+        self._matrices = SeparateMatrices() if options.lora_ready else None
         self._gpu, self._batch = _architecture(options.gpu or ""), options.batch
         self._precision = precision
         self._attention = precision.name
@@ -72,6 +81,7 @@ class OnnxRuntimeGpuCompiler:
             "kernel_graphs": (*KERNEL_GRAPHS, *self._light),
             "attention": self._attention,
             "compute": self._precision.name,
+            **({OPTION: True} if self._matrices is not None else {}),
         }
 
     @property
@@ -85,6 +95,7 @@ class OnnxRuntimeGpuCompiler:
     def check(self, record: ExportRecord) -> None:
         self._kernels = kernels_of(record)
         self._light = tuple(graph for graph in LIGHT_VAE_GRAPHS if graph in record.graphs)
+        require_exchangeable(self._asked, record)
         if self._precision.name == "fp32":
             raise UsageError(
                 "--gpu needs --precision fp16 or bf16: our kernels compute in half precision; for "
@@ -133,14 +144,25 @@ class OnnxRuntimeGpuCompiler:
         config, exported = source.config, source.path.parent
         # Both writers write two graphs, which share what they are written from.
         if source.name == STEP:
-            hopper = self._gpu.has_hopper_attention
-            build_step_graphs(config, exported, self._precision, folder, hopper=hopper)
+            self._build_step_graphs(source, folder)
         elif source.name in _FOLLOWING:
             self._write_decoder(COMPONENT_OF[source.name], config, exported, folder)
         elif source.name == TEXT:
             self._retype(source, folder, _TEXT_PRECISION)
         elif source.name in ENCODER_GRAPHS:
             self._retype(source, folder, _VAE_PRECISION)
+
+    def _build_step_graphs(self, source: GraphSource, folder: Path) -> None:
+        exported, hopper = source.path.parent, self._gpu.has_hopper_attention
+        arguments = (source.config, exported, self._precision, folder)
+        if self._matrices is None:
+            build_step_graphs(*arguments, hopper=hopper)
+            return
+        layouts = build_step_graphs(*arguments, hopper=hopper, is_separate=is_adapted)
+        for name, layout in layouts.items():
+            path = exported / f"{name}.onnx"
+            self._matrices.collect(load_graph(path), path)
+            self._matrices.lay_out(name, layout)
 
     def _write_decoder(
         self, component: str, config: ModelConfig, exported: Path, folder: Path
@@ -160,9 +182,12 @@ class OnnxRuntimeGpuCompiler:
         )
 
     def info(self, source: GraphSource, folder: Path) -> GraphInfo:
-        return graph_info(ir.load(folder / f"{source.name}.onnx"))
+        info = graph_info(ir.load(folder / f"{source.name}.onnx"))
+        return info if self._matrices is None else self._matrices.described(source.name, info)
 
     def finish(self, folder: Path) -> None:
+        if self._matrices is not None:
+            self._matrices.write(folder)
         shutil.copyfile(compiled_library(), folder / LIBRARY_NAME)
 
     def _retype(self, source: GraphSource, folder: Path, precision: Precision) -> None:

@@ -4,14 +4,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from longlive_trt.adapters import strip_wrappers as strip_wrappers
 from longlive_trt.export.checkpoints.diffusers_keys import (
     text_encoder_key,
     transformer_key,
     vae_key,
 )
-
-_WRAPPERS = re.compile(r"^(?:model\.|module\.|diffusion_model\.)+")
-_NESTED_WRAPPERS = re.compile(r"_fsdp_wrapped_module\.|_orig_mod\.|_checkpoint_wrapped_module\.")
 
 
 @dataclass(frozen=True)
@@ -104,10 +102,6 @@ TEXT_ENCODER = Component(
     ),
 )
 _LORA = re.compile(r"\.lora_(A|B|down|up|magnitude_vector)\b")
-
-
-def strip_wrappers(name: str) -> str:
-    return _WRAPPERS.sub("", _NESTED_WRAPPERS.sub("", name))
 
 
 def recognize(names: Iterable[str]) -> str | None:

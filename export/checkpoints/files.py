@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from longlive_trt.console.printing import plain
+from longlive_trt.adapters import quoted_names as quoted_names
 from longlive_trt.errors import CheckpointError
 from longlive_trt.reading.failures import refusing
 from longlive_trt.reading.files import open_file
@@ -98,12 +98,6 @@ def require_finite(tensor: torch.Tensor, where: str) -> None:
         raise CheckpointError(
             f"{where} holds NaN or infinite values: the weights are damaged, get them again"
         )
-
-
-def quoted_names(names: Sequence[object], limit: int = 10) -> str:
-    shown = ", ".join(plain(name) for name in names[:limit])
-    rest = len(names) - limit
-    return f"{shown} and {rest} more" if rest > 0 else shown
 
 
 def _read_head(path: Path) -> bytes:

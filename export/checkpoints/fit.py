@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from longlive_trt.adapters import format_problems
 from longlive_trt.errors import CheckpointError
 from longlive_trt.export.checkpoints.components import (
     Component,
@@ -19,7 +20,6 @@ from longlive_trt.export.checkpoints.folders import TensorSet
 Shapes = Mapping[str, tuple[int, ...]]
 
 _READABLE = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_SHOWN = 10
 
 
 @dataclass
@@ -39,14 +39,6 @@ def fit(component: Component, found: TensorSet, expected: Shapes) -> dict[str, S
     if problems:
         raise CheckpointError(_misfit(component, found, renamed, expected, problems))
     return {name: renamed.tensors[name] for name in expected}
-
-
-def format_problems(problems: Mapping[str, str]) -> str:
-    """The first ten by name, one a line."""
-    lines = [f"  {name}: {problems[name]}" for name in sorted(problems)[:_SHOWN]]
-    if len(problems) > _SHOWN:
-        lines.append(f"  ... and {len(problems) - _SHOWN} more")
-    return "\n".join(lines)
 
 
 def _rename(

@@ -48,6 +48,7 @@ def build(
     version_compatible: bool = False,
     refittable: bool = False,
     strip: bool = False,
+    lora_ready: bool = False,
     timing_cache: str | Path | None = None,
     command: str = "longlive_trt.build",
     progress: Report = unheard,
@@ -64,6 +65,8 @@ def build(
     ``force``: build even if nothing has changed.
     ``batch``: videos made side by side.
     ``attention``: the compiler's (``standard``) or this project's kernel (``plugin``).
+    ``lora_ready``: keep the transformer's matrices apart, so that LoRA adapters can be exchanged
+    while engines run.
     The others are options of TensorRT; ``longlive-trt build --help`` describes them.
     ``command`` is noted in the bundle.
     ``progress`` is called with (what is being done, how much is done, of how much), and
@@ -93,6 +96,7 @@ def build(
         version_compatible=version_compatible,
         refittable=refittable,
         strip=strip,
+        lora_ready=lora_ready,
         timing_cache=optional_path(timing_cache),
     )
     plan = plan_build(Path(onnx), precision, compute, optional_path(calibration), engine, gpu)

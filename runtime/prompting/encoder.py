@@ -141,6 +141,17 @@ class PromptEncoder:
         """Text states [1, text_len, text_dim]."""
         return self._encoded(prompt)[0]
 
+    def forget(self) -> None:
+        """The transformer's matrices are others now: every context is made anew."""
+        with self._changing:
+            coming, self._coming = self._coming, {}
+            self._kept.clear()
+        for future in coming.values():
+            future.cancel()
+        # One that has begun is over before the next one is asked for.
+        with self.contexts.one_at_a_time:
+            self._kept.clear()
+
     def close(self) -> None:
         """Finish what is being encoded, and forget everything."""
         if self._thread is not None:

@@ -102,6 +102,7 @@ class PromptTrack:
         self._asked: deque[tuple[str, SwitchMode]] = deque(maxlen=1)
         """Other threads may ask."""
         self.prompt, self.blend = prompt, blend
+        self._renewal: SwitchMode | None = None
 
     @property
     def shown(self) -> Shown:
@@ -117,9 +118,19 @@ class PromptTrack:
         self.source.prepare(prompt)
         self._asked.append((prompt, mode or self._mode))
 
+    def renew(self, mode: SwitchMode) -> None:
+        """Take the same prompt again at the next block, unless that takes another one.
+
+        A blend that is under way is over with it.
+        """
+        self._renewal = EXACT if mode.blend_blocks is not None else mode
+
     def due(self, first_frame: int) -> Change | None:
         """What changes at the block that starts there, if anything; asked once for each."""
         wanted = self._wanted(first_frame)
+        renewal, self._renewal = self._renewal, None
+        if wanted is None and renewal is not None:
+            wanted = self.prompt, renewal
         if wanted is None:
             return self._mixed(self.blend) if self.blend else None
         prompt, mode = wanted

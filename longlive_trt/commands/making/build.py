@@ -91,6 +91,7 @@ _COLUMNS = (
 @click.option("--version-compatible", is_flag=True, help="Run on later versions of TensorRT too.")
 @click.option("--refittable", is_flag=True, help="Let any weights be exchanged later.")
 @click.option("--strip", is_flag=True, help="Leave the weights out; `refit` puts them back.")
+@click.option("--lora-ready", is_flag=True, help="Let `generate --lora` exchange adapters.")
 @click.option("--timing-cache", type=_PATH, help="Folder for measured kernel times.")
 @speaking
 def command(
@@ -113,6 +114,7 @@ def command(
     version_compatible: bool,
     refittable: bool,
     strip: bool,
+    lora_ready: bool,
     timing_cache: Path | None,
     voice: Voice,
 ) -> None:
@@ -138,6 +140,7 @@ def command(
             version_compatible=version_compatible,
             refittable=refittable,
             strip=strip,
+            lora_ready=lora_ready,
             timing_cache=timing_cache,
             command=command_line(),
             progress=report.stages,

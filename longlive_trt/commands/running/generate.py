@@ -102,6 +102,12 @@ def _switch_mode(
     metavar="FILE",
     help="A picture, a clip, or kept latents (.safetensors), to go on from.",
 )
+@click.option(
+    "--lora",
+    multiple=True,
+    metavar="FILE[:SCALE]",
+    help="A LoRA adapter for a bundle that was built with --lora-ready; may be repeated.",
+)
 @click.option("--include-start", is_flag=True, help="Show what --start begins with, too.")
 @click.option("--preset", help="A shipped preset (`longlive-trt presets`), or a YAML file of one.")
 @click.option(
@@ -150,6 +156,7 @@ def command(
     save_state: Path | None,
     resume: Path | None,
     start: Path | None,
+    lora: tuple[str, ...],
     include_start: bool,
     preset: str | None,
     overrides: tuple[str, ...],
@@ -209,6 +216,8 @@ def command(
         with Pipeline(
             opened, device, decode_device=decode_device, low_memory=low_memory, report=loading
         ) as pipeline:
+            if lora:
+                pipeline.use_lora(*lora)
             plan = plan_video(opened, options)
             _check_outputs(outputs, plan, inputs=(timeline, replay, start))
             rungs = _rungs(opened, plan, preset, outputs) if is_paced else []
