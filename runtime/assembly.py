@@ -165,9 +165,12 @@ class Engines(Closing):
         first, following = (self.get(graph, "decoding to pictures") for graph in VAE_GRAPHS)
         if not self.on_gpu:
             return ThreadedDecoder(VaeStream(first, following, batch))
+        crosses = self._streams.decodes_elsewhere
         streams = DecodingStreams(
-            *(self.stream(concern) for concern in ("transformer", "decoding", "leaving")),
-            crossing=self.stream("crossing") if self._streams.decodes_elsewhere else None,
+            transformer=self.stream("transformer"),
+            decoding=self.stream("decoding"),
+            leaving=self.stream("leaving"),
+            crossing=self.stream("crossing") if crosses else None,
         )
         frames = self.bundle.config.rollout.frames_per_block
         kind = KINDS[self.bundle.manifest.engine.kind]

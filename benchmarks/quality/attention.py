@@ -148,7 +148,7 @@ def pictures_of(pipeline: Pipeline, number: int) -> Array:
 
 def psnr(found: Array, expected: Array) -> float:
     """Of one picture; the same one has 100 dB."""
-    error = np.square(found.astype(np.float64) - expected).mean()
+    error = np.square(found.astype(np.float64) - expected.astype(np.float64)).mean()
     return round(float(10 * np.log10(255**2 / max(error, 255**2 * 1e-10))), 2)
 
 

@@ -273,7 +273,7 @@ def test_what_cannot_decode_is_refused_in_one_line(
     tmp_path: Path,
 ) -> None:
     put_in_place(fake_cuda(devices=devices), monkeypatch)
-    options = {"generate": ("--prompt", "a cat", "--frames", "3", "--out", str(tmp_path / "v.y4m"))}
+    options = {"generate": ("--prompt", "a cat", "--frames", "3", "--out", str(tmp_path / "v.gif"))}
     values = [command, "--bundle", str(video_bundle), *options.get(command, ()), *arguments]
     assert main(values) == 2
     said = capsys.readouterr().err.strip()
@@ -296,7 +296,7 @@ def test_a_file_is_written_from_two_gpus(
         ("two", ("--device", "cuda", "--decode-device", "cuda:1")),
         ("one", ("--device", "cuda")),
     ):
-        out = tmp_path / f"{name}.y4m"
+        out = tmp_path / f"{name}.gif"
         assert main([*values, *options, "--out", str(out), "--quiet"]) == 0
         made.append(out.read_bytes())
     assert made[0] == made[1]
