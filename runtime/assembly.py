@@ -221,11 +221,12 @@ class Engines(Closing):
         size = self.bundle.config.latent.size
         if not self.on_gpu:
             return ThreadedDecoder(VaeStream(first, following, batch, latents=size))
+        crosses = self._streams.decodes_elsewhere
         streams = DecodingStreams(
-            self.stream("transformer"),
-            self.stream("decoding"),
-            self.stream("leaving"),
-            self.stream("crossing") if self._streams.decodes_elsewhere else None,
+            transformer=self.stream("transformer"),
+            decoding=self.stream("decoding"),
+            leaving=self.stream("leaving"),
+            crossing=self.stream("crossing") if crosses else None,
         )
         frames = self.bundle.config.rollout.frames_per_block
         kind = KINDS[self.bundle.manifest.engine.kind]

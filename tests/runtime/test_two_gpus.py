@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from longlive_trt.cli import main
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
-from longlive_trt.errors import EngineError, LongLiveError
+from longlive_trt.engines.ort import gpu as onnxruntime_cuda
+from longlive_trt.errors import EngineError, LongLiveError, PluginError
 from longlive_trt.plugins.cuda import driver
 from longlive_trt.plugins.cuda.streams import Gpu, MemoryInfo
 from longlive_trt.runtime.assembly import Engines
@@ -273,7 +275,7 @@ def test_what_cannot_decode_is_refused_in_one_line(
     tmp_path: Path,
 ) -> None:
     put_in_place(fake_cuda(devices=devices), monkeypatch)
-    options = {"generate": ("--prompt", "a cat", "--frames", "3", "--out", str(tmp_path / "v.y4m"))}
+    options = {"generate": ("--prompt", "a cat", "--frames", "3", "--out", str(tmp_path / "v.gif"))}
     values = [command, "--bundle", str(video_bundle), *options.get(command, ()), *arguments]
     assert main(values) == 2
     said = capsys.readouterr().err.strip()
@@ -296,10 +298,33 @@ def test_a_file_is_written_from_two_gpus(
         ("two", ("--device", "cuda", "--decode-device", "cuda:1")),
         ("one", ("--device", "cuda")),
     ):
-        out = tmp_path / f"{name}.y4m"
+        out = tmp_path / f"{name}.gif"
         assert main([*values, *options, "--out", str(out), "--quiet"]) == 0
         made.append(out.read_bytes())
     assert made[0] == made[1]
     assert cuda.calls["cuMemcpyPeerAsync"] == 3
     assert cuda.queues.fault is None
     assert np.frombuffer(made[0], np.uint8).any()
+
+
+@pytest.mark.gpu
+def test_two_real_gpus_make_the_bits_of_one(bundle: Bundle) -> None:
+    """Any two of one kind: the mini bundle's graphs run on what ONNX Runtime runs on."""
+    try:
+        facts = [driver.device_facts(ordinal) for ordinal in range(2)]
+    except PluginError as error:
+        pytest.skip(str(error))
+    if facts[0].capability != facts[1].capability:
+        pytest.skip(f"needs two GPUs of one kind, found {facts}")
+    if onnxruntime_cuda.PROVIDER not in ort.get_available_providers():
+        pytest.skip("this onnxruntime has no GPU support")
+    scripts = [Script(12, {5: "exact"}, lag=3), Script(6, batch=2)]
+    with Engines(bundle, "cuda") as one:
+        expected = [make_video(one, script) for script in scripts]
+    free_bytes = []
+    for _ in range(2):
+        with Engines(bundle, "cuda", decode_device="cuda:1") as two:
+            for script, video in zip(scripts, expected, strict=True):
+                require_same(make_video(two, script), video)
+        free_bytes.append(Gpu(1).memory().free_bytes)
+    assert free_bytes[0] == free_bytes[1]

@@ -54,15 +54,22 @@ class Rounded:
     """What was taken from the values, and is added to the output."""
 
     @classmethod
-    def of(cls, q: Array, k: Array, v: Array, *, mixes: bool = True) -> "Rounded":
+    def of(
+        cls, q: Array, k: Array, v: Array, *, mixes: bool = True, dtype: str = "int8"
+    ) -> "Rounded":
+        """As int8 is, or in float8: then q and k have a unit each."""
         center = v.mean(0)
-        narrow = [x.astype(np.float32) for x in (q, k)]
-        q, k = map(hadamard.multiplied, narrow) if mixes else narrow
+        single = [x.astype(np.float32) for x in (q, k)]
+        q, k = map(hadamard.multiplied, single) if mixes else single
+        is_int8 = dtype == "int8"
+        largest = 127 if is_int8 else LARGEST_FLOAT8
         rows = row_scales(q)[:, None]
-        key_unit, value_unit = np.abs(k).max() / 127, np.abs(v - center).max() / LARGEST_FLOAT8
+        if not is_int8:
+            rows = np.full_like(rows, np.abs(q).max() / largest)
+        key_unit, value_unit = np.abs(k).max() / largest, np.abs(v - center).max() / LARGEST_FLOAT8
         wide = [
-            in_eight_bits(q, rows, "int8"),
-            in_eight_bits(k, key_unit, "int8"),
+            in_eight_bits(q, rows, dtype),
+            in_eight_bits(k, key_unit, dtype),
             in_eight_bits(v - center, value_unit, "float8_e4m3"),
         ]
         q, k, v = (x.astype(np.float64) for x in wide)

@@ -66,6 +66,16 @@ def test_outliers_are_what_the_matrix_is_for() -> None:
     assert error(found, exact(q, k, v)) > 7e-2
 
 
+def test_float8_is_farther_away() -> None:
+    """By so much, on data with outliers and on peaks; both have the values' mean taken."""
+    for name, times in (("outliers", 5), ("peaks", 1.5)):
+        q, k, v = SETS[name]
+        expected = exact(q, k, v)
+        float8 = attended(Rounded.of(q, k, v, mixes=False, dtype="float8_e4m3")).output
+        int8 = attended(Rounded.of(q, k, v)).output
+        assert error(float8, expected) > times * error(int8, expected)
+
+
 def rising(growth: float) -> tuple[Array, Array, Array]:
     """Every block of keys has a maximum that is larger by so many powers of two."""
     random = np.random.default_rng(1)

@@ -375,7 +375,7 @@ def test_a_librarys_error_is_told_with_its_cause(cuda: FakeCuda, gpu: Gpu) -> No
     plain = gpu.failure(LIBRARY)
     assert isinstance(plain, EngineError)
     assert str(plain) == f"{LIBRARY}; `longlive-trt -vv` tells more"
-    cuda.memory.taken_by_others_bytes = cuda.memory.free_bytes - (3 << 20)
+    cuda.memory.taken_by_others_bytes = cuda.memory.free_on(0) - (3 << 20)
     assert str(gpu.failure(LIBRARY)) == (
         f"{LIBRARY}; 3.00 MiB of GPU memory are free: close what else uses the GPU, or make fewer "
         "or smaller videos at once"
