@@ -87,6 +87,14 @@ class EngineCompiler(Protocol):
         """Hashes of the kernels that the engines hold, by name."""
         ...
 
+    def decisive(self, config: ModelConfig, component: str) -> object:
+        """What decides a component's engines, beside its graphs, the precision and the kind."""
+        ...
+
+    def reuse(self, graphs: Collection[str], donor: Path) -> None:
+        """Engines of these graphs are taken from a folder where they were made before."""
+        ...
+
     def check(self, record: ExportRecord) -> None:
         """Refuse, before any work, what can be known to fail."""
         ...

@@ -22,7 +22,6 @@ from longlive_trt.contract import (
     PROMPT,
     STEP,
     TEXT,
-    VAE_GRAPHS,
 )
 from longlive_trt.engines.base import Binding, Engine, TensorSpec
 from longlive_trt.engines.bundles.bundle import (
@@ -40,6 +39,7 @@ from longlive_trt.errors import UsageError
 from longlive_trt.exports import RECORD_NAME, check_export, read_export
 from longlive_trt.reading.ranges import Range
 from longlive_trt.runtime.assembly import Engines
+from longlive_trt.runtime.decoding.choice import decoder_named, decoders_of
 from longlive_trt.runtime.decoding.host import ThreadedDecoder, VaeStream
 from longlive_trt.runtime.memory.base import HostMemory
 from longlive_trt.runtime.noise import FloatArray, ReplayNoise, SeededNoise
@@ -54,8 +54,6 @@ PROMPTS = ("A red fox walks through fresh snow.", "The fox lies down beside a wa
 DEFAULT_BLOCKS = 6
 BLOCKS = Range(1, 1000)
 TOLERANCE = Range(0, 1e9, above=True)
-
-_FRAME_RANGE = 2.0  # Decoded frames lie in [-1, 1].
 
 
 @dataclass
@@ -140,17 +138,23 @@ def compare(
     require_comparable(reference, candidate)
     with HostEngines(candidate, device) as alone, HostEngines(reference) as other:
         paired = PairedEngines(other, alone)
+        if not reference.has(STEP):
+            _decode_noise(paired, blocks)
+            return Comparison(tolerance, paired.errors, ())
         states = _text_states(paired)
         replay = replay or generated_replay(reference.config, states, blocks)
         expected = roll_out(paired, reference.config, replay, decode=paired.can_decode)
         found = roll_out(alone, reference.config, replay, decode=paired.can_decode)
-        return Comparison(tolerance, paired.errors, _block_errors(expected, found))
+        errors = _block_errors(expected, found, _frame_range(reference))
+        return Comparison(tolerance, paired.errors, errors)
 
 
 def require_comparable(reference: Bundle, candidate: Bundle) -> None:
-    for bundle in (reference, candidate):
-        bundle.require(STEP, "replaying a rollout")
-        bundle.require(PROMPT, "replaying a rollout")
+    both = (reference, candidate)
+    if not all(_is_decoder_alone(bundle) for bundle in both):
+        for bundle in both:
+            bundle.require(STEP, "replaying a rollout")
+            bundle.require(PROMPT, "replaying a rollout")
     expected, found = _compiled_in(reference.config), _compiled_in(candidate.config)
     shared = expected.keys() & found.keys()
     differing = sorted(key for key in shared if expected[key] != found[key])
@@ -162,12 +166,16 @@ def require_comparable(reference: Bundle, candidate: Bundle) -> None:
         )
 
 
+def _is_decoder_alone(bundle: Bundle) -> bool:
+    return bool(decoders_of(bundle)) and not bundle.has(STEP)
+
+
 def _compiled_in(config: ModelConfig) -> dict[str, Any]:
     """What the graphs fix, as flat keys; a component that is left out has none."""
     values = config_values(config)
     rollout = values["rollout"]
     fixed = {"rollout.rope": rollout["rope"], "rollout.frames": rollout["frames_per_block"]}
-    for section in ("transformer", "latent", "vae", "text_encoder"):
+    for section in ("transformer", "latent", "vae", "light_vae", "text_encoder"):
         fixed |= {f"{section}.{key}": value for key, value in (values.get(section) or {}).items()}
     return fixed
 
@@ -215,7 +223,8 @@ class PairedEngines:
 
     @property
     def can_decode(self) -> bool:
-        return all(map(self.has, VAE_GRAPHS))
+        held = decoders_of(self.bundle)
+        return bool(held) and all(map(self.has, decoder_named(self.bundle, None).graphs))
 
     def get(self, graph: str, purpose: str) -> Engine:
         expected, found = (e.get(graph, purpose) for e in (self._reference, self._candidate))
@@ -323,9 +332,19 @@ def roll_out(
 
 
 def _frame_stream(engines: EngineSource, batch: int) -> VaeStream:
-    first, following = (engines.get(name, "decoding") for name in VAE_GRAPHS)
+    decoder, latent = decoder_named(engines.bundle, None), engines.bundle.config.latent
+    first, following = (engines.get(name, "decoding") for name in decoder.graphs)
     # Bytes would hide small errors, and make a large one of a value that is rounded otherwise.
-    return VaeStream(first, following, batch, FRAMES)
+    return VaeStream(first, following, batch, FRAMES, latents=latent.size)
+
+
+def _decode_noise(engines: EngineSource, blocks: int) -> None:
+    """Where there is no transformer: latents that look like nothing, but have its scale."""
+    config = engines.bundle.config
+    shape = (1, config.rollout.frames_per_block, *config.latent_shape)
+    noise, stream = SeededNoise(0, shape, 1), _frame_stream(engines, 1)
+    for index in range(blocks):
+        stream.decode(noise.block(index).initial)
 
 
 def _text_states(engines: PairedEngines) -> list[FloatArray]:
@@ -369,9 +388,17 @@ def _made_up_states(config: ModelConfig, seed: int) -> Iterator[FloatArray]:
         yield states
 
 
-def _block_errors(expected: Rollout, found: Rollout) -> tuple[BlockError, ...]:
+def _frame_range(bundle: Bundle) -> tuple[float, float]:
+    """Of decoded frames; any will do where there are none."""
+    held = decoders_of(bundle)
+    return decoder_named(bundle, None).config.frame_range if held else (-1.0, 1.0)
+
+
+def _block_errors(
+    expected: Rollout, found: Rollout, frame_range: tuple[float, float]
+) -> tuple[BlockError, ...]:
     pairs = zip(found.frames, expected.frames, strict=True)
-    decibels: list[float | None] = [psnr_db(own, other) for own, other in pairs]
+    decibels: list[float | None] = [psnr_db(own, other, frame_range) for own, other in pairs]
     if not decibels:
         decibels = [None] * len(expected.latents)
     return tuple(
@@ -390,8 +417,8 @@ def relative_error(found: Array, expected: Array) -> float:
     return distance / norm if norm else float("inf")
 
 
-def psnr_db(found: Array, expected: Array) -> float:
-    low, high = -_FRAME_RANGE / 2, _FRAME_RANGE / 2
-    clipped = (np.clip(frames.astype(np.float64), low, high) for frames in (found, expected))
+def psnr_db(found: Array, expected: Array, frame_range: tuple[float, float] = (-1.0, 1.0)) -> float:
+    black, white = frame_range
+    clipped = (np.clip(frames.astype(np.float64), black, white) for frames in (found, expected))
     error = float(np.mean(np.square(np.subtract(*clipped))))
-    return float(10 * np.log10(_FRAME_RANGE**2 / error)) if error else float("inf")
+    return float(10 * np.log10((white - black) ** 2 / error)) if error else float("inf")

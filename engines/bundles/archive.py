@@ -31,6 +31,7 @@ from longlive_trt.engines.bundles.bundle import (
     no_bundle,
     parse_manifest,
 )
+from longlive_trt.engines.bundles.sharing import donors_beside, share_files
 from longlive_trt.errors import BundleError, LongLiveError, UsageError
 from longlive_trt.files import (
     BUNDLE,
@@ -107,6 +108,7 @@ def unpack(archive: Path, out: Path, report: Report = unheard) -> Manifest:
                 tally.begin(f"unpacking {name}")
                 contents.extract(folder / name, manifest.files[name], tally.add)
             contents.finish(manifest)
+            share_files(folder, manifest.files, donors_beside(out))
     return manifest
 
 

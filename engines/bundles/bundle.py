@@ -111,6 +111,8 @@ class Manifest:
     """sha256 of every file that the engines were built from."""
     files: dict[str, FileEntry]
     plugins: dict[str, str] = field(default_factory=dict)
+    components: dict[str, str] = field(default_factory=dict)
+    """Hash of all that decides a component's engines; equal ones are the same files."""
     options: dict[str, Any] = field(default_factory=dict)
     """What the compiler was asked for, in its own terms."""
     command: str = ""

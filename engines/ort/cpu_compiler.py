@@ -1,11 +1,12 @@
 """Bundles for ONNX Runtime on any machine: the exported graphs, optimized ahead of time."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
 
 from longlive_trt.basics import Report
+from longlive_trt.configs import ModelConfig
 from longlive_trt.contract import CPU, ONNXRUNTIME
 from longlive_trt.engines.bundles.bundle import EngineKind
 from longlive_trt.engines.compiler import (
@@ -39,6 +40,12 @@ class OnnxRuntimeCompiler:
     @property
     def plugins(self) -> Mapping[str, str]:
         return {}
+
+    def decisive(self, config: ModelConfig, component: str) -> object:
+        return dict(self.options)
+
+    def reuse(self, graphs: Collection[str], donor: Path) -> None:
+        """Nothing is written of them but their files."""
 
     def check(self, record: ExportRecord) -> None:
         cpu.require_arithmetic(self._precision)

@@ -7,7 +7,7 @@ pictures) runs as it was exported.
 import hashlib
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
@@ -15,6 +15,7 @@ import onnx_ir as ir
 from longlive_trt.architectures import HOPPER, WITH_KERNELS, Architecture
 from longlive_trt.basics import Report
 from longlive_trt.configs import ModelConfig, TaehvConfig
+from longlive_trt.configs.dump import config_values
 from longlive_trt.contract import (
     COMPONENT_OF,
     DECODER_GRAPHS,
@@ -24,6 +25,7 @@ from longlive_trt.contract import (
     PROMPT,
     STEP,
     TEXT,
+    TRANSFORMER,
     VAE_GRAPHS,
     weights_file,
 )
@@ -91,6 +93,19 @@ class OnnxRuntimeGpuCompiler:
         return {
             name: hashlib.sha256((SOURCE_DIR / name).read_bytes()).hexdigest() for name in names
         }
+
+    def decisive(self, config: ModelConfig, component: str) -> object:
+        """The writers read the configuration; kernels are compiled where they run."""
+        compute, values = self._precision.name, config_values(config)
+        if component == TRANSFORMER:
+            rope = config.rollout.rope
+            return [compute, self._attention, values["transformer"], values["latent"], rope]
+        if component in DECODER_GRAPHS:
+            return [compute, self._batch, values["latent"], values[component]]
+        return compute
+
+    def reuse(self, graphs: Collection[str], donor: Path) -> None:
+        """Nothing is written of them but their files."""
 
     def check(self, record: ExportRecord) -> None:
         self._kernels = kernels_of(record)

@@ -4,7 +4,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ from typing import Any
 from longlive_trt.architectures import FIRST_WITH_FP8
 from longlive_trt.basics import Report
 from longlive_trt.configs import ModelConfig
-from longlive_trt.contract import PLAN_SUFFIX, STEP
+from longlive_trt.configs.dump import config_values
+from longlive_trt.contract import PLAN_SUFFIX, STEP, TRANSFORMER
 from longlive_trt.engines.bundles.bundle import EngineKind
 from longlive_trt.engines.compiler import BuildOptions, GraphSource, retyped_info
+from longlive_trt.engines.memory import attended_frames
 from longlive_trt.engines.trt import timing_cache
 from longlive_trt.engines.trt.attention import quantize_softmax
 from longlive_trt.engines.trt.failures import explain_failure, require_attention, require_memory
@@ -30,9 +32,12 @@ from longlive_trt.engines.trt.monitor import (
 from longlive_trt.engines.trt.plugins import plugin_hashes, register_plugin, uses_plugin
 from longlive_trt.engines.trt.profiles import Profile, profiles
 from longlive_trt.engines.trt.report import REPORT_NAME, GraphReport, count_attention, parse_layers
-from longlive_trt.errors import EngineError, UsageError
+from longlive_trt.errors import BundleError, EngineError, UsageError
 from longlive_trt.exports import ExportRecord, GraphInfo, Quantization
 from longlive_trt.precision import Precision
+from longlive_trt.reading.documents import JSON_BYTES, parse_json
+from longlive_trt.reading.failures import refusing
+from longlive_trt.reading.files import read_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +55,7 @@ class TensorRtCompiler:
         self._plugin = uses_plugin(options, flavor, self._target, precision, config)
         self._config = config
         self._reports: list[GraphReport] = []
+        self._reused: list[dict[str, Any]] = []
 
     @property
     def kind(self) -> EngineKind:
@@ -67,6 +73,22 @@ class TensorRtCompiler:
     @property
     def plugins(self) -> Mapping[str, str]:
         return plugin_hashes(self._config, self._precision) if self._plugin else {}
+
+    def decisive(self, config: ModelConfig, component: str) -> object:
+        """Engines are made for ranges of sizes, some of which the rollout has."""
+        choices = [dict(self.options), dict(self.plugins), config_values(config)["latent"]]
+        if component != TRANSFORMER:
+            return choices
+        rollout = config.rollout
+        sizes = [rollout.frames_per_block, attended_frames(config), rollout.sink_frames]
+        return [*choices, *sizes, rollout.global_sink, rollout.is_global]
+
+    def reuse(self, graphs: Collection[str], donor: Path) -> None:
+        """Their part of the report comes along."""
+        with refusing(BundleError, donor / REPORT_NAME, "build with --force"):
+            report = parse_json(read_bytes(donor / REPORT_NAME, JSON_BYTES))
+        told = report.get("graphs") if isinstance(report, dict) else None
+        self._reused += [graph for graph in told or () if graph.get("graph") in graphs]
 
     def check(self, record: ExportRecord) -> None:
         for graph, info in record.graphs.items():
@@ -238,6 +260,6 @@ class TensorRtCompiler:
             "engine": asdict(self.kind),
             "precision": self._precision.name,
             "options": dict(self.options),
-            "graphs": [report.to_values() for report in self._reports],
+            "graphs": [*self._reused, *(report.to_values() for report in self._reports)],
         }
         (folder / REPORT_NAME).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

@@ -9,7 +9,7 @@ from longlive_trt.configs.presets import BuildNeeds
 from longlive_trt.contract import LIGHT_VAE_GRAPHS, VAE_GRAPHS
 from longlive_trt.engines.build import BuildResult
 from longlive_trt.engines.build import build as build_bundle
-from longlive_trt.engines.bundles.bundle import BATCH
+from longlive_trt.engines.bundles.bundle import BATCH, read_manifest
 from longlive_trt.engines.compiler import BuildOptions
 from longlive_trt.engines.registry import DEFAULT, KINDS
 from longlive_trt.errors import UsageError
@@ -37,6 +37,7 @@ def build(
     calibration: str | Path | None = None,
     engine: str = DEFAULT.name,
     force: bool = False,
+    share_with: str | Path | None = None,
     gpu: str | None = None,
     batch: int = 1,
     attention: Attention | None = None,
@@ -63,6 +64,8 @@ def build(
     ``engine``: ``onnxruntime``, ``tensorrt`` or ``tensorrt-rtx``; with ``gpu`` (``sm90``), its
     engines are for that architecture.
     ``force``: build even if nothing has changed.
+    ``share_with``: a bundle whose engines are used again where they would be the same; those in the
+    folder of ``out`` are, without being named.
     ``batch``: videos made side by side.
     ``attention``: the compiler's (``standard``) or this project's kernel (``plugin``).
     ``lora_ready``: keep the transformer's matrices apart, so that LoRA adapters can be exchanged
@@ -110,9 +113,16 @@ def build(
         options=options,
         command=command,
         force=force,
+        share_with=() if share_with is None else (_bundle(share_with),),
         report=progress,
         checking=checking,
     )
+
+
+def _bundle(folder: str | Path) -> Path:
+    """A folder that is a bundle, whatever its files are worth."""
+    read_manifest(Path(folder))
+    return Path(folder)
 
 
 def _agreed(name: str, given: Any, needed: Any, preset: str | None) -> Any:

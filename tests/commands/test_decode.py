@@ -150,6 +150,9 @@ def test_a_bundle_of_a_decoder_alone_is_a_bundle(
     succeeds("unpack", "b.tar.zst", "--out", "again")
     succeeds("inspect", "again", "--json")
     assert '"kind": "taehv"' in capsys.readouterr().out
+    succeeds("verify", bundle, "--against", bundle, "--blocks", 1)
+    told = capsys.readouterr().out
+    assert "vae_next" in told and "passed" in told
     refused(
         *("generate", "--bundle", bundle, "--prompt", "a cat", "--out", "v.mp4"),
         words=("generating needs the transformer", "--transformer"),

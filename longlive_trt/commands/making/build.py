@@ -58,6 +58,12 @@ _COLUMNS = (
 @click.option("--engine", type=click.Choice(list(KINDS)), default=DEFAULT.name, show_default=True)
 @click.option("--out", required=True, type=_PATH, help="The bundle.")
 @click.option("--force", is_flag=True, help="Build even if nothing has changed.")
+@click.option(
+    "--share-with",
+    type=_PATH,
+    metavar="BUNDLE",
+    help="Use its engines again where they would be the same; those beside --out are anyway.",
+)
 @click.option("--gpu", metavar="smNN", help="Architecture: of tensorrt-rtx, or onnxruntime's GPU.")
 @click.option(
     "--batch",
@@ -103,6 +109,7 @@ def command(
     engine: str,
     out: Path,
     force: bool,
+    share_with: Path | None,
     gpu: str | None,
     batch: int,
     attention: Attention | None,
@@ -129,6 +136,7 @@ def command(
             calibration=calibration,
             engine=engine,
             force=force,
+            share_with=share_with,
             gpu=gpu,
             batch=batch,
             attention=attention,
@@ -159,6 +167,7 @@ def show_result(result: BuildResult, out: Path, voice: Voice) -> None:
         "engine": asdict(manifest.engine),
         "graphs": list(manifest.graphs),
         "bytes": manifest.total_bytes,
+        "shared_bytes": result.shared_bytes,
         "duration_s": manifest.duration_s,
     }
     voice.show(lambda: _show(result, out), values)
@@ -171,10 +180,11 @@ def _show(result: BuildResult, out: Path) -> None:
         return
     if REPORT_NAME in manifest.files:
         _show_report(json.loads((out / REPORT_NAME).read_text(encoding="utf-8")))
+    shared = f" ({byte_size(result.shared_bytes)} shared)" if result.shared_bytes else ""
     click.echo(
         f"built {out}: {counted(len(manifest.graphs), 'graph')}, {manifest.precision}, "
-        f"{manifest.engine.kind} {manifest.engine.version}, {byte_size(manifest.total_bytes)}, "
-        f"{manifest.duration_s:.1f} s"
+        f"{manifest.engine.kind} {manifest.engine.version}, "
+        f"{byte_size(manifest.total_bytes)}{shared}, {manifest.duration_s:.1f} s"
     )
     if TEXT in manifest.graphs:
         click.echo(

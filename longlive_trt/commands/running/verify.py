@@ -149,7 +149,8 @@ def _show(reference: Bundle, candidate: Bundle, result: Comparison) -> None:
     for number, block in enumerate(result.blocks):
         blocks.add_row(str(number), f"{block.latents:.2e}", _decibels(block.psnr_db))
     shown.print(graphs)
-    shown.print(blocks)
+    if result.blocks:
+        shown.print(blocks)
     verdict = "passed" if result.passed else "FAILED"
     click.echo(f"{verdict}: every error should be at most {result.tolerance:g}")
 
