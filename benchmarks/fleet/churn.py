@@ -143,7 +143,7 @@ class Churn:
 
 
 def _memory() -> dict[str, Any]:
-    """Of this run's Ray: a process is called after what it does at the moment, its role among it."""
+    """Of this run's Ray, whose processes are called after what they do at the moment."""
     found: dict[str, dict[str, float]] = {role: {} for role in _ROLES}
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
