@@ -15,6 +15,8 @@ import signal
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -48,6 +50,7 @@ class Churn:
     samples: list[dict[str, Any]] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
     kills: int = 0
+    on_sample: Callable[[], None] = lambda: None
     begun: float = field(default_factory=time.monotonic)
 
     @property
@@ -103,6 +106,7 @@ class Churn:
     async def _sample(self) -> None:
         while not self.is_over:
             self.samples.append({"at_s": round(self.now_s), **_memory()})
+            self.on_sample()
             await asyncio.sleep(SAMPLE_EVERY_S)
 
     async def _drain(self) -> None:
@@ -127,7 +131,7 @@ class Churn:
     def report(self) -> dict[str, Any]:
         settled = [one for one in self.samples if one["at_s"] >= SETTLED_S]
         return {
-            "minutes": self.minutes,
+            "minutes": round(self.now_s / 60, 1),
             "kills": self.kills,
             "sessions": dict(self.sessions),
             "first_wait_s": percentiles(self.waits_s, (50, 95)) if self.waits_s else None,
@@ -139,12 +143,14 @@ class Churn:
 
 
 def _memory() -> dict[str, Any]:
+    """Of this run's Ray, whose processes are called after what they do at the moment."""
     found: dict[str, dict[str, float]] = {role: {} for role in _ROLES}
-    for process in psutil.process_iter(["cmdline", "memory_info"]):
-        line = " ".join(process.info["cmdline"] or [])
-        for role in _ROLES:
-            if line.startswith("ray::") and line.strip().endswith(role):
-                mib = process.info["memory_info"].rss / 2**20
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            line = " ".join(process.cmdline())
+            role = next((role for role in _ROLES if f":{role}" in line), None)
+            if line.startswith("ray::") and role is not None:
+                mib = process.memory_info().rss / 2**20
                 found[role][str(process.pid)] = round(mib, 1)
     return found
 
@@ -159,8 +165,8 @@ def _growth(samples: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         alive = set(samples[0][role]) & set(samples[-1][role])
         grown[role] = {
             pid: round(
-                _median([one[role][pid] for one in samples[-third:]])
-                - _median([one[role][pid] for one in samples[:third]]),
+                _median([one[role][pid] for one in samples[-third:] if pid in one[role]])
+                - _median([one[role][pid] for one in samples[:third] if pid in one[role]]),
                 1,
             )
             for pid in sorted(alive)
@@ -186,17 +192,21 @@ def main() -> None:
             deploy(settings, fleet, Painter)
             trial = Trial(port, settings, fleet, Painter, keep=False)
             churn = Churn(trial, chosen.minutes, random.Random(1))  # noqa: S311
+            churn.on_sample = lambda: write_report(_report(churn), chosen.out)
             asyncio.run(_run(churn))
-        report = {
-            "command": command(),
-            "machine": cpu_name(),
-            "model": "a painter in a model's place",
-            "hosts": HOSTS,
-            "slots_per_host": SLOTS,
-            **churn.report(),
-        }
-        write_report(report, chosen.out)
-        print(json.dumps({**report, "memory_mib": None}, indent=1))
+        write_report(_report(churn), chosen.out)
+        print(json.dumps({**_report(churn), "memory_mib": None}, indent=1))
+
+
+def _report(churn: Churn) -> dict[str, Any]:
+    return {
+        "command": command(),
+        "machine": cpu_name(),
+        "model": "a painter in a model's place",
+        "hosts": HOSTS,
+        "slots_per_host": SLOTS,
+        **churn.report(),
+    }
 
 
 async def _run(churn: Churn) -> None:

@@ -12,8 +12,8 @@ PAGE = ROOT / "docs" / "fleet.md"
 def simulation_rows(report: dict[str, Any]) -> list[str]:
     rows = [
         "| GPUs, sessions an hour | | at a time | first frame p95, p99 | gave up | moves "
-        "| pause p50, p95 | periodic states | upgrade |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| pause p50, p95 | refused by hosts | periodic states | upgrade |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for runs in report["runs"].values():
         for variant, run in runs.items():
@@ -24,6 +24,7 @@ def simulation_rows(report: dict[str, Any]) -> list[str]:
                 f"| {name} | {variant} | {run['most_at_a_time']:,} "
                 f"| {first['p95']:.1f} s, {first['p99']:.1f} s | {run['gave_up_waiting']} "
                 f"| {run['moves']:,} | {pause['p50']:.0f} s, {pause['p95']:.0f} s "
+                f"| {run['placements_refused_by_hosts']:,} "
                 f"| {store['periodic_states_gb_per_s']:.0f} GB/s, {store['share_of_store']:.0%} "
                 f"| {'not within the hour' if upgrade is None else f'{upgrade / 60:.0f} min'} |"
             )

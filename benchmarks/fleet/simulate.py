@@ -32,6 +32,7 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("spot machines: 5 % an hour", {"failures_per_gpu_hour": 0.05}),
     ("a fifth more people than slots", {"sessions": 1.45}),
     ("gateways that know hosts after 10 s", {"stats_s": 10.0}),
+    ("always the roomiest host", {"few": 1 << 30}),
 )
 
 

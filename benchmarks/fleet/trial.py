@@ -1,7 +1,7 @@
 """What a fleet does, tried under a real Ray on one machine: 4 hosts of 2 slots.
 
     python -m benchmarks.fleet.trial --out docs/results/fleet_ray_cpu.json
-    python -m benchmarks.fleet.trial --bundle demo --only drain kill --out FILE
+    python -m benchmarks.fleet.trial --bundle demo --hosts 3 --only drain kill --out FILE
 
 Without --bundle a model that paints at once stands in, so that the fleet is what is measured.
 """
@@ -44,6 +44,7 @@ class Trial:
     load: Callable[[], LiveModel]
     keep: bool
     """Pictures, to be compared."""
+    count: int = HOSTS
 
     def ask(self, method: str, path: str, token: str | None = None) -> Any:
         headers = {} if token is None else {"authorization": f"Bearer {token}"}
@@ -98,7 +99,7 @@ class Audience:
 
 async def place(trial: Trial) -> dict[str, Any]:
     """Eight sessions, and a ninth."""
-    async with Audience(trial, HOSTS * SLOTS) as viewers:
+    async with Audience(trial, trial.count * SLOTS) as viewers:
         await trial.until(_are_all_full, 10)
         spread = sorted(host["running"] for host in await trial.hosts())
         ninth = trial.viewer(99)
@@ -120,8 +121,8 @@ async def place(trial: Trial) -> dict[str, Any]:
 
 async def steer(trial: Trial) -> dict[str, Any]:
     """Commands to all sessions at once, each answered by its owner."""
-    each = COMMANDS // (HOSTS * SLOTS)
-    async with Audience(trial, HOSTS * SLOTS) as viewers:
+    each = COMMANDS // (trial.count * SLOTS)
+    async with Audience(trial, trial.count * SLOTS) as viewers:
         times = await asyncio.gather(*(_steer_one(viewer, each) for viewer in viewers))
         owners = Counter([trial.owner(viewer) for viewer in viewers])
     ms = [value * 1000 for one in times for value in one]
@@ -156,7 +157,7 @@ async def _steer_one(viewer: Viewer, count: int) -> list[float]:
 
 async def drain(trial: Trial) -> dict[str, Any]:
     """Both sessions of a host go to others."""
-    async with Audience(trial, HOSTS * SLOTS - 2) as viewers:
+    async with Audience(trial, trial.count * SLOTS - 2) as viewers:
         await _prompted(viewers)
         host = trial.fullest(viewers)
         moved = [viewer for viewer in viewers if trial.owner(viewer) == host]
@@ -180,7 +181,7 @@ async def drain(trial: Trial) -> dict[str, Any]:
 
 async def kill(trial: Trial) -> dict[str, Any]:
     """SIGKILL to a host's process."""
-    async with Audience(trial, HOSTS * SLOTS - 2) as viewers:
+    async with Audience(trial, trial.count * SLOTS - 2) as viewers:
         await _prompted(viewers)
         await asyncio.sleep(trial.fleet.save_every_s + 2)
         name = trial.fullest(viewers)
@@ -191,7 +192,7 @@ async def kill(trial: Trial) -> dict[str, Any]:
         await asyncio.sleep(5)
         compared = [await _compared(trial, viewer) for viewer in lost]
         begun = time.monotonic()
-        await trial.until(lambda hosts: len(hosts) == HOSTS, 120)
+        await trial.until(lambda hosts: len(hosts) == trial.count, 120)
         return {
             "sessions_on_the_host": len(lost),
             "save_every_s": trial.fleet.save_every_s,
@@ -206,7 +207,7 @@ async def kill(trial: Trial) -> dict[str, Any]:
 
 async def redeploy(trial: Trial) -> dict[str, Any]:
     """The next version of gateway and hosts, while all slots are taken."""
-    async with Audience(trial, HOSTS * SLOTS) as viewers:
+    async with Audience(trial, trial.count * SLOTS) as viewers:
         await asyncio.sleep(3)
         before = {viewer.began["session"] for viewer in viewers}
         pacing = replace(trial.settings.pacing, margin_s=trial.settings.pacing.margin_s + 0.001)
@@ -235,7 +236,7 @@ async def redeploy(trial: Trial) -> dict[str, Any]:
 
 async def scale(trial: Trial) -> dict[str, Any]:
     """From one host on, as viewers come."""
-    trial.fleet = replace(trial.fleet, scaling=Scaling(1, HOSTS))
+    trial.fleet = replace(trial.fleet, scaling=Scaling(1, trial.count))
     await asyncio.to_thread(deploy, trial.settings, trial.fleet, trial.load)
     await trial.until(lambda hosts: len(hosts) == 1, 120)
     begun = time.monotonic()
@@ -312,7 +313,7 @@ async def _until(holds: Callable[[], bool], seconds: float) -> None:
 
 
 def _are_all_full(hosts: list[dict[str, Any]]) -> bool:
-    return len(hosts) == HOSTS and all(host["running"] == SLOTS for host in hosts)
+    return all(host["running"] == SLOTS for host in hosts)
 
 
 TRIALS: dict[str, Callable[[Trial], Awaitable[dict[str, Any]]]] = {
@@ -329,6 +330,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--bundle", help="a folder, or demo")
     options.add_argument("--only", nargs="+", choices=TRIALS, default=list(TRIALS))
+    options.add_argument("--hosts", type=int, default=HOSTS)
     options.add_argument("--save-every", type=float, default=3.0)
     chosen = options.parse_args()
     load = BundleLoader(chosen.bundle) if chosen.bundle else Painter
@@ -336,13 +338,17 @@ def main() -> None:
         limits = Limits(prompts_per_second=50, messages_per_second=100)
         settings = Settings(sessions=SLOTS, limits=limits)
         fleet = FleetSettings(
-            store=folder, save_every_s=chosen.save_every, scaling=Scaling(HOSTS, HOSTS), grace_s=60
+            store=folder,
+            save_every_s=chosen.save_every,
+            scaling=Scaling(chosen.hosts, chosen.hosts),
+            grace_s=60,
         )
         report: dict[str, Any] = {
             "command": command(),
             "machine": cpu_name(),
+            "load_before": rounded(os.getloadavg(), 1),
             "model": chosen.bundle or "a painter in a model's place",
-            "hosts": HOSTS,
+            "hosts": chosen.hosts,
             "slots_per_host": SLOTS,
         }
         port = free_port(replace(settings, port=0))
@@ -350,13 +356,13 @@ def main() -> None:
         with started(settings, fleet, port):
             deploy(settings, fleet, load)
             report["fleet_started_in_s"] = round(time.monotonic() - begun, 1)
-            trial = Trial(port, settings, fleet, load, keep=False)
+            trial = Trial(port, settings, fleet, load, keep=False, count=chosen.hosts)
             asyncio.run(_run(trial, chosen.only, report, chosen.out))
     print(json.dumps(report, indent=1))
 
 
 async def _run(trial: Trial, names: list[str], report: dict[str, Any], out: Path | None) -> None:
-    await trial.until(lambda hosts: len(hosts) == HOSTS, 60)
+    await trial.until(lambda hosts: len(hosts) == trial.count, 60)
     for name in names:
         report[name] = await TRIALS[name](trial)
         print(name, json.dumps(report[name]), flush=True)

@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from longlive_trt.serving.cluster.placement import HostView, Placement
+from longlive_trt.serving.cluster.placement import FEW, HostView, Placement
 
 GB = 1e9
 
@@ -28,6 +28,7 @@ class Scenario:
     patience_s: float = 60.0
     line: int = 100
     """So many wait at a gateway; others are refused."""
+    few: int = FEW
     stats_s: float = 1.0
     """How old what gateways know of hosts is, at most."""
     failures_per_gpu_hour: float = 1e-3
@@ -155,7 +156,7 @@ class World:
         self.random = random.Random(scenario.seed)  # noqa: S311
         self.store = Store(scenario, self.clock, self.counted)
         self.machines = [Machine(f"gpu-{n}", scenario.slots) for n in range(scenario.gpus)]
-        self.views = [Placement(self.random.random) for _ in range(scenario.gateways)]
+        self.views = [Placement(self.random.random, scenario.few) for _ in range(scenario.gateways)]
         self.lines: list[deque[Session]] = [deque() for _ in self.views]
         self.moving: deque[Session] = deque()
         self._changed: dict[Machine, None] = {}

@@ -37,6 +37,8 @@ class Opening:
     cues: tuple[tuple[int, int, str], ...] = ()
     end: int | None = None
     restarts: int = 0
+    is_paused: bool = False
+    """By a person."""
     for_jpeg: bool = False
     """The first viewer takes no video."""
     created_s: float | None = None

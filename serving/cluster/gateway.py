@@ -250,6 +250,7 @@ def _opening_again(
         cues=journal.cues if journal and journal.cues else news.cues,
         end=news.end,
         restarts=restarts,
+        is_paused=journal is not None and journal.is_paused,
         for_jpeg=journal is not None and journal.format == "jpeg",
         created_s=deed.created_s,
     )

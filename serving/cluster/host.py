@@ -177,6 +177,8 @@ class Host:
             return Refused("owned", self.view())
         room = self._live.rooms.open(ticket, opener, opening.token)
         room.created_s, room.hub.expects_jpeg = created_s, opening.for_jpeg
+        if opening.is_paused:
+            room.pause()
         keeper = Keeper(
             room,
             opening.fence,

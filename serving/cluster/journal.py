@@ -21,6 +21,7 @@ class Journal:
     """Where the viewer began the video anew with another."""
     cues: tuple[tuple[int, int, str], ...] = ()
     has_begun: bool = False
+    is_paused: bool = False
     state: str | None = None
     """That the last owner saved when it gave the session away."""
     _unconfirmed: list[tuple[str, int | None]] = field(default_factory=list)
@@ -43,6 +44,8 @@ class Journal:
                 self._cut(message)
             case "timeline":
                 self._read_timeline(message["cues"])
+            case "stats":
+                self.is_paused = message["paused"]
             case "session.interaction.queued":
                 self._queued(message["cue"])
             case "error":

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 _REMEMBERED = 100_000
-_FEW = 32
+FEW = 32
+"""Of no more hosts than this the roomiest is chosen."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,13 @@ class _Room:
         if not shelf:
             del self._shelves[free]
 
-    def best(self, draw: Callable[[], float]) -> str | None:
+    def best(self, draw: Callable[[], float], few: int) -> str | None:
         """Of few hosts the roomiest. Of many the roomier of any two: other gateways choose at this
         moment by views as old as this one, and would all choose the few that are the roomiest.
         """
         if not self._places:
             return None
-        if len(self._places) <= _FEW:
+        if len(self._places) <= few:
             return self._on(max(self._shelves), draw)
         return self._on(max(self._any_shelf(draw), self._any_shelf(draw)), draw)
 
@@ -88,9 +89,9 @@ class _Room:
 class Placement:
     """One gateway's view: what hosts said last, and what it has sent to each since."""
 
-    def __init__(self, draw: Callable[[], float] = random.random) -> None:
+    def __init__(self, draw: Callable[[], float] = random.random, few: int = FEW) -> None:
         """``draw`` gives numbers from 0 to less than 1."""
-        self._draw = draw
+        self._draw, self._few = draw, few
         self._room = _Room()
         self._hosts: dict[str, HostView] = {}
         self._sent: Counter[str] = Counter()
@@ -138,7 +139,7 @@ class Placement:
 
     def best(self) -> str | None:
         """The host with the most room; among equals any, so that gateways do not all choose one."""
-        return self._room.best(self._draw)
+        return self._room.best(self._draw, self._few)
 
     def owner(self, session: str) -> str | None:
         return self._owners.get(session)

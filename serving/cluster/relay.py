@@ -20,10 +20,12 @@ from longlive_trt.serving.protocol import (
     SessionInteraction,
     SessionMoved,
     SessionMoving,
+    SessionPause,
     SessionPing,
     SessionPong,
     SessionQueued,
     SessionRestart,
+    SessionResume,
     SessionStart,
     SessionStop,
     VideoCut,
@@ -241,8 +243,14 @@ class Relay(Entrance):
             is_prompt = isinstance(message, SessionInteraction)
             self._kept.append(_Said(message.model_dump_json(), is_prompt))
             self._has_news.set()
-            if isinstance(message, SessionRestart):
-                self._journal.seed = message.seed
+            self._note(message)
+
+    def _note(self, message: Any) -> None:
+        """What the next owner has to know, if this one does not get to say it."""
+        if isinstance(message, SessionRestart):
+            self._journal.seed = message.seed
+        if isinstance(message, SessionPause | SessionResume):
+            self._journal.is_paused = isinstance(message, SessionPause)
 
     def _pass_on(self, count: int) -> None:
         """So many bytes made their way to the viewer: as many more may come. Said in passing, or

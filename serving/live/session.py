@@ -299,7 +299,8 @@ class LiveSession:
             return
         self._encoding.put(made, turn.block, turn.epoch)
         if turn.cue is not None:
-            self._observer.applied(turn.cue, turn.epoch)
+            if self.clock.first_frame(turn.block) >= self.plan.playhead.begin:
+                self._observer.applied(turn.cue, turn.epoch)
             following = self.plan.locked(lambda: self.plan.schedule.upcoming(turn.block))
             if following is not None:
                 self._encode_beside(following.prompt)

@@ -492,3 +492,45 @@ def test_whatever_people_do_the_recipe_makes_the_same_bits(seed: int) -> None:
             film.speculate()
     film.fill()
     assert film.shown == film.expected()
+
+
+# ---- what was made elsewhere before ------------------------------------------------------------
+
+
+def resumed(begin: int, seen: int) -> Plan:
+    return Plan(CLOCK, Pacing(), Costs(), [Cue(1, 0, "first")], begin=begin, seen=seen, epoch=5)
+
+
+def made_until_idle(plan: Plan, now: float) -> list[int]:
+    made = []
+    while not isinstance(answer := plan.next_turn(now), Idle):
+        _, turn = answer
+        assert plan.begin_turn(turn) is not None and plan.finished(turn)
+        for frame in range(CLOCK.first_frame(turn.block), CLOCK.first_frame(turn.block + 1)):
+            plan.playhead.handed_out(frame, now)
+        made.append(turn.block)
+    return made
+
+
+def test_blocks_that_were_seen_are_made_at_once_and_not_shown_again() -> None:
+    """The state is of block 2, and viewers have all of block 5."""
+    plan = resumed(begin=2, seen=CLOCK.first_frame(6))
+    assert plan.playhead.shown(0.0) == CLOCK.first_frame(6) - 1
+    # Those before are not paced, those after are made ahead as ever.
+    assert made_until_idle(plan, 0.0) == [2, 3, 4, 5, 6, 7, 8]
+    assert plan.playhead.shown(0.5) == CLOCK.first_frame(6) + 8
+
+
+def test_nothing_that_was_seen_is_changed_by_a_prompt() -> None:
+    plan = resumed(begin=2, seen=CLOCK.first_frame(6))
+    planned = plan.interact("second", 0.0)
+    assert (planned.cue.block, planned.cut, plan.epoch) == (6, None, 5)
+    assert plan.first_unseen(0.0) == 6 and plan.settle(0.0) == 2
+
+
+def test_what_a_state_was_made_of_is_not_taken_back() -> None:
+    plan = resumed(begin=0, seen=0)
+    made_until_idle(plan, 0.0)
+    assert plan.made == 3 and not plan.hold(4) and plan.hold(3)
+    planned = plan.interact("second", 0.0)
+    assert planned.cue.block == 3 and planned.cut is None

@@ -131,9 +131,13 @@ def test_a_session_without_a_state_begins_anew_and_catches_up(start: StartFleet)
     fleet.fleet.hosts.kill(owner_of(fleet, began))
     moved = socket.wait("session.moved")
     assert moved["made_again"] > 0
+    told = len(socket.messages)
     watch_until(socket, moved["frame"] + 40)
     frames = sorted(shown(socket))
     assert frames == list(range(frames[-1] + 1))
+    # What was made again takes no effect again.
+    kinds = [message["type"] for message in socket.messages[told:]]
+    assert "session.interaction.applied" not in kinds
     compare_with_one_host(fleet, began)
 
 
@@ -188,6 +192,27 @@ def test_viewers_that_share_a_session_move_together(start: StartFleet) -> None:
     assert sum(fleet.fleet.running().values()) == 1
     watch_until(first, 90)
     assert second.picture().epoch == first.pictures[-1].epoch
+
+
+@pytest.mark.exhaustive
+def test_a_paused_video_stays_paused(start: StartFleet) -> None:
+    fleet = start(hosts=2)
+    socket = fleet.start("a red car")
+    began = socket.wait("video.start")
+    watch_until(socket, 30)
+    socket.send("session.pause")
+    socket.wait("stats", paused=True)
+    fleet.fleet.hosts.kill(owner_of(fleet, began))
+    socket.wait("session.moved")
+    assert socket.wait("stats")["paused"]
+    socket.for_seconds(0.5)
+    stands = socket.pictures[-1].frame
+    socket.for_seconds(1.0)
+    assert socket.pictures[-1].frame == stands
+    socket.send("session.resume")
+    watch_until(socket, stands + 30)
+    frames = sorted(shown(socket))
+    assert frames == list(range(frames[-1] + 1))
 
 
 def test_a_restart_is_not_undone_by_an_older_state(start: StartFleet) -> None:
