@@ -287,8 +287,17 @@ def open_adapter(path: Path, shapes: Shapes, strength: float = 1.0) -> Adapter:
     with refusing(CheckpointError, file, "give an adapter's safetensors file"):
         header = read_header(file)
     tensors = {name: StoredMatrix(header, name) for name in header.entries}
-    pairs, _ = pair_up(AdapterSource(file, tensors, header.metadata), shapes, None)
+    try:
+        pairs, _ = pair_up(AdapterSource(file, tensors, header.metadata), shapes, None)
+    except CheckpointError as error:
+        raise CheckpointError(_in_a_line(str(error))) from None
     return Adapter(file, sha256_file(file), pairs, strength)
+
+
+def _in_a_line(message: str) -> str:
+    """Its summary, one example, and the remedy."""
+    first, *problems = (line.strip() for line in message.splitlines())
+    return "; ".join([first, *problems[:1], *problems[1:][-1:]])
 
 
 def parse_adapter(text: str) -> tuple[Path, float]:

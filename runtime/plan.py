@@ -1,13 +1,12 @@
 """What a video shows and for how long: as it is asked for, and what that means for a bundle."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from longlive_trt.configs import ModelConfig, load_preset
 from longlive_trt.configs.replay import Replay, load_replay
-from longlive_trt.console.printing import quoted
 from longlive_trt.contract import K_CACHE, PROMPT, STEP, TEXT, numbered
 from longlive_trt.dtypes import name_of, recorded_type
 from longlive_trt.engines.bundles.bundle import BATCH, Bundle
@@ -25,12 +24,10 @@ from longlive_trt.runtime.prompting.timeline import (
     Cue,
     Length,
     Moment,
-    Seconds,
     Timeline,
     Wish,
     checked_timeline,
     length_in_frames,
-    parse_moment,
     require_length,
     require_watchable,
 )
@@ -40,6 +37,7 @@ from longlive_trt.runtime.prompting.timeline_files import (
     recipe_settings,
     timeline_from_file,
 )
+from longlive_trt.runtime.prompting.wishes import asked_cues
 from longlive_trt.runtime.ring import RingLayout
 from longlive_trt.runtime.starting.start import Start, open_start
 from longlive_trt.runtime.state import SavedState, load_state, require_kept, require_savable
@@ -375,39 +373,12 @@ def _timeline(options: VideoOptions, clock: Clock, resumed: SavedState | None) -
         )
     if options.prompt is None:
         return None
-    cues = _asked_cues(options.prompt, options.spell("prompt"), clock)
+    cues = asked_cues(options.prompt, options.spell("prompt"), clock)
     if resumed is not None and (not cues or cues[0].frame > 0):
         cues.insert(0, Cue(0, resumed.prompt, "the saved prompt"))
     if not cues:
         raise UsageError(f"nothing to show: {options.spell('prompt')} is empty; give a text")
     return checked_timeline(cues, clock)
-
-
-def _asked_cues(
-    prompt: str | ByMoment | Sequence[Cue | Wish], name: str, clock: Clock
-) -> list[Cue]:
-    if isinstance(prompt, str):
-        return [Cue(0, prompt, name)]
-    if isinstance(prompt, Mapping):
-        wishes = [_wish(at, text, f"{name} at {at}") for at, text in prompt.items()]
-        known = [clock.cue(wish) for wish in wishes if wish is not None]
-        if len(known) == len(prompt):
-            return sorted(known, key=lambda cue: cue.frame)
-    elif isinstance(prompt, Sequence):
-        placed = [clock.cue(one) if isinstance(one, Wish) else one for one in prompt]
-        listed = [one for one in placed if isinstance(one, Cue)]
-        if len(listed) == len(prompt):
-            return listed
-    raise UsageError(
-        f"{name} is {quoted(prompt)}; give a text, or texts by the latent frame, or the time (as "
-        "'7.5s'), from which each is wanted"
-    )
-
-
-def _wish(at: object, prompt: object, where: str) -> Wish | None:
-    moment = parse_moment(at) if isinstance(at, str) else at
-    is_moment = type(moment) is int or isinstance(moment, Seconds)
-    return Wish(moment, prompt, where) if is_moment and isinstance(prompt, str) else None  # type: ignore[arg-type]
 
 
 def _cues(timeline: Timeline, block_frames: int, resumed: SavedState | None) -> list[Cue]:

@@ -281,6 +281,7 @@ def test_bundles_that_were_not_built_for_it(video_bundle: Path, adapter: str) ->
         plain.use_lora(adapter)
 
 
+@pytest.mark.exhaustive
 def test_half_precision_and_what_is_beyond_its_range(
     lora_ready_bundle: Callable[[str], Path], pipeline: Pipeline, adapter: str
 ) -> None:
@@ -296,7 +297,7 @@ def test_half_precision_and_what_is_beyond_its_range(
         assert same(make(half, CAT, frames=6, seed=1), expected)
 
 
-@pytest.mark.parametrize("schedule", ["lazy", 1])
+@pytest.mark.parametrize("schedule", ["lazy", pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_captured_passes_on_a_gpu_read_what_was_exchanged(
     lora_ready_bundle: Callable[[str], Path],
     pipeline: Pipeline,

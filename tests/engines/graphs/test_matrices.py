@@ -23,7 +23,7 @@ from tests.fakes.sessions import kernel_session
 PREFIX = weight_prefix(TRANSFORMER)
 
 
-@pytest.mark.parametrize("graph", ["step", "prompt"])
+@pytest.mark.parametrize("graph", [pytest.param("step", marks=pytest.mark.exhaustive), "prompt"])
 def test_the_bits_are_those_of_graphs_that_hold_them(
     golden_export: Path, tmp_path: Path, graph: str
 ) -> None:

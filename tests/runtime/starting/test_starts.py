@@ -196,7 +196,7 @@ def reference(bundle: Path, start: Array, count: int, states: Array, seed: int) 
     return torch.cat(rollout.frames, dim=1)[:, start.shape[1] :].numpy()
 
 
-@pytest.mark.parametrize("frames_given", [3, 15])
+@pytest.mark.parametrize("frames_given", [pytest.param(3, marks=pytest.mark.exhaustive), 15])
 def test_it_is_what_the_reference_makes_of_the_same_start(
     pipeline: Pipeline,
     mini_bundle: Callable[[str], Path],
