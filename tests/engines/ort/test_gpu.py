@@ -130,7 +130,7 @@ def test_a_run_that_fails(cuda: FakeCuda, stream: Stream, sessions: Sessions) ->
 def test_a_graph_for_which_there_is_no_memory(
     cuda: FakeCuda, stream: Stream, sessions: Sessions
 ) -> None:
-    cuda.memory.taken_by_others_bytes = cuda.memory.free_bytes - (1 << 30)
+    cuda.memory.taken_by_others_bytes = cuda.memory.free_on(0) - (1 << 30)
     sessions.on_load = raising("Failed to allocate memory for requested buffer of size 2838528000")
     with pytest.raises(EngineError) as caught:
         bound(stream)
