@@ -164,7 +164,7 @@ async def drain(trial: Trial) -> dict[str, Any]:
         before = time.monotonic()
         answer = await asyncio.to_thread(trial.ask, "POST", f"/v1/admin/hosts/{host}/drain")
         drained_s = time.monotonic() - before
-        await _until(lambda: all(viewer.seen.moves for viewer in moved), 60)
+        await _until(lambda: all(viewer.seen.moves for viewer in moved), 180)
         await asyncio.sleep(5)
         compared = [await _compared(trial, viewer) for viewer in moved]
         await asyncio.to_thread(trial.ask, "POST", f"/v1/admin/hosts/{host}/drain?undo=true")
@@ -188,7 +188,7 @@ async def kill(trial: Trial) -> dict[str, Any]:
         host = next(host for host in await trial.hosts() if host["name"] == name)
         lost = [viewer for viewer in viewers if trial.owner(viewer) == name]
         os.kill(int(host["node"].rpartition(":")[2]), signal.SIGKILL)
-        await _until(lambda: all(viewer.seen.moves for viewer in lost), 60)
+        await _until(lambda: all(viewer.seen.moves for viewer in lost), 180)
         await asyncio.sleep(5)
         compared = [await _compared(trial, viewer) for viewer in lost]
         begun = time.monotonic()
