@@ -57,6 +57,33 @@ def trial_rows(report: dict[str, Any]) -> list[str]:
     ]
 
 
+def churn_rows(reports: list[dict[str, Any]]) -> list[str]:
+    rows = [
+        "| minutes | sessions | ended otherwise than by their viewers | hosts killed | moves "
+        "| pause p50, p95 | blocks | pictures lost | memory after the 16th minute |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for report in reports:
+        sessions, pause = report["sessions"], report["move_pause_s"]
+        early = sessions["begun"] - sessions["ended: stopped"]
+        rows.append(
+            f"| {report['minutes']:.0f} | {sessions['begun']} | {early} | {report['kills']} "
+            f"| {sessions['moves']} | {pause['p50']:.1f} s, {pause['p95']:.1f} s "
+            f"| {sessions['blocks']:,} | {sessions['pictures lost']} "
+            f"| {_growth(report['growth_mib_after_16_min'])} |"
+        )
+    return rows
+
+
+def _growth(grown: dict[str, dict[str, float]]) -> str:
+    parts = [
+        f"{role} {min(values.values()):+.1f} to {max(values.values()):+.1f} MiB"
+        for role, values in grown.items()
+        if values
+    ]
+    return ", ".join(parts) or "-"
+
+
 def _spread(values: list[float]) -> str:
     return f"{min(values):.2f} to {max(values):.2f} s"
 
@@ -73,6 +100,8 @@ def _read(name: str) -> dict[str, Any]:
 
 def main() -> None:
     replace_table(PAGE, "fleet-simulation", simulation_rows(_read("fleet_simulation.json")))
+    churns = [_read(name) for name in ("fleet_churn_cpu.json", "fleet_churn_after_cpu.json")]
+    replace_table(PAGE, "fleet-churn", churn_rows(churns))
     replace_table(PAGE, "fleet-trial", trial_rows(_read("fleet_ray_cpu.json")))
 
 

@@ -164,8 +164,8 @@ async def drain(trial: Trial) -> dict[str, Any]:
         before = time.monotonic()
         answer = await asyncio.to_thread(trial.ask, "POST", f"/v1/admin/hosts/{host}/drain")
         drained_s = time.monotonic() - before
-        await _until(lambda: all(viewer.seen.moves for viewer in moved), 60)
-        await asyncio.sleep(5)
+        await _until(lambda: all(viewer.seen.moves for viewer in moved), 180)
+        await _for_blocks(moved, 4)
         compared = [await _compared(trial, viewer) for viewer in moved]
         await asyncio.to_thread(trial.ask, "POST", f"/v1/admin/hosts/{host}/drain?undo=true")
         return {
@@ -188,8 +188,8 @@ async def kill(trial: Trial) -> dict[str, Any]:
         host = next(host for host in await trial.hosts() if host["name"] == name)
         lost = [viewer for viewer in viewers if trial.owner(viewer) == name]
         os.kill(int(host["node"].rpartition(":")[2]), signal.SIGKILL)
-        await _until(lambda: all(viewer.seen.moves for viewer in lost), 60)
-        await asyncio.sleep(5)
+        await _until(lambda: all(viewer.seen.moves for viewer in lost), 180)
+        await _for_blocks(lost, 4)
         compared = [await _compared(trial, viewer) for viewer in lost]
         begun = time.monotonic()
         await trial.until(lambda hosts: len(hosts) == trial.count, 120)
@@ -254,10 +254,18 @@ async def scale(trial: Trial) -> dict[str, Any]:
 
 
 async def _prompted(viewers: list[Viewer]) -> None:
-    await asyncio.sleep(3)
+    await _for_blocks(viewers, 4)
     for viewer in viewers:
         await viewer.send("session.interaction", prompt="a purple balloon at night")
-    await asyncio.sleep(3)
+    await _for_blocks(viewers, 4)
+
+
+async def _for_blocks(viewers: list[Viewer], count: int) -> None:
+    """However slow the model is here."""
+    wanted = [viewer.seen.blocks + count for viewer in viewers]
+    await _until(
+        lambda: all(v.seen.blocks >= then for v, then in zip(viewers, wanted, strict=True)), 300
+    )
 
 
 async def _compared(trial: Trial, viewer: Viewer) -> dict[str, Any]:

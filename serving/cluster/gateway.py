@@ -233,7 +233,8 @@ def _opening_again(
     restarts = max(news.restarts, journal.restarts if journal else 0)
     is_behind = restarts > news.restarts
     seed = journal.seed if journal and is_behind and journal.seed is not None else news.seed
-    state = None if is_behind else news.usable_state
+    frame = journal.frame if journal and journal.has_begun else None
+    state = None if is_behind else news.usable_state(frame)
     if journal is not None and journal.state is not None and not is_behind:
         state = journal.state
     return Opening(

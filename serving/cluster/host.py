@@ -79,6 +79,8 @@ class Host:
         self.is_draining = False
 
     async def start(self) -> None:
+        # Before the model: what is refused here is refused in a moment.
+        await asyncio.to_thread(self._registry.require_exclusive)
         await self._live.start()
         key, wanted = self._live.model.facts.bundle_key, self._fleet.bundle_key
         if wanted is not None and key != wanted:

@@ -3,11 +3,11 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 
 from longlive_trt.errors import LongLiveError
-from longlive_trt.serving.cluster.registry import FORMAT, News, Registry, Status
+from longlive_trt.serving.cluster.registry import FORMAT, Kept, News, Registry, Status
 from longlive_trt.serving.cluster.states import FleetStates
 from longlive_trt.serving.problems import ProblemError
 from longlive_trt.serving.web.room import Room
@@ -47,14 +47,16 @@ class Keeper:
         self._registry, self._states, self._figures = registry, states, figures
         self._save_every_s, self._restarts_before = save_every_s, restarts
         self._due_s = time.monotonic() + save_every_s
-        self._old: str | None = None
+        self._states_kept: tuple[Kept, ...] = ()
         self._told: News | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def begin(self, state: str | None) -> None:
         """Told first with what it began from."""
-        news = self._news("running")
-        await self._tell(replace(news, state=state, state_restarts=news.restarts))
+        if state is not None:
+            frame = self.room.session.resumed_at
+            self._states_kept = (Kept(state, frame, self._restarts),)
+        await self._tell(self._news("running"))
         self._task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
@@ -93,12 +95,11 @@ class Keeper:
         except ProblemError:
             # Nothing was made yet.
             return
-        before = self._told.state if self._told else None
-        await self._tell(replace(self._news("running"), state=state, state_restarts=restarts))
-        # Whoever reads the older news now still finds the state that they name.
-        if self._old is not None:
-            await asyncio.to_thread(self._states.delete, self._old)
-        self._old = before
+        # What is newest may be of pictures that no viewer got before the host fell.
+        newest, *older = self._add(state, restarts)
+        self._states_kept = (newest, *older[:1])
+        await self._tell(self._news("running"))
+        await self._delete(older[1:])
         self._figures.saves += 1
         self._figures.seconds = time.monotonic() - begun
         self._figures.state_bytes = self._states.last_bytes
@@ -108,16 +109,22 @@ class Keeper:
         assert done is not None
         if done.reason == "moved":
             return
-        status = _STATUS.get(done.reason, "ended")
-        before = self._told.state if self._told else None
-        news = replace(self._news(status), message=done.message)
+        status, before = _STATUS.get(done.reason, "ended"), self._states_kept
         if done.state is not None:
-            news = replace(news, state=done.state, state_restarts=news.restarts)
-        await self._tell(news)
-        kept = news.state if status == "moving" else done.state
-        for state in (self._old, before):
-            if state is not None and state != kept:
-                await asyncio.to_thread(self._states.delete, state)
+            self._states_kept = self._add(done.state, self._restarts)[:1]
+        elif status == "ended":
+            self._states_kept = ()
+        await self._tell(replace(self._news(status), message=done.message))
+        await self._delete(one for one in before if one not in self._states_kept)
+
+    def _add(self, state: str, restarts: int) -> tuple[Kept, ...]:
+        block = self._states.blocks.pop(state)
+        frame = self.room.session.clock.first_frame(block)
+        return (Kept(state, frame, restarts), *self._states_kept)
+
+    async def _delete(self, states: Iterable[Kept]) -> None:
+        for one in states:
+            await asyncio.to_thread(self._states.delete, one.id)
 
     async def _tell(self, news: News) -> None:
         await asyncio.to_thread(self._registry.tell, self.room.id, self.fence, news)
@@ -128,7 +135,7 @@ class Keeper:
         return self._restarts_before + self.room.session.restarts
 
     def _news(self, status: Status) -> News:
-        session, told = self.room.session, self._told
+        session = self.room.session
         return News(
             format=FORMAT,
             status=status,
@@ -138,8 +145,7 @@ class Keeper:
             epoch=session.plan.epoch,
             cues=tuple((cue.id, cue.block, cue.prompt) for cue in session.cues()),
             end=session.plan.end,
-            state=told.state if told else None,
-            state_restarts=told.state_restarts if told else 0,
+            states=self._states_kept,
             written_s=time.time(),
         )
 

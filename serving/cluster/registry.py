@@ -44,6 +44,16 @@ class Deed:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """A state in the store."""
+
+    id: str
+    frame: int
+    """The first picture that is to be made after it."""
+    restarts: int
+
+
+@dataclass(frozen=True)
 class News:
     """How a session stands at its owner, written again and again."""
 
@@ -56,15 +66,24 @@ class News:
     cues: tuple[tuple[int, int, str], ...]
     end: int | None = None
     """The block after the last."""
-    state: str | None = None
-    state_restarts: int = 0
+    states: tuple[Kept, ...] = ()
+    """The newest first."""
     message: str | None = None
     written_s: float = 0.0
 
     @property
-    def usable_state(self) -> str | None:
-        """None where the video began anew since."""
-        return self.state if self.state_restarts == self.restarts else None
+    def state(self) -> str | None:
+        return self.states[0].id if self.states else None
+
+    def usable_state(self, frame: int | None = None) -> str | None:
+        """The newest that nothing is missing after for who has all pictures before this one; else
+        the oldest. None where the video began anew since, and where it is no older than that.
+        """
+        states = [kept for kept in self.states if kept.restarts == self.restarts]
+        for kept in states:
+            if frame is None or kept.frame <= frame:
+                return kept.id
+        return states[-1].id if len(states) > 1 else None
 
     def placed(self) -> tuple[Cue, ...]:
         return tuple(Cue(number, block, prompt) for number, block, prompt in self.cues)

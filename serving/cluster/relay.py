@@ -17,6 +17,7 @@ from longlive_trt.serving.cluster.gateway import Gateway, Seat
 from longlive_trt.serving.cluster.journal import Journal
 from longlive_trt.serving.problems import ProblemError
 from longlive_trt.serving.protocol import (
+    PlaybackShown,
     SessionInteraction,
     SessionMoved,
     SessionMoving,
@@ -237,6 +238,9 @@ class Relay(Entrance):
         elif isinstance(message, SessionStart):
             problem = ProblemError("already_started", "This socket has its session already.")
             viewer.message(error_message(problem))
+        elif isinstance(message, PlaybackShown) and not self._is_joined.is_set():
+            # The next owner begins with what comes after it.
+            return
         elif len(self._kept) >= _MOST_KEPT:
             self._fault("rate_limited", "The session moves; send that again in a moment.")
         else:

@@ -19,6 +19,8 @@ class FleetStates(States):
         super().__init__(folder, most=limits.states, most_bytes=limits.states_bytes)
         self._store = store
         self.last_bytes = 0
+        self.blocks: dict[str, int] = {}
+        """Of states that were just saved: the first block that is to be made after each."""
 
     def keep(self, saved: SavedVideo) -> str:
         """Its id, once it is in the store; the list beside it makes it whole, and goes last."""
@@ -31,6 +33,7 @@ class FleetStates(States):
         finally:
             saved.path.unlink(missing_ok=True)
             beside.unlink(missing_ok=True)
+        self.blocks[saved.path.stem] = saved.block
         return saved.path.stem
 
     def fetch(self, state_id: str) -> None:

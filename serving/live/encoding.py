@@ -99,7 +99,7 @@ class Encoding:
             if self._plan.speculation is job.hidden:
                 job.hidden.samples = list(self._encoder.encode(self._pixels(job)))
             return
-        if job.epoch != self._plan.epoch:
+        if not self._plan.stands(job.block, job.epoch):
             return
         pixels = self._pixels(job)
         begun = self._now()
@@ -123,8 +123,9 @@ class Encoding:
         frame = plan.clock.first_frame(job.block) + number
         jpeg = encode_jpeg(pixels[number], self._quality) if self._outlet.wants_jpeg else None
         with plan.lock:
-            # Nothing of an old epoch gets past this lock.
-            if job.epoch != plan.epoch:
+            # Nothing that was taken back gets past this lock. The block on screen may still be
+            # encoded when a prompt takes back what follows it: its pictures stay.
+            if not plan.stands(job.block, job.epoch):
                 return False
             plan.playhead.handed_out(frame, self._now())
             self._recording.add(frame, sample)
@@ -132,6 +133,6 @@ class Encoding:
             pts = plan.clock.pts_us(frame)
             if frame >= plan.playhead.begin:
                 self._outlet.picture(
-                    EncodedPicture(job.epoch, job.block, frame, pts, sample, jpeg, is_last)
+                    EncodedPicture(plan.epoch, job.block, frame, pts, sample, jpeg, is_last)
                 )
         return True

@@ -6,6 +6,7 @@ and never while a block is made.
 
 import math
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from longlive_trt.serving.problems import ProblemError
 from longlive_trt.serving.settings import Pacing
 
 _SPARE_S = 0.05
+_MOST_CUTS = 256
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ class Plan:
         self._paced, self._max_cues = paced, max_cues
         self._in_flight: Make | None = None
         self._edits: list[Cut | Adopt] = []
+        self._cuts: deque[Cut] = deque(maxlen=_MOST_CUTS)
         self._draft: str | None = None
         self._draft_s = 0.0
         self._draft_state = "none"
@@ -186,6 +189,7 @@ class Plan:
             self._edits.clear()
             cut = Cut(0, 0, self.epoch, "restart")
             self._edits.append(cut)
+            self._cuts.append(cut)
             self.rollbacks("restart")
             return cut
 
@@ -323,6 +327,11 @@ class Plan:
             self._settled = max(self._settled, block)
             return True
 
+    def stands(self, block: int, epoch: int) -> bool:
+        """Whether a block that was made in an epoch was not taken back since."""
+        with self.lock:
+            return all(cut.block > block for cut in self._cuts if cut.epoch > epoch)
+
     @property
     def is_finished(self) -> bool:
         return self.end is not None and self.made >= self.end
@@ -350,6 +359,7 @@ class Plan:
         self.playhead.cut(frame, now)
         cut = Cut(block, frame, self.epoch, reason)
         self._edits.append(cut)
+        self._cuts.append(cut)
         self.rollbacks(reason)
         return cut
 

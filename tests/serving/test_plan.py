@@ -1,18 +1,26 @@
 """Pacing, prompts, cuts and drafts, with a clock that stands until it is moved."""
 
 import random
+import threading
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from longlive_trt.serving.live.clock import VideoClock
 from longlive_trt.serving.live.costs import Costs
+from longlive_trt.serving.live.encoding import EncodedPicture, Encoding
 from longlive_trt.serving.live.maker import Maker
 from longlive_trt.serving.live.plan import Idle, Make, Plan
 from longlive_trt.serving.live.playhead import Playhead
+from longlive_trt.serving.live.recording import Recording
 from longlive_trt.serving.live.schedule import Cue, Schedule
+from longlive_trt.serving.media.h264 import BlockEncoder, Sample
+from longlive_trt.serving.media.mp4 import Timing
 from longlive_trt.serving.problems import ProblemError
 from longlive_trt.serving.settings import Pacing
 from tests.fakes.live import FakeModel
@@ -534,3 +542,66 @@ def test_what_a_state_was_made_of_is_not_taken_back() -> None:
     assert plan.made == 3 and not plan.hold(4) and plan.hold(3)
     planned = plan.interact("second", 0.0)
     assert planned.cue.block == 3 and planned.cut is None
+
+
+def test_a_block_on_screen_keeps_its_pictures_when_what_follows_is_taken_back() -> None:
+    """It is encoded picture by picture, and shown as soon: a prompt comes in its midst."""
+    plan = resumed(begin=0, seen=0)
+    made_until_idle(plan, 0.0)
+    plan.playhead.report(10, 0.6)
+    planned = plan.interact("second", 0.6)
+    assert planned.cut is not None and planned.cut.block == 2
+    assert plan.stands(1, 5) and not plan.stands(2, 5) and plan.stands(2, plan.epoch)
+    plan.restart(None, 0.7)
+    assert not plan.stands(0, 6) and not plan.stands(1, 5) and plan.stands(0, plan.epoch)
+
+
+class SlowEncoder:
+    """Gives a picture when it is told to."""
+
+    def __init__(self) -> None:
+        self.turn = threading.Semaphore(0)
+
+    def encode(self, pixels: Any) -> Iterator[Sample]:
+        for number in range(len(pixels)):
+            assert self.turn.acquire(timeout=5)
+            yield Sample(bytes([number]), number == 0)
+
+
+def test_pictures_of_a_block_that_stays_come_in_the_newest_epoch(tmp_path: Path) -> None:
+    plan, encoder, came = resumed(begin=0, seen=0), SlowEncoder(), list[EncodedPicture]()
+
+    class Outlet:
+        wants_jpeg = False
+
+        def picture(self, picture: EncodedPicture) -> None:
+            came.append(picture)
+
+    def until(count: int) -> None:
+        end = time.monotonic() + 5
+        while len(came) < count:
+            assert time.monotonic() < end
+            time.sleep(0.002)
+
+    stream = BlockEncoder(64, 48, Fraction(16)).facts
+    recording = Recording(tmp_path / "samples", stream, Timing(Fraction(16)))
+    failures: list[BaseException] = []
+    encoding = Encoding(plan, encoder, recording, Outlet(), Costs(), on_failure=failures.append)  # type: ignore[arg-type]
+    video = FakeModel().open(1, "exact")
+    for block in (0, 1):
+        _, turn = plan.next_turn(0.0)  # type: ignore[misc]
+        assert plan.begin_turn(turn) is not None and plan.finished(turn)
+        encoding.put(video.step(), block, plan.epoch)
+    encoder.turn.release(4)
+    until(4)
+    # Nobody has seen block 1: it is made anew. Block 0 is on screen, and half of it encoded.
+    plan.playhead.report(3, time.monotonic())
+    planned = plan.interact("second", time.monotonic())
+    assert planned.cut is not None and planned.cut.block == 1
+    encoder.turn.release(20)
+    until(9)
+    encoding.close()
+    assert failures == [] and [picture.frame for picture in came] == list(range(9))
+    assert [picture.epoch for picture in came] == [5] * 4 + [6] * 5
+    assert recording.frames == 9
+    recording.close()

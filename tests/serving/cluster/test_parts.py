@@ -2,17 +2,23 @@
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("fastapi")
 
+from longlive_trt.errors import UsageError
 from longlive_trt.serving.cluster.channel import WINDOW_BYTES, Channel
+from longlive_trt.serving.cluster.host import Host
 from longlive_trt.serving.cluster.journal import Journal
 from longlive_trt.serving.cluster.line import Line
+from longlive_trt.serving.cluster.settings import FleetSettings
 from longlive_trt.serving.problems import ProblemError
 from longlive_trt.serving.protocol import KEY, LAST_OF_BLOCK, Picture
+from longlive_trt.serving.settings import Settings
+from tests.fakes.live import FakeModel
 from tests.serving.cluster.conftest import StartFleet
 
 TOKEN = "secret"  # noqa: S105
@@ -147,16 +153,21 @@ def test_a_state_of_another_bundle_is_one_line(start: StartFleet) -> None:
     assert "no such saved state" in missing.wait("error")["message"]
 
 
-def test_hosts_must_have_the_fleets_bundle(start: StartFleet, tmp_path: Any) -> None:
-    from longlive_trt.errors import UsageError
-    from longlive_trt.serving.cluster.host import Host
-    from longlive_trt.serving.cluster.settings import FleetSettings
-    from longlive_trt.serving.settings import Settings
-    from tests.fakes.live import FakeModel
-
+def test_hosts_must_have_the_fleets_bundle(tmp_path: Path) -> None:
     async def run() -> None:
         fleet = FleetSettings(store=str(tmp_path), bundle_key="e" * 64)
         await Host("here", Settings(sessions=1), fleet, FakeModel).start()
 
     with pytest.raises(UsageError, match=r"here: its bundle has the key f{16}, the fleet's.*e{16}"):
+        asyncio.run(run())
+
+
+def test_a_host_refuses_a_store_that_it_cannot_write(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    async def run() -> None:
+        fleet = FleetSettings(store=str(tmp_path / "file"))
+        await Host("here", Settings(sessions=1), fleet, FakeModel).start()
+
+    with pytest.raises(UsageError, match="file"):
         asyncio.run(run())

@@ -10,7 +10,7 @@ pytest.importorskip("fastapi")
 from longlive_trt.engines.bundles import stores
 from longlive_trt.engines.bundles.stores import Store
 from longlive_trt.errors import BundleError, UsageError
-from longlive_trt.serving.cluster.registry import FORMAT, News, Registry, Status, deed
+from longlive_trt.serving.cluster.registry import FORMAT, Kept, News, Registry, Status, deed
 
 SESSION = "abcDEF12_-"
 
@@ -42,13 +42,15 @@ def test_a_number_has_one_owner(url: str) -> None:
 def test_a_new_owner_begins_with_the_newest_news_before_it(url: str) -> None:
     registry = Registry(url)
     assert registry.newest(SESSION) is None and registry.news(SESSION, 3) is None
-    registry.tell(SESSION, 1, news(state="old"))
-    registry.tell(SESSION, 2, news(state="new", cues=((1, 0, "ä"),)))
+    registry.tell(SESSION, 1, news(states=kept(("old", 0, 0))))
+    registry.tell(
+        SESSION, 2, news(states=kept(("new", 9, 0), ("older", 0, 0)), cues=((1, 0, "ä"),))
+    )
     found = registry.news(SESSION, 4)
     assert found is not None and found.state == "new" and found.placed()[0].prompt == "ä"
     # What an owner writes that lost its session is not read.
-    registry.tell(SESSION, 4, news(state="newest"))
-    registry.tell(SESSION, 3, news(state="from the dead"))
+    registry.tell(SESSION, 4, news(states=kept(("newest", 9, 0))))
+    registry.tell(SESSION, 3, news(states=kept(("from the dead", 9, 0))))
     latest = registry.news(SESSION, 4)
     assert latest is not None and latest.state == "newest"
     assert registry.sessions() == [SESSION]
@@ -56,9 +58,22 @@ def test_a_new_owner_begins_with_the_newest_news_before_it(url: str) -> None:
     assert registry.news(SESSION, 4) is None
 
 
-def test_a_state_of_before_a_restart_is_not_used() -> None:
-    assert news(state="s", state_restarts=1, restarts=1).usable_state == "s"
-    assert news(state="s", state_restarts=0, restarts=1).usable_state is None
+def kept(*states: tuple[str, int, int]) -> tuple[Kept, ...]:
+    return tuple(Kept(*one) for one in states)
+
+
+def test_which_state_a_session_goes_on_from() -> None:
+    two = news(states=kept(("new", 90, 0), ("old", 60, 0)))
+    assert two.usable_state() == "new" and two.usable_state(90) == "new"
+    # The newest is of pictures that the viewer did not get.
+    assert two.usable_state(89) == "old"
+    # A gap costs less than hours that are made again; what is young is made again.
+    assert two.usable_state(10) == "old"
+    assert news(states=kept(("new", 90, 0))).usable_state(10) is None
+    assert news().usable_state() is None
+    # The video began anew since.
+    assert news(states=kept(("s", 9, 0)), restarts=1).usable_state() is None
+    assert news(states=kept(("s", 9, 1), ("t", 9, 0)), restarts=1).usable_state(0) is None
 
 
 @pytest.mark.parametrize("session", ["../../etc", "a/b", "", "short", "x" * 65, "ä" * 10])
