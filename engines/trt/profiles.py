@@ -54,7 +54,9 @@ def profiles(graph: str, info: GraphInfo, config: ModelConfig, batch: int) -> li
     _require_same_configuration(graph, info, config)
     if graph == contract.STEP:
         return _pass_profiles(config, batch)
-    sizes = {contract.BATCH: Range.fixed(batch)}
+    # A clip is encoded once, for all videos side by side.
+    rows = 1 if graph in contract.ENCODER_GRAPHS else batch
+    sizes = {contract.BATCH: Range.fixed(rows)}
     if graph in _FOLLOWING:
         # The stream decodes one latent frame at a time, so that arrival does not matter.
         sizes[contract.LATENT_FRAMES] = Range.fixed(1)

@@ -112,6 +112,12 @@ def test_the_vae_takes_one_latent_frame_at_a_time() -> None:
     assert profile.shapes(info.inputs[0]) == ((2, 1, 16, 60, 104),) * 3
 
 
+def test_a_clip_is_encoded_once_for_all_videos() -> None:
+    info = GraphInfo((TensorInfo("pixels", "uint8", ("batch", 4, 480, 832, 3)),), ())
+    (profile,) = profiles("encode_next", info, model(), 2)
+    assert profile.shapes(info.inputs[0]) == ((1, 4, 480, 832, 3),) * 3
+
+
 def test_graphs_of_another_configuration_are_refused() -> None:
     larger = configure({"name": "m", "latent": {"height": 90, "width": 160}}, origin="test")
     with pytest.raises(UsageError, match=r"another configuration; export again"):
