@@ -182,13 +182,17 @@ def read_fitting_calibration(path: Path, source: SourceExport, precision: str) -
 
 def require_extras(source: SourceExport, extras: Extras) -> None:
     """Refuse at once what rollouts would be in vain for."""
+    _require_positions(source, extras)
+    if extras.vae is not None:
+        select_convolutions(source.vae_config, extras.vae_exclude)
+
+
+def _require_positions(source: SourceExport, extras: Extras) -> None:
     if extras.attention == INT8 and source.config.rollout.rope == "relative":
         raise UsageError(
             "--attention int8 keeps keys at their positions, and rollout.rope=relative turns them "
             "anew in every pass; take --attention fp8, or export with rollout.rope=absolute"
         )
-    if extras.vae is not None:
-        select_convolutions(source.vae_config, extras.vae_exclude)
 
 
 def write_quantized(
@@ -202,6 +206,7 @@ def write_quantized(
     report: Report = lambda _what, _done, _total: None,
 ) -> ExportResult:
     """The quantized export, with its calibration beside the graphs."""
+    _require_positions(source, extras)
     config = source.config
     parts = _quantized_parts(source, calibration, extras)
     recipe = recipe_named(calibration.recipe)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from longlive_trt import hadamard
 from longlive_trt.calibration.calibration_file import Calibration, load_calibration
-from longlive_trt.calibration.folders import SourceExport, require_extras
+from longlive_trt.calibration.folders import SourceExport, require_extras, write_quantized
 from longlive_trt.calibration.layers import IntegerAttention, QuantizedCache
 from longlive_trt.calibration.mixed_keys import MIXED_KEYS, MixedKeys
 from longlive_trt.calibration.quantization import scale_of
@@ -260,13 +260,22 @@ def test_the_command_refuses_an_older_calibration_and_another_cache(
 
 
 def test_keys_that_are_turned_anew_are_refused(
-    small_export: Path, small_config: ModelConfig
+    small_export: Path,
+    small_config: ModelConfig,
+    calibrations: Mapping[str, Calibration],
+    tmp_path: Path,
 ) -> None:
     source = SourceExport.open(small_export)
     rollout = replace(small_config.rollout, rope="relative")
     record = replace(source.record, config=replace(small_config, rollout=rollout))
-    with pytest.raises(UsageError, match=r"rollout\.rope=relative turns them anew in every pass"):
-        require_extras(SourceExport(source.folder, record), ATTENTION)
+    opened, out = SourceExport(source.folder, record), tmp_path / "out"
+    for refused in (
+        lambda: require_extras(opened, ATTENTION),
+        lambda: write_quantized(opened, calibrations["fp8"], out, extras=ATTENTION),
+    ):
+        with pytest.raises(UsageError, match=r"rollout\.rope=relative turns them anew in every"):
+            refused()
+    assert not out.exists()
 
 
 def test_tensorrt_rounds_and_multiplies_in_half_precision(
