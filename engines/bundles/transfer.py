@@ -39,7 +39,6 @@ from longlive_trt.engines.bundles.catalog import (
     require_catalog,
     require_sound,
 )
-from longlive_trt.engines.bundles.sharing import donors_beside, take_file
 from longlive_trt.engines.bundles.stores import Store, UnreachableError, is_transient, reason
 from longlive_trt.errors import BundleError, UsageError
 from longlive_trt.files import (
@@ -177,12 +176,8 @@ def _pull_folder(store: Store, data: bytes, out: Path, report: Report) -> Pulled
         parts.mkdir(exist_ok=True)
         _discard_unlisted(whole, manifest)
         fetched, tally = 0, Tally(report, total)
-        donors = donors_beside(out)
         for name, entry in manifest.files.items():
             tally.begin(f"pulling {name}")
-            if not (whole / name).exists() and take_file(donors, entry, whole / name):
-                tally.add(entry.bytes)
-                continue
             fetched += _fetch_file(store, name, entry, whole / name, parts / entry.sha256, tally)
         (whole / MANIFEST_NAME).write_bytes(data)
         replace_directory(out, whole, BUNDLE)

@@ -64,7 +64,10 @@ def export(
     decoders = {VAE: optional_path(vae), LIGHT_VAE: optional_path(light_vae)}
     others = (transformer, text_encoder, random_weights)
     has_decoders_only = all(value is None for value in others)
-    model = _loaded(config, overrides, decoders, has_decoders_only)
+    # What is not there, or not wanted, is told of where the others are opened.
+    there = {s: path for s, path in decoders.items() if path is not None and path.exists()}
+    known = there if random_weights is None else {}
+    model = _loaded(config, overrides, known, has_decoders_only)
     if tokenizer is not None:
         _require_usable(Path(tokenizer), model)
     sources = Sources(
@@ -123,13 +126,13 @@ def _hub_hint(path: Path) -> str:
 def _loaded(
     config: str | Path | ModelConfig,
     overrides: Sequence[str],
-    decoders: Mapping[str, Path | None],
+    decoders: Mapping[str, Path],
     has_decoders_only: bool,
 ) -> ModelConfig:
     facts = {
         section: facts
         for section, path in decoders.items()
-        if path is not None and (facts := recognized_decoder(path)) is not None
+        if (facts := recognized_decoder(path)) is not None
     }
     # A configuration has a section for Wan's own VAE, which says what fits.
     found = {s: f for s, f in facts.items() if s == LIGHT_VAE or f["kind"] == TAEHV}
@@ -159,7 +162,7 @@ def _configured(
 
 def _require_kinds(
     model: ModelConfig,
-    decoders: Mapping[str, Path | None],
+    decoders: Mapping[str, Path],
     facts: Mapping[str, Mapping[str, Any]],
 ) -> None:
     for section, said in facts.items():

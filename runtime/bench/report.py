@@ -12,7 +12,7 @@ from longlive_trt.plugins.cuda.nvml import peak_tflops
 from longlive_trt.runtime.bench.flops import BlockFlops, Work
 from longlive_trt.runtime.bench.lane import BlockTimes, LaneTimes
 from longlive_trt.runtime.bench.measurement import Measurements
-from longlive_trt.runtime.decoding.choice import decoder_named
+from longlive_trt.runtime.decoding.choice import decoder_named, decoders_of
 
 _ATTENTION = "attention"
 """The build's option that says if a bundle attends in eight bits."""
@@ -207,8 +207,9 @@ def figures(measurements: Measurements, given_peak_tflops: float | None) -> list
 
 
 def _decoder(measurements: Measurements, bundle: Bundle) -> DecoderConfig | None:
-    name = measurements.settings.decoder
-    return decoder_named(bundle, name).config if measurements.decoded else None
+    if not measurements.decoded or not decoders_of(bundle):
+        return None
+    return decoder_named(bundle, measurements.settings.decoder).config
 
 
 def _peaks(measurements: Measurements, bundle: Bundle, given_tflops: float | None) -> Peaks | None:

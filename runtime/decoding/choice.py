@@ -43,7 +43,7 @@ def decoder_named(bundle: Bundle, name: str | None, option: str = "--decoder") -
     if name in found:
         return found[name]
     if not found:
-        bundle.require(DECODER_GRAPHS[VAE][0], "making pictures")
+        bundle.require(DECODER_GRAPHS[VAE][0], "making a video")
     raise UsageError(
         f"{option} {name}: {bundle.folder} holds the {' and the '.join(found)} decoder only; "
         f"{_ADDED[name or 'full']}, and build again"
