@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from longlive_trt.serving.protocol import LAST_OF_BLOCK, Picture
 
@@ -54,7 +54,7 @@ class Viewer:
         while self.done is None:
             try:
                 await self._once()
-            except (ConnectionClosed, OSError):
+            except (WebSocketException, OSError):
                 if self._quiet_since is None:
                     self._quiet_since = time.monotonic()
             if self.done is None:
