@@ -49,7 +49,7 @@ def assemble(folder: Path, *, graphs: Path = GRAPHS, weights: Path = WEIGHTS) ->
     for name in record.files:
         shutil.copyfile(graphs / name, folder / name)
     checkpoints = {}
-    for component in sorted(set(COMPONENT_OF.values())):
+    for component in sorted({COMPONENT_OF[graph] for graph in record.graphs}):
         source = weights_path(FILE_OF.get(component, component), weights)
         checkpoints[component] = sha256_file(source)
         _write(source, _places(record, graphs, component), folder / file_of(component))

@@ -225,6 +225,7 @@ def plan_video(bundle: Bundle, options: VideoOptions) -> Plan:
         if resumed is not None:
             _require_same_bundle(bundle, resumed, options.resume)
         plan = _prompted_plan(config, resumed, start, options)
+    RingLayout.of(plan.config, plan.total_frames)
     plan = replace(plan, decoder=_chosen_decoder(bundle, options, plan, resumed))
     _require_graphs(bundle, plan)
     if resumed is not None:
@@ -271,7 +272,6 @@ def _chosen_decoder(
 
 
 def _require_graphs(bundle: Bundle, plan: Plan) -> None:
-    RingLayout.of(plan.config, plan.total_frames)
     bundle.require(STEP, "generating")
     bundle.require(PROMPT, "conditioning on a prompt")
     if plan.cues:

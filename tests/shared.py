@@ -183,6 +183,24 @@ def _in_fp8_by_the_command(shared: Shared, path: Path) -> None:
     assert main([str(argument) for argument in arguments]) == 0
 
 
+def _tiny_decoder_weights(_: Shared, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from tests.export.models.test_taehv import random_decoder
+
+    save_file(random_decoder(5).state_dict(), path)
+
+
+def _tiny_decoder_export(shared: Shared, path: Path) -> None:
+    """As a user of the file alone makes it, for latents of no whole number of patches."""
+    from longlive_trt.cli import main
+
+    size = ("--set", "latent.height=3", "--set", "latent.width=5")
+    checkpoint = shared("tiny-decoder.safetensors")
+    arguments = ("export", "--config", "longlive-1.3b", *size, "--vae", checkpoint, "--out", path)
+    assert main([str(argument) for argument in arguments]) == 0
+
+
 def _calibration_of(export: str) -> Recipe:
     def make(shared: Shared, path: Path) -> None:
         from longlive_trt.calibration.calibration_file import FILE_NAME, save_calibration
@@ -224,6 +242,9 @@ def _golden_vae_export(_: Shared, path: Path) -> None:
 RECIPES: dict[str, Recipe] = {
     "tiny-export": lambda _, path: export_model(tiny_config(), path, random_seed=1),
     "tiny-bundle": _bundle_of("tiny-export"),
+    "tiny-decoder.safetensors": _tiny_decoder_weights,
+    "tiny-decoder-export": _tiny_decoder_export,
+    "tiny-decoder-fp32": _bundle_of("tiny-decoder-export"),
     "small-vae.safetensors": _small_vae_weights,
     "small-vae-export": _small_vae_export,
     "small-vae-fp32": _bundle_of("small-vae-export"),
@@ -252,7 +273,7 @@ RECIPES: dict[str, Recipe] = {
 PREPARED = (
     *("tiny-bundle", "command-fp8", "gpu8-absolute-calibration", "small-vae-fp32"),
     *("small-relative-export", "small-absolute-export", "mini-relative", "mini-absolute"),
-    *("golden-fp32",),
+    *("tiny-decoder-fp32", "golden-fp32"),
 )
 
 

@@ -1,10 +1,13 @@
-"""The tables of ``docs/fleet.md``, from what was measured: ``python -m benchmarks.fleet.pages``."""
+"""The tables of ``docs/fleet.md``, from what was measured.
+
+python -m benchmarks.fleet.pages
+"""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import RESULTS, ROOT, replace_table
+from benchmarks.harness import RESULTS, ROOT, parser, replace_table
 
 PAGE = ROOT / "docs" / "fleet.md"
 
@@ -99,6 +102,7 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
+    parser(__doc__, out=False).parse_args()
     replace_table(PAGE, "fleet-simulation", simulation_rows(_read("fleet_simulation.json")))
     churns = [_read(name) for name in ("fleet_churn_cpu.json", "fleet_churn_after_cpu.json")]
     replace_table(PAGE, "fleet-churn", churn_rows(churns))

@@ -19,6 +19,7 @@ from longlive_trt.configs import VaeConfig
 from longlive_trt.export.models.decoders import decoder_of, presented
 from tests.commands.running import succeeds
 from tests.export.models.test_taehv import random_decoder
+from tests.shared import Shared
 
 Refused = Callable[..., str]
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
@@ -28,29 +29,18 @@ CONFIG = ("--config", "longlive-1.3b", "--set", "latent.height=3", "--set", "lat
 
 
 @pytest.fixture(scope="module")
-def checkpoint(make_once: MakeOnce) -> Path:
-    def make(path: Path) -> None:
-        from safetensors.torch import save_file
-
-        save_file(random_decoder(5).state_dict(), path)
-
-    return make_once("tiny-decoder.safetensors", make)
+def checkpoint(shared: Shared) -> Path:
+    return shared("tiny-decoder.safetensors")
 
 
 @pytest.fixture(scope="module")
-def exported(make_once: MakeOnce, checkpoint: Path) -> Path:
-    """As a user of the file alone makes it."""
-    return make_once(
-        "tiny-decoder-export",
-        lambda path: succeeds("export", *CONFIG, "--vae", checkpoint, "--out", path),
-    )
+def exported(shared: Shared) -> Path:
+    return shared("tiny-decoder-export")
 
 
 @pytest.fixture(scope="module")
-def bundle(make_once: MakeOnce, exported: Path) -> Path:
-    return make_once(
-        "tiny-decoder-fp32", lambda path: succeeds("build", "--onnx", exported, "--out", path)
-    )
+def bundle(shared: Shared) -> Path:
+    return shared("tiny-decoder-fp32")
 
 
 @pytest.fixture(scope="module")

@@ -116,7 +116,7 @@ def test_build_makes_what_a_preset_needs(
     words = ("preset c.yaml needs cache in fp8", "longlive-trt calibrate", "--cache fp8")
     refused(*given, "--preset", "c.yaml", words=words)
     Path("d.yaml").write_text("build: {decoder: light}\n")
-    refused(*given, "--preset", "d.yaml", words=("needs the light decoder", "vae.kind=taehv"))
+    refused(*given, "--preset", "d.yaml", words=("needs the light decoder", "--light-vae"))
 
 
 def listed(*options: object, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

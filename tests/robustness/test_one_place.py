@@ -15,6 +15,7 @@ OWN_WORDS = {
     *("configs/dump.py", "longlive_trt/client.py", "longlive_trt/extras.py"),
     *("longlive_trt/probes.py", "plugins/kernels/registry.py"),
     *("longlive_trt/commands/shipping/inspect.py", "longlive_trt/commands/making/build.py"),
+    *("serving/cluster/journal.py", "longlive_trt/commands/running/fleet.py"),
 }
 PLACES = {
     "json.loads": {"longlive_trt/reading/documents.py", *OWN_WORDS},

@@ -21,8 +21,8 @@ from longlive_trt.export.exporter import export
 from longlive_trt.export.models.transformer import Transformer
 from longlive_trt.loading import load
 from longlive_trt.precision import PRECISIONS
-from tests.conftest import MINI_SEED, MINIS
 from tests.reference import run_replay
+from tests.shared import MINI_SEED, MINIS
 
 MEMBERS = [name for name in family() if name != "tiny"]
 # Rolled out as another member is, or as many other tests do.

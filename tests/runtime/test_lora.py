@@ -23,9 +23,9 @@ from longlive_trt.loading import load
 from longlive_trt.runtime.assembly import Engines
 from longlive_trt.runtime.noise import SeededNoise
 from longlive_trt.runtime.pipeline import Pipeline
-from tests.conftest import MINI_SEED
 from tests.fakes.cuda import FakeCuda
 from tests.fakes.engines import put_in_place
+from tests.shared import MINI_SEED
 from tests.videos import Array, frames, latents, make, same
 
 CAT, RANK = "a cat", 3

@@ -11,6 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 from longlive_trt.basics import Array
+from longlive_trt.configs import VaeConfig
 from longlive_trt.configs.replay import Switch
 from longlive_trt.engines.base import TensorSpec
 from longlive_trt.engines.build import build
@@ -153,7 +154,8 @@ def test_decoded_frames_are_compared(
 ) -> None:
     info = FakeVae(gain).info
     graphs = {**mini.manifest.graphs, "vae_first": info, "vae_next": info}
-    with_vae = Bundle(mini.folder, replace(mini.manifest, graphs=graphs))
+    config = replace(mini.config, vae=VaeConfig())
+    with_vae = Bundle(mini.folder, replace(mini.manifest, graphs=graphs, config=config))
     candidate = Bundle(tmp_path, with_vae.manifest)
     load = assembly.load_engine
 
@@ -163,6 +165,7 @@ def test_decoded_frames_are_compared(
         return load(mini, graph)
 
     monkeypatch.setattr(assembly, "load_engine", load_engine)
+    monkeypatch.setattr(assembly, "require_fit", lambda *_: None)
     result = compare(with_vae, candidate, default_tolerance("fp32"), None, 2)
     assert {name: graph.runs for name, graph in result.graphs.items() if name != "step"} == {
         "prompt": 2, "vae_first": 1, "vae_next": 5,

@@ -41,7 +41,11 @@ def command() -> None:
 def status(server: str, token: str | None, voice: Voice) -> None:
     """All hosts with their slots, sessions and states."""
     facts = _ask("GET", server, "/v1/admin/hosts", token)
-    voice.result(_table(facts), facts)
+    try:
+        table = _table(facts)
+    except (KeyError, TypeError, ValueError):
+        raise LongLiveError(f"{server}: its answer names no hosts; is it a gateway?") from None
+    voice.result(table, facts)
 
 
 @command.command()

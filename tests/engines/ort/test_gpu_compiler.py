@@ -123,7 +123,7 @@ def test_a_manifest_names_the_gpu_and_the_kernels(bundle: Bundle) -> None:
     assert manifest.plugins.keys() == {
         *("attention/attention_sm90.cu", "attention/attention_loop.cuh"),
         *("attention/attention_tile.cuh", "attention/hopper.cuh", "attention/schedule.cuh"),
-        *("attention/wgmma.cuh", "bridge/onnxruntime_bridge.c"),
+        *("attention/wgmma.cuh", "bridge/onnxruntime_bridge.c", "rows/hadamard.cuh"),
         *("common/async_copy.cuh", "common/basics.cuh", "common/vectors.cuh"),
         *("rows/layer_norm.cu", "rows/layer_norm.cuh", "rows/qkv_norm_rope.cu"),
         *("rows/residual_norm.cu", "rows/rms.cuh", "rows/rms_norm.cu", "rows/rope.cuh"),
@@ -349,6 +349,7 @@ def test_the_command(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "engines for sm90 do not run on a CPU" in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 def test_a_tiny_decoder_is_built_in_half_precision(
     make_once: Callable[..., Path], tmp_path: Path
 ) -> None:
