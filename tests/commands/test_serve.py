@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -100,6 +100,14 @@ def test_what_cannot_be_served(
     assert main(["serve", "--port", "0", *arguments]) == 2
     error = capfd.readouterr().err.strip()
     assert words in error and error.startswith("error: ") and "\n" not in error
+
+
+def test_a_bundle_without_a_decoder_is_refused_before_it_listens(
+    mini_bundle: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "--port", "0", "--bundle", str(mini_bundle("relative"))]) in (1, 2)
+    error = capfd.readouterr().err.strip()
+    assert error.startswith("error: ") and "--vae" in error and "\n" not in error
 
 
 def test_a_port_in_use(video_bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from longlive_trt.commands._bundle import find_bundle
 from longlive_trt.commands._cluster import ClusterChoice, cluster_options
 from longlive_trt.commands._device import decode_device_option, decoder_option, device_option
 from longlive_trt.commands._voice import Voice, examples, speaking
+from longlive_trt.contract import STEP
 from longlive_trt.engines.bundles.bundle import Bundle, read_manifest
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
@@ -124,9 +125,10 @@ def command(
         return _serve_fleet(bundle, device, settings, cluster, certificates, open_browser, voice)
     folder = find_bundle(bundle, voice)
     manifest = read_manifest(folder)
-    if decoder is not None:
-        # Refused before anything is listened to.
-        decoder_named(Bundle(folder, manifest), decoder)
+    # Refused before anything is listened to.
+    held = Bundle(folder, manifest)
+    held.require(STEP, "making a live video")
+    decoder_named(held, decoder)
     logs.set_up(prompts=log_prompts)
 
     def load() -> BundleModel:
