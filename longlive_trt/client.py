@@ -205,10 +205,14 @@ class LiveVideo:
                 self._changed.notify_all()
 
     def _next(self) -> LivePicture | None:
+        has_waited = False
         with self._changed:
             while True:
                 if self._waiting:
                     wait = self._due_in(self._waiting[0].frame)
+                    if wait < 0 and has_waited:
+                        # It came too late: what follows is shown at the video's rate from now on.
+                        self._clock = self._waiting[0].frame, time.monotonic()
                     if wait <= 0:
                         return self._waiting.popleft()
                     self._changed.wait(wait)
@@ -217,7 +221,7 @@ class LiveVideo:
                 elif self._is_over:
                     return None
                 else:
-                    self._clock = None
+                    has_waited = True
                     self._changed.wait()
 
     def _due_in(self, frame: int) -> float:

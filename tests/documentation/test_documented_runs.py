@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from longlive_trt.cli import main
+from longlive_trt.configs import ModelConfig
 from tests.documentation.documented import OURS, PAGES, Line, example_lines, shell_blocks
 
 pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(1800)]
@@ -98,13 +99,19 @@ def checkpoints(desk: Path) -> None:
 
 
 @pytest.fixture
-def parts(desk: Path, tiny_bundle: Path, tiny_export: Path) -> None:
+def parts(desk: Path, tiny_bundle: Path, tiny_export: Path, tiny_config: ModelConfig) -> None:
     """What the pages call a reader's own."""
     import shutil
 
+    import numpy as np
+    from safetensors.numpy import save_file
+
     bundles = ("BUNDLE", "A", "B", "REFERENCE", "bundle", "bundle-fp8")
-    for name, source in {**dict.fromkeys(bundles, tiny_bundle), "onnx": tiny_export}.items():
+    exports = dict.fromkeys(("onnx", "onnx-with-taehv"), tiny_export)
+    for name, source in {**dict.fromkeys(bundles, tiny_bundle), **exports}.items():
         shutil.copytree(source, name)
+    latents = np.zeros((1, 3, *tiny_config.latent_shape), np.float32)
+    save_file({"latents": latents}, "video.safetensors")
 
 
 def own_lines(page: str) -> Iterator[Line]:

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import av
@@ -40,6 +41,15 @@ def test_a_video_is_watched_steered_and_kept(live: Running) -> None:
         assert video.done is not None and video.done["reason"] == "stopped"
     with client.open(resume=state) as video:
         assert next(iter(video)).frame > 0
+
+
+def test_pictures_come_at_the_videos_rate_from_the_first_on(live: Running) -> None:
+    with LiveClient(f"http://localhost:{live.port}").open("a red car") as video:
+        begun = time.monotonic()
+        for picture in video:
+            assert time.monotonic() - begun >= picture.seconds - 0.2
+            if picture.seconds >= 1.5:
+                break
 
 
 def test_what_came_before_the_end_is_shown_to_the_end(live: Running) -> None:
