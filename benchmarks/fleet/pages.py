@@ -1,6 +1,8 @@
-"""The tables of ``docs/fleet.md``, from what was measured.
+"""The tables of ``docs/fleet.md``.
 
-python -m benchmarks.fleet.pages
+    python -m benchmarks.fleet.pages
+
+They come from what was measured: ``docs/results/fleet_*.json``.
 """
 
 import json

@@ -87,6 +87,7 @@ def test_what_was_rounded_is_rounded_no_further() -> None:
     assert torch.equal(kept.unpack(0, "k", kept.pack(0, "k", once)), once)
 
 
+@pytest.mark.exhaustive
 def test_the_graph_calls_it(
     integer_attention_export: Path, calibrations: Mapping[str, Calibration]
 ) -> None:
@@ -108,6 +109,7 @@ def test_the_graph_calls_it(
     assert np.array_equal(found.numpy(), scale_of(scales, INT8).numpy())
 
 
+@pytest.mark.exhaustive
 def test_the_check_compares_it(
     integer_attention_export: Path,
     small_export: Path,
@@ -131,6 +133,7 @@ def test_the_check_compares_it(
         check_graph(step, *arguments)
 
 
+@pytest.mark.exhaustive
 def test_a_bundle_of_it_runs_on_a_cpu_as_torch_simulates(
     integer_attention_export: Path,
     small_config: ModelConfig,
@@ -155,6 +158,7 @@ def test_a_bundle_of_it_runs_on_a_cpu_as_torch_simulates(
         assert np.linalg.norm(one - other.numpy()) / np.linalg.norm(other.numpy()) < 1e-2
 
 
+@pytest.mark.exhaustive
 def test_a_switch_recomputes_the_cache_in_its_own_form(
     integer_attention_export: Path,
     small_config: ModelConfig,
@@ -278,6 +282,7 @@ def test_keys_that_are_turned_anew_are_refused(
     assert not out.exists()
 
 
+@pytest.mark.exhaustive
 def test_tensorrt_rounds_and_multiplies_in_half_precision(
     integer_attention_export: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -40,7 +40,7 @@ KINDS = {
     "attention and int8 cache": Extras(attention=FP8, cache=INT8),
     "attention in int8": Extras(attention=INT8),
 }
-QUICK_KINDS = ("products", "attention and cache", "attention in int8")
+QUICK_KINDS = ("products", "attention in int8")
 # Every layer's inputs are rounded to eight bits; where two programs differ in the last bit, a few
 # values in a thousand fall on the other side.
 SAME_ROUNDING = 1.5e-2
