@@ -338,6 +338,7 @@ def test_heads_that_narrow_attention_does_not_take_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.exhaustive
 def test_a_manifest_says_what_attention_is_in(
     quantized: Callable[..., Path], tmp_path: Path
 ) -> None:
