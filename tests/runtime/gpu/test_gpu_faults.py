@@ -2,7 +2,7 @@
 
 On an imagined GPU the command runs here; a few runs, and all on a real GPU (marked ``gpu``), are
 processes of their own (faults.py). A real GPU is one that nobody else may use meanwhile: ``python
--m pytest -m gpu tests/runtime/test_gpu_faults.py``. There LONGLIVE_TRT_TEST_EXPORT may name an
+-m pytest -m gpu tests/runtime/gpu/test_gpu_faults.py``. There LONGLIVE_TRT_TEST_EXPORT may name an
 export folder with all five graphs, such as ``export --config tiny --random-weights 1`` makes.
 """
 
@@ -30,11 +30,11 @@ from longlive_trt.engines.build import build
 from longlive_trt.engines.compiler import BuildOptions
 from tests.fakes.cuda import FakeCuda
 from tests.fakes.engines import put_in_place
-from tests.runtime import faults
+from tests.runtime.gpu import faults
 
 pytestmark = pytest.mark.usefixtures("few_objects")
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = Path(__file__).parent / "faults.py"
 EXPORT_ENVIRONMENT = "LONGLIVE_TRT_TEST_EXPORT"
 BLOCKS, SWITCHES = 14, (8, 11)

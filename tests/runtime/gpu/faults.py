@@ -2,9 +2,9 @@
 
 As a script it does one of these in a process of its own, on the GPU that is there:
 
-    python tests/runtime/faults.py probe
-    python tests/runtime/faults.py generate FAULT BLOCK STRUCK --bundle BUNDLE --prompt ...
-    python tests/runtime/faults.py unread | second-session BUNDLE
+    python tests/runtime/gpu/faults.py probe
+    python tests/runtime/gpu/faults.py generate FAULT BLOCK STRUCK --bundle BUNDLE --prompt ...
+    python tests/runtime/gpu/faults.py unread | second-session BUNDLE
 
 ``generate`` is the command with a fault before it makes a block; when that was is written to the
 file STRUCK. The others print JSON. ``--imagined`` in front puts tests/fakes in the GPU's place.

@@ -21,7 +21,7 @@ from longlive_trt.runtime.assembly import Engines
 from longlive_trt.runtime.state import load_state, restore, save_state
 from tests.fakes.cuda import FakeCuda, Schedule, Status
 from tests.fakes.engines import put_in_place
-from tests.runtime.test_cuda_session import (
+from tests.runtime.gpu.test_cuda_session import (
     SCHEDULES,
     SCRIPTS,
     Director,
