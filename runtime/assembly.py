@@ -22,6 +22,7 @@ from longlive_trt.engines.loader import (
 from longlive_trt.engines.matrices import GRAPHS as WITH_MATRICES
 from longlive_trt.engines.matrices import OPTION as LORA_READY
 from longlive_trt.engines.registry import KINDS
+from longlive_trt.engines.renewal import renewed_in_place
 from longlive_trt.engines.transient import TransientEngine
 from longlive_trt.errors import UsageError
 from longlive_trt.plugins.cuda.streams import Gpu, Stream
@@ -218,9 +219,10 @@ class Engines(Closing):
         """The one of this name, or the bundle's first."""
         graphs = decoder_named(self.bundle, name).graphs
         first, following = (self.get(graph, "decoding to pictures") for graph in graphs)
-        size = self.bundle.config.latent.size
+        size, in_place = self.bundle.config.latent.size, renewed_in_place(self.bundle, graphs[1])
         if not self.on_gpu:
-            return ThreadedDecoder(VaeStream(first, following, batch, latents=size))
+            stream = VaeStream(first, following, batch, latents=size, in_place=in_place)
+            return ThreadedDecoder(stream)
         crosses = self._streams.decodes_elsewhere
         streams = DecodingStreams(
             transformer=self.stream("transformer"),
@@ -232,7 +234,14 @@ class Engines(Closing):
         kind = KINDS[self.bundle.manifest.engine.kind]
         single = self._low_memory or not kind.decodes_blocks
         return CudaDecoder(
-            first, following, batch, frames, streams, frame_by_frame=single, latents=size
+            first,
+            following,
+            batch,
+            frames,
+            streams,
+            frame_by_frame=single,
+            latents=size,
+            in_place=in_place,
         )
 
     def stream_of(
@@ -240,8 +249,8 @@ class Engines(Closing):
     ) -> VaeStream:
         """For whoever has latents, and waits for their pictures."""
         first, following = (self.get(graph, "decoding") for graph in decoder.graphs)
-        memory = self._memory("decoding")
-        return VaeStream(first, following, batch, output, memory, latents=size)
+        memory, in_place = self._memory("decoding"), renewed_in_place(self.bundle, decoder.graphs[1])
+        return VaeStream(first, following, batch, output, memory, latents=size, in_place=in_place)
 
     def encode(self, pictures: Iterable[Array]) -> Array:
         """A clip's latents [1, frames, C, h, w]; the VAE's encoder is loaded for this alone."""

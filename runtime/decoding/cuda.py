@@ -2,7 +2,7 @@
 another, while the transformer makes the next block.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -13,9 +13,9 @@ from longlive_trt.contract import BATCH, HISTORY, LATENTS, PIXELS, latent_sizes,
 from longlive_trt.engines.base import Binding, Engine
 from longlive_trt.plugins.cuda.marks import mark
 from longlive_trt.plugins.cuda.streams import DeviceTensor, Stream
-from longlive_trt.runtime.decoding.host import RememberingDecoder
+from longlive_trt.runtime.decoding.host import RememberingDecoder, histories
 from longlive_trt.runtime.decoding.passage import BetweenGpus, Passage, SamePlace
-from longlive_trt.runtime.memory.base import Buffer, Span, Tensor, buffers, named
+from longlive_trt.runtime.memory.base import Buffer, Span, Tensor, named
 from longlive_trt.runtime.memory.cuda import CudaMemory, Fetched
 
 WAITING_BLOCKS = 4
@@ -62,8 +62,10 @@ class CudaDecoder(RememberingDecoder):
         *,
         frame_by_frame: bool = False,
         latents: tuple[int, int] = (0, 0),
+        in_place: Collection[str] = (),
     ) -> None:
-        """``latents``: their height and width, for engines that take any."""
+        """``latents``: their height and width, for engines that take any. ``in_place``: histories
+        that may be renewed where they lie."""
         self._sizes = {BATCH: batch, **latent_sizes(*latents)}
         self._frame_by_frame = frame_by_frame and batch == 1
         self._first_engine, self._following_engine = first, following
@@ -78,18 +80,18 @@ class CudaDecoder(RememberingDecoder):
         self._flips = 0
         self.latent_frames = 0
         try:
-            self._reserve(block_frames)
+            self._reserve(block_frames, in_place)
             self._passage = self._passage_over(streams, batch, block_frames)
         except BaseException:
             self.close()
             raise
 
-    def _reserve(self, block_frames: int) -> None:
+    def _reserve(self, block_frames: int, in_place: Collection[str]) -> None:
         first, following = self._first_engine, self._following_engine
-        caches = buffers(named(following.inputs, HISTORY), **self._sizes)
-        self._caches = [
-            self._memory.reserve(caches, "the decoder's memory of past frames") for _ in range(2)
-        ]
+        specs = named(following.inputs, HISTORY)
+        self._caches = histories(self._memory, specs, in_place, self._sizes)
+        # Where both sets are one, a piece is bound, and captured, once.
+        self._sets = 1 if self._caches[0] is self._caches[1] else 2
         self._pictures = self._memory.reserve(
             _pictures(first, following, self._sizes, block_frames), "decoded pictures"
         )
@@ -155,7 +157,7 @@ class CudaDecoder(RememberingDecoder):
             self._run_piece(_piece(latents, piece, pieces), _piece(picture, piece, pieces))
 
     def _run_piece(self, latents: DeviceTensor, picture: DeviceTensor) -> None:
-        flip = self._flips % 2
+        flip = self._flips % self._sets
         self._flips += 1
         key = (latents.pointer, picture.pointer, flip)
         if key not in self._bound:

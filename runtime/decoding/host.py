@@ -1,7 +1,8 @@
 """The VAE as a stream: latent frames in, pictures out, with every convolution's memory kept."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections import ChainMap
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,7 +19,7 @@ from longlive_trt.contract import (
     latent_sizes,
     next_of,
 )
-from longlive_trt.engines.base import Binding, Engine
+from longlive_trt.engines.base import Binding, Engine, TensorSpec
 from longlive_trt.runtime.memory.base import (
     Buffer,
     HostMemory,
@@ -130,17 +131,15 @@ class VaeStream(RememberingDecoder):
         memory: Memory | None = None,
         *,
         latents: tuple[int, int] = (0, 0),
+        in_place: Collection[str] = (),
     ) -> None:
-        """``latents``: their height and width, for engines that take any."""
+        """``latents``: their height and width, for engines that take any. ``in_place``: histories
+        that may be renewed where they lie."""
         self._output = output
         sizes = {BATCH: batch, LATENT_FRAMES: 1, **latent_sizes(*latents)}
         self._memory = memory or HostMemory()
         cache_specs = named(following.inputs, HISTORY)
-        # One set is read while the other is written.
-        self._caches = [
-            self._memory.reserve(buffers(cache_specs, **sizes), "the decoder's memory")
-            for _ in range(2)
-        ]
+        self._caches = histories(self._memory, cache_specs, in_place, sizes)
         own = {LATENTS: Buffer.of(following.inputs[LATENTS], **sizes)}
         for name, engine in (("first", first), ("following", following)):
             own[name] = Buffer.of(engine.outputs[output], **sizes)
@@ -184,6 +183,18 @@ class VaeStream(RememberingDecoder):
             {LATENTS: self._tensors[LATENTS], **(caches or {})},
             {self._output: self._tensors[picture], **outputs},
         )
+
+
+def histories(
+    memory: Memory, specs: Sequence[TensorSpec], in_place: Collection[str], sizes: Mapping[str, int]
+) -> list[Mapping[str, Tensor]]:
+    """Two sets, of which one is read while the other is written; both have what is in place."""
+    all_of_them = memory.reserve(buffers(specs, **sizes), "the decoder's memory of past frames")
+    others = [spec for spec in specs if spec.name not in in_place]
+    if not others:
+        return [all_of_them, all_of_them]
+    twice = memory.reserve(buffers(others, **sizes), "the decoder's memory of past frames")
+    return [all_of_them, ChainMap(twice, all_of_them)]
 
 
 @dataclass(frozen=True)
