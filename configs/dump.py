@@ -21,8 +21,10 @@ def config_values(config: ModelConfig) -> dict[str, Any]:
         del values["light_vae"]
     for section in (values["vae"], values.get("light_vae")):
         if section is not None and section["kind"] == WAN:
-            # As above: Wan's was the only kind.
+            # As above: Wan's was the only kind, and had no tiles.
             del section["kind"]
+            if not section["tiles"]:
+                del section["tiles"]
     return values
 
 

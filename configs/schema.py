@@ -190,6 +190,8 @@ class VaeConfig:
     temporal_upsample: tuple[bool, ...] = (True, True, False)
     temporal_taps: int = 3
     """Frames that a residual block's convolutions see: the present one and those before it."""
+    tiles: bool = False
+    """Whether the export has graphs of tiles too, which ``--low-memory`` decodes with."""
     mean: tuple[float, ...] = (
         -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
         0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
@@ -217,7 +219,19 @@ class VaeConfig:
             f"one true or false fewer than multipliers ({len(self.multipliers) - 1})",
         )
         _require(self.temporal_taps in (1, 3), "temporal_taps", self.temporal_taps, "1 or 3")
+        can_tile = not self.tiles or bool(self.temporal_upsample)
+        _require(can_tile, "tiles", self.tiles, "false for a decoder that doubles nothing")
         _require_statistics(self)
+
+    @property
+    def tiled_doublings(self) -> int:
+        """Of height and width, after the part that sees whole frames: the last two."""
+        return min(2, len(self.temporal_upsample))
+
+    @property
+    def feature_frames(self) -> int:
+        """Of a latent frame after the first, where that part ends."""
+        return int(2 ** sum(self.temporal_upsample[: -self.tiled_doublings]))
 
     @property
     def spatial_factor(self) -> int:

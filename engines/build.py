@@ -6,12 +6,12 @@ import logging
 import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from longlive_trt.basics import Report, unheard
 from longlive_trt.configs.dump import config_sha256
-from longlive_trt.contract import COMPONENT_OF
+from longlive_trt.contract import COMPONENT_OF, PART_GRAPHS
 from longlive_trt.engines.bundles.bundle import (
     FORMAT,
     MANIFEST_NAME,
@@ -25,7 +25,7 @@ from longlive_trt.engines.bundles.contents import require_complete
 from longlive_trt.engines.bundles.fit import require_fit
 from longlive_trt.engines.bundles.sharing import Donor, donors_beside, owners, take_component
 from longlive_trt.engines.compiler import BuildOptions, EngineCompiler, GraphSource
-from longlive_trt.engines.registry import DEFAULT, compiler_named
+from longlive_trt.engines.registry import DEFAULT, KINDS, compiler_named
 from longlive_trt.errors import BundleError
 from longlive_trt.exports import (
     TOKENIZER_NAME,
@@ -76,7 +76,7 @@ def build(
     ``report`` hears of graphs, and ``checking`` of the bytes of files that are checked.
     """
     precision = precision_named(precision_name)
-    record = read_export(export_folder)
+    record = _without_tiles(read_export(export_folder), engine, options)
     compiler = compiler_named(engine, options, precision, record.config)
     compiler.check(record)
     check_export(export_folder, record, checking)
@@ -123,6 +123,15 @@ def build(
         require_complete(Bundle(folder, manifest))
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return BuildResult(manifest, was_current=False, shared_bytes=taken.bytes)
+
+
+def _without_tiles(record: ExportRecord, engine: str, options: BuildOptions) -> ExportRecord:
+    """Engines for a GPU decode whole frames only."""
+    kind = KINDS.get(engine)
+    if options.gpu is None and (kind is None or not kind.needs_gpu):
+        return record
+    kept = {name: info for name, info in record.graphs.items() if name not in PART_GRAPHS}
+    return replace(record, graphs=kept)
 
 
 def _component_keys(

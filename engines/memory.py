@@ -33,6 +33,7 @@ def attended_frames(config: ModelConfig) -> int:
 def least_bytes(manifest: Manifest) -> int:
     """The engines of all graphs, and their inputs and outputs for one block of one video.
 
+    A decoder's histories count once: what comes next may take their place.
     The VAE's encoder is gone again before a video needs its memory.
     """
     rollout = manifest.config.rollout
@@ -43,11 +44,18 @@ def least_bytes(manifest: Manifest) -> int:
         contract.LATENT_FRAMES: 1,
         **contract.latent_sizes(*manifest.config.latent.size),
     }
-    graphs = {n: info for n, info in manifest.graphs.items() if n not in ENCODER_GRAPHS}
+    # A decoder in parts runs in the place of the whole one.
+    left_out = {*ENCODER_GRAPHS, *contract.PART_GRAPHS}
+    graphs = {name: info for name, info in manifest.graphs.items() if name not in left_out}
     tensors = sum(
-        tensors_bytes((*graph.inputs, *graph.outputs), sizes) for graph in graphs.values()
+        tensors_bytes((*graph.inputs, *filter(_is_own, graph.outputs)), sizes)
+        for graph in graphs.values()
     )
     return engines_bytes(manifest, graphs) + tensors
+
+
+def _is_own(output: TensorInfo) -> bool:
+    return contract.stem_of(output.name) != contract.HISTORY_NEXT
 
 
 def engines_bytes(manifest: Manifest, graphs: Iterable[str]) -> int:

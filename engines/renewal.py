@@ -9,7 +9,15 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from longlive_trt.contract import HISTORY, KERNEL_DOMAIN, KERNEL_KEY, KERNEL_SPEC, ONNXRUNTIME, next_of, stem_of
+from longlive_trt.contract import (
+    HISTORY,
+    KERNEL_DOMAIN,
+    KERNEL_KEY,
+    KERNEL_SPEC,
+    ONNXRUNTIME,
+    next_of,
+    stem_of,
+)
 from longlive_trt.engines.bundles.bundle import Bundle
 
 _SAME_MEMORY = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")

@@ -23,6 +23,7 @@ from longlive_trt.export.checkpoints.opening import Weights
 from longlive_trt.export.models.decoders import decoder_of, presented
 from longlive_trt.export.models.text_encoder import TextEncoder
 from longlive_trt.export.models.transformer import Transformer, rope_table, rotate, sinusoid
+from longlive_trt.export.models.vae import VaeDecoder
 from longlive_trt.export.models.vae_encoder import VaeEncoder
 from longlive_trt.export.torch_types import QUANTIZED_TYPES, TORCH_TYPES, torch_type
 from longlive_trt.export.tracing import (
@@ -50,6 +51,8 @@ _SIZES = {
     contract.CACHE_FRAMES: 3,
     contract.LATENT_FRAMES: 1,
     **contract.latent_sizes(4, 6),
+    **contract.tile_sizes(9, 7),
+    contract.FEATURE_FRAMES: 2,
 }
 """Few frames, so that the check of a full-size model stays short."""
 
@@ -257,6 +260,22 @@ def _reference_vae(reference: _Reference, inputs: Tensors) -> Tensors:
     return outputs | {contract.FRAMES: presented(frames, config)[0]}
 
 
+def _reference_part(reference: _Reference, inputs: Tensors) -> Tensors:
+    """Of a decoder in two parts."""
+    config = reference.config.decoder(reference.spec.component)
+    assert isinstance(config, VaeConfig)
+    vae = VaeDecoder(config)
+    reference.load(vae)
+    caches = [inputs[numbered(contract.HISTORY, i)] for i in range(len(inputs) - 1)] or None
+    if contract.LATENTS in inputs:
+        made, renewed = vae.base(inputs[contract.LATENTS], caches)
+        outputs = {contract.FEATURES: made}
+    else:
+        made, renewed = vae.rest(inputs[contract.FEATURES], caches)
+        outputs = {contract.FRAMES: presented(made, config)[0]}
+    return outputs | {numbered(contract.HISTORY_NEXT, i): cache for i, cache in enumerate(renewed)}
+
+
 def _reference_encoder(reference: _Reference, inputs: Tensors) -> Tensors:
     vae = reference.config.vae
     assert isinstance(vae, VaeConfig)
@@ -279,6 +298,7 @@ _REFERENCES: Mapping[str, Callable[[_Reference, Tensors], Tensors]] = {
     contract.STEP: _reference_step,
     contract.PROMPT: _reference_prompt,
     **{graph: _reference_vae for pair in contract.DECODER_GRAPHS.values() for graph in pair},
+    **dict.fromkeys(contract.PART_GRAPHS, _reference_part),
     contract.ENCODE_FIRST: _reference_encoder,
     contract.ENCODE_NEXT: _reference_encoder,
     contract.TEXT: _reference_text,

@@ -37,6 +37,7 @@ from longlive_trt.export.models.decoders import decoder_of
 from longlive_trt.export.models.text_encoder import TextEncoder
 from longlive_trt.export.models.transformer import Transformer
 from longlive_trt.export.models.vae_encoder import VaeEncoder
+from longlive_trt.export.tiles import tile_specs
 from longlive_trt.export.tracing import GraphInput, GraphSpec, Size
 from longlive_trt.reading.ranges import Range
 
@@ -127,7 +128,8 @@ def _decoder(config: ModelConfig, sources: Sources, component: str) -> Iterator[
     open_kind = open_taehv if vae.kind == TAEHV else open_vae
     weights = _weights(sources, path, open_kind, lambda: decoder_of(vae))
     if weights is not None:
-        yield Component(component, weights, vae_specs(config, component))
+        specs = (*vae_specs(config, component), *tile_specs(config, component))
+        yield Component(component, weights, specs)
 
 
 def _vae_encoder(config: ModelConfig, sources: Sources) -> Iterator[Component]:

@@ -33,6 +33,7 @@ from longlive_trt.export.models.transformer import (
     split_heads,
     split_rope_channels,
 )
+from longlive_trt.export.models.vae import VaeDecoder
 from longlive_trt.export.models.vae_encoder import VaeEncoder
 
 
@@ -259,6 +260,33 @@ def _frames_of(pixels: Tensor, encoder: VaeEncoder) -> Tensor:
     """8-bit pictures [B, n, H, W, 3] as numbers from -1 to 1, in the compute type."""
     frames = pixels.permute(0, 1, 4, 2, 3).float() / 127.5 - 1
     return frames.to(encoder.conv1.weight.dtype)
+
+
+class VaeBaseGraph(nn.Module):
+    """Wan's decoder up to the part that tiles may do."""
+
+    def __init__(self, config: VaeConfig) -> None:
+        super().__init__()
+        self.vae = VaeDecoder(config)
+
+    def forward(
+        self, latents: Tensor, caches: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        return self.vae.base(latents, caches)
+
+
+class VaeTileGraph(nn.Module):
+    """From there on, for a part of a frame."""
+
+    def __init__(self, config: VaeConfig) -> None:
+        super().__init__()
+        self.vae = VaeDecoder(config)
+
+    def forward(
+        self, features: Tensor, caches: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        frames, renewed = self.vae.rest(features, caches)
+        return *presented(frames, self.vae.config), renewed
 
 
 class TextGraph(nn.Module):

@@ -28,6 +28,18 @@ VAE_GRAPHS = (VAE_FIRST, VAE_NEXT)
 LIGHT_VAE_GRAPHS = (LIGHT_VAE_FIRST, LIGHT_VAE_NEXT)
 DECODER_GRAPHS = {VAE: VAE_GRAPHS, LIGHT_VAE: LIGHT_VAE_GRAPHS}
 """Of each decoder: the graph of a video's first latent frame, and that of all others."""
+BASE_GRAPHS = {
+    VAE: ("vae_base_first", "vae_base_next"),
+    LIGHT_VAE: ("light_vae_base_first", "light_vae_base_next"),
+}
+TILE_GRAPHS = {
+    VAE: ("vae_tile_first", "vae_tile_next"),
+    LIGHT_VAE: ("light_vae_tile_first", "light_vae_tile_next"),
+}
+"""The same decoder in two parts: one for small whole frames, and one for tiles of large ones."""
+PART_GRAPHS = tuple(
+    graph for parts in (BASE_GRAPHS, TILE_GRAPHS) for pair in parts.values() for graph in pair
+)
 ENCODER_GRAPHS = (ENCODE_FIRST, ENCODE_NEXT)
 """For videos that begin with a clip: the rest of them runs without."""
 
@@ -38,6 +50,12 @@ COMPONENT_OF = {
     VAE_NEXT: VAE,
     LIGHT_VAE_FIRST: LIGHT_VAE,
     LIGHT_VAE_NEXT: LIGHT_VAE,
+    **{
+        graph: component
+        for parts in (BASE_GRAPHS, TILE_GRAPHS)
+        for component, pair in parts.items()
+        for graph in pair
+    },
     ENCODE_FIRST: VAE_ENCODER,
     ENCODE_NEXT: VAE_ENCODER,
     TEXT: TEXT_ENCODER,
@@ -83,6 +101,7 @@ _NEXT = {K_CACHE: K_NEW, V_CACHE: V_NEW, HISTORY: HISTORY_NEXT}
 
 # Tensors of the VAE and of the text encoder.
 FRAMES = "frames"
+FEATURES = "features"
 PIXELS = "pixels"
 IDS = "ids"
 MASK = "mask"
@@ -112,10 +131,18 @@ LATENT_FRAMES = "latent_frames"
 LATENT_HEIGHT = "latent_height"
 LATENT_WIDTH = "latent_width"
 """Of a decoder that takes latents of any size."""
+FEATURE_FRAMES = "feature_frames"
+TILE_HEIGHT = "tile_height"
+TILE_WIDTH = "tile_width"
+"""Of the features that a tile is made of."""
 
 
 def latent_sizes(height: int, width: int) -> dict[str, int]:
     return {LATENT_HEIGHT: height, LATENT_WIDTH: width}
+
+
+def tile_sizes(height: int, width: int) -> dict[str, int]:
+    return {TILE_HEIGHT: height, TILE_WIDTH: width}
 
 
 def multiple_of(size: str, factor: int) -> str:

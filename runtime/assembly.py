@@ -7,8 +7,16 @@ from functools import partial
 
 from longlive_trt.adapters import Adapter
 from longlive_trt.basics import Array, Closing, Report, unheard
-from longlive_trt.configs import ModelConfig
-from longlive_trt.contract import ENCODER_GRAPHS, PROMPT, STEP, TEXT
+from longlive_trt.configs import ModelConfig, VaeConfig
+from longlive_trt.contract import (
+    BASE_GRAPHS,
+    ENCODER_GRAPHS,
+    PIXELS,
+    PROMPT,
+    STEP,
+    TEXT,
+    TILE_GRAPHS,
+)
 from longlive_trt.engines.base import Engine, specs_of
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.engines.bundles.fit import require_described, require_fit
@@ -29,8 +37,9 @@ from longlive_trt.plugins.cuda.streams import Gpu, Stream
 from longlive_trt.runtime.adapting import AdaptersInUse, Matrices
 from longlive_trt.runtime.decoding.choice import BundledDecoder, decoder_named, decoders_of
 from longlive_trt.runtime.decoding.cuda import CudaDecoder, DecodingStreams
-from longlive_trt.runtime.decoding.host import Decoder, ThreadedDecoder, VaeStream
+from longlive_trt.runtime.decoding.host import Decoder, FrameStream, ThreadedDecoder, VaeStream
 from longlive_trt.runtime.decoding.switching import DecoderSource, SwitchableDecoder
+from longlive_trt.runtime.decoding.tiled import Part, TiledStream
 from longlive_trt.runtime.memory.base import HostMemory, Memory
 from longlive_trt.runtime.memory.budget import decoder_budget, require_memory, session_budget
 from longlive_trt.runtime.memory.cuda import CudaMemory
@@ -71,7 +80,8 @@ class Engines(Closing):
     ) -> None:
         """``decode_device``: another GPU that decodes (``cuda:1``).
         ``low_memory``: the text encoder is loaded while it encodes, and pictures are decoded
-        frame by frame. ``report`` hears of engines that are loaded.
+        frame by frame, in tiles where the bundle has graphs for them. ``report`` hears of engines
+        that are loaded.
         """
         require_runnable(bundle, device)
         self.bundle, self._low_memory, self._wrap = bundle, low_memory, wrap
@@ -217,12 +227,10 @@ class Engines(Closing):
 
     def decoder(self, batch: int, name: str | None = None) -> Decoder:
         """The one of this name, or the bundle's first."""
-        graphs = decoder_named(self.bundle, name).graphs
-        first, following = (self.get(graph, "decoding to pictures") for graph in graphs)
-        size, in_place = self.bundle.config.latent.size, renewed_in_place(self.bundle, graphs[1])
+        decoder, size = decoder_named(self.bundle, name), self.bundle.config.latent.size
         if not self.on_gpu:
-            stream = VaeStream(first, following, batch, latents=size, in_place=in_place)
-            return ThreadedDecoder(stream)
+            return ThreadedDecoder(self.stream_of(decoder, batch, PIXELS, size))
+        first, following, in_place = self._decoding(decoder.graphs)
         crosses = self._streams.decodes_elsewhere
         streams = DecodingStreams(
             transformer=self.stream("transformer"),
@@ -246,11 +254,27 @@ class Engines(Closing):
 
     def stream_of(
         self, decoder: BundledDecoder, batch: int, output: str, size: tuple[int, int]
-    ) -> VaeStream:
+    ) -> FrameStream:
         """For whoever has latents, and waits for their pictures."""
-        first, following = (self.get(graph, "decoding") for graph in decoder.graphs)
-        memory, in_place = self._memory("decoding"), renewed_in_place(self.bundle, decoder.graphs[1])
+        if self._low_memory and not self.on_gpu and decoder.has_tiles(self.bundle):
+            return self._tiled(decoder, batch, output, size)
+        first, following, in_place = self._decoding(decoder.graphs)
+        memory = self._memory("decoding")
         return VaeStream(first, following, batch, output, memory, latents=size, in_place=in_place)
+
+    def _tiled(
+        self, decoder: BundledDecoder, batch: int, output: str, size: tuple[int, int]
+    ) -> TiledStream:
+        assert isinstance(decoder.config, VaeConfig)
+        base, tile = (
+            Part(*self._decoding(parts[decoder.component])) for parts in (BASE_GRAPHS, TILE_GRAPHS)
+        )
+        return TiledStream(base, tile, decoder.config, batch, output, latents=size)
+
+    def _decoding(self, graphs: tuple[str, str]) -> tuple[Engine, Engine, frozenset[str]]:
+        """Both engines, and the histories that they may renew where they lie."""
+        first, following = (self.get(graph, "decoding to pictures") for graph in graphs)
+        return first, following, renewed_in_place(self.bundle, graphs[1])
 
     def encode(self, pictures: Iterable[Array]) -> Array:
         """A clip's latents [1, frames, C, h, w]; the VAE's encoder is loaded for this alone."""

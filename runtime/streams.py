@@ -4,13 +4,13 @@ import threading
 from functools import cached_property
 
 from longlive_trt.basics import Closing
-from longlive_trt.contract import DECODER_GRAPHS, ENCODER_GRAPHS, PROMPT, STEP, TEXT
+from longlive_trt.contract import DECODER_GRAPHS, ENCODER_GRAPHS, PART_GRAPHS, PROMPT, STEP, TEXT
 from longlive_trt.plugins.cuda.streams import Gpu, Stream
 
 STREAM_OF = {
     STEP: "transformer",
     **{graph: "decoding" for pair in DECODER_GRAPHS.values() for graph in pair},
-    **dict.fromkeys(ENCODER_GRAPHS, "decoding"),
+    **dict.fromkeys((*PART_GRAPHS, *ENCODER_GRAPHS), "decoding"),
     PROMPT: "prompts",
     TEXT: "prompts",
 }

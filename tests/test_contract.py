@@ -31,7 +31,7 @@ ELSEWHERE = {
 # Plain words, and keys of configurations: names of the contract where graphs are made.
 PLAIN = {
     *("STEP", "PROMPT", "TEXT", "LATENTS", "NOISE", "TIMESTEP", "SIGMA", "HISTORY"),
-    *("FRAMES", "PIXELS", "IDS", "MASK", "STEP_FRAMES", "SINK_FRAMES", "WINDOW_FRAMES"),
+    *("FRAMES", "FEATURES", "PIXELS", "IDS", "MASK", "STEP_FRAMES", "SINK_FRAMES", "WINDOW_FRAMES"),
     *("KERNEL_SPEC", "KERNEL_KEY", "LOCAL_DOMAIN"),
 }
 MAKES_GRAPHS = ("calibration", "engines", "export")
@@ -109,7 +109,8 @@ def test_the_bridge_knows_the_domain_and_every_operator() -> None:
 def test_every_graph_belongs_to_a_component() -> None:
     decoders = [graph for pair in contract.DECODER_GRAPHS.values() for graph in pair]
     graphs = {contract.STEP, contract.PROMPT, contract.TEXT, *decoders, *contract.ENCODER_GRAPHS}
-    assert contract.COMPONENT_OF.keys() == graphs
+    assert contract.COMPONENT_OF.keys() == graphs | {*contract.PART_GRAPHS}
+    assert len(set(contract.PART_GRAPHS)) == 8
 
 
 def test_numbered_names() -> None:

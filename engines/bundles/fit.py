@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from longlive_trt.configs import ModelConfig
 from longlive_trt.contract import (
+    BASE_GRAPHS,
     CONTEXT_K,
     CONTEXT_V,
     DECODER_GRAPHS,
@@ -33,6 +34,7 @@ from longlive_trt.exports import GraphInfo, TensorInfo
 
 _Sizes = tuple[int | None, ...]
 """Of a tensor's axes after the first; None is chosen when it is bound, or not known here."""
+_BASE = {graph for pair in BASE_GRAPHS.values() for graph in pair}
 _FIRST = {first for first, _ in DECODER_GRAPHS.values()}
 _DECODERS = {graph for pair in DECODER_GRAPHS.values() for graph in pair}
 _SAMPLE = 3
@@ -118,7 +120,7 @@ def _inputs(graph: str, config: ModelConfig) -> Iterator[tuple[str, _Sizes]]:
     elif graph == TEXT:
         yield IDS, (transformer.text_len,)
         yield MASK, (transformer.text_len,)
-    elif graph in _DECODERS:
+    elif graph in _DECODERS | _BASE:
         yield LATENTS, (None, *config.latent_shape)
     elif graph in ENCODER_GRAPHS and config.video_size is not None:
         pictures = 1 if graph == ENCODE_FIRST else config.temporal_factor

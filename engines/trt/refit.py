@@ -40,8 +40,9 @@ def refit(stripped: Path, export_folder: Path, out: Path, report: Report) -> Bui
         for name in bundle.manifest.files:
             if not name.endswith(PLAN_SUFFIX):
                 shutil.copyfile(bundle.folder / name, folder / name)
-        for done, graph in enumerate(record.graphs):
-            report(f"refitting {graph}", done, len(record.graphs))
+        graphs = bundle.manifest.graphs
+        for done, graph in enumerate(graphs):
+            report(f"refitting {graph}", done, len(graphs))
             _refit_graph(bundle, graph, export_folder / f"{graph}.onnx", folder)
         manifest = _manifest(bundle.manifest, folder, time.monotonic() - started)
         require_complete(Bundle(folder, manifest))

@@ -67,10 +67,38 @@ class VaeDecoder(nn.Module):
             scale *= 2 if isinstance(stage, Upsample) else 1
         return shapes
 
+    def base(self, latents: Tensor, caches: Sequence[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+        """The part that sees whole frames: latents into features [B, C, n, h, w]."""
+        histories = Histories(caches)
+        return self.decoder.base(self._entered(latents), histories), histories.renewed
+
+    def rest(
+        self, features: Tensor, caches: Sequence[Tensor] | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The part that tiles may do one by one: features into unclamped frames."""
+        histories = Histories(caches)
+        return self.decoder.rest(features, histories).transpose(1, 2), histories.renewed
+
+    @property
+    def feature_channels(self) -> int:
+        """Of what the second part reads."""
+        doubling = self.decoder.upsamples[self.decoder.cut]
+        assert isinstance(doubling, Upsample)
+        return doubling.channels
+
+    def base_caches(self) -> int:
+        """How many of the caches, the first ones, belong to the part that sees whole frames."""
+        stages = [*self.decoder.stages()][: -len(self.decoder.upsamples) - 1 + self.decoder.cut]
+        layers = (layer for stage in stages for layer in stage.modules())
+        return sum(isinstance(layer, KeepsHistory) for layer in layers)
+
     def _run(self, latents: Tensor, histories: Histories) -> tuple[Tensor, list[Tensor]]:
-        hidden = self.conv2(self._denormalize(latents).transpose(1, 2))
-        frames = self.decoder(hidden, histories)
+        frames = self.decoder(self._entered(latents), histories)
         return frames.transpose(1, 2), histories.renewed
+
+    def _entered(self, latents: Tensor) -> Tensor:
+        hidden: Tensor = self.conv2(self._denormalize(latents).transpose(1, 2))
+        return hidden
 
     def _denormalize(self, latents: Tensor) -> Tensor:
         return denormalized(latents, self.config.mean, self.config.std).to(latents.dtype)
@@ -90,6 +118,9 @@ class _Decoder(nn.Module):
             ]
         )
         self.upsamples = nn.ModuleList(_upsampling_stages(widths, config))
+        # The first doubling of the part that may be done in tiles.
+        whole_levels = len(config.temporal_upsample) - config.tiled_doublings
+        self.cut = (whole_levels + 1) * (config.res_blocks + 2) - 1
         self.head = nn.ModuleDict(
             {"0": ChannelNorm(widths[-1]), "2": block_conv(widths[-1], 3, taps)}
         )
@@ -101,10 +132,18 @@ class _Decoder(nn.Module):
         yield self.head
 
     def forward(self, hidden: Tensor, histories: Histories) -> Tensor:
+        return self.rest(self.base(hidden, histories), histories)
+
+    def base(self, hidden: Tensor, histories: Histories) -> Tensor:
         before, attention, after = self.middle
         hidden = before(self.conv1(hidden, histories), histories)
         hidden = after(attention(hidden), histories)
-        for stage in self.upsamples:
+        for stage in list(self.upsamples)[: self.cut]:
+            hidden = stage(hidden, histories)
+        return hidden
+
+    def rest(self, hidden: Tensor, histories: Histories) -> Tensor:
+        for stage in list(self.upsamples)[self.cut :]:
             hidden = stage(hidden, histories)
         result: Tensor = self.head["2"](F.silu(self.head["0"](hidden)), histories)
         return result

@@ -181,7 +181,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int, *, temporal: bool, still: bool = False) -> None:
         super().__init__()
-        self._still = still
+        self.channels, self._still = channels, still
         self.resample = nn.ModuleDict({"1": FrameConv(channels, channels // 2, 3)})
         self.time_conv = CausalConv(channels, 2 * channels, kernel=1) if temporal else None
 

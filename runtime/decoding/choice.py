@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from longlive_trt.configs import DecoderConfig, TaehvConfig
-from longlive_trt.contract import DECODER_GRAPHS, LIGHT_VAE, VAE
+from longlive_trt.configs import DecoderConfig, TaehvConfig, VaeConfig
+from longlive_trt.configs.tiles import TileGrid
+from longlive_trt.contract import BASE_GRAPHS, DECODER_GRAPHS, LIGHT_VAE, TILE_GRAPHS, VAE
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.errors import UsageError
 
@@ -22,6 +23,13 @@ class BundledDecoder:
     def graphs(self) -> tuple[str, str]:
         """That of a video's first latent frame, and that of all others."""
         return DECODER_GRAPHS[self.component]
+
+    def has_tiles(self, bundle: Bundle) -> bool:
+        """Whether frames are large enough for more than one, and there are graphs for them."""
+        graphs = (*BASE_GRAPHS[self.component], *TILE_GRAPHS[self.component])
+        if not isinstance(self.config, VaeConfig) or not all(map(bundle.has, graphs)):
+            return False
+        return TileGrid.of(self.config, bundle.config.latent.size).count > 1
 
 
 def decoders_of(bundle: Bundle) -> dict[str, BundledDecoder]:

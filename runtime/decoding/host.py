@@ -208,10 +208,34 @@ class _Threaded:
         wait([self._future])
 
 
+class FrameStream(Protocol):
+    """Decodes while its caller waits."""
+
+    @property
+    def latent_frames(self) -> int: ...
+
+    @property
+    def caches(self) -> Mapping[str, Tensor]: ...
+
+    def decode(self, latents: Array) -> Array:
+        """Latents [B, n, C, h, w] that follow the ones before; frames [B, m, ...] of your own."""
+        ...
+
+    def begin(self) -> None: ...
+
+    def saved(self) -> Mapping[str, Array]: ...
+
+    def restore(self, latent_frames: int, caches: Mapping[str, Array]) -> None: ...
+
+    def snapshot(self) -> DecoderSnapshot: ...
+
+    def reinstate(self, snapshot: DecoderSnapshot) -> None: ...
+
+
 class ThreadedDecoder:
     """A stream that decodes on a thread of its own."""
 
-    def __init__(self, stream: VaeStream) -> None:
+    def __init__(self, stream: FrameStream) -> None:
         self._stream = stream
         self._thread = ThreadPoolExecutor(1, "decode")
 

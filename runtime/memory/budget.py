@@ -27,6 +27,7 @@ from longlive_trt.contract import (
 from longlive_trt.engines.base import TensorSpec, specs_of
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.engines.memory import engines_bytes
+from longlive_trt.engines.renewal import renewed_in_place
 from longlive_trt.errors import EngineError
 from longlive_trt.plugins.cuda.streams import Gpu
 from longlive_trt.runtime.decoding.choice import decoder_named
@@ -138,10 +139,13 @@ def _decoder_bytes(
     assert vae is not None
     _, following = DECODER_GRAPHS[component]
     inputs, outputs = _specs(bundle, following)
+    in_place = renewed_in_place(bundle, following)
     block = 1 if low_memory else config.rollout.frames_per_block
     latent = latent_sizes(*config.latent.size)
     sizes = {BATCH: batch, LATENT_FRAMES: block, **latent}
-    kept = 2 * size_bytes(buffers(named(inputs, HISTORY), **sizes).values())
+    histories = buffers(named(inputs, HISTORY), **sizes)
+    twice = [buffer for name, buffer in histories.items() if name not in in_place]
+    kept = size_bytes(histories.values()) + size_bytes(twice)
     pictures = prod(outputs[PIXELS].sized(**sizes))
     # The widest activation is three channels of pictures made of the model's narrowest layer.
     narrowest = vae.widths[-1] if isinstance(vae, TaehvConfig) else vae.dim

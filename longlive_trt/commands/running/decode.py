@@ -52,6 +52,11 @@ Pieces = Iterator[tuple[int, Array]]
 )
 @decoder_option
 @device_option
+@click.option(
+    "--low-memory",
+    is_flag=True,
+    help="Decode in tiles, in a fraction of the memory, where the bundle has graphs for them.",
+)
 @overwrite_option
 @speaking
 def command(
@@ -61,6 +66,7 @@ def command(
     frames_out: Path | None,
     decoder: DecoderName | None,
     device: DeviceChoice,
+    low_memory: bool,
     overwrite: bool,
     voice: Voice,
 ) -> int:
@@ -81,7 +87,7 @@ def command(
     _check_outputs(work, outputs, frames_out)
     with (
         voice.reporting() as report,
-        Engines(opened, device, report=report.stages) as engines,
+        Engines(opened, device, low_memory=low_memory, report=report.stages) as engines,
         stop_on_signals(voice.note) as stop,
     ):
         pieces = _told(work, work.pieces(engines, as_numbers=out is None), report.stages)

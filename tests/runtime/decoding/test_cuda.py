@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.engines.ort.cpu import OnnxRuntimeEngine
+from longlive_trt.engines.renewal import renewed_in_place
 from longlive_trt.errors import EngineError
 from longlive_trt.plugins.cuda.streams import Gpu, Stream
 from longlive_trt.runtime.decoding.cuda import CudaDecoder, DecodingStreams
@@ -76,6 +78,28 @@ def expected(small_vae_bundle: Path) -> Array:
 def decoded(machine: Machine, decoder: CudaDecoder) -> Array:
     decodings = [decoder.start(machine.made(block)) for block in range(2)]
     return np.concatenate([decoding.result() for decoding in decodings], axis=1)
+
+
+@pytest.mark.parametrize("frame_by_frame", [False, True])
+def test_histories_in_place_change_no_bit(
+    machine: Machine, small_vae_bundle: Path, frame_by_frame: bool
+) -> None:
+    histories = [name for name in machine.engines[1].inputs if name.startswith("cache.")]
+    assert renewed_in_place(open_bundle(small_vae_bundle), "vae_next") == set(histories)
+    before, pictures = machine.cuda.leaks(), []
+    sets: list[set[int]] = []
+    for in_place in ((), histories[1:], histories):
+        decoder = machine.decoder(frame_by_frame=frame_by_frame, in_place=in_place)
+        pictures.append(decoded(machine, decoder))
+        first, second = decoder._caches
+        shared = {name for name in histories if first[name].pointer == second[name].pointer}
+        assert shared == set(in_place)
+        sets.append({flip for *_, flip in decoder._bound})
+        decoder.close()
+    assert all(np.array_equal(pictures[0], other) for other in pictures[1:])
+    # One set is bound, and captured, once.
+    assert sets == [{0, 1}, {0, 1}, {0}]
+    assert machine.cuda.leaks() == before
 
 
 def test_whole_blocks_give_the_pictures_of_single_frames(machine: Machine, expected: Array) -> None:
