@@ -62,6 +62,12 @@ class TileGrid:
         return cls(Axis.of(height, halo, core), Axis.of(width, halo, core), scale)
 
     @property
+    def share(self) -> float:
+        """Of the frame, that a tile reads."""
+        rows, columns = self.rows, self.columns
+        return rows.size * columns.size / (rows.length * columns.length)
+
+    @property
     def count(self) -> int:
         return len(self.rows.tiles) * len(self.columns.tiles)
 

@@ -30,7 +30,8 @@ def load(
     ``bundle``: its folder, or ``demo``, which is built when it is first asked for.
     ``device``: ``cpu``, ``cuda``, or ``auto``, which is what the bundle was built for.
     ``decode_device``: another GPU that decodes, such as ``cuda:1``.
-    ``low_memory``: hold the text encoder only while it encodes, and decode frame by frame.
+    ``low_memory``: hold the text encoder only while it encodes, and decode frame by frame, in
+    tiles where the bundle has graphs for them.
     ``notify`` is told that the demo is being built, and ``progress`` how far that is, and how many
     bytes are checked.
     """

@@ -10,6 +10,8 @@ from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.errors import UsageError
 
 DecoderName = Literal["full", "light"]
+_LARGEST_SHARE = 0.5
+"""Of a frame, in a tile: what larger ones keep beside the histories is more than they save."""
 DECODERS: tuple[DecoderName, ...] = get_args(DecoderName)
 
 
@@ -25,11 +27,11 @@ class BundledDecoder:
         return DECODER_GRAPHS[self.component]
 
     def has_tiles(self, bundle: Bundle) -> bool:
-        """Whether frames are large enough for more than one, and there are graphs for them."""
+        """Whether frames are large enough that they save memory, and there are graphs for them."""
         graphs = (*BASE_GRAPHS[self.component], *TILE_GRAPHS[self.component])
         if not isinstance(self.config, VaeConfig) or not all(map(bundle.has, graphs)):
             return False
-        return TileGrid.of(self.config, bundle.config.latent.size).count > 1
+        return TileGrid.of(self.config, bundle.config.latent.size).share <= _LARGEST_SHARE
 
 
 def decoders_of(bundle: Bundle) -> dict[str, BundledDecoder]:

@@ -129,7 +129,8 @@ def _switch_mode(
 @click.option(
     "--low-memory",
     is_flag=True,
-    help="Hold the text encoder only while it encodes, and decode frame by frame.",
+    help="Hold the text encoder only while it encodes, and decode frame by frame, in tiles where "
+    "the bundle has graphs for them.",
 )
 @click.option(
     "--debug-steady",

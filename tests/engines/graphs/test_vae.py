@@ -16,6 +16,7 @@ from longlive_trt.contract import KERNEL_DOMAIN, VAE, weights_file
 from longlive_trt.engines.graphs.kernels import kernels_of
 from longlive_trt.engines.graphs.vae import build_vae_graphs
 from longlive_trt.engines.graphs.vae_convolutions import folded_taps
+from longlive_trt.engines.renewal import renewable
 from longlive_trt.errors import UsageError
 from longlive_trt.export.models.vae import VaeDecoder, to_pixels
 from longlive_trt.exports import ExportRecord, GraphInfo
@@ -70,6 +71,12 @@ def test_the_kernels_of_a_graph_are_known_before_it_is_written(built: Path) -> N
             for node in ir.load(built / f"{graph}.onnx").graph
             if node.domain == KERNEL_DOMAIN
         }
+
+
+def test_every_history_is_renewed_in_place(built: Path) -> None:
+    model = ir.load(built / "vae_next.onnx")
+    histories = {str(value.name) for value in model.graph.inputs} - {"latents"}
+    assert len(histories) > 10 and renewable(model) == histories
 
 
 def test_a_stream_is_the_decoder_s(built: Path, decoder: VaeDecoder) -> None:

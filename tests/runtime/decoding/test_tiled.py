@@ -25,8 +25,8 @@ from longlive_trt.runtime.decoding.tiled import Part, TiledStream
 
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 Array = np.ndarray[Any, Any]
-SIZE = (14, 66)
-"""Two tiles of the size that is cut by default, and none that divides it evenly."""
+SIZE = (14, 140)
+"""Three tiles of the size that is cut by default, and none that divides it evenly."""
 SECTION = {"dim": 8, "multipliers": [1, 1, 1], "res_blocks": 1, "temporal_upsample": [True, True]}
 VALUES = {
     "name": "tiled",
@@ -70,7 +70,8 @@ def test_the_full_decoders_tiles(latent: Any, rows: Any, columns: Any) -> None:
 def test_a_small_frame_is_one_tile() -> None:
     vae = load_config("tiny").vae
     assert isinstance(vae, VaeConfig)
-    assert TileGrid.of(vae, (16, 24)).count == 1
+    assert TileGrid.of(vae, (16, 24)).count == TileGrid.of(vae, (16, 24)).share == 1
+    assert TileGrid.of(vae, (60, 104)).share == 72 * 64 / (120 * 208)
 
 
 def test_a_decoder_without_doublings_has_none() -> None:
@@ -242,7 +243,7 @@ def latents(count: int, batch: int = 1, size: tuple[int, int] = SIZE) -> Array:
 def test_tiles_make_the_pictures_of_whole_frames(opened: Opened, core: int) -> None:
     made = latents(4)
     expected, found = opened.whole().decode(made), opened.tiled(core).decode(made)
-    assert found.shape == expected.shape == (1, 13, 3, 56, 264)
+    assert found.shape == expected.shape == (1, 13, 3, 56, 560)
     assert expected.std() > 0.1
     assert np.abs(found - expected).max() <= opened.tolerance
 
