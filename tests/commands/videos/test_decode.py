@@ -98,6 +98,13 @@ def test_latents_of_any_float_are_taken(in_empty_folder: Path, bundle: Path) -> 
     assert relative(decoded(bundle), expected(latents.astype(np.float32))) <= 1e-5
 
 
+def test_low_memory_decodes_as_ever_where_a_bundle_has_no_tiles(
+    in_empty_folder: Path, bundle: Path
+) -> None:
+    latents_file(1, 2, 16, *SIZE)
+    assert np.array_equal(decoded(bundle, "--low-memory"), decoded(bundle))
+
+
 @pytest.mark.exhaustive
 def test_a_light_name_takes_raw_latents_unless_it_is_told_otherwise(
     in_empty_folder: Path, checkpoint: Path
