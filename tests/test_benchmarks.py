@@ -15,6 +15,7 @@ import pytest
 from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.runtime.assembly import Engines
 from longlive_trt.runtime.noise import SeededNoise
+from tests.shared import Shared
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(
@@ -114,6 +115,37 @@ def test_every_way_to_switch_is_timed(mini_bundle: Callable[[str], Path], tmp_pa
         assert len(row["contexts_ms"]) == blocks[mode] and min(row["contexts_ms"]) > 0
         added = np.median(row["transformer_ms"]) - np.median(row["plain_transformer_ms"])
         assert row["added_transformer_ms"] == pytest.approx(added, abs=2e-3)
+
+
+def test_a_decoder_is_timed_block_by_block(shared: Shared, tmp_path: Path) -> None:
+    out = tmp_path / "decoder.json"
+    bundle = shared("tiny-decoder-fp32")
+    printed = run("decoder", "--bundle", bundle, "--decoder", "light", "--blocks", 3, "--out", out)
+    report: dict[str, Any] = json.loads(out.read_text())
+    assert (report["decoder"], report["gpu"], report["video_frames"]) == ("taehv", None, 12)
+    assert len(report["block_ms"]["series"]) == 3 and min(report["block_ms"]["series"]) > 0
+    assert f"a block of 12 frames in {report['block_ms']['p50']} ms" in printed
+
+
+@pytest.mark.exhaustive
+def test_a_tiny_decoder_is_made_on_the_way(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    size = ("--set", "latent.height=4", "--set", "latent.width=6")
+    run("decoder", *size, "--blocks", 1, "--out", tmp_path / "decoder.json")
+    report = json.loads((tmp_path / "decoder.json").read_text())
+    assert (report["decoder"], report["size"]) == ("taehv", [32, 48])
+
+
+def test_exchanges_of_adapters_are_timed(
+    lora_ready_bundle: Callable[[str], Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "swap.json"
+    run("lora_swap", lora_ready_bundle("fp32"), "--rank", 2, "--times", 2, "--out", out)
+    report: dict[str, Any] = json.loads(out.read_text())
+    assert (report["rank"], report["precision"], report["target"]) == (2, "fp32", "cpu")
+    assert report["modules"] > 0 and report["adapter_bytes"] > 0
+    for times in (report["use_s"], report["take_away_s"]):
+        assert len(times) == 2 and min(times) > 0
 
 
 def test_bundles_of_one_name_cannot_be_told_apart() -> None:

@@ -54,7 +54,7 @@ def test_without_ray_the_extra_is_named() -> None:
     ("arguments", "words"),
     [
         (["status", "--server", "localhost"], "give an address with http:// or https://"),
-        (["status", "--server", "http://127.0.0.1:9"], "no gateway answers there"),
+        (["status", "--server", "http://127.0.0.1:9"], "no answer that can be read"),
     ],
 )
 def test_where_no_fleet_is(

@@ -10,6 +10,8 @@ from longlive_trt.errors import ConfigError, UsageError
 from longlive_trt.runtime.ring import RingLayout
 
 # Presets are made for LongLive's window; models without it have a rollout of their own.
+WHOLE_LENGTH = 21
+"""Latent frames of a model that attends to its whole video; with a window there is no such end."""
 LIKE_LONGLIVE = [name for name in shipped_models() if load_config(name).rollout.window_frames == 12]
 
 
@@ -32,7 +34,7 @@ def test_they_can_be_rolled_out_by_every_shipped_model(model: str, preset: str) 
         with pytest.raises(UsageError, match=r"rollout\.sink_frames"):
             RingLayout.of(config, 60)
     else:
-        RingLayout.of(config, 21)
+        RingLayout.of(config, WHOLE_LENGTH if config.rollout.is_global else 60)
     plain = load_config(model)
     assert replace(config, rollout=plain.rollout) == plain, "it changes the rollout alone"
 

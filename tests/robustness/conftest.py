@@ -10,11 +10,15 @@ from tests.robustness.support.samples import Samples, make_samples
 
 @pytest.fixture(scope="session")
 def samples(
-    make_once: Callable[..., Path], video_bundle: Path, mini_bundle: Callable[[str], Path]
+    make_once: Callable[..., Path],
+    video_bundle: Path,
+    lora_ready_bundle: Callable[[str], Path],
+    mini_bundle: Callable[[str], Path],
 ) -> Samples:
     export = mini_bundle("relative").with_name("mini-relative-export")
+    adapted = lora_ready_bundle("fp32")
     return Samples.in_folder(
-        make_once("samples", lambda path: make_samples(path, video_bundle, export))
+        make_once("samples", lambda path: make_samples(path, video_bundle, adapted, export))
     )
 
 

@@ -15,7 +15,7 @@ OWN_WORDS = {
     *("configs/dump.py", "longlive_trt/client.py", "longlive_trt/extras.py"),
     *("longlive_trt/probes.py", "plugins/kernels/registry.py"),
     *("longlive_trt/commands/shipping/inspect.py", "longlive_trt/commands/making/build.py"),
-    *("serving/cluster/journal.py", "longlive_trt/commands/running/fleet.py"),
+    "serving/cluster/journal.py",
 }
 PLACES = {
     "json.loads": {"longlive_trt/reading/documents.py", *OWN_WORDS},
@@ -25,6 +25,7 @@ PLACES = {
     "safe_open": set[str](),
     "load_file": set[str](),
     "Console": {"longlive_trt/console/printing.py"},
+    "urllib.request.urlopen": {"longlive_trt/reading/answers.py", "longlive_trt/client.py"},
 }
 
 

@@ -1,18 +1,19 @@
 """``longlive-trt fleet status`` and ``drain``: asked of a gateway, by HTTP."""
 
-import json
-import urllib.error
-import urllib.request
-from typing import Any
-from urllib.parse import quote, urlsplit
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+from urllib.parse import quote
 
 import click
 
 from longlive_trt.commands._voice import Voice, examples, speaking
+from longlive_trt.console.printing import plain
 from longlive_trt.console.wording import byte_size
 from longlive_trt.errors import LongLiveError, UsageError
-from longlive_trt.reading.documents import parse_json
-from longlive_trt.reading.failures import refusing
+from longlive_trt.reading.answers import Answer, ask, require_address
+from longlive_trt.reading.failures import ReadingError, refusing
+from longlive_trt.reading.shapes import field, structured
 
 _EXAMPLES = examples(
     "longlive-trt fleet status",
@@ -20,6 +21,9 @@ _EXAMPLES = examples(
 )
 _TIMEOUT_S = 180
 _WIDTH = 12
+_IS_IT_ONE = "is it a fleet's gateway?"
+
+T = TypeVar("T")
 
 server_option = click.option(
     "--server", default="http://localhost:8400", show_default=True, help="A gateway's address."
@@ -34,6 +38,30 @@ def command() -> None:
     """Show the hosts of a fleet, and empty one."""
 
 
+@dataclass(frozen=True)
+class _Host:
+    name: str
+    node: str
+    slots: int
+    running: int
+    is_draining: bool
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class _Fleet:
+    hosts: tuple[Any, ...]
+    slots: int
+    running: int
+    waiting: int
+    moving: int
+
+
+@dataclass(frozen=True)
+class _Drained:
+    saved: tuple[str, ...]
+
+
 @command.command()
 @server_option
 @token_option
@@ -41,11 +69,10 @@ def command() -> None:
 def status(server: str, token: str | None, voice: Voice) -> None:
     """All hosts with their slots, sessions and states."""
     facts = _ask("GET", server, "/v1/admin/hosts", token)
-    try:
-        table = _table(facts)
-    except (KeyError, TypeError, ValueError):
-        raise LongLiveError(f"{server}: its answer names no hosts; is it a gateway?") from None
-    voice.result(table, facts)
+    with refusing(LongLiveError, f"{server}: its answer", _IS_IT_ONE):
+        fleet = _known(_Fleet, facts)
+        hosts = [_known(_Host, host) for host in fleet.hosts]
+    voice.result(_table(fleet, hosts), facts)
 
 
 @command.command()
@@ -61,7 +88,9 @@ def drain(host: str, undo: bool, server: str, token: str | None, voice: Voice) -
     """
     undone = "?undo=true" if undo else ""
     path = f"/v1/admin/hosts/{quote(host, safe='')}/drain{undone}"
-    saved = _ask("POST", server, path, token)["saved"]
+    answer = _ask("POST", server, path, token)
+    with refusing(LongLiveError, f"{server}: its answer", _IS_IT_ONE):
+        saved = _known(_Drained, answer).saved
     words = (
         f"{host} takes sessions again"
         if undo
@@ -71,50 +100,53 @@ def drain(host: str, undo: bool, server: str, token: str | None, voice: Voice) -
 
 
 def _ask(method: str, server: str, path: str, token: str | None) -> Any:
-    if urlsplit(server).scheme not in ("http", "https"):
-        raise UsageError(f"--server {server}: give an address with http:// or https://")
-    headers = {} if token is None else {"authorization": f"Bearer {token}"}
-    request = urllib.request.Request(  # noqa: S310
-        server.rstrip("/") + path, headers=headers, method=method
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
-            data = answer.read()
-    except urllib.error.HTTPError as error:
-        raise LongLiveError(f"{server}: {_reason(error)}") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise LongLiveError(f"{server}: no gateway answers there ({reason})") from None
-    with refusing(LongLiveError, server, "is it a fleet's gateway?"):
-        return parse_json(data)
+    require_address("--server", server)
+    if token is not None and not (token.isascii() and token.isprintable()):
+        raise UsageError("--token: characters that no header can carry; give the fleet's token")
+    with refusing(LongLiveError, server, _IS_IT_ONE):
+        answer = ask(method, server.rstrip("/") + path, token, seconds=_TIMEOUT_S)
+    if not 200 <= answer.status < 300:
+        raise LongLiveError(f"{server}: {_reason(answer)}")
+    with refusing(LongLiveError, f"{server}: its answer", _IS_IT_ONE):
+        return answer.values()
 
 
-def _reason(error: urllib.error.HTTPError) -> str:
-    if error.code == 404:
+def _reason(answer: Answer) -> str:
+    """What a gateway says is wrong, or what can be said of another's answer."""
+    if answer.status == 404:
         return "no such host, or not a fleet's gateway; `fleet status` lists the hosts"
     try:
-        return str(json.loads(error.read())["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return f"the server answered {error.code}"
+        error = field(Mapping[str, Any], answer.values(), "the answer").get("error")
+        message = field(Mapping[str, Any], error, "error").get("message")
+        return plain(field(str, message, "error.message"))
+    except ReadingError:
+        return f"the server answered {answer.status}; {_IS_IT_ONE}"
 
 
-def _table(facts: Any) -> str:
+def _known(kind: type[T], values: Any) -> T:
+    """A later version may say more than is read here."""
+    names = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    if isinstance(values, Mapping):
+        values = {name: value for name, value in values.items() if name in names}
+    return structured(kind, values)
+
+
+def _table(fleet: _Fleet, hosts: list[_Host]) -> str:
     head = f"{'host':{_WIDTH}}{'sessions':>10}{'slots':>7}{'saves':>8}{'failed':>8}"
     head += f"{'state':>12}  process"
-    lines = [head, *(_line(host) for host in facts["hosts"])]
-    lines.append(
-        f"{facts['running']} of {facts['slots']} slots taken, {facts['waiting']} waiting, "
-        f"{facts['moving']} moving"
+    last = (
+        f"{fleet.running} of {fleet.slots} slots taken, {fleet.waiting} waiting, "
+        f"{fleet.moving} moving"
     )
-    return "\n".join(lines)
+    return "\n".join([head, *map(_line, hosts), last])
 
 
-def _line(host: Any) -> str:
-    figures = host["figures"]
-    draining = "  draining" if host["is_draining"] else ""
+def _line(host: _Host) -> str:
+    figures = host.figures
+    draining = "  draining" if host.is_draining else ""
     state = byte_size(int(figures.get("state_bytes", 0)))
     return (
-        f"{host['name']:{_WIDTH}}{host['running']:>10}{host['slots']:>7}"
+        f"{plain(host.name):{_WIDTH}}{host.running:>10}{host.slots:>7}"
         f"{int(figures.get('saves', 0)):>8}{int(figures.get('save_failures', 0)):>8}"
-        f"{state:>12}  {host['node']}{draining}"
+        f"{state:>12}  {plain(host.node)}{draining}"
     )

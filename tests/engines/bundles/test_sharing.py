@@ -16,6 +16,7 @@ from longlive_trt.engines.build import build
 from longlive_trt.engines.bundles.archive import pack, unpack
 from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.engines.bundles.sharing import donors_beside, share_files
+from longlive_trt.engines.bundles.transfer import pull
 from longlive_trt.errors import UsageError
 from longlive_trt.exports import read_export
 from longlive_trt.files import BUNDLE, foreign_file
@@ -139,6 +140,22 @@ def test_an_archive_is_whole_and_shares_where_it_is_unpacked(
     assert sorted(path.name for path in two.iterdir()) == [
         *("manifest.json", "step.weights", "vae.weights"),
     ]
+
+
+@pytest.mark.parametrize("as_archive", [True, False])
+def test_what_is_pulled_shares_where_it_was_an_archive(
+    as_archive: bool, fake_bundle: FakeBundle, tmp_path: Path
+) -> None:
+    (tmp_path / "here").mkdir()
+    one = fake_bundle(tmp_path / "here" / "one", {STEP: LARGE, "vae.weights": b"a"})
+    other = fake_bundle(tmp_path / "store" / "other", {STEP: LARGE, "vae.weights": b"b"})
+    name = "other.tar.zst" if as_archive else "other"
+    if as_archive:
+        pack(other, tmp_path / "store" / name)
+    pull(str(tmp_path / "store" / name), tmp_path / "here" / "two", None)
+    two = tmp_path / "here" / "two"
+    assert open_bundle(two).manifest == open_bundle(other).manifest
+    assert is_same_file(one, two) == as_archive and not is_same_file(other, two)
 
 
 def test_a_file_is_read_before_it_is_shared(fake_bundle: FakeBundle, tmp_path: Path) -> None:

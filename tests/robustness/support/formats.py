@@ -152,6 +152,11 @@ def _generate(samples: Samples, *options: object) -> Command:
     return ("generate", "--bundle", samples.bundle, *options, *_LATENTS)
 
 
+def _with_adapter(samples: Samples) -> Command:
+    length = ("--prompt", "a", "--frames", 3)
+    return ("generate", "--bundle", samples.lora_bundle, "--lora", "a", *length, *_LATENTS)
+
+
 FORMATS: dict[str, Format] = {
     "manifest": Format(
         read=_read_json,
@@ -270,6 +275,41 @@ FORMATS: dict[str, Format] = {
             *("export", "--config", samples.config, "--transformer", samples.checkpoint),
             *("--lora", "a", *_NO_VAE),
         ),
+        target="a/adapter_config.json",
+        beside=lambda samples: samples.adapter,
+    ),
+    "latents, decoded": Format(
+        read=_read_header,
+        write=_write_header,
+        sample=lambda samples: samples.latents,
+        command=lambda samples, __: (
+            *("decode", "--bundle", samples.bundle, "--latents", "l.safetensors"),
+            *("--frames-out", "out", "--overwrite", "--quiet"),
+        ),
+        target="l.safetensors",
+    ),
+    "latents, begun with": Format(
+        read=_read_header,
+        write=_write_header,
+        sample=lambda samples: samples.latents,
+        command=lambda samples, __: _generate(
+            samples, "--start", "l.safetensors", "--prompt", "a", "--frames", 3
+        ),
+        target="l.safetensors",
+    ),
+    "adapter, used": Format(
+        read=_read_header,
+        write=_write_header,
+        sample=lambda samples: samples.adapter / "adapter_model.safetensors",
+        command=lambda samples, __: _with_adapter(samples),
+        target="a/adapter_model.safetensors",
+        beside=lambda samples: samples.adapter,
+    ),
+    "adapter settings, used": Format(
+        read=_read_json,
+        write=_write_json,
+        sample=lambda samples: samples.adapter / "adapter_config.json",
+        command=lambda samples, __: _with_adapter(samples),
         target="a/adapter_config.json",
         beside=lambda samples: samples.adapter,
     ),

@@ -34,12 +34,16 @@ class Samples:
 
     bundle: Path
     """With stand-ins for the VAE and the text encoder."""
+    lora_bundle: Path
+    """The same, with matrices that adapters change."""
     archive: Path
     catalog: Path
     """A folder with both of them."""
     export: Path
     state: Path
     replay: Path
+    latents: Path
+    """That a video kept."""
     checkpoint: Path
     """A transformer's weights."""
     adapter: Path
@@ -53,11 +57,13 @@ class Samples:
     def in_folder(cls, folder: Path) -> "Samples":
         return cls(
             bundle=folder / "bundle",
+            lora_bundle=folder / "lora-bundle",
             archive=folder / "bundle.tar.zst",
             catalog=folder / "catalog",
             export=folder / "export",
             state=folder / "video.state",
             replay=folder / "replay.safetensors",
+            latents=folder / "l.safetensors",
             checkpoint=folder / "base.safetensors",
             adapter=folder / "adapter",
             shards=folder / "model.safetensors.index.json",
@@ -67,15 +73,16 @@ class Samples:
         )
 
 
-def make_samples(folder: Path, bundle: Path, export: Path) -> None:
+def make_samples(folder: Path, bundle: Path, lora_bundle: Path, export: Path) -> None:
     folder.mkdir()
     samples = Samples.in_folder(folder)
     shutil.copytree(bundle, samples.bundle)
+    shutil.copytree(lora_bundle, samples.lora_bundle)
     shutil.copytree(export, samples.export)
     run("pack", bundle, "--out", samples.archive)
     run("push", bundle, samples.catalog)
     run("push", samples.archive, samples.catalog)
-    latents = ("--latents-out", folder / "l.safetensors", "--out", folder / "v.mp4")
+    latents = ("--latents-out", samples.latents, "--out", folder / "v.mp4")
     length = ("--prompt", "a cat", "--frames", 6, "--save-state", samples.state)
     run("generate", "--bundle", bundle, *length, *latents, "--quiet")
     samples.config.write_text(CONFIG)
