@@ -24,6 +24,7 @@ from longlive_trt.export.components import Sources
 from longlive_trt.export.exporter import export
 from longlive_trt.exports import GraphInfo, TensorInfo
 from longlive_trt.precision import precision_named
+from tests.shared import Shared
 
 rtx = pytest.importorskip(
     "tensorrt_rtx_bindings",
@@ -75,6 +76,18 @@ def test_every_graph_compiles_and_every_attention_is_one_kernel(
     require_fused_attention(graphs["step"], layers=2)
     half = {"fp16": "Half", "bf16": "BFloat16"}[precision]
     assert set(graphs["step"]["matrix_products"]) == {half}
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+@pytest.mark.parametrize("gpu", ["sm89", "sm120"])
+def test_light_decoders_compile(shared: Shared, tmp_path: Path, gpu: str, precision: str) -> None:
+    """TAEHV's graphs, of any height and width, are compiled for those of the configuration."""
+    for name in ("tiny-decoder-export", "narrow-decoder-export"):
+        compile_all(shared(name), tmp_path / name, gpu, precision)
+        bundle = open_bundle(tmp_path / name)
+        assert bundle.manifest.engine.target == gpu
+        assert list(report_of(bundle.folder)) == ["vae_first", "vae_next"]
 
 
 def require_fused_attention(step: Report, layers: int) -> None:
