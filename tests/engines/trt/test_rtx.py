@@ -13,6 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from longlive_trt.cli import main
 from longlive_trt.configs.loader import configure
 from longlive_trt.engines.build import build
 from longlive_trt.engines.bundles.bundle import open_bundle
@@ -181,6 +182,22 @@ def test_full_geometry_is_fused(make_once: MakeOnce, tmp_path: Path) -> None:
     assert queries == {4680}
     # The profiles share one copy of the weights.
     assert step["weights_bytes"] < (exported / "transformer.weights").stat().st_size
+
+
+@pytest.mark.exhaustive
+def test_a_layer_of_14b_is_fused(tmp_path: Path) -> None:
+    """By the commands of docs/family.md, without a checkpoint: one of 40 layers at full width."""
+    small = ("transformer.layers=1", "vae=null", "text_encoder=null")
+    options = [part for size in small for part in ("--set", size)]
+    made_up = ("--random-weights", "1", "--precision", "fp16", "--no-check")
+    exported, out = tmp_path / "onnx", tmp_path / "bundle"
+    command = ["export", "--config", "wan-14b", *options, *made_up, "--out", str(exported)]
+    assert main(command) == 0
+    compile_all(exported, out, "sm89", "fp16")
+    step = report_of(out)["step"]
+    require_fused_attention(step, layers=1)
+    # A layer's matrices: eight square ones, and two of its network.
+    assert step["weights_bytes"] > 2 * (8 * 5120**2 + 2 * 5120 * 13824)
 
 
 def test_fp32_needs_the_permission_to_decompose(tiny_export: Path, tmp_path: Path) -> None:
