@@ -22,9 +22,9 @@ def vae_config() -> VaeConfig:
 
 
 def light_vae_config() -> VaeConfig:
-    """For the same latents, a quarter of the work: few channels where the pictures are large, and
-    the weights where they are small."""
-    return replace(vae_config(), dim=8, multipliers=(1, 4, 5))
+    config = model_config().light_vae
+    assert isinstance(config, VaeConfig)
+    return config
 
 
 def raw(config: VaeConfig) -> VaeConfig:
