@@ -5,6 +5,8 @@ that every convolution is a 2-D one; what looks back in time stacks neighboring 
 the keys and shapes of ``Wan2.1_VAE.pth``, with one tap in time where ``temporal_taps`` is 1.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,7 +26,35 @@ from longlive_trt.export.models.vae_layers import (
 )
 
 
-class AutoEncoder(nn.Module):
+class _Decodes(nn.Module):
+    conv2: nn.Conv3d
+    decoder: Any
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.conv2.weight.is_cuda else self.conv2.weight.dtype
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Unclamped frames of latents that are not normalized."""
+        batch, net = len(latents), self.decoder
+        x = _pointwise(_pictures(latents, self.dtype), self.conv2)
+        x = _middle(_convolve_back(x, net.conv1, batch), net.middle)
+        for stage in net.upsamples:
+            x = _upsample(x, stage, batch) if isinstance(stage, Upsample) else _block(x, stage)
+        frames: Tensor = _head(x, net.head).unflatten(0, (batch, -1)).float()
+        return frames
+
+
+class Decoder(_Decodes):
+    """Raw latents to clips, without an encoder."""
+
+    def __init__(self, config: VaeConfig) -> None:
+        super().__init__()
+        decoder = VaeDecoder(config)
+        self.conv2, self.decoder = decoder.conv2, decoder.decoder
+
+
+class AutoEncoder(_Decodes):
     """Clips [B, 1 + 4n, 3, H, W] in [-1, 1] to raw latents [B, 1 + n, C, h, w] and back."""
 
     def __init__(self, config: VaeConfig) -> None:
@@ -34,10 +64,6 @@ class AutoEncoder(nn.Module):
         self.encoder, self.conv1 = encoder.encoder, encoder.conv1
         decoder = VaeDecoder(config)
         self.conv2, self.decoder = decoder.conv2, decoder.decoder
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.conv1.weight.is_cuda else self.conv1.weight.dtype
 
     def encode(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         """The means and the logarithms of the variances of a clip's latents."""
@@ -49,16 +75,6 @@ class AutoEncoder(nn.Module):
         moments = _pointwise(x, self.conv1).unflatten(0, (batch, -1)).float()
         mean, log_variance = moments.chunk(2, dim=2)
         return mean, log_variance.clamp(-14, 4)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Unclamped frames of latents that are not normalized."""
-        batch, net = len(latents), self.decoder
-        x = _pointwise(_pictures(latents, self.dtype), self.conv2)
-        x = _middle(_convolve_back(x, net.conv1, batch), net.middle)
-        for stage in net.upsamples:
-            x = _upsample(x, stage, batch) if isinstance(stage, Upsample) else _block(x, stage)
-        frames: Tensor = _head(x, net.head).unflatten(0, (batch, -1)).float()
-        return frames
 
 
 def _pictures(clips: Tensor, dtype: torch.dtype) -> Tensor:

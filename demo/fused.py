@@ -17,7 +17,7 @@ _TINY = 1e-6
 
 def norm_silu(x: Tensor, gamma: Tensor, bias: Tensor | None = None) -> Tensor:
     """SiLU of the L2-normalized channels of ``x + bias``."""
-    if x.is_cuda and _has_triton():
+    if x.is_cuda and _has_triton() and _is_power_of_two(x.shape[1]):
         return fused_norm_silu(x, gamma, bias)
     return plain_norm_silu(x, gamma, bias)
 
@@ -50,6 +50,11 @@ def add_bias(x: Tensor, bias: Tensor, residual: Tensor | None = None) -> Tensor:
 def fused_norm_silu(x: Tensor, gamma: Tensor, bias: Tensor | None) -> Tensor:
     result: Tensor = _NormSilu.apply(x, gamma, bias)  # type: ignore[no-untyped-call]
     return result
+
+
+def _is_power_of_two(channels: int) -> bool:
+    """Triton's ranges have no other lengths."""
+    return channels.bit_count() == 1
 
 
 @cache

@@ -21,6 +21,12 @@ def vae_config() -> VaeConfig:
     return config
 
 
+def light_vae_config() -> VaeConfig:
+    config = model_config().light_vae
+    assert isinstance(config, VaeConfig)
+    return config
+
+
 def raw(config: VaeConfig) -> VaeConfig:
     """An autoencoder's while it is trained: latents are taken as they are."""
     return replace(config, mean=(0.0,) * config.channels, std=(1.0,) * config.channels)

@@ -6,13 +6,24 @@ from pathlib import Path
 
 import numpy as np
 
-from longlive_trt.adapters import Adapter
+from longlive_trt.adapters import Adapter, open_adapter, parse_adapter
 from longlive_trt.basics import Array
 from longlive_trt.engines.base import Engine
 from longlive_trt.engines.matrices import Layout, MatricesFile, SuppliedEngine, supplied_specs
 from longlive_trt.errors import CheckpointError
 from longlive_trt.runtime.memory.base import Buffer, Memory, Tensor
 from longlive_trt.runtime.prompting.switches import EXACT, SwitchMode
+
+AskedAdapter = str | Path | Adapter
+"""``FILE`` or ``FILE:SCALE``, or one that is open."""
+
+
+def opened_adapter(asked: AskedAdapter, shapes: Mapping[str, tuple[int, ...]]) -> Adapter:
+    """Refused where it does not fit matrices of these shapes."""
+    if isinstance(asked, Adapter):
+        return asked
+    path, strength = parse_adapter(str(asked))
+    return open_adapter(path, shapes, strength)
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
+from weakref import WeakSet
 
 from longlive_trt.adapters import Adapter
 from longlive_trt.basics import Array, Closing, Report, unheard
 from longlive_trt.configs import ModelConfig, VaeConfig
+from longlive_trt.console.wording import counted
 from longlive_trt.contract import (
     BASE_GRAPHS,
     ENCODER_GRAPHS,
@@ -34,7 +36,7 @@ from longlive_trt.engines.renewal import renewed_in_place
 from longlive_trt.engines.transient import TransientEngine
 from longlive_trt.errors import UsageError
 from longlive_trt.plugins.cuda.streams import Gpu, Stream
-from longlive_trt.runtime.adapting import AdaptersInUse, Matrices
+from longlive_trt.runtime.adapting import AdaptersInUse, AskedAdapter, Matrices, opened_adapter
 from longlive_trt.runtime.decoding.choice import BundledDecoder, decoder_named, decoders_of
 from longlive_trt.runtime.decoding.cuda import CudaDecoder, DecodingStreams
 from longlive_trt.runtime.decoding.host import Decoder, FrameStream, ThreadedDecoder, VaeStream
@@ -95,6 +97,7 @@ class Engines(Closing):
         is_ready = bool(bundle.manifest.options.get(LORA_READY))
         self._matrices = Matrices(bundle.folder, self._matrix_memory) if is_ready else None
         self.adapters = AdaptersInUse()
+        self._sessions: WeakSet[Session] = WeakSet()
 
     @property
     def gpu(self) -> Gpu:
@@ -174,6 +177,28 @@ class Engines(Closing):
             self.adapters = AdaptersInUse(tuple(one.label for one in adapters), mode)
             for encoder in self._encoders:
                 encoder.forget()
+
+    def use_lora(self, adapters: Sequence[AskedAdapter], switch: str) -> None:
+        """Adapters as they are asked for, opened before anything is exchanged."""
+        mode = SwitchMode.parse(switch, "switch")
+        if mode.blend_blocks is not None:
+            raise UsageError("switch is a blend, and matrices have nothing between: exact or none")
+        shapes = self.matrix_shapes()
+        self.use_adapters([opened_adapter(one, shapes) for one in adapters], mode)
+
+    def _use_lora_for(
+        self, session: Session, adapters: Sequence[AskedAdapter], switch: str
+    ) -> None:
+        """For one session, which must not change what another one is made with."""
+        with self._opening:
+            others = sum(not one.is_closed for one in self._sessions if one is not session)
+        if others:
+            raise UsageError(
+                f"{counted(others, 'other session')} of this pipeline would change too, since all "
+                "of them share one copy of its matrices; close them, load the bundle a second time "
+                "for this one, or change all of them with Pipeline.use_lora"
+            )
+        self.use_lora(adapters, switch)
 
     def _exchangeable(self) -> Matrices:
         if self._matrices is None:
@@ -306,7 +331,7 @@ class Engines(Closing):
         decoding = None
         try:
             decoding = self._session_decoder(batch, decoder, memory) if decode else None
-            return Session(
+            session = Session(
                 step,
                 config,
                 noise,
@@ -317,12 +342,16 @@ class Engines(Closing):
                 debug=debug,
                 levels=levels,
                 given=given,
+                use_lora=self._use_lora_for,
             )
         except BaseException:
             memory.close()
             if decoding is not None:
                 decoding.close()
             raise
+        with self._opening:
+            self._sessions.add(session)
+        return session
 
     def _session_decoder(self, batch: int, name: str | None, memory: Memory) -> Decoder:
         """That of a bundle which holds two can be changed."""

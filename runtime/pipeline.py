@@ -7,13 +7,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from weakref import WeakSet
 
-from longlive_trt.adapters import Adapter, open_adapter, parse_adapter
 from longlive_trt.basics import Array, Closing, Report, unheard
 from longlive_trt.configs import ModelConfig
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
 from longlive_trt.reading.failures import refusing
+from longlive_trt.runtime.adapting import AskedAdapter
 from longlive_trt.runtime.assembly import Engines
 from longlive_trt.runtime.plan import Plan, VideoOptions, plan_video
 from longlive_trt.runtime.prompting.encoder import PromptEncoder
@@ -129,25 +129,14 @@ class Pipeline(Closing):
             notify(notice)
         return self.open(plan, notify)
 
-    def use_lora(self, *adapters: str | Path | Adapter, switch: str = "exact") -> None:
+    def use_lora(self, *adapters: AskedAdapter, switch: str = "exact") -> None:
         """Make all following blocks with these adapters; with none, as the bundle was built.
 
         ``FILE`` or ``FILE:SCALE``, safetensors. Call it between two blocks, on the thread that
         makes them. A video that was begun with others changes over as with a prompt: ``switch``
         says whether its past is recomputed (``exact``, ``partial``) or not (``none``).
         """
-        mode = SwitchMode.parse(switch, "switch")
-        if mode.blend_blocks is not None:
-            raise UsageError("switch is a blend, and matrices have nothing between: exact or none")
-        shapes = self.engines.matrix_shapes()
-
-        def opened(one: str | Path | Adapter) -> Adapter:
-            if isinstance(one, Adapter):
-                return one
-            path, strength = parse_adapter(str(one))
-            return open_adapter(path, shapes, strength)
-
-        self.engines.use_adapters([opened(one) for one in adapters], mode)
+        self.engines.use_lora(adapters, switch)
 
     def open(
         self, plan: Plan, notify: Notify = logger.warning, *, prompts: PromptSource | None = None

@@ -1,7 +1,7 @@
 """One video in the making."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ from longlive_trt.configs import ModelConfig
 from longlive_trt.engines.base import Engine
 from longlive_trt.errors import NotFiniteError, UsageError
 from longlive_trt.plugins.cuda.marks import mark
+from longlive_trt.runtime.adapting import AskedAdapter
 from longlive_trt.runtime.decoding.host import Decoder, DecoderSnapshot, Decoding
 from longlive_trt.runtime.decoding.switching import SwitchableDecoder
 from longlive_trt.runtime.memory.base import HostMemory, Memory, Pending, Span, Tensor
@@ -22,6 +23,9 @@ from longlive_trt.runtime.transformer import Context, LatentHistory, Level, Tran
 _WARM_UP = 8
 """Blocks after which every buffer is there and every pass was captured."""
 
+
+UseLora = Callable[["Session", Sequence[AskedAdapter], str], None]
+"""Exchanges matrices for one session, or says why that would change another."""
 
 _AHEAD = 4
 """More blocks than the host can be ahead of the GPU."""
@@ -110,14 +114,18 @@ class Session(Closing):
         takes_any_number: bool = False,
         levels: Sequence[Level] = (),
         given: Array | None = None,
+        use_lora: UseLora | None = None,
     ) -> None:
         """``debug``: a block that does what no live session may do is an error.
         ``levels``: other ways to make blocks, which :meth:`use` changes to.
         ``given``: latents [1 or B, K, C, h, w] of the first blocks, which are remembered as if they
         had been made; the video goes on from them.
         ``takes_any_number``: blocks that are not finite are handed out, to be compared.
+        ``use_lora``: exchanges the matrices of its engine, for :meth:`use_lora`.
         """
         self.config = config
+        self.is_closed = False
+        self._use_lora = use_lora
         self.memory = memory or HostMemory()
         self.ring = Ring(RingLayout.of(config, total_frames))
         self.passes = TransformerPasses(step, config, self.ring.layout, batch, self.memory, levels)
@@ -173,6 +181,22 @@ class Session(Closing):
         count = decoder.past_frames(name, layout.block, min(end, layout.window))
         past = self.history.take(range(end - count, end)) if count else None
         decoder.take_over(name, past, layout.block)
+
+    def use_lora(self, *adapters: AskedAdapter, switch: str = "exact") -> None:
+        """Make blocks with these adapters from the next one on; with none, as it was built.
+
+        Sessions of one pipeline share its matrices, so no other one may be open. Call it between
+        two blocks. A :class:`Video` then reads its prompt anew, and recomputes its past as
+        ``switch`` says; without a video, give the prompt's new context to :meth:`switch_prompt`.
+        """
+        if self.is_closed:
+            raise UsageError("the session is closed; open another one")
+        if self._use_lora is None:
+            raise UsageError(
+                "this session was made of an engine alone, whose matrices nothing can exchange; "
+                "get it from a pipeline (Pipeline.video)"
+            )
+        self._use_lora(self, adapters, switch)
 
     def step(self) -> Block:
         """Make the next block."""
@@ -248,6 +272,7 @@ class Session(Closing):
         self.memory.settle()
 
     def close(self) -> None:
+        self.is_closed = True
         self._noise.close()
         if self.decoder is not None:
             self.decoder.close()

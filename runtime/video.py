@@ -12,7 +12,7 @@ import numpy as np
 from longlive_trt.basics import Closing
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.errors import UsageError
-from longlive_trt.runtime.adapting import AdaptersInUse
+from longlive_trt.runtime.adapting import AdaptersInUse, AskedAdapter
 from longlive_trt.runtime.noise import FloatArray
 from longlive_trt.runtime.output import FrameWriter, open_writer
 from longlive_trt.runtime.output.base import Pixels
@@ -227,6 +227,16 @@ class Video(Closing):
         self._require_open()
         self._require_between_blocks("given another decoder")
         self.session.use_decoder(name)
+
+    def use_lora(self, *adapters: AskedAdapter, switch: str = "exact") -> None:
+        """Make the blocks from the next one on with these adapters; with none, as it was built.
+
+        For the only open video of its pipeline: all of them share one copy of the matrices.
+        ``switch`` says whether its past is recomputed (``exact``, ``partial``) or not (``none``).
+        """
+        self._require_open()
+        self._require_between_blocks("given other adapters")
+        self.session.use_lora(*adapters, switch=switch)
 
     def checkpoint(self) -> VideoCheckpoint:
         """Remember how things stand, to come back with :meth:`rollback`."""

@@ -201,6 +201,25 @@ def _tiny_decoder_export(shared: Shared, path: Path) -> None:
     assert main([str(argument) for argument in arguments]) == 0
 
 
+def _narrow_decoder_export(_: Shared, path: Path) -> None:
+    """Wan's own decoder with few channels, as LightVAE is."""
+    import torch
+    from safetensors.torch import save_file
+
+    from longlive_trt.cli import main
+    from longlive_trt.configs import VaeConfig
+    from longlive_trt.export.models.vae import VaeDecoder
+
+    checkpoint = path.with_name("narrow-decoder.safetensors")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(6)
+        save_file(VaeDecoder(VaeConfig(dim=8)).state_dict(), checkpoint)
+    sizes = ("vae.dim=8", "latent.height=4", "latent.width=6")
+    options = [part for size in sizes for part in ("--set", size)]
+    source = ("export", "--config", "longlive-1.3b", *options, "--vae", checkpoint)
+    assert main([str(argument) for argument in (*source, "--no-check", "--out", path)]) == 0
+
+
 def _calibration_of(export: str) -> Recipe:
     def make(shared: Shared, path: Path) -> None:
         from longlive_trt.calibration.calibration_file import FILE_NAME, save_calibration
@@ -244,6 +263,7 @@ RECIPES: dict[str, Recipe] = {
     "tiny-bundle": _bundle_of("tiny-export"),
     "tiny-decoder.safetensors": _tiny_decoder_weights,
     "tiny-decoder-export": _tiny_decoder_export,
+    "narrow-decoder-export": _narrow_decoder_export,
     "tiny-decoder-fp32": _bundle_of("tiny-decoder-export"),
     "small-vae.safetensors": _small_vae_weights,
     "small-vae-export": _small_vae_export,

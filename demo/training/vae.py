@@ -56,7 +56,7 @@ class Settings:
 
 
 @torch.no_grad()
-def initialize(model: AutoEncoder) -> None:
+def initialize(model: nn.Module) -> None:
     """Begin as a pyramid: residual blocks add nothing, the other layers pass channels through."""
     for module in model.modules():
         if isinstance(module, ResBlock):

@@ -75,7 +75,6 @@ def take_file(donors: Iterable[Donor], entry: FileEntry, target: Path) -> bool:
         for name, other in donor.manifest.files.items():
             if other == entry and _take(donor.folder / name, target, entry):
                 return True
-    target.unlink(missing_ok=True)
     return False
 
 
@@ -103,7 +102,11 @@ def _take(source: Path, target: Path, entry: FileEntry) -> bool:
     if not _link(source, target):
         with suppress(OSError):
             shutil.copyfile(source, target)
-    return target.is_file() and sha256_file(target) == entry.sha256
+    if target.is_file() and sha256_file(target) == entry.sha256:
+        return True
+    # It may be a name of the donor's own file, which the next donor's must not be copied into.
+    target.unlink(missing_ok=True)
+    return False
 
 
 def _link(source: Path, target: Path) -> bool:

@@ -1,6 +1,7 @@
 """Bundles to and from stores: resumable, checked byte by byte, visible only when whole.
 
-A pull collects its files in a hidden folder beside the bundle-to-be. That folder outlives a killed
+A pull collects its files in a hidden folder beside the bundle-to-be, where large ones that another
+bundle of that place has are a second name and not fetched. That folder outlives a killed
 run, and the next one goes on from what is in it, however much that is.
 """
 
@@ -8,7 +9,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ from longlive_trt.engines.bundles.catalog import (
     require_catalog,
     require_sound,
 )
+from longlive_trt.engines.bundles.sharing import Donor, donors_beside, take_file
 from longlive_trt.engines.bundles.stores import Store, UnreachableError, is_transient, reason
 from longlive_trt.errors import BundleError, UsageError
 from longlive_trt.files import (
@@ -64,6 +66,8 @@ class Pulled:
     fetched_bytes: int
     kept_bytes: int
     """What an earlier, interrupted pull had fetched already."""
+    shared_bytes: int = 0
+    """What other bundles beside this one had: one copy with a name in each of them."""
     was_current: bool = False
 
 
@@ -171,17 +175,18 @@ def _pull_folder(store: Store, data: bytes, out: Path, report: Report) -> Pulled
         return Pulled(manifest, 0, 0, was_current=True)
     total = manifest.total_bytes
     with _staging(out) as staging:
-        require_space(out, total - _stored_bytes(staging))
         whole, parts = staging / "bundle", staging / "parts"
         parts.mkdir(exist_ok=True)
         _discard_unlisted(whole, manifest)
+        shared = _take_shared(manifest, whole, donors_beside(out))
+        require_space(out, total - _stored_bytes(staging))
         fetched, tally = 0, Tally(report, total)
         for name, entry in manifest.files.items():
             tally.begin(f"pulling {name}")
             fetched += _fetch_file(store, name, entry, whole / name, parts / entry.sha256, tally)
         (whole / MANIFEST_NAME).write_bytes(data)
         replace_directory(out, whole, BUNDLE)
-    return Pulled(manifest, fetched, max(0, total - fetched))
+    return Pulled(manifest, fetched, max(0, total - fetched - shared), shared)
 
 
 def _pull_archive(
@@ -266,6 +271,21 @@ def _discard_unlisted(whole: Path, manifest: Manifest) -> None:
     for path in [path for path in whole.rglob("*") if not path.is_dir() or path.is_symlink()]:
         if path.relative_to(whole).as_posix() not in manifest.files:
             path.unlink()
+
+
+def _take_shared(manifest: Manifest, whole: Path, donors: Sequence[Donor]) -> int:
+    """Give large files that bundles beside this one have a second name; how many bytes."""
+    shared = 0
+    for name, entry in manifest.files.items():
+        target = whole / name
+        if _is_sound(target, entry):
+            continue
+        # It may be a second name itself, of a file that was altered since.
+        target.unlink(missing_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if take_file(donors, entry, target):
+            shared += entry.bytes
+    return shared
 
 
 def _fetch_file(

@@ -97,9 +97,14 @@ def _require_same_configuration(graph: str, info: GraphInfo, config: ModelConfig
         contract.numbered(contract.K_CACHE, 0): (transformer.heads, transformer.head_dim),
         contract.TEXT_STATES: (transformer.text_len, transformer.text_dim),
     }
+    # A tiny decoder's graphs take latents of any size.
+    any_size: Mapping[str | int, int] = dict(contract.latent_sizes(*config.latent.size).items())
     for tensor in info.inputs:
         tail = expected.get(tensor.name)
-        if tail is not None and tuple(tensor.shape[-len(tail) :]) != tail:
+        if tail is None:
+            continue
+        sizes = tuple(any_size.get(size, size) for size in tensor.shape[-len(tail) :])
+        if sizes != tail:
             raise UsageError(
                 f"graph {graph}: {tensor.name} is {list(tensor.shape)}, and the configuration "
                 f"{config.name} asks for [..., {', '.join(map(str, tail))}]: the graphs are of "

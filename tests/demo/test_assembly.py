@@ -28,7 +28,8 @@ def test_the_shipped_graphs_are_those_of_the_model() -> None:
     check_hashes(GRAPHS, record)
     assert record.config == model_config()
     decoder, encoder = {"vae_first", "vae_next"}, {"encode_first", "encode_next"}
-    assert record.graphs.keys() == {"step", "prompt", "text"} | decoder | encoder
+    light = {"light_vae_first", "light_vae_next"}
+    assert record.graphs.keys() == {"step", "prompt", "text"} | decoder | light | encoder
     assert "tokenizer.json" in record.files
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from longlive_trt.demo.fused import fused_norm_silu, plain_norm_silu
+from longlive_trt.demo.fused import fused_norm_silu, norm_silu, plain_norm_silu
 
 
 @pytest.mark.gpu
@@ -20,3 +20,10 @@ def test_kernels_compute_what_torch_does(biased: bool) -> None:
         made.append([result, *(t.grad for t in leaves if t is not None)])
     for plain, fused in zip(*made, strict=True):
         torch.testing.assert_close(plain, fused, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_channels_that_are_no_power_of_two_need_no_kernel() -> None:
+    x = torch.randn(2, 40, 5, 7, device="cuda")
+    gamma = torch.rand(40, device="cuda")
+    torch.testing.assert_close(norm_silu(x, gamma), plain_norm_silu(x, gamma, None))

@@ -228,6 +228,47 @@ def test_states_and_checkpoints_know_their_adapters(pipeline: Pipeline, adapter:
     assert np.array_equal(changed, without.latents)
 
 
+def test_the_only_open_session_may_change_its_adapters(pipeline: Pipeline, adapter: str) -> None:
+    before = placed(pipeline)
+    with pipeline.video(CAT, frames=15, seed=6) as video:
+        expected = [next(video)]
+        pipeline.use_lora(adapter)
+        expected.append(next(video))
+        pipeline.use_lora()
+        expected += video
+    with pipeline.video(CAT, frames=15, seed=6) as video:
+        made = [next(video)]
+        video.session.use_lora(adapter)
+        made.append(next(video))
+        assert len(video.made_with) == 1
+        video.use_lora()
+        made += video
+    assert same((latents(made), frames(made)), (latents(expected), frames(expected)))
+    after = placed(pipeline)
+    assert all(np.array_equal(after[name][1], values) for name, (_, values) in before.items())
+
+
+def test_a_session_changes_no_other_one(pipeline: Pipeline, adapter: str) -> None:
+    with pipeline.video(CAT, frames=6, seed=6) as one:
+        next(one)
+        before = placed(pipeline)
+        with pipeline.video(CAT, frames=6, seed=7) as other:
+            with pytest.raises(UsageError, match=r"1 other session of this pipeline would change"):
+                one.session.use_lora(adapter)
+            next(other)
+            assert other.made_with == ()
+        after = placed(pipeline)
+        assert all(np.array_equal(after[name][1], values) for name, (_, values) in before.items())
+        # The other one is closed now.
+        one.session.use_lora(adapter)
+        next(one)
+        assert len(one.made_with) == 1
+    with pytest.raises(UsageError, match="the session is closed"):
+        one.session.use_lora()
+    with pytest.raises(UsageError, match="the video is closed"):
+        one.use_lora()
+
+
 def refuses(pipeline: Pipeline, problem: str, *adapters: Any, kind: Any = CheckpointError) -> None:
     before = placed(pipeline)
     with pytest.raises(kind, match=problem):

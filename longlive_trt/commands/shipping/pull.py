@@ -52,6 +52,7 @@ def command(
             "was_current": pulled.was_current,
             "fetched_bytes": pulled.fetched_bytes,
             "kept_bytes": pulled.kept_bytes,
+            "shared_bytes": pulled.shared_bytes,
             "key": pulled.manifest.key,
         },
     )
@@ -61,7 +62,8 @@ def _describe(pulled: Pulled, out: Path) -> str:
     if pulled.was_current:
         return f"{out}: this very bundle already; left as it is"
     kept = f" ({byte_size(pulled.kept_bytes)} were here)" if pulled.kept_bytes else ""
-    return f"pulled {out}: {byte_size(pulled.fetched_bytes)} fetched{kept}, all checked"
+    shared = f", {byte_size(pulled.shared_bytes)} shared" if pulled.shared_bytes else ""
+    return f"pulled {out}: {byte_size(pulled.fetched_bytes)} fetched{kept}{shared}, all checked"
 
 
 def _chooser(url: str, preference: Preference, voice: Voice) -> Choose:

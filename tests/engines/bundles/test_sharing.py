@@ -16,7 +16,7 @@ from longlive_trt.engines.build import build
 from longlive_trt.engines.bundles.archive import pack, unpack
 from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.engines.bundles.sharing import donors_beside, share_files
-from longlive_trt.engines.bundles.transfer import pull
+from longlive_trt.engines.bundles.transfer import pull, push
 from longlive_trt.errors import UsageError
 from longlive_trt.exports import read_export
 from longlive_trt.files import BUNDLE, foreign_file
@@ -143,7 +143,7 @@ def test_an_archive_is_whole_and_shares_where_it_is_unpacked(
 
 
 @pytest.mark.parametrize("as_archive", [True, False])
-def test_what_is_pulled_shares_where_it_was_an_archive(
+def test_what_is_pulled_shares(
     as_archive: bool, fake_bundle: FakeBundle, tmp_path: Path
 ) -> None:
     (tmp_path / "here").mkdir()
@@ -155,7 +155,7 @@ def test_what_is_pulled_shares_where_it_was_an_archive(
     pull(str(tmp_path / "store" / name), tmp_path / "here" / "two", None)
     two = tmp_path / "here" / "two"
     assert open_bundle(two).manifest == open_bundle(other).manifest
-    assert is_same_file(one, two) == as_archive and not is_same_file(other, two)
+    assert is_same_file(one, two) and not is_same_file(other, two)
 
 
 def test_a_file_is_read_before_it_is_shared(fake_bundle: FakeBundle, tmp_path: Path) -> None:
@@ -164,6 +164,64 @@ def test_a_file_is_read_before_it_is_shared(fake_bundle: FakeBundle, tmp_path: P
     (one / STEP).write_bytes(LARGE[:-1] + b"\0")
     share_files(two, open_bundle(two).manifest.files, donors_beside(two))
     assert (two / STEP).read_bytes() == LARGE and not is_same_file(one, two)
+
+
+def test_another_donor_s_file_is_not_written_into_an_altered_one(
+    fake_bundle: FakeBundle, tmp_path: Path
+) -> None:
+    altered = LARGE[:-1] + b"\0"
+    for name in ("one", "other", "two"):
+        fake_bundle(tmp_path / name, {"step.weights": LARGE})
+    one, other, two = (tmp_path / name for name in ("one", "other", "two"))
+    (one / STEP).write_bytes(altered)
+    share_files(two, open_bundle(two).manifest.files, donors_beside(two))
+    assert (one / STEP).read_bytes() == altered
+    assert is_same_file(other, two) and (two / STEP).read_bytes() == LARGE
+
+
+@pytest.fixture
+def two_stored(fake_bundle: FakeBundle, tmp_path: Path) -> list[str]:
+    """Addresses of two bundles that have the transformer in common."""
+    sources = [
+        fake_bundle(tmp_path / name, {"step.weights": LARGE, "vae.weights": name.encode()})
+        for name in ("full", "light")
+    ]
+    return [push(source, str(tmp_path / "store"))[1] for source in sources]
+
+
+def test_a_pulled_folder_shares_and_fetches_the_rest(two_stored: list[str], tmp_path: Path) -> None:
+    one, two = tmp_path / "here" / "one", tmp_path / "here" / "two"
+    first, second = pull(two_stored[0], one), pull(two_stored[1], two)
+    assert (first.shared_bytes, first.fetched_bytes) == (0, len(LARGE) + len(b"full"))
+    assert (second.shared_bytes, second.fetched_bytes) == (len(LARGE), len(b"light"))
+    assert second.kept_bytes == 0
+    assert is_same_file(one, two) and not is_same_file(one, two, "vae.weights")
+    shutil.rmtree(one)
+    open_bundle(two)
+
+
+def test_a_folder_shares_with_an_archive_that_was_pulled(
+    two_stored: list[str], tmp_path: Path
+) -> None:
+    pack(tmp_path / "full", tmp_path / "full.tar.zst")
+    one, two = tmp_path / "here" / "one", tmp_path / "here" / "two"
+    pull(str(tmp_path / "full.tar.zst"), one)
+    assert pull(two_stored[1], two).shared_bytes == len(LARGE)
+    assert is_same_file(one, two)
+
+
+def test_what_is_altered_beside_a_pull_is_fetched(two_stored: list[str], tmp_path: Path) -> None:
+    one, two = tmp_path / "here" / "one", tmp_path / "here" / "two"
+    pull(two_stored[0], one)
+    altered = LARGE[:-1] + b"\0"
+    (one / STEP).write_bytes(altered)
+    second = pull(two_stored[1], two)
+    assert second.shared_bytes == 0 and second.fetched_bytes == len(LARGE) + len(b"light")
+    assert (two / STEP).read_bytes() == LARGE and (one / STEP).read_bytes() == altered
+    # And what it shared is no way into another bundle when that is pulled again.
+    again = pull(two_stored[0], one)
+    assert again.shared_bytes == len(LARGE)
+    assert is_same_file(one, two)
 
 
 def test_the_command_says_what_is_shared(

@@ -112,6 +112,16 @@ def test_the_vae_takes_one_latent_frame_at_a_time() -> None:
     assert profile.shapes(info.inputs[0]) == ((2, 1, 16, 60, 104),) * 3
 
 
+def test_a_tiny_decoder_s_graphs_of_any_size_get_the_configuration_s() -> None:
+    shape = ("batch", "latent_frames", 16, "latent_height", "latent_width")
+    info = GraphInfo((TensorInfo("latents", "float16", shape),), ())
+    (profile,) = profiles("light_vae_next", info, model(), 2)
+    assert profile.shapes(info.inputs[0]) == ((2, 1, 16, 60, 104),) * 3
+    other = GraphInfo((TensorInfo("latents", "float16", (*shape[:2], 8, *shape[3:])),), ())
+    with pytest.raises(UsageError, match=r"another configuration; export again"):
+        profiles("light_vae_next", other, model(), 2)
+
+
 def test_a_clip_is_encoded_once_for_all_videos() -> None:
     info = GraphInfo((TensorInfo("pixels", "uint8", ("batch", 4, 480, 832, 3)),), ())
     (profile,) = profiles("encode_next", info, model(), 2)

@@ -13,6 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from longlive_trt.cli import main
 from longlive_trt.configs.loader import configure
 from longlive_trt.engines.build import build
 from longlive_trt.engines.bundles.bundle import open_bundle
@@ -24,6 +25,7 @@ from longlive_trt.export.components import Sources
 from longlive_trt.export.exporter import export
 from longlive_trt.exports import GraphInfo, TensorInfo
 from longlive_trt.precision import precision_named
+from tests.shared import Shared
 
 rtx = pytest.importorskip(
     "tensorrt_rtx_bindings",
@@ -75,6 +77,18 @@ def test_every_graph_compiles_and_every_attention_is_one_kernel(
     require_fused_attention(graphs["step"], layers=2)
     half = {"fp16": "Half", "bf16": "BFloat16"}[precision]
     assert set(graphs["step"]["matrix_products"]) == {half}
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+@pytest.mark.parametrize("gpu", ["sm89", "sm120"])
+def test_light_decoders_compile(shared: Shared, tmp_path: Path, gpu: str, precision: str) -> None:
+    """TAEHV's graphs, of any height and width, are compiled for those of the configuration."""
+    for name in ("tiny-decoder-export", "narrow-decoder-export"):
+        compile_all(shared(name), tmp_path / name, gpu, precision)
+        bundle = open_bundle(tmp_path / name)
+        assert bundle.manifest.engine.target == gpu
+        assert list(report_of(bundle.folder)) == ["vae_first", "vae_next"]
 
 
 def require_fused_attention(step: Report, layers: int) -> None:
@@ -168,6 +182,22 @@ def test_full_geometry_is_fused(make_once: MakeOnce, tmp_path: Path) -> None:
     assert queries == {4680}
     # The profiles share one copy of the weights.
     assert step["weights_bytes"] < (exported / "transformer.weights").stat().st_size
+
+
+@pytest.mark.exhaustive
+def test_a_layer_of_14b_is_fused(tmp_path: Path) -> None:
+    """By the commands of docs/family.md, without a checkpoint: one of 40 layers at full width."""
+    small = ("transformer.layers=1", "vae=null", "text_encoder=null")
+    options = [part for size in small for part in ("--set", size)]
+    made_up = ("--random-weights", "1", "--precision", "fp16", "--no-check")
+    exported, out = tmp_path / "onnx", tmp_path / "bundle"
+    command = ["export", "--config", "wan-14b", *options, *made_up, "--out", str(exported)]
+    assert main(command) == 0
+    compile_all(exported, out, "sm89", "fp16")
+    step = report_of(out)["step"]
+    require_fused_attention(step, layers=1)
+    # A layer's matrices: eight square ones, and two of its network.
+    assert step["weights_bytes"] > 2 * (8 * 5120**2 + 2 * 5120 * 13824)
 
 
 def test_fp32_needs_the_permission_to_decompose(tiny_export: Path, tmp_path: Path) -> None:
