@@ -19,7 +19,19 @@ PSNR_TARGET_DB = 32.0
 def summaries(measured: Mapping[str, Sequence[Line]]) -> dict[str, dict[str, Any]]:
     """By row; a prompt that was measured twice, with two bundles, counts as the last time."""
     kinds = {"drift": _drift, "vae": _reconstruction}
-    return {name: kinds.get(name, _switched)(_latest(lines)) for name, lines in measured.items()}
+    latest = {name: _latest(lines) for name, lines in measured.items()}
+    rows = {name: kinds.get(name, _switched)(lines) for name, lines in latest.items()}
+    for name, row in rows.items():
+        if name not in ("base", *kinds) and "base" in latest:
+            row["as_it_is"] = _same_prompts(latest["base"], latest[name])
+    return rows
+
+
+def _same_prompts(base: Sequence[Line], others: Sequence[Line]) -> dict[str, float]:
+    """The model as it is, on the prompts of another row; rows have the first so many."""
+    numbers = {line["number"] for line in others}
+    found = _switched([line for line in base if line["number"] in numbers])
+    return {part: found[part]["share"] for part in ("single", "changed", "kept")}
 
 
 def _latest(lines: Iterable[Line]) -> list[Line]:
@@ -139,5 +151,11 @@ def ablation(rows: Mapping[str, Any]) -> Iterable[str]:
     yield "|---|---|---|---|---|"
     for name, row in rows.items():
         if name not in ("drift", "vae"):
-            shares = [f"{row[part]['share']:.1%}" for part in ("single", "changed", "kept")]
-            yield f"| {row['title']} | " + " | ".join(shares) + f" | {row['prompts']} |"
+            cells = [_share(row, part) for part in ("single", "changed", "kept")]
+            yield f"| {row['title']} | " + " | ".join(cells) + f" | {row['prompts']} |"
+
+
+def _share(row: Mapping[str, Any], part: str) -> str:
+    """With that of the same prompts by the model as it is in brackets."""
+    share = f"{row[part]['share']:.1%}"
+    return f"{share} ({row['as_it_is'][part]:.1%})" if "as_it_is" in row else share

@@ -143,9 +143,7 @@ def test_an_archive_is_whole_and_shares_where_it_is_unpacked(
 
 
 @pytest.mark.parametrize("as_archive", [True, False])
-def test_what_is_pulled_shares(
-    as_archive: bool, fake_bundle: FakeBundle, tmp_path: Path
-) -> None:
+def test_what_is_pulled_shares(as_archive: bool, fake_bundle: FakeBundle, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     one = fake_bundle(tmp_path / "here" / "one", {STEP: LARGE, "vae.weights": b"a"})
     other = fake_bundle(tmp_path / "store" / "other", {STEP: LARGE, "vae.weights": b"b"})

@@ -107,14 +107,18 @@ def test_what_values_have_in_common_is_kept(dtype):
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_the_kernel_is_the_model_of_it(name):
-    """Int8 with the Hadamard matrix, a unit for each row of q, and values without their mean."""
+def test_the_kernel_errs_no_more_than_its_model(name):
+    """Int8 with the Hadamard matrix, a unit for each row of q, and values without their mean.
+
+    Probabilities are rounded under a maximum that each thread block of a tile has of its own, so
+    the two differ by as much as rounding costs each of them.
+    """
     q, k, v = SETS[name]
     x = Rounded.of(q, k, v)
-    out = launched_model(x)
+    out, made = launched_model(x), torch.from_numpy(attended(x).output)
     assert relative(out, torch.from_numpy(exact(q, k, v))) <= ALLOWED[name]
-    made = attended(x).output
-    assert relative(out, torch.from_numpy(made)) <= 1e-2
+    of_rounded = torch.from_numpy(exact(*x.values) + x.center)
+    assert relative(out, of_rounded) <= 1.02 * relative(made, of_rounded)
 
 
 @pytest.mark.parametrize("growth", [0.5, 1.9, 3.9, 4.1, 9.0])
