@@ -8,7 +8,6 @@ pictures came in time to be shown at the video's rate.
 """
 
 import json
-import platform
 import random
 import sys
 import threading
@@ -19,8 +18,9 @@ from typing import Any
 
 from websockets.sync.client import connect
 
-from benchmarks.harness import command, parser, percentiles, write_report
+from benchmarks.harness import command, cpu_name, parser, percentiles, write_report
 from longlive_trt.engines.loader import DEVICES
+from longlive_trt.plugins.cuda.nvml import open_gpu
 from longlive_trt.serving.engine import load_model
 from longlive_trt.serving.protocol import Picture
 from longlive_trt.serving.server import bind, make_server
@@ -142,22 +142,25 @@ def main() -> None:
         if live.failure:
             raise SystemExit(live.failure)
         time.sleep(0.1)
-    port, results = listening.getsockname()[1], []
-    for sessions in (1, 2):
-        for drafts in (False, True):
-            results.append(measured(port, sessions, chosen.prompts, drafts=drafts))
-            sys.stderr.write(json.dumps(results[-1]) + "\n")
+    port = listening.getsockname()[1]
+    results: list[dict[str, Any]] = []
+    gpu = open_gpu() if chosen.device != "cpu" else None
     record = {
         "command": command(),
-        "machine": platform.processor() or platform.machine(),
+        "machine": gpu.name if gpu else cpu_name(),
         "model": live.model.facts.name,
         "bundle_key": live.model.facts.bundle_key,
         "results": results,
     }
+    for sessions in (1, 2):
+        for drafts in (False, True):
+            results.append(measured(port, sessions, chosen.prompts, drafts=drafts))
+            print(json.dumps(results[-1]), file=sys.stderr)
+            # What was measured is kept, should the rest be cut off.
+            write_report(record, chosen.out)
     server.should_exit = True
     thread.join()
     listening.close()
-    write_report(record, chosen.out)
     print(json.dumps(record, indent=1))
 
 

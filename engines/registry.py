@@ -50,6 +50,9 @@ class Kind(ABC):
     """The library also runs what older versions of it compiled."""
     decodes_blocks: bool
     """The VAE's engines take all latent frames of a block at once."""
+    keeps_order: bool
+    """What a graph computes from others' results is computed after them, and nothing is merged with
+    it: a result may lie where an input was that is read before."""
     triton: TritonBackend | None
 
     @abstractmethod
@@ -189,6 +192,7 @@ DEFAULT = _OnnxRuntime(
     needs_gpu=False,
     runs_older=True,
     decodes_blocks=True,
+    keeps_order=True,
     triton=TritonBackend("onnxruntime", "onnxruntime_onnx", "model.onnx"),
 )
 KINDS = {
@@ -203,6 +207,7 @@ KINDS = {
             needs_gpu=True,
             runs_older=False,
             decodes_blocks=False,
+            keeps_order=False,
             triton=TritonBackend("tensorrt", "tensorrt_plan", "model.plan"),
         ),
         _TensorRt(
@@ -213,6 +218,7 @@ KINDS = {
             needs_gpu=True,
             runs_older=False,
             decodes_blocks=False,
+            keeps_order=False,
             triton=None,
         ),
     )

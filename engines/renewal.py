@@ -4,7 +4,6 @@ That holds where all that reads a history comes before what writes the next one,
 are ordered: then one set of histories is enough, and no two take turns.
 """
 
-import json
 from collections.abc import Iterator
 
 import onnx_ir as ir
@@ -14,11 +13,13 @@ from longlive_trt.contract import (
     KERNEL_DOMAIN,
     KERNEL_KEY,
     KERNEL_SPEC,
-    ONNXRUNTIME,
     next_of,
     stem_of,
 )
 from longlive_trt.engines.bundles.bundle import Bundle
+from longlive_trt.engines.registry import KINDS
+from longlive_trt.reading.documents import parse_json
+from longlive_trt.reading.failures import ReadingError
 
 _SAME_MEMORY = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
 """Their result is what they read, and whoever reads it reads that."""
@@ -29,7 +30,7 @@ writes it."""
 
 def renewed_in_place(bundle: Bundle, graph: str) -> frozenset[str]:
     """By the names that they have as inputs; none of compilers that may order work anew."""
-    if bundle.manifest.engine.kind != ONNXRUNTIME:
+    if not KINDS[bundle.manifest.engine.kind].keeps_order:
         return frozenset()
     return renewable(ir.load(bundle.folder / f"{graph}.onnx"))
 
@@ -64,8 +65,12 @@ def _readers(value: ir.Value) -> Iterator[ir.Node]:
 def _reads_first(node: ir.Node) -> bool:
     if node.domain != KERNEL_DOMAIN:
         return False
-    spec = json.loads(node.attributes[KERNEL_SPEC].as_string())
-    return bool(spec[KERNEL_KEY] == _READS_FIRST)
+    attribute = node.attributes.get(KERNEL_SPEC)
+    try:
+        spec = parse_json(attribute.as_string() if attribute is not None else "")
+    except ReadingError:
+        return False
+    return isinstance(spec, dict) and spec.get(KERNEL_KEY) == _READS_FIRST
 
 
 def _before(node: ir.Node) -> set[ir.Node]:

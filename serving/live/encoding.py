@@ -11,7 +11,8 @@ from typing import Protocol
 from longlive_trt.runtime.output.base import Pixels
 from longlive_trt.serving.engine import MadeBlock
 from longlive_trt.serving.live.costs import Costs
-from longlive_trt.serving.live.plan import Plan, Speculation
+from longlive_trt.serving.live.hidden import Speculation
+from longlive_trt.serving.live.plan import Plan
 from longlive_trt.serving.live.recording import Recording
 from longlive_trt.serving.media.h264 import BlockEncoder, Sample
 from longlive_trt.serving.media.jpeg import encode_jpeg
@@ -96,7 +97,7 @@ class Encoding:
     def _work(self, job: _Job) -> None:
         if job.is_hidden:
             assert job.hidden is not None
-            if self._plan.speculation is job.hidden:
+            if self._plan.hidden.holds(job.hidden):
                 job.hidden.samples = list(self._encoder.encode(self._pixels(job)))
             return
         if not self._plan.stands(job.block, job.epoch):

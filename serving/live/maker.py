@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from longlive_trt.serving.engine import LiveModel, LiveVideo, MadeBlock
-from longlive_trt.serving.live.plan import Adopt, Cut, Make, Plan, Speculate, Speculation
+from longlive_trt.serving.live.hidden import Speculation
+from longlive_trt.serving.live.plan import Adopt, Cut, Make, Plan, Speculate
 
 
 class Maker:

@@ -8,11 +8,12 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 from longlive_trt.serving.live.clock import VideoClock
 from longlive_trt.serving.live.costs import Costs
+from longlive_trt.serving.live.hidden import HiddenBlocks, Speculation
 from longlive_trt.serving.live.playhead import Playhead
 from longlive_trt.serving.live.schedule import Cue, Schedule
 from longlive_trt.serving.problems import ProblemError
@@ -45,19 +46,6 @@ class Idle:
     """Nothing to do before then; None is until something happens."""
 
     until: float | None
-
-
-@dataclass(eq=False)
-class Speculation:
-    """A hidden block, and the state after it."""
-
-    block: int
-    prompt: str
-    epoch: int
-    made: Any
-    checkpoint: Any
-    samples: list[Any] = field(default_factory=list)
-    """Encoded pictures, once they are."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +113,7 @@ class Plan:
         self._draft: str | None = None
         self._draft_s = 0.0
         self._draft_state = "none"
-        self.speculation: Speculation | None = None
-        self.outcomes: Callable[[str], None] = lambda _outcome: None
+        self.hidden = HiddenBlocks()
         self.rollbacks: Callable[[str], None] = lambda _reason: None
 
     # ---- what people ask for -----------------------------------------------------------------
@@ -142,7 +129,7 @@ class Plan:
                 block = unseen + 1 if self._had_better_finish(unseen) else unseen
             else:
                 block = max(unseen, self.clock.block_from(frame))
-            hidden = self._take_speculation(prompt, unseen, now) if frame is None else None
+            hidden = self._take_hidden(prompt, unseen, now) if frame is None else None
             if hidden is not None:
                 block = hidden.block
             cue, changed = self.schedule.add(block, prompt, event_id=event_id, now=now)
@@ -179,7 +166,7 @@ class Plan:
             cue = self.schedule.in_force(block)
             text = prompt if prompt is not None else (cue.prompt if cue else "")
             self.schedule = Schedule((Cue(1, 0, text, None, now),))
-            self._drop_speculation("discarded")
+            self.hidden.drop("discarded")
             self._in_flight = None
             self.begin = self.made = self._settled = 0
             self.epoch += 1
@@ -199,8 +186,7 @@ class Plan:
                 return
             self._draft, self._draft_s = prompt or None, now
             self._draft_state = "typing" if self._draft else "none"
-            if self.speculation and self.speculation.prompt != self._draft:
-                self._drop_speculation("discarded" if self._draft else "canceled")
+            self.hidden.drop_others(self._draft, "discarded" if self._draft else "canceled")
 
     # ---- what the thread that makes blocks asks ----------------------------------------------
 
@@ -246,18 +232,16 @@ class Plan:
             if self._draft_state != "encoded" or self._in_flight or self.made <= self.begin:
                 return None
             cost = self._costs.switch_s() + _SPARE_S
-            block = self.first_unseen(now + cost)
-            current = self.speculation
-            if current is not None and current.block >= self.first_unseen(now):
+            if cost > min(spare_s, self.slack(now)):
                 return None
-            spare = min(spare_s, self.slack(now))
-            if block > self.made or block <= self.begin or cost > spare:
+            unseen = self.first_unseen(now)
+            self.hidden.drop("late", before=unseen)
+            block = self.hidden.place_for(unseen, self.first_unseen(now + cost), self.made)
+            if block is None or block <= self.begin:
                 return None
             in_force = self.schedule.in_force(block)
             if in_force is not None and in_force.prompt == self._draft:
                 return None
-            if current is not None:
-                self._drop_speculation("late")
             return Speculate(block, self._draft, self.epoch)
 
     def slack(self, now: float) -> float:
@@ -297,9 +281,9 @@ class Plan:
         with self.lock:
             wanted = result.epoch == self.epoch and result.prompt == self._draft
             if wanted:
-                self.speculation = result
+                self.hidden.add(result)
             else:
-                self.outcomes("discarded")
+                self.hidden.outcomes("discarded")
             return wanted
 
     def take_edits(self) -> list[Cut | Adopt]:
@@ -348,8 +332,7 @@ class Plan:
 
     def _take_back(self, block: int, reason: str, now: float) -> Cut | None:
         """Blocks from here on are made anew; None where none was made yet."""
-        if self.speculation and self.speculation.block >= block:
-            self._drop_speculation("discarded")
+        self.hidden.drop("discarded", since=block)
         if block >= self.made + (1 if self._in_flight else 0):
             return None
         self.made = min(self.made, block)
@@ -371,35 +354,24 @@ class Plan:
         is_slow = self._costs.block_s() > self.clock.block_s
         return begun is not None and begun.block == unseen and unseen > self.begin and is_slow
 
-    def _take_speculation(self, prompt: str, unseen: int, now: float) -> Speculation | None:
+    def _take_hidden(self, prompt: str, unseen: int, now: float) -> Speculation | None:
         """The hidden block, where it is on screen at least as early as one made now."""
-        hidden = self.speculation
+        self.hidden.drop_others(prompt, "discarded")
+        self.hidden.drop("late", before=unseen)
+        hidden = self.hidden.first
         if hidden is None:
-            return None
-        if hidden.prompt != prompt:
-            self._drop_speculation("discarded")
-            return None
-        if hidden.block < unseen:
-            self._drop_speculation("late")
             return None
         first_frame, due_in = self.clock.first_frame, self.playhead.due_in
         made_now = max(due_in(first_frame(unseen), now), self._costs.switch_s())
         if due_in(first_frame(hidden.block), now) > made_now:
-            self._drop_speculation("early")
+            self.hidden.drop("early")
             return None
-        self.speculation = None
-        self.outcomes("promoted")
-        return hidden
+        return self.hidden.take()
 
     def _adopt(self, hidden: Speculation) -> None:
         assert self.made == hidden.block
         self.made = hidden.block + 1
         self._edits.append(Adopt(hidden))
-
-    def _drop_speculation(self, outcome: str) -> None:
-        if self.speculation is not None:
-            self.speculation = None
-            self.outcomes(outcome)
 
     def _planned(
         self, cue: Cue, cut: Cut | None, hidden: Speculation | None, now: float

@@ -139,7 +139,7 @@ class LiveSession:
             epoch=known.epoch if known else 0,
             seen=known.frame if known else 0,
         )
-        self.plan.outcomes, self.plan.rollbacks = meters.speculation, meters.rollback
+        self.plan.hidden.outcomes, self.plan.rollbacks = meters.speculation, meters.rollback
         self._maker = Maker(
             model,
             self.plan,

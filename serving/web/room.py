@@ -193,7 +193,7 @@ class Room:
         stages = {name: round(s * 1000, 1) for name, s in costs.latest().items() if name != "cycle"}
         busy = costs.of("cycle")
         frames = plan.clock.frames_of(1)
-        hidden = plan.speculation
+        hidden = plan.hidden.first
         return Stats(
             shown=shown,
             made=plan.playhead.available,

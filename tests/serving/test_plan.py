@@ -153,7 +153,7 @@ class Film:
         for stage, seconds in (("cycle", 0.1), ("block", 0.1), ("recache", 0.05)):
             self.costs.observe(stage, seconds)
         self.plan = Plan(CLOCK, self.pacing, self.costs, self.cues, end=self.end)
-        self.plan.outcomes = self.outcomes.append
+        self.plan.hidden.outcomes = self.outcomes.append
         self.maker = Maker(self.model, self.plan, 7, "exact", now=lambda: self.now)
 
     def turn(self) -> Make | None:
@@ -395,13 +395,45 @@ def test_a_sent_draft_shows_what_was_made_in_secret() -> None:
     assert film.shown == film.expected()
 
 
+@pytest.mark.parametrize("phase", [0.0, 0.2, 0.4, 0.6])
+def test_a_hidden_block_is_ready_whenever_enter_comes(phase: float) -> None:
+    """Where there is time for one in every block's time: 0.15 s of 0.75 s here."""
+    film = Film()
+    film.fill()
+    drafted(film, "a blue boat")
+    wait, period = 0.15, CLOCK.block_s
+    end = film.now + 4 * period + phase * period
+    while film.now < end:
+        film.fill()
+        if not film.speculate():
+            film.now += 0.01
+            continue
+        film.now += wait
+    planned = film.interact("a blue boat")
+    assert planned.speculation is not None
+    assert film.outcomes[-2:] in (["promoted", "discarded"], ["late", "promoted"])
+    film.fill()
+    assert film.shown == film.expected()
+
+
+def test_two_hidden_blocks_are_kept_and_no_more() -> None:
+    film = Film()
+    film.fill()
+    film.now = 0.6
+    film.fill()
+    drafted(film, "a blue boat")
+    assert [film.speculate() for _ in range(3)] == [True, True, False]
+    first = film.plan.hidden.first
+    assert first is not None and first.block == film.plan.first_unseen(film.now)
+
+
 def test_a_hidden_block_that_would_come_later_than_a_new_one_is_not_used() -> None:
     film = Film()
     film.fill()
     film.costs.observe("cycle", 0.9)
     drafted(film, "a blue boat")
-    assert film.speculate() and film.plan.speculation is not None
-    assert film.plan.speculation.block == 2
+    assert film.speculate() and film.plan.hidden.first is not None
+    assert film.plan.hidden.first.block == 2
     film.costs.observe("cycle", 0.0)
     film.costs.observe("cycle", 0.0)
     planned = film.interact("a blue boat")
