@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -157,12 +157,18 @@ StartServer = Callable[..., Running]
 
 @pytest.fixture
 def start_server(tmp_path: Path) -> Iterator[StartServer]:
+    with servers(tmp_path / "data") as start:
+        yield start
+
+
+@contextmanager
+def servers(data: Path) -> Iterator[StartServer]:
     """Options are those of ``Settings``; ``model`` is what is served."""
     running: list[tuple[Running, threading.Thread]] = []
 
     def start(model: LiveModel | None = None, *, wait: bool = True, **options: Any) -> Running:
         served = model or FakeModel()
-        settings = replace(Settings(port=0, sessions=4, data=tmp_path / "data"), **options)
+        settings = replace(Settings(port=0, sessions=4, data=data), **options)
         listening = bind(settings)
         server = make_server(settings, lambda: served)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
