@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file
 
 from longlive_trt.demo.autoencoder import Decoder
@@ -8,6 +9,7 @@ from longlive_trt.demo.training.legs import Worker
 from longlive_trt.demo.training.light import Leg, Settings
 
 
+@pytest.mark.exhaustive
 def test_a_leg_learns_and_the_next_one_goes_on(tmp_path: Path) -> None:
     def run(resume: Path | None) -> Leg:
         settings = Settings(

@@ -1,9 +1,12 @@
 from pathlib import Path
 
+import pytest
+
 from longlive_trt.demo.training.legs import Worker
 from longlive_trt.demo.training.vae import Leg, Settings
 
 
+@pytest.mark.exhaustive
 def test_a_leg_learns_and_the_next_one_goes_on(tmp_path: Path) -> None:
     def run(resume: Path | None) -> Leg:
         settings = Settings(
