@@ -1,7 +1,7 @@
 """Sessions on an imagined GPU, whose work runs at any moment that is allowed, against the CPU's."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
+from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.errors import EngineError
 from longlive_trt.plugins.cuda.streams import Rows
 from longlive_trt.runtime.assembly import Engines
@@ -17,8 +17,8 @@ from longlive_trt.runtime.noise import SeededNoise
 from longlive_trt.runtime.ring import Recache
 from longlive_trt.runtime.session import Block, Session
 from longlive_trt.runtime.state import load_state, restore, save_state
-from tests.fakes.cuda import FakeCuda, Schedule
-from tests.fakes.engines import put_in_place
+from tests.fakes.cuda import Schedule
+from tests.runtime.gpu.conftest import OnGpus
 
 Array = np.ndarray[Any, np.dtype[Any]]
 OnGpu = Callable[..., Engines]
@@ -30,35 +30,9 @@ SCHEDULES = [
 """When the imagined GPU does its work: as late as may be, at once, or in a random order."""
 
 
-@pytest.fixture(scope="module")
-def bundle(video_bundle: Path) -> Bundle:
-    return open_bundle(video_bundle)
-
-
-@pytest.fixture(scope="module")
-def on_cpu(bundle: Bundle) -> Iterator[Engines]:
-    with Engines(bundle, "cpu") as engines:
-        yield engines
-
-
 @pytest.fixture
-def on_gpu(
-    bundle: Bundle, fake_cuda: Callable[..., FakeCuda], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[OnGpu]:
-    """Engines on a GPU of a schedule; all that was queued must have been sound in the end."""
-    opened: list[tuple[FakeCuda, Engines]] = []
-
-    def open_engines(schedule: Schedule, **options: Any) -> Engines:
-        cuda = fake_cuda(schedule=schedule)
-        put_in_place(cuda, monkeypatch)
-        opened.append((cuda, Engines(bundle, "cuda", **options)))
-        return opened[-1][1]
-
-    yield open_engines
-    for cuda, engines in opened:
-        engines.close()
-        cuda.finish_all()
-        assert cuda.queues.fault is None
+def on_gpu(on_gpus: OnGpus) -> OnGpu:
+    return lambda schedule, **options: on_gpus(schedule, **options)[1]
 
 
 @dataclass(frozen=True)
