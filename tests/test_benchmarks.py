@@ -182,6 +182,17 @@ def test_adherence_counts_what_changed_apart_from_what_stayed() -> None:
     assert summaries({"base": [older, *lines]})["base"] == found
 
 
+def test_a_row_of_the_ablation_stands_beside_the_same_prompts() -> None:
+    from benchmarks.demo.report import ablation, summaries
+
+    right, wrong = {"place": 1, "color": 2}, {"place": 0, "color": 0}
+    base = [line(0, right, right), line(1, wrong, right)]
+    rows = summaries({"base": base, "no-sink": [line(0, wrong, right)]})
+    assert rows["no-sink"]["as_it_is"]["single"] == 1.0 and rows["base"]["single"]["share"] == 0.5
+    text = "\n".join(ablation({name: {"title": name, **row} for name, row in rows.items()}))
+    assert "| base | 50.0% |" in text and "| no-sink | 0.0% (100.0%) |" in text
+
+
 def test_adherence_tables_have_a_line_for_everything(tmp_path: Path) -> None:
     from benchmarks.demo.report import summaries, write_tables
 
