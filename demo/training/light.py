@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from longlive_trt.configs import ModelConfig
@@ -13,50 +12,21 @@ from longlive_trt.demo.autoencoder import AutoEncoder, Decoder
 from longlive_trt.demo.geometry import light_vae_config, model_config, raw
 from longlive_trt.demo.sheets import save_rows
 from longlive_trt.demo.shipped import weights_path
-from longlive_trt.demo.training.clips import (
-    load_autoencoder,
-    psnr,
-    random_clips,
-    to_bytes,
-    to_unit,
-)
+from longlive_trt.demo.training.clips import load_autoencoder, psnr, to_bytes, to_unit
 from longlive_trt.demo.training.curves import draw_curves
-from longlive_trt.demo.training.legs import (
-    Clock,
-    Journal,
-    TimedLeg,
-    Worker,
-    leg_parser,
-    rate,
-    run_leg,
-    save_checkpoint,
-)
-from longlive_trt.demo.training.optimizer import MuonAdam
+from longlive_trt.demo.training.legs import Clock, Worker, run_leg
+from longlive_trt.demo.training.pictures import PictureLeg, PictureSettings, picture_parser
 from longlive_trt.demo.training.stepper import Stepper
 from longlive_trt.demo.training.vae import initialize, takes_muon
-from longlive_trt.demo.world.clips import SIZE
 
-_HELD_OUT_SEED = 999_983
 _EDGES, _TAUGHT = 0.5, 0.5
 _CODED = 16
 """Clips at once."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    out: Path
-    leg_s: float
-    total_s: float
-    resume: Path | None
+class Settings(PictureSettings):
     batch: int = 16
-    frames: int = 17
-    pool: int = 4096
-    held_out: int = 48
-    held_out_frames: int = 33
-    size: tuple[int, int] = SIZE
-    muon_rate: float = 0.02
-    adam_rate: float = 2e-3
-    reports: int = 12
     seed: int = 2
 
 
@@ -108,8 +78,11 @@ def objective(model: Decoder, lessons: Lessons) -> tuple[Tensor, Tensor]:
     return loss, torch.stack([pixels, edges, taught]).detach()
 
 
-class Leg(TimedLeg):
+class Leg(PictureLeg):
     """A stretch of the light decoder's training."""
+
+    name, shipped_name = "light", "light_vae"
+    model: Decoder
 
     def __init__(
         self,
@@ -119,32 +92,10 @@ class Leg(TimedLeg):
         weights: Path | None = None,
     ) -> None:
         self.settings, self.worker = settings, worker
-        device, cuda = worker.device, worker.device.type == "cuda"
-        # Every worker begins with the same weights.
-        with torch.random.fork_rng(devices=[device] if cuda else []):
-            torch.manual_seed(settings.seed)
-            self.model = Decoder(raw(light_vae_config()))
-            initialize(self.model)
-        self.model.to(device)
-        self.optimizer = MuonAdam(
-            self.model, takes_muon, settings.muon_rate, settings.adam_rate, average=0.998
-        )
-        self.best = 0.0
-        if settings.resume is not None:
-            self.best = float(self._resume(settings.resume)["best"])
-        self.journal = Journal(settings.out / "light.jsonl", worker)
-        begun = time.monotonic()
+        self.model = self._begin(lambda: Decoder(raw(light_vae_config())), initialize, takes_muon)
+        begun, device = time.monotonic(), worker.device
         codec = load_autoencoder(weights or weights_path("vae"), device, config or model_config())
-        seed = settings.seed * 100_003 + self.step * 17 + worker.rank
-        self.pool = Lessons.of(
-            random_clips(settings.pool, settings.frames, seed, device, settings.size), codec
-        )
-        self.held_out = Lessons.of(
-            random_clips(
-                settings.held_out, settings.held_out_frames, _HELD_OUT_SEED, device, settings.size
-            ),
-            codec,
-        )
+        self.pool, self.held_out = (Lessons.of(clips, codec) for clips in self._clips())
         full = psnr(self.held_out.taught, self.held_out.clips).mean().item()
         self.journal.report(
             clips=settings.pool, seconds=round(time.monotonic() - begun, 1), full=round(full, 2)
@@ -166,17 +117,6 @@ class Leg(TimedLeg):
         self.stepper.step()
         self.step += 1
 
-    def run(self) -> None:
-        settings = self.settings
-        self.stepper.capture()
-        self.worker.told(0.0)
-        self._train(settings.leg_s, settings.total_s, settings.reports, self.train_step)
-
-    def _pace(self, share: float, steps: int) -> None:
-        """Rates rise once, in the first leg."""
-        del steps
-        self.optimizer.factor.fill_(rate(share, self.step, warm_steps=100))
-
     def _report(self, clock: Clock, step_s: float, _steps: int) -> None:
         if not self.worker.leads:
             return
@@ -186,13 +126,7 @@ class Leg(TimedLeg):
         to_full = float(psnr(made, self.held_out.taught).mean())
         shown = slice(len(self.held_out))
         seen = float(psnr(self._made_of(self.pool.means[shown]), self.pool.clips[shown]).mean())
-        if held > self.best:
-            self.best = held
-            weights = {k: v.half().contiguous().cpu() for k, v in self.model.state_dict().items()}
-            save_file(weights, self.settings.out / "light_vae.safetensors")
-        self.optimizer.swap_average()
-        state = self.settings.out / "light-state.pt"
-        save_checkpoint(state, self.optimizer.state(), clock, self.step, self.best)
+        self._keep(held, clock)
         pixels, edges, taught = self.parts.tolist()
         self.journal.report(
             s=round(clock.done_s, 1), step=self.step, psnr=round(held, 2), seen=round(seen, 2),
@@ -220,10 +154,7 @@ class Leg(TimedLeg):
 
 
 def parsed() -> tuple[Settings, str]:
-    parser = leg_parser(__doc__, Settings)
-    parser.add_argument("--frames", type=int, default=Settings.frames)
-    parser.add_argument("--held-out", type=int, default=Settings.held_out)
-    parser.add_argument("--size", type=int, nargs=2, default=SIZE)
+    parser = picture_parser(__doc__, Settings)
     given = vars(parser.parse_args())
     device = given.pop("device")
     given["size"] = tuple(given["size"])

@@ -3,56 +3,29 @@
 import logging
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from longlive_trt.demo.autoencoder import AutoEncoder
 from longlive_trt.demo.geometry import raw, vae_config
 from longlive_trt.demo.sheets import save_rows
-from longlive_trt.demo.training.clips import psnr, random_clips, to_bytes, to_unit
+from longlive_trt.demo.training.clips import psnr, to_bytes, to_unit
 from longlive_trt.demo.training.curves import draw_curves
-from longlive_trt.demo.training.legs import (
-    Clock,
-    Journal,
-    TimedLeg,
-    Worker,
-    leg_parser,
-    rate,
-    run_leg,
-    save_checkpoint,
-)
-from longlive_trt.demo.training.optimizer import MuonAdam
+from longlive_trt.demo.training.legs import Clock, Worker, run_leg
+from longlive_trt.demo.training.pictures import PictureLeg, PictureSettings, picture_parser
 from longlive_trt.demo.training.stepper import Stepper
-from longlive_trt.demo.world.clips import SIZE
 from longlive_trt.export.models.vae_layers import Downsample, FrameConv, ResBlock, Upsample
 
 log = logging.getLogger(__name__)
 
-_HELD_OUT_SEED = 999_983
 _EDGES, _COARSE = 0.5, 0.25
 
 
 @dataclass(frozen=True)
-class Settings:
-    out: Path
-    leg_s: float
-    total_s: float
-    resume: Path | None
-    batch: int = 8
-    frames: int = 17
-    pool: int = 4096
-    held_out: int = 48
-    held_out_frames: int = 33
-    size: tuple[int, int] = SIZE
-    muon_rate: float = 0.02
-    adam_rate: float = 2e-3
+class Settings(PictureSettings):
     kl: float = 3e-4
-    reports: int = 12
-    seed: int = 1
 
 
 @torch.no_grad()
@@ -113,32 +86,19 @@ def _halved(clips: Tensor) -> Tensor:
     return halved
 
 
-class Leg(TimedLeg):
+class Leg(PictureLeg):
     """A stretch of the autoencoder's training."""
+
+    name = shipped_name = "vae"
+    model: AutoEncoder
+    settings: Settings
 
     def __init__(self, settings: Settings, worker: Worker) -> None:
         self.settings, self.worker = settings, worker
-        device, cuda = worker.device, worker.device.type == "cuda"
-        # Every worker begins with the same weights.
-        with torch.random.fork_rng(devices=[device] if cuda else []):
-            torch.manual_seed(settings.seed)
-            self.model = AutoEncoder(raw(vae_config()))
-            initialize(self.model)
-        self.model.to(device)
-        self.optimizer = MuonAdam(
-            self.model, takes_muon, settings.muon_rate, settings.adam_rate, average=0.998
-        )
-        self.best = 0.0
-        if settings.resume is not None:
-            self.best = float(self._resume(settings.resume)["best"])
-        self.journal = Journal(settings.out / "vae.jsonl", worker)
+        self.model = self._begin(lambda: AutoEncoder(raw(vae_config())), initialize, takes_muon)
         begun = time.monotonic()
-        seed = settings.seed * 100_003 + self.step * 17 + worker.rank
-        self.pool = random_clips(settings.pool, settings.frames, seed, device, settings.size)
-        self.held_out = random_clips(
-            settings.held_out, settings.held_out_frames, _HELD_OUT_SEED, device, settings.size
-        )
-        if cuda:
+        self.pool, self.held_out = self._clips()
+        if worker.device.type == "cuda":
             torch.cuda.synchronize()
         frames = settings.pool * settings.frames + settings.held_out * settings.held_out_frames
         taken = time.monotonic() - begun
@@ -146,7 +106,7 @@ class Leg(TimedLeg):
             rendered=frames, seconds=round(taken, 1), frames_per_s=round(frames / taken)
         )
         self.batch = self.pool[: settings.batch].clone()
-        self.parts = torch.zeros(4, device=device)
+        self.parts = torch.zeros(4, device=worker.device)
         self.stepper = Stepper(worker, self.optimizer, self._backward)
 
     def _backward(self) -> None:
@@ -162,31 +122,13 @@ class Leg(TimedLeg):
         self.stepper.step()
         self.step += 1
 
-    def run(self) -> None:
-        settings = self.settings
-        self.stepper.capture()
-        self.worker.told(0.0)
-        self._train(settings.leg_s, settings.total_s, settings.reports, self.train_step)
-
-    def _pace(self, share: float, steps: int) -> None:
-        """Rates rise once, in the first leg."""
-        del steps
-        self.optimizer.factor.fill_(rate(share, self.step, warm_steps=100))
-
     def _report(self, clock: Clock, step_s: float, _steps: int) -> None:
         if not self.worker.leads:
             return
         self.optimizer.swap_average()
         held = self._quality(self.held_out)
         seen = self._quality(self.pool[: len(self.held_out)])
-        if held > self.best:
-            self.best = held
-            weights = {k: v.half().contiguous().cpu() for k, v in self.model.state_dict().items()}
-            save_file(weights, self.settings.out / "vae.safetensors")
-        self.optimizer.swap_average()
-        save_checkpoint(
-            self.settings.out / "vae-state.pt", self.optimizer.state(), clock, self.step, self.best
-        )
+        self._keep(held, clock)
         pixels, edges, coarse, information = self.parts.tolist()
         self.journal.report(
             s=round(clock.done_s, 1), step=self.step, psnr=round(held, 2), seen=round(seen, 2),
@@ -232,10 +174,7 @@ class Leg(TimedLeg):
 
 
 def parsed() -> tuple[Settings, str]:
-    parser = leg_parser(__doc__, Settings)
-    parser.add_argument("--frames", type=int, default=Settings.frames)
-    parser.add_argument("--held-out", type=int, default=Settings.held_out)
-    parser.add_argument("--size", type=int, nargs=2, default=SIZE)
+    parser = picture_parser(__doc__, Settings)
     parser.add_argument("--kl", type=float, default=Settings.kl)
     given = vars(parser.parse_args())
     device = given.pop("device")
