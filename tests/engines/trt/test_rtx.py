@@ -105,6 +105,7 @@ def require_fused_attention(step: Report, layers: int) -> None:
     assert not [layer["name"] for layer in step["layers"] if layer["category"] == "softmax"]
 
 
+@pytest.mark.exhaustive
 def test_self_attention_reads_how_many_keys_are_valid(
     rtx_bundle: Callable[[str, str], Path],
 ) -> None:
