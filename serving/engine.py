@@ -24,7 +24,7 @@ from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.runtime.decoding.choice import decoder_named
 from longlive_trt.runtime.memory.budget import Budget, decoder_budget, session_budget
 from longlive_trt.runtime.output.base import Pixels
-from longlive_trt.runtime.output.mp4 import exact_fps
+from longlive_trt.runtime.output.muxed import exact_fps
 from longlive_trt.runtime.pipeline import Pipeline
 from longlive_trt.runtime.plan import VideoOptions, plan_video
 from longlive_trt.runtime.prompting.encoder import PromptEncoder

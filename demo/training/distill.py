@@ -23,7 +23,7 @@ from longlive_trt.demo.geometry import WEIGHTS, model_config
 from longlive_trt.demo.rollout import BatchRollout
 from longlive_trt.demo.training.clips import LatentPool, load_autoencoder
 from longlive_trt.demo.training.curves import draw_curves
-from longlive_trt.demo.training.flow import takes_muon, warped, wide
+from longlive_trt.demo.training.flow import takes_muon, warped, weighed, wide
 from longlive_trt.demo.training.legs import (
     Clock,
     Journal,
@@ -113,7 +113,7 @@ class Leg(TimedLeg):
             target = self._led_to(history, start, sigma)
         context = self.student.context(self.ids)
         flow = self.student(history, start[None], times[None], context)[0]
-        errors = (flow - (start - target) / wide(sigma)).square().flatten(2).mean(2)
+        errors = weighed((flow - (start - target) / wide(sigma)).square())
         loss = (errors * counts).sum() / counts.sum()
         loss.backward()
         with torch.no_grad():
@@ -240,7 +240,7 @@ class Leg(TimedLeg):
         )
 
 
-def parsed() -> tuple[Settings, str]:
+def main() -> None:
     parser = leg_parser(__doc__, Settings)
     parser.add_argument("--teacher", type=Path, required=True, help="a flow leg's flow-state.pt")
     parser.add_argument("--vae", type=Path, default=Settings.vae)
@@ -248,13 +248,7 @@ def parsed() -> tuple[Settings, str]:
     parser.add_argument("--teacher-steps", type=int, default=Settings.teacher_steps)
     parser.add_argument("--guidance", type=float, default=Settings.guidance)
     parser.add_argument("--no-compile", dest="compile", action="store_false")
-    given = vars(parser.parse_args())
-    device = given.pop("device")
-    return Settings(**given), device
-
-
-def main() -> None:
-    run_leg(*parsed(), Leg)
+    run_leg(parser, Settings, Leg)
 
 
 if __name__ == "__main__":

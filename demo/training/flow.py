@@ -32,6 +32,8 @@ from longlive_trt.demo.words import word_ids
 log = logging.getLogger(__name__)
 
 _DIRT = 0.12
+_GROUND, _GROUND_WEIGHT = 1 / 8, 4.0
+"""The lowest rows, and how much more they count than others."""
 _REMADE_FROM = 0.4
 """The least share of the noise levels from which a history is made again."""
 
@@ -72,6 +74,17 @@ def wide(x: Tensor) -> Tensor:
     return x[..., None, None, None, None]
 
 
+def weighed(errors: Tensor) -> Tensor:
+    """Errors [..., frames, C, rows, columns], those of the ground by more, averaged over a block.
+
+    How fast the ground beside the road goes by is how fast a video is, and few pixels show it.
+    What is best does not depend on such weights, and what is learned first does.
+    """
+    weights = errors.new_ones(errors.shape[-2])
+    weights[-max(1, round(_GROUND * len(weights))) :] = _GROUND_WEIGHT
+    return (errors * (weights / weights.mean())[:, None]).flatten(-4).mean(-1)
+
+
 class Leg(TimedLeg):
     """A stretch of flow matching."""
 
@@ -110,7 +123,7 @@ class Leg(TimedLeg):
         noised = torch.lerp(clean, noise, wide(sigma))
         context = self.model.context(self.ids)
         flow = self.model(self._history(context), noised, 1000 * sigma, context)
-        errors = (flow - (noise - clean)).square().flatten(3).mean(3)
+        errors = weighed((flow - (noise - clean)).square())
         loss = (errors * counts).sum() / counts.sum()
         loss.backward()
         with torch.no_grad():
@@ -200,7 +213,7 @@ class Leg(TimedLeg):
         )  # fmt: skip
 
 
-def parsed() -> tuple[Settings, str]:
+def main() -> None:
     parser = leg_parser(__doc__, Settings)
     parser.set_defaults(total_s=1200)
     parser.add_argument("--vae", type=Path, default=Settings.vae)
@@ -208,13 +221,7 @@ def parsed() -> tuple[Settings, str]:
     parser.add_argument("--own-history", type=float, default=Settings.own_history)
     parser.add_argument("--blocks", type=int, default=Settings.blocks)
     parser.add_argument("--no-compile", dest="compile", action="store_false")
-    given = vars(parser.parse_args())
-    device = given.pop("device")
-    return Settings(**given), device
-
-
-def main() -> None:
-    run_leg(*parsed(), Leg)
+    run_leg(parser, Settings, Leg)
 
 
 if __name__ == "__main__":

@@ -244,10 +244,17 @@ class Leg(Protocol):
 S = TypeVar("S", bound=Settings)
 
 
-def run_leg(settings: S, device: str, make_leg: Callable[[S, Worker], Leg]) -> None:
+def run_leg(
+    parser: argparse.ArgumentParser,
+    make_settings: Callable[..., S],
+    make_leg: Callable[[S, Worker], Leg],
+) -> None:
     """Of a module that is run as a command."""
+    chosen = vars(parser.parse_args())
+    device = chosen.pop("device")
 
     def leg() -> None:
+        settings = make_settings(**chosen)
         worker = Worker.start(device, settings.seed)
         make_leg(settings, worker).run()
         worker.finish()

@@ -153,16 +153,9 @@ class Leg(PictureLeg):
         )
 
 
-def parsed() -> tuple[Settings, str]:
-    parser = picture_parser(__doc__, Settings)
-    given = vars(parser.parse_args())
-    device = given.pop("device")
-    given["size"] = tuple(given["size"])
-    return Settings(**given), device
-
-
 def main() -> None:
-    run_leg(*parsed(), Leg)
+    parser = picture_parser(__doc__, Settings)
+    run_leg(parser, Settings, Leg)
 
 
 if __name__ == "__main__":

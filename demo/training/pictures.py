@@ -1,9 +1,10 @@
 """What legs share that learn to show clips: their settings, beginning, rates and best weights."""
 
+from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -118,9 +119,14 @@ class PictureLeg(TimedLeg):
         save_checkpoint(state, self.optimizer.state(), clock, self.step, self.best)
 
 
-def picture_parser(doc: str | None, settings: type[PictureSettings]) -> Any:
+def picture_parser(doc: str | None, settings: type[PictureSettings]) -> ArgumentParser:
     parser = leg_parser(doc, settings)
     parser.add_argument("--frames", type=int, default=settings.frames)
     parser.add_argument("--held-out", type=int, default=settings.held_out)
-    parser.add_argument("--size", type=int, nargs=2, default=SIZE)
+    parser.add_argument("--size", type=_size, default=SIZE, metavar="HEIGHTxWIDTH")
     return parser
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, width = text.split("x")
+    return int(height), int(width)

@@ -173,17 +173,10 @@ class Leg(PictureLeg):
         )  # fmt: skip
 
 
-def parsed() -> tuple[Settings, str]:
+def main() -> None:
     parser = picture_parser(__doc__, Settings)
     parser.add_argument("--kl", type=float, default=Settings.kl)
-    given = vars(parser.parse_args())
-    device = given.pop("device")
-    given["size"] = tuple(given["size"])
-    return Settings(**given), device
-
-
-def main() -> None:
-    run_leg(*parsed(), Leg)
+    run_leg(parser, Settings, Leg)
 
 
 if __name__ == "__main__":

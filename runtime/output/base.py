@@ -168,45 +168,6 @@ class PublishingWriter(FrameWriter):
         self._claim.release()
 
 
-class PrefixFile:
-    """A file for a muxer that stays a prefix of the stream once a write has failed.
-
-    libavformat loses errors of its last writes, so the first one is kept for ``sync`` to raise.
-    """
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self._file = path.open("wb", buffering=0)
-        except OSError as error:
-            raise OutputError(
-                f"{path}: cannot be created ({reason(error)}); choose another place"
-            ) from None
-        self._error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        if self._error is None:
-            try:
-                self._write_all(memoryview(data))
-            except OSError as error:
-                self._error = error
-        return len(data)
-
-    def _write_all(self, data: memoryview) -> None:
-        while data:
-            data = data[self._file.write(data) :]
-
-    def check(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    def sync(self) -> None:
-        self.check()
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        self._file.close()
-
-
 def reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error)
 

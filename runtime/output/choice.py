@@ -12,7 +12,8 @@ from longlive_trt.errors import OutputError, UsageError
 from longlive_trt.files import foreign_file, require_place
 from longlive_trt.runtime.output.base import FrameWriter, NullWriter, reason
 from longlive_trt.runtime.output.gif import GifWriter
-from longlive_trt.runtime.output.mp4 import Mp4Writer, exact_fps
+from longlive_trt.runtime.output.mp4 import Mp4Writer
+from longlive_trt.runtime.output.muxed import exact_fps
 from longlive_trt.runtime.output.png import FRAMES, PngFolderWriter
 from longlive_trt.runtime.output.sidecar import is_sidecar, sidecar_path
 from longlive_trt.runtime.output.tags import MakeTags, no_tags

@@ -10,15 +10,15 @@ import av
 import numpy as np
 
 from longlive_trt.errors import UsageError
-from longlive_trt.runtime.output.base import Pixels, PrefixFile, PublishingWriter
-from longlive_trt.runtime.output.mp4 import exact_fps
+from longlive_trt.runtime.output.base import Pixels
+from longlive_trt.runtime.output.muxed import MuxedWriter, exact_fps
 from longlive_trt.runtime.output.palette import quantize
 
 _MAX_FPS = 50
 _PICTURE, _EXTENSION, _TRAILER = b"\x2c\x21\x3b"
 
 
-class GifWriter(PublishingWriter):
+class GifWriter(MuxedWriter):
     def __init__(
         self,
         path: Path,
@@ -34,10 +34,7 @@ class GifWriter(PublishingWriter):
                 f"{float(fps):g}; write an .mp4 file"
             )
         super().__init__(path, height, width, overwrite=overwrite)
-        self._partial = self._hidden("partial")
-        self._file = PrefixFile(self._partial)
-        self._container = av.open(self._file, "w", format="gif")
-        self._stream = self._container.add_stream("gif", rate=exact_fps(fps))
+        self._stream = self._open("gif").add_stream("gif", rate=exact_fps(fps))
         self._stream.height, self._stream.width = height, width
         self._stream.pix_fmt = "pal8"
 
@@ -45,21 +42,11 @@ class GifWriter(PublishingWriter):
         indices, palette = quantize(frame)
         argb = np.pad(palette, ((0, 0), (1, 0)), constant_values=255)
         # PyAV takes such a pair for this format, which its type hints leave out.
-        picture = av.VideoFrame.from_ndarray(cast(Pixels, (indices, argb)), format="pal8")
-        picture.pts = self.frames_written
-        self._container.mux(self._stream.encode(picture))
-        self._file.check()
+        self._encode(av.VideoFrame.from_ndarray(cast(Pixels, (indices, argb)), format="pal8"))
 
     def _finish(self) -> None:
-        self._container.mux(self._stream.encode(None))
-        self._container.close()
-        self._file.sync()
-        self._file.close()
+        self._complete()
         self._publish(self._partial)
-
-    def _discard(self) -> None:
-        self._file.close()
-        self._partial.unlink(missing_ok=True)
 
     def _salvage(self) -> int:
         self._file.close()

@@ -14,12 +14,7 @@ import av
 from av.video.stream import VideoStream
 
 from longlive_trt.errors import OutputError
-from longlive_trt.runtime.output.base import (
-    Pixels,
-    PrefixFile,
-    PublishingWriter,
-    reason,
-)
+from longlive_trt.runtime.output.base import Pixels, reason
 from longlive_trt.runtime.output.h264 import (
     ENCODER,
     PIXEL_FORMAT,
@@ -28,6 +23,7 @@ from longlive_trt.runtime.output.h264 import (
     set_colors,
     yuv_frame,
 )
+from longlive_trt.runtime.output.muxed import MuxedWriter, exact_fps
 from longlive_trt.runtime.output.tags import MakeTags, Tags, no_tags
 
 _FRAGMENTED = {
@@ -36,7 +32,7 @@ _FRAGMENTED = {
 }
 
 
-class Mp4Writer(PublishingWriter):
+class Mp4Writer(MuxedWriter):
     def __init__(
         self,
         path: Path,
@@ -61,12 +57,9 @@ class Mp4Writer(PublishingWriter):
                 f"H.264 needs even sizes: {width}x{height} is padded to "
                 f"{even(width)}x{even(height)} by repeating the edge"
             )
-        self._partial = self._hidden("partial")
         self._format = path.suffix[1:].lower() or "mp4"
-        self._file = PrefixFile(self._partial)
-        self._container = av.open(self._file, "w", format=self._format, options=_FRAGMENTED)
         self._tags = tags
-        self._container.metadata.update(tags())
+        self._open(self._format, _FRAGMENTED).metadata.update(tags())
         self._stream = self._add_stream(exact_fps(fps), {"crf": str(crf), "preset": preset})
 
     def _add_stream(self, fps: Fraction, options: dict[str, str]) -> VideoStream:
@@ -79,16 +72,10 @@ class Mp4Writer(PublishingWriter):
         return stream
 
     def _write_frame(self, frame: Pixels) -> None:
-        picture = yuv_frame(frame)
-        picture.pts = self.frames_written
-        self._container.mux(self._stream.encode(picture))
-        self._file.check()
+        self._encode(yuv_frame(frame))
 
     def _finish(self) -> None:
-        self._container.mux(self._stream.encode(None))
-        self._container.close()
-        self._file.sync()
-        self._file.close()
+        self._complete()
         faststart = self._hidden("copy")
         try:
             remux(self._partial, faststart, self._format, self._tags())
@@ -103,10 +90,6 @@ class Mp4Writer(PublishingWriter):
             self._publish(faststart)
             self._partial.unlink()
 
-    def _discard(self) -> None:
-        self._file.close()
-        self._partial.unlink(missing_ok=True)
-
     def _salvage(self) -> int:
         self._file.close()
         os.truncate(self._partial, end_of_last_fragment(self._partial))
@@ -116,11 +99,6 @@ class Mp4Writer(PublishingWriter):
         else:
             self._partial.unlink()
         return frames
-
-
-def exact_fps(fps: float | Fraction) -> Fraction:
-    """23.976023976 is 24000/1001: rates are exact in whole numbers or over 1001."""
-    return Fraction(fps).limit_denominator(1001)
 
 
 def remux(source: Path, target: Path, container_format: str, tags: Tags) -> None:

@@ -172,6 +172,14 @@ def test_histories_are_what_the_model_makes_of_clips(
         assert 0 < (found - clean).square().mean().sqrt() < 0.12
 
 
+def test_errors_of_the_ground_count_more_and_those_of_a_block_as_much() -> None:
+    errors = torch.ones(2, 3, 4, 16, 5)
+    torch.testing.assert_close(flow.weighed(errors), torch.ones(2))
+    ground, above = torch.zeros_like(errors), torch.zeros_like(errors)
+    ground[..., -1, :], above[..., -3, :] = 1, 1
+    torch.testing.assert_close(flow.weighed(ground), 4 * flow.weighed(above))
+
+
 @torch.no_grad()
 def test_videos_of_a_checkpoint_are_judged(
     trained: Path, small_config: ModelConfig, small_vae: Path

@@ -21,6 +21,7 @@ from longlive_trt.runtime.output import (
     check_file_output,
     check_output,
     mp4,
+    muxed,
     open_writer,
     write_latents,
     write_sidecar,
@@ -87,7 +88,7 @@ class TestMp4:
             writer.write(clip(33))
         with av.open(video) as container:
             stream = container.streams.video[0]
-            exact = mp4.exact_fps(fps)
+            exact = muxed.exact_fps(fps)
             assert stream.average_rate == exact
             assert stream.start_time == 0
             assert stream.frames == 33
@@ -100,7 +101,7 @@ class TestMp4:
         [(23.976023976023978, (24000, 1001)), (23.976, (2997, 125)), (16, (16, 1))],
     )
     def test_rates_become_the_fraction_that_was_meant(self, fps, exact):
-        assert mp4.exact_fps(fps) == Fraction(*exact)
+        assert muxed.exact_fps(fps) == Fraction(*exact)
 
     @pytest.mark.parametrize("name", ["video.mp4", "video.mov", "VIDEO.MP4"])
     def test_it_starts_fast_and_plays_everywhere(self, tmp_path, name):
