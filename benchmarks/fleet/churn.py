@@ -36,6 +36,7 @@ DRAIN_EVERY_S = 120.0
 SETTLED_S = 16 * 60
 _COMERS = 9
 """One more than there are slots: somebody nearly always waits."""
+_PATIENCE_S = 300.0
 _ROLES = ("Gateway", "Host", "ProxyActor", "ServeController")
 
 
@@ -74,14 +75,21 @@ class Churn:
         while not self.is_over:
             seed = self.random.randrange(1 << 31)
             viewer = Viewer(self.trial.port, seed, "a red car in the city")
-            asked = time.monotonic()
             watching = asyncio.create_task(viewer.watch())
-            await viewer.running.wait()
-            self.waits_s.append(time.monotonic() - asked)
-            await self._use(viewer, self.random.uniform(5, 60))
-            await viewer.stop()
-            await watching
+            try:
+                await self._visit(viewer)
+                await watching
+            except TimeoutError:
+                watching.cancel()
+                self.faults["a session did not begin, or did not end"] += 1
             self._count(viewer)
+
+    async def _visit(self, viewer: Viewer) -> None:
+        asked = time.monotonic()
+        await asyncio.wait_for(viewer.running.wait(), _PATIENCE_S)
+        self.waits_s.append(time.monotonic() - asked)
+        await self._use(viewer, self.random.uniform(5, 60))
+        await viewer.stop()
 
     async def _use(self, viewer: Viewer, seconds: float) -> None:
         end = time.monotonic() + seconds

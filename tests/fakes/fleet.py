@@ -39,6 +39,8 @@ class LocalHosts:
     def __init__(self) -> None:
         self.hosts: dict[str, Host] = {}
         self.dead: set[str] = set()
+        self.deaf_s: dict[str, float] = {}
+        """Hosts that do not answer what they are told, and for how long that is not noticed."""
         self.placement = Placement()
         self.told: list[tuple[str, str]] = []
 
@@ -75,6 +77,9 @@ class LocalHosts:
 
     async def tell(self, session: str, viewer: str, items: Sequence[Item]) -> None:
         host = self._owner(session)
+        if host.name in self.deaf_s:
+            await asyncio.sleep(self.deaf_s[host.name])
+            raise HostLostError("no answer")
         if not host.tell(viewer, items):
             raise HostLostError("no such viewer")
         self.told += [(host.name, item) for item in items if isinstance(item, str)]

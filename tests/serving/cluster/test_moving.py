@@ -159,6 +159,42 @@ def test_what_is_said_while_a_session_moves_reaches_its_next_owner(start: StartF
     assert owner_of(fleet, began) == "host-2"
 
 
+def test_a_lost_host_that_fails_late_does_not_silence_the_next(start: StartFleet) -> None:
+    """What it was told last fails when the session runs elsewhere already."""
+    fleet = start(hosts=2)
+    socket = fleet.start("a red car")
+    began = socket.wait("video.start")
+    watch_until(socket, 30)
+    before = owner_of(fleet, began)
+    fleet.fleet.hosts.deaf_s[before] = 1.5
+    socket.send("session.interaction", prompt="a blue boat")
+    time.sleep(0.2)
+    fleet.fleet.hosts.kill(before)
+    moved = socket.wait("session.moved")
+    assert socket.wait("session.interaction.queued")["prompt"] == "a blue boat"
+    watch_until(socket, moved["frame"] + 40)
+    socket.send("session.interaction", prompt="a white train")
+    assert socket.wait("session.interaction.queued")["prompt"] == "a white train"
+    socket.wait("session.interaction.applied")
+    compare_with_one_host(fleet, began)
+
+
+def test_a_session_whose_host_hears_nobody_moves(start: StartFleet) -> None:
+    """Pictures come from it still, but it takes no command."""
+    fleet = start(hosts=2)
+    socket = fleet.start("a red car")
+    began = socket.wait("video.start")
+    watch_until(socket, 30)
+    before = owner_of(fleet, began)
+    fleet.fleet.hosts.deaf_s[before] = 0.1
+    socket.send("session.interaction", prompt="a blue boat")
+    assert socket.wait("session.moved")["reason"] == "lost"
+    assert socket.wait("session.interaction.queued")["prompt"] == "a blue boat"
+    socket.wait("session.interaction.applied")
+    assert owner_of(fleet, began) != before
+    compare_with_one_host(fleet, began)
+
+
 def test_a_host_that_was_taken_for_dead_gives_up(start: StartFleet) -> None:
     fleet = start(hosts=2, save_every_s=0.5)
     socket = fleet.start("a red car")
