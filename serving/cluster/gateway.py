@@ -51,6 +51,8 @@ class Seat:
     fence: int
     seed: int | None = None
     switch: str = "exact"
+    is_job: bool = False
+    """Of a whole video, which nobody watches."""
 
 
 class Gateway:
@@ -124,7 +126,14 @@ class Gateway:
                 "session placed",
                 extra={"session": answer.session, "host": answer.view.name, "fence": answer.fence},
             )
-            return Seat(answer.session, answer.token, answer.fence, answer.seed, answer.switch)
+            return Seat(
+                answer.session,
+                answer.token,
+                answer.fence,
+                answer.seed,
+                answer.switch,
+                opening.is_job,
+            )
         if answer.why == "problem":
             raise ProblemError(answer.code, answer.sentence)
         return None
@@ -193,13 +202,13 @@ class Gateway:
     async def _newest(self, session: str) -> Deed:
         deed = None
         if is_session_id(session):
-            deed = await self._stored(lambda: self._registry.newest(session))
+            deed = await self.stored(lambda: self._registry.newest(session))
         if deed is None:
             raise unknown_session()
         return deed
 
     async def _news(self, deed: Deed) -> News:
-        news = await self._stored(lambda: self._registry.news(deed.session, deed.fence))
+        news = await self.stored(lambda: self._registry.news(deed.session, deed.fence))
         if news is None:
             raise unknown_session()
         if news.status == "ended":
@@ -208,7 +217,7 @@ class Gateway:
             )
         return news
 
-    async def _stored(self, read: Callable[[], _Read]) -> _Read:
+    async def stored(self, read: Callable[[], _Read]) -> _Read:
         try:
             return await asyncio.to_thread(read)
         except (LongLiveError, OSError) as error:
@@ -252,6 +261,7 @@ def _opening_again(
         end=news.end,
         restarts=restarts,
         is_paused=journal is not None and journal.is_paused,
+        is_job=seat.is_job,
         for_jpeg=journal is not None and journal.format == "jpeg",
         created_s=deed.created_s,
     )

@@ -70,6 +70,8 @@ class News:
     """The newest first."""
     message: str | None = None
     written_s: float = 0.0
+    began_at: int = 0
+    """The first picture that this owner made."""
 
     @property
     def state(self) -> str | None:

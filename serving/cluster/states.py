@@ -1,6 +1,8 @@
 """Saved states in the fleet's store: saved by one host, fetched by another."""
 
 import re
+import threading
+from collections import Counter
 from pathlib import Path
 
 from longlive_trt.engines.bundles.stores import Store
@@ -9,6 +11,7 @@ from longlive_trt.serving.live.states import States
 from longlive_trt.serving.problems import ProblemError
 from longlive_trt.serving.settings import Limits
 
+_REMEMBERED = 1000
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -18,6 +21,8 @@ class FleetStates(States):
     def __init__(self, folder: Path, limits: Limits, store: Store) -> None:
         super().__init__(folder, most=limits.states, most_bytes=limits.states_bytes)
         self._store = store
+        self._readers = Counter[str]()
+        self._lock = threading.Lock()
         self.last_bytes = 0
         self.blocks: dict[str, int] = {}
         """Of states that were just saved: the first block that is to be made after each."""
@@ -34,11 +39,15 @@ class FleetStates(States):
             saved.path.unlink(missing_ok=True)
             beside.unlink(missing_ok=True)
         self.blocks[saved.path.stem] = saved.block
+        if len(self.blocks) > _REMEMBERED:
+            del self.blocks[next(iter(self.blocks))]
         return saved.path.stem
 
     def fetch(self, state_id: str) -> None:
         """Bring a state here, for :meth:`find`."""
         paths = self._paths(state_id)
+        with self._lock:
+            self._readers[state_id] += 1
         if not all(self._store.fetch(_name(path.name), path) for path in paths):
             self.drop(state_id)
             raise ProblemError(
@@ -46,9 +55,14 @@ class FleetStates(States):
             )
 
     def drop(self, state_id: str) -> None:
-        """What was fetched: a video that was opened has read it."""
-        for path in self._paths(state_id):
-            path.unlink(missing_ok=True)
+        """What was fetched: a video that was opened has read it. Others may have yet to."""
+        with self._lock:
+            self._readers[state_id] -= 1
+            if self._readers[state_id] > 0:
+                return
+            del self._readers[state_id]
+            for path in self._paths(state_id):
+                path.unlink(missing_ok=True)
 
     def delete(self, state_id: str) -> None:
         """From the store; its list goes first, so that no half of it counts as whole."""

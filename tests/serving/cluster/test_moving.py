@@ -67,6 +67,8 @@ def test_a_drained_host_gives_its_sessions_away_with_the_same_bits(start: StartF
     after = owner_of(fleet, began)
     assert after != before
     watch_until(socket, moved["frame"] + 60)
+    # The state was read, and does not stay on the machine.
+    assert list((fleet.fleet.store.parent / after / "states").iterdir()) == []
     # No picture is missing, and none came twice under one epoch.
     frames = sorted(shown(socket))
     assert frames == list(range(frames[-1] + 1))
