@@ -172,6 +172,7 @@ class Gateway:
 
     async def _reopen(self, seat: Seat, journal: Journal | None) -> Seat:
         failures, delay_s = 0, _MOVE_RETRY_S
+        is_anew = False
         while True:
             self._refuse_while_closing()
             deed = await self._newest(seat.session)
@@ -179,16 +180,19 @@ class Gateway:
                 self.hosts.own(seat.session, deed.host)
                 return replace(seat, fence=deed.fence)
             news = await self._news(deed)
+            opening = _opening_again(self.name, seat, deed, news, journal)
             try:
-                moved = await self._place(_opening_again(self.name, seat, deed, news, journal))
+                moved = await self._place(replace(opening, resume=None) if is_anew else opening)
                 if moved is not None:
                     return moved
             except ProblemError as problem:
                 failures += 1
-                if problem.code != "not_found" or failures == _STATE_TRIES:
+                if problem.code != "not_found" or is_anew:
                     raise
                 if journal is not None:
                     journal.state = None
+                # The store has lost it; the same seed and prompts make the same video.
+                is_anew = failures == _STATE_TRIES
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * _SLOWER, _SLOWEST_S)
 

@@ -11,6 +11,7 @@ from longlive_trt.serving.live.states import States
 from longlive_trt.serving.problems import ProblemError
 from longlive_trt.serving.settings import Limits
 
+STATES = "states"
 _REMEMBERED = 1000
 _ID = re.compile(r"[0-9a-f]{32}")
 
@@ -65,10 +66,9 @@ class FleetStates(States):
                 path.unlink(missing_ok=True)
 
     def delete(self, state_id: str) -> None:
-        """From the store; its list goes first, so that no half of it counts as whole."""
-        state, beside = self._paths(state_id)
-        self._store.delete(_name(beside.name))
-        self._store.delete(_name(state.name))
+        """From the store."""
+        for name in state_names(state_id):
+            self._store.delete(name)
 
     def _paths(self, state_id: str) -> tuple[Path, Path]:
         if _ID.fullmatch(state_id) is None:
@@ -77,5 +77,10 @@ class FleetStates(States):
         return state, state.with_suffix(".json")
 
 
+def state_names(state_id: str) -> tuple[str, str]:
+    """In the store, in the order in which they go: no half of a state is to count as whole."""
+    return _name(f"{state_id}.json"), _name(f"{state_id}.state")
+
+
 def _name(file: str) -> str:
-    return f"states/{file}"
+    return f"{STATES}/{file}"

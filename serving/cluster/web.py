@@ -15,6 +15,7 @@ from longlive_trt import __version__
 from longlive_trt.serving import protocol
 from longlive_trt.serving.cluster.access import Granted, answer, answer_text, asked, gateway_of
 from longlive_trt.serving.cluster.calls import HostLostError
+from longlive_trt.serving.cluster.cleaning import Cleaner, clean_forever
 from longlive_trt.serving.cluster.gateway import Gateway
 from longlive_trt.serving.cluster.placement import HostView
 from longlive_trt.serving.cluster.registry import Registry
@@ -73,10 +74,17 @@ async def _nothing() -> None:
 def make_gateway_app(gateway: Gateway, on_start: Callable[[], Awaitable[None]] = _nothing) -> Guard:
     store = gateway.fleet.store
     videos = Videos(gateway, Registry(store), Orders(store))
+    cleaner = Cleaner(
+        store, gateway.fleet.keep_days, lambda: [view.name for view in gateway.hosts.views()]
+    )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.ensure_future(on_start()), asyncio.create_task(videos.look_after())]
+        tasks = [
+            asyncio.ensure_future(on_start()),
+            asyncio.create_task(videos.look_after()),
+            asyncio.create_task(clean_forever(cleaner)),
+        ]
         yield
         for task in tasks:
             task.cancel()

@@ -170,6 +170,7 @@ def _serve_fleet(
     fleet = FleetSettings(
         store=store,
         save_every_s=cluster.save_every_s or FleetSettings.save_every_s,
+        keep_days=cluster.keep_days or FleetSettings.keep_days,
         scaling=Scaling(hosts, cluster.most_hosts or hosts),
         gateways=cluster.gateways or 1,
         bundle_key=key,

@@ -114,9 +114,10 @@ class Orders:
         names = self._names(video)
         for name in sorted(names, key=lambda name: name == _ORDER):
             self._store.delete(_name(video, name))
+        self._store.drop_folder(_folder(video))
 
     def _names(self, video: str) -> list[str]:
-        return self._store.names(_name(video, "").rstrip("/"))
+        return self._store.names(_folder(video))
 
 
 def is_video_id(text: str) -> bool:
@@ -127,6 +128,10 @@ def _part(first: int, end: int) -> str:
     return f"{first:08d}-{end:08d}.part"
 
 
-def _name(video: str, file: str) -> str:
+def _folder(video: str) -> str:
     assert is_video_id(video)
-    return f"videos/{video}/{file}"
+    return f"videos/{video}"
+
+
+def _name(video: str, file: str) -> str:
+    return f"{_folder(video)}/{file}"

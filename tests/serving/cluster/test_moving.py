@@ -143,6 +143,22 @@ def test_a_session_without_a_state_begins_anew_and_catches_up(start: StartFleet)
     compare_with_one_host(fleet, began)
 
 
+@pytest.mark.exhaustive
+def test_a_store_that_lost_its_states_costs_time_only(start: StartFleet) -> None:
+    fleet = start(hosts=2, save_every_s=0.5)
+    socket = fleet.start("a red car")
+    began = socket.wait("video.start")
+    watch_until(socket, 60)
+    fleet.fleet.hosts.kill(owner_of(fleet, began))
+    for path in (fleet.fleet.store / "states").iterdir():
+        path.unlink()
+    moved = socket.wait("session.moved")
+    watch_until(socket, moved["frame"] + 40)
+    frames = sorted(shown(socket))
+    assert frames == list(range(frames[-1] + 1))
+    compare_with_one_host(fleet, began)
+
+
 def test_what_is_said_while_a_session_moves_reaches_its_next_owner(start: StartFleet) -> None:
     fleet = start(hosts=1, slots=1)
     socket = fleet.start("a red car")
