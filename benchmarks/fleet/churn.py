@@ -16,13 +16,11 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import psutil
-
 from benchmarks.fleet.painter import Painter
+from benchmarks.fleet.processes import ROLES, memory_mib
 from benchmarks.fleet.trial import HOSTS, SLOTS, Trial
 from benchmarks.fleet.viewer import Viewer
 from benchmarks.harness import command, cpu_name, parser, percentiles, write_report
@@ -37,7 +35,6 @@ SETTLED_S = 16 * 60
 _COMERS = 9
 """One more than there are slots: somebody nearly always waits."""
 _PATIENCE_S = 300.0
-_ROLES = ("Gateway", "Host", "ProxyActor", "ServeController")
 
 
 @dataclass
@@ -113,7 +110,7 @@ class Churn:
 
     async def _sample(self) -> None:
         while not self.is_over:
-            self.samples.append({"at_s": round(self.now_s), **_memory()})
+            self.samples.append({"at_s": round(self.now_s), **memory_mib()})
             self.on_sample()
             await asyncio.sleep(SAMPLE_EVERY_S)
 
@@ -150,26 +147,13 @@ class Churn:
         }
 
 
-def _memory() -> dict[str, Any]:
-    """Of this run's Ray, whose processes are called after what they do at the moment."""
-    found: dict[str, dict[str, float]] = {role: {} for role in _ROLES}
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            line = " ".join(process.cmdline())
-            role = next((role for role in _ROLES if f":{role}" in line), None)
-            if line.startswith("ray::") and role is not None:
-                mib = process.memory_info().rss / 2**20
-                found[role][str(process.pid)] = round(mib, 1)
-    return found
-
-
 def _growth(samples: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """By role and process, the last third of the samples against the first: medians."""
     third = len(samples) // 3
     if not third:
         return {}
     grown: dict[str, dict[str, float]] = {}
-    for role in _ROLES:
+    for role in ROLES:
         alive = set(samples[0][role]) & set(samples[-1][role])
         grown[role] = {
             pid: round(

@@ -1,7 +1,7 @@
 """What a fleet does, tried under a real Ray on one machine: 4 hosts of 2 slots.
 
     python -m benchmarks.fleet.trial --out docs/results/fleet_ray_cpu.json
-    python -m benchmarks.fleet.trial --bundle demo --hosts 3 --only drain kill --out FILE
+    python -m benchmarks.fleet.trial --bundle demo --hosts 3 --blocks 6 --only drain kill --out FILE
 
 Without --bundle a model that paints at once stands in, so that the fleet is what is measured.
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fleet.painter import Painter
+from benchmarks.fleet.processes import Busyness
 from benchmarks.fleet.viewer import Viewer
 from benchmarks.harness import command, cpu_name, parser, percentiles, rounded, write_report
 from longlive_trt.fleet import BundleLoader
@@ -45,6 +46,8 @@ class Trial:
     keep: bool
     """Pictures, to be compared."""
     count: int = HOSTS
+    blocks: int = 4
+    """So many are watched before the prompt, after it, and after the move."""
 
     def ask(self, method: str, path: str, token: str | None = None) -> Any:
         headers = {} if token is None else {"authorization": f"Bearer {token}"}
@@ -123,7 +126,9 @@ async def steer(trial: Trial) -> dict[str, Any]:
     """Commands to all sessions at once, each answered by its owner."""
     each = COMMANDS // (trial.count * SLOTS)
     async with Audience(trial, trial.count * SLOTS) as viewers:
+        busy, begun = Busyness(), time.monotonic()
         times = await asyncio.gather(*(_steer_one(viewer, each) for viewer in viewers))
+        shares = busy.shares(time.monotonic() - begun)
         owners = Counter([trial.owner(viewer) for viewer in viewers])
     ms = [value * 1000 for one in times for value in one]
     return {
@@ -131,6 +136,7 @@ async def steer(trial: Trial) -> dict[str, Any]:
         "answered_by_their_session": len(ms),
         "sessions_by_owner": sorted(owners.values()),
         "round_trip_ms": percentiles(ms, (50, 95, 99)),
+        "share_of_a_core": shares,
     }
 
 
@@ -158,14 +164,14 @@ async def _steer_one(viewer: Viewer, count: int) -> list[float]:
 async def drain(trial: Trial) -> dict[str, Any]:
     """Both sessions of a host go to others."""
     async with Audience(trial, trial.count * SLOTS - 2) as viewers:
-        await _prompted(viewers)
+        await _prompted(trial, viewers)
         host = trial.fullest(viewers)
         moved = [viewer for viewer in viewers if trial.owner(viewer) == host]
         before = time.monotonic()
         answer = await asyncio.to_thread(trial.ask, "POST", f"/v1/admin/hosts/{host}/drain")
         drained_s = time.monotonic() - before
         await _until(lambda: all(viewer.seen.moves for viewer in moved), 180)
-        await _for_blocks(moved, 4)
+        await _for_blocks(moved, trial.blocks)
         compared = [await _compared(trial, viewer) for viewer in moved]
         await asyncio.to_thread(trial.ask, "POST", f"/v1/admin/hosts/{host}/drain?undo=true")
         return {
@@ -182,14 +188,14 @@ async def drain(trial: Trial) -> dict[str, Any]:
 async def kill(trial: Trial) -> dict[str, Any]:
     """SIGKILL to a host's process."""
     async with Audience(trial, trial.count * SLOTS - 2) as viewers:
-        await _prompted(viewers)
+        await _prompted(trial, viewers)
         await asyncio.sleep(trial.fleet.save_every_s + 2)
         name = trial.fullest(viewers)
         host = next(host for host in await trial.hosts() if host["name"] == name)
         lost = [viewer for viewer in viewers if trial.owner(viewer) == name]
         os.kill(int(host["node"].rpartition(":")[2]), signal.SIGKILL)
         await _until(lambda: all(viewer.seen.moves for viewer in lost), 180)
-        await _for_blocks(lost, 4)
+        await _for_blocks(lost, trial.blocks)
         compared = [await _compared(trial, viewer) for viewer in lost]
         begun = time.monotonic()
         await trial.until(lambda hosts: len(hosts) == trial.count, 120)
@@ -253,11 +259,11 @@ async def scale(trial: Trial) -> dict[str, Any]:
     }
 
 
-async def _prompted(viewers: list[Viewer]) -> None:
-    await _for_blocks(viewers, 4)
+async def _prompted(trial: Trial, viewers: list[Viewer]) -> None:
+    await _for_blocks(viewers, trial.blocks)
     for viewer in viewers:
         await viewer.send("session.interaction", prompt="a purple balloon at night")
-    await _for_blocks(viewers, 4)
+    await _for_blocks(viewers, trial.blocks)
 
 
 async def _for_blocks(viewers: list[Viewer], count: int) -> None:
@@ -340,6 +346,7 @@ def main() -> None:
     options.add_argument("--only", nargs="+", choices=TRIALS, default=list(TRIALS))
     options.add_argument("--hosts", type=int, default=HOSTS)
     options.add_argument("--save-every", type=float, default=3.0)
+    options.add_argument("--blocks", type=int, default=4, help="at each stage of a move")
     chosen = options.parse_args()
     load = BundleLoader(chosen.bundle) if chosen.bundle else Painter
     with tempfile.TemporaryDirectory() as folder:
@@ -364,7 +371,7 @@ def main() -> None:
         with started(settings, fleet, port):
             deploy(settings, fleet, load)
             report["fleet_started_in_s"] = round(time.monotonic() - begun, 1)
-            trial = Trial(port, settings, fleet, load, keep=False, count=chosen.hosts)
+            trial = Trial(port, settings, fleet, load, False, chosen.hosts, chosen.blocks)
             asyncio.run(_run(trial, chosen.only, report, chosen.out))
     print(json.dumps(report, indent=1))
 

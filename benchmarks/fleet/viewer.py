@@ -52,6 +52,7 @@ class Viewer:
         self._epoch = 0
         self._shown = -1
         self._quiet_since: float | None = None
+        self._is_stopping = False
 
     async def watch(self) -> None:
         """Until the session is done."""
@@ -71,6 +72,7 @@ class Viewer:
 
     async def stop(self) -> None:
         """Ask until it is done; what does not end by then is a fault of the fleet's."""
+        self._is_stopping = True
         async with asyncio.timeout(_STOP_S):
             while self.done is None:
                 with suppress(ConnectionClosed, AssertionError):
@@ -134,5 +136,7 @@ class Viewer:
             case "error":
                 self.seen.faults.append(f"{message['code']}: {message['message']}")
                 if message["code"] in _GONE:
-                    self.done = {"reason": message["code"]}
+                    # Its host went while it was saying goodbye.
+                    ended = self._is_stopping and message["code"] == "session_ended"
+                    self.done = {"reason": "stopped" if ended else message["code"]}
         self.on_message(message)

@@ -91,8 +91,8 @@ class Host:
         if wanted is not None and key != wanted:
             await self._live.stop()
             raise UsageError(
-                f"host {self.name}: its bundle has the key {key[:16]}, the fleet's has "
-                f"{wanted[:16]}; give every machine the same bundle"
+                f"host {self.name}: its bundle has the key {_short(key)}, the fleet's has "
+                f"{_short(wanted)}; give every machine the same bundle"
             )
         self._listening = asyncio.create_task(self._end_silent_channels())
 
@@ -162,8 +162,8 @@ class Host:
         if opening.bundle_key not in (None, key):
             raise ProblemError(
                 "conflict",
-                "This session was made with another bundle than the fleet has now, so it cannot "
-                "go on.",
+                f"This session was made with a bundle whose key is {_short(opening.bundle_key)}; "
+                f"the fleet's hosts have {_short(key)}, so it cannot go on.",
             )
         recorded: Sequence[Sample] = ()
         if opening.resume is not None:
@@ -330,6 +330,10 @@ class _HostConversation(Conversation):
         super()._welcome(room, start, viewer)
         if self._joining.goes_on and isinstance(viewer, FragmentViewer):
             viewer.go_on(self._joining.chunks, self._joining.pictures)
+
+
+def _short(key: str | None) -> str:
+    return (key or "")[:16]
 
 
 def _known(opening: Opening, recorded: Sequence[Sample]) -> Known:

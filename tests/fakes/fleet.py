@@ -52,7 +52,7 @@ class LocalHosts:
 
     async def open(self, opening: Opening) -> Opened | Refused:
         self._look()
-        name = self.placement.best() or next(iter(self._alive()), None)
+        name = self.placement.best(opening.bundle_key) or next(iter(self._alive()), None)
         if name is None:
             raise HostLostError("no host")
         self.placement.sent(name)

@@ -40,7 +40,8 @@ class RayHosts:
             raise HostLostError("no host runs")
         key, view = secrets.token_hex(8), None
         try:
-            answer: Opened | Refused = await self._handle.open.remote(Route(key=key), opening)
+            route = Route(key=key, bundle=opening.bundle_key)
+            answer: Opened | Refused = await self._handle.open.remote(route, opening)
             view = answer.view
             return answer
         except _LOST as error:

@@ -147,7 +147,8 @@ def test_a_state_of_another_bundle_is_one_line(start: StartFleet) -> None:
     beside.write_text(beside.read_text().replace("f" * 64, "e" * 64))
     other = fleet.connect()
     other.send("session.start", resume=saved, format="h264")
-    assert "another model" in other.wait("error")["message"]
+    words = other.wait("error")["message"]
+    assert "another model" in words and "e" * 16 in words and "f" * 16 in words
     missing = fleet.connect()
     missing.send("session.start", resume="0" * 32, format="h264")
     assert "no such saved state" in missing.wait("error")["message"]
