@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.fleet.painter import Painter
 from benchmarks.fleet.processes import ROLES, memory_mib
-from benchmarks.fleet.trial import HOSTS, SLOTS, Trial
+from benchmarks.fleet.stage import HOSTS, SLOTS, Trial
 from benchmarks.fleet.viewer import Viewer
 from benchmarks.harness import command, cpu_name, parser, percentiles, write_report
 from longlive_trt.serving.cluster.on_ray.running import deploy, free_port, started

@@ -12,15 +12,15 @@ import os
 import signal
 import tempfile
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.fleet.painter import Painter
 from benchmarks.fleet.processes import Busyness
+from benchmarks.fleet.stage import HOSTS, SLOTS, Audience, Trial
 from benchmarks.fleet.viewer import Viewer
 from benchmarks.harness import command, cpu_name, parser, percentiles, rounded, write_report
 from longlive_trt.fleet import BundleLoader
@@ -31,73 +31,11 @@ from longlive_trt.serving.cluster.settings import FleetSettings
 from longlive_trt.serving.engine import LiveModel
 from longlive_trt.serving.settings import Limits, Settings
 
-HOSTS, SLOTS = 4, 2
 COMMANDS = 1000
 COMMAND_EVERY_S = 1.0
-_PROMPTS = ("a red car in the city", "a blue boat at sea", "a green train in the mountains")
-
-
-@dataclass
-class Trial:
-    port: int
-    settings: Settings
-    fleet: FleetSettings
-    load: Callable[[], LiveModel]
-    keep: bool
-    """Pictures, to be compared."""
-    count: int = HOSTS
-    blocks: int = 4
-    """So many are watched before the prompt, after it, and after the move."""
-
-    def ask(self, method: str, path: str, token: str | None = None) -> Any:
-        headers = {} if token is None else {"authorization": f"Bearer {token}"}
-        address = f"http://127.0.0.1:{self.port}{path}"
-        request = urllib.request.Request(address, headers=headers, method=method)
-        with urllib.request.urlopen(request, timeout=180) as answer:  # noqa: S310
-            return json.loads(answer.read())
-
-    async def hosts(self) -> list[dict[str, Any]]:
-        answer = await asyncio.to_thread(self.ask, "GET", "/v1/admin/hosts")
-        found: list[dict[str, Any]] = answer["hosts"]
-        return found
-
-    async def until(self, holds: Callable[[list[dict[str, Any]]], bool], seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while not holds(hosts := await self.hosts()):
-            if time.monotonic() > end:
-                raise TimeoutError(f"after {seconds} s: {hosts}")
-            await asyncio.sleep(0.5)
-
-    def owner(self, viewer: Viewer) -> str:
-        deed = Registry(self.fleet.store).newest(viewer.began["session"])
-        assert deed is not None
-        return deed.host
-
-    def fullest(self, viewers: list[Viewer]) -> str:
-        """The host with the most of these sessions."""
-        return Counter([self.owner(viewer) for viewer in viewers]).most_common(1)[0][0]
-
-    def viewer(self, number: int) -> Viewer:
-        prompt = _PROMPTS[number % len(_PROMPTS)]
-        return Viewer(self.port, number, prompt, keep=self.keep)
-
-
-class Audience:
-    """Viewers that watch, and are sent home at the end."""
-
-    def __init__(self, trial: Trial, count: int, first: int = 0) -> None:
-        self.viewers = [trial.viewer(first + number) for number in range(count)]
-        self._tasks: list[asyncio.Task[None]] = []
-
-    async def __aenter__(self) -> list[Viewer]:
-        for viewer in self.viewers:
-            self._tasks.append(asyncio.create_task(viewer.watch()))
-            await asyncio.wait_for(viewer.running.wait(), 120)
-        return self.viewers
-
-    async def __aexit__(self, *error: object) -> None:
-        await asyncio.gather(*(viewer.stop() for viewer in self.viewers))
-        await asyncio.gather(*self._tasks)
+_WHOLE = {"prompt": "a red car in the city", "seconds": 600, "seed": 7}
+_PART = 10
+"""Of a hundred: then something happens."""
 
 
 async def place(trial: Trial) -> dict[str, Any]:
@@ -209,6 +147,34 @@ async def kill(trial: Trial) -> dict[str, Any]:
             "compared_with_one_host": compared,
             "host_replaced_after_s": round(time.monotonic() - begun + 5, 1),
         }
+
+
+async def videos(trial: Trial) -> dict[str, Any]:
+    """A whole video that nothing happens to, one whose host is emptied, and one whose host dies."""
+    files, notes = {}, {}
+    for what in ("nothing", "drain", "kill"):
+        video = (await trial.post("/v1/videos", _WHOLE))["id"]
+        await trial.until_video(video, lambda now: now["progress"] >= _PART)
+        owner = Registry(trial.fleet.store).newest(video)
+        assert owner is not None
+        if what == "drain":
+            await asyncio.to_thread(trial.ask, "POST", f"/v1/admin/hosts/{owner.host}/drain")
+        if what == "kill":
+            host = next(one for one in await trial.hosts() if one["name"] == owner.host)
+            os.kill(int(host["node"].rpartition(":")[2]), signal.SIGKILL)
+        done = await trial.until_video(video, lambda now: now["status"] == "completed")
+        files[what] = await asyncio.to_thread(trial.read, f"/v1/videos/{video}/content")
+        notes[what] = done["note"]
+        if what == "drain":
+            undo = f"/v1/admin/hosts/{owner.host}/drain?undo=true"
+            await asyncio.to_thread(trial.ask, "POST", undo)
+    await trial.until(lambda hosts: len(hosts) == trial.count, 120)
+    return {
+        "seconds": _WHOLE["seconds"],
+        "bytes": len(files["nothing"]),
+        "same_file": {what: files[what] == files["nothing"] for what in ("drain", "kill")},
+        "note": {what: notes[what] for what in ("drain", "kill")},
+    }
 
 
 async def redeploy(trial: Trial) -> dict[str, Any]:
@@ -335,6 +301,7 @@ TRIALS: dict[str, Callable[[Trial], Awaitable[dict[str, Any]]]] = {
     "steer": steer,
     "drain": drain,
     "kill": kill,
+    "videos": videos,
     "redeploy": redeploy,
     "scale": scale,
 }

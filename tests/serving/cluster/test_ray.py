@@ -26,13 +26,23 @@ def run(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
     )
 
 
-@pytest.fixture(scope="module")
-def tried(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    out = tmp_path_factory.mktemp("ray") / "trial.json"
-    names = ("place", "drain", "kill", "redeploy")
-    process = run("-m", "benchmarks.fleet.trial", "--only", *names, "--out", out)
+def trial_of(folder: Path, *arguments: str) -> Any:
+    out = folder / "trial.json"
+    process = run("-m", "benchmarks.fleet.trial", *arguments, "--out", out)
     assert process.returncode == 0, process.stderr[-2000:]
     return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    names = ("place", "drain", "kill", "redeploy", "videos")
+    return trial_of(tmp_path_factory.mktemp("ray"), "--only", *names)
+
+
+@pytest.fixture(scope="module")
+def tried_with_demo(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    options = ("--bundle", "demo", "--hosts", "2", "--blocks", "5", "--only", "drain", "kill")
+    return trial_of(tmp_path_factory.mktemp("demo"), *options)
 
 
 def test_sessions_are_placed_by_free_slots(tried: Any) -> None:
@@ -45,6 +55,22 @@ def test_sessions_move_with_the_same_bits(tried: Any, trial: str) -> None:
     assert tried[trial]["sessions_on_the_host"] == 2
     assert tried[trial]["pictures_lost"] == [0, 0]
     assert [one["state_is_equal"] for one in tried[trial]["compared_with_one_host"]] == [True, True]
+
+
+@pytest.mark.parametrize("trial", ["drain", "kill"])
+def test_videos_of_a_model_move_with_the_same_bits(tried_with_demo: Any, trial: str) -> None:
+    """Keys, values, latents and the decoder's past, of a video that one host made alone."""
+    found = tried_with_demo[trial]
+    assert found["sessions_on_the_host"] >= 1 and sum(found["pictures_lost"]) == 0
+    for one in found["compared_with_one_host"]:
+        assert one["state_is_equal"] and one["blocks"] >= 10 and one["prompts"] == 2
+
+
+def test_a_whole_video_is_the_same_file_whatever_becomes_of_its_host(tried: Any) -> None:
+    found = tried["videos"]
+    assert found["same_file"] == {"drain": True, "kill": True}
+    assert "another went on from" in found["note"]["drain"]
+    assert "The host that made it went away" in found["note"]["kill"]
 
 
 def test_a_new_version_loses_no_session(tried: Any) -> None:
