@@ -132,6 +132,12 @@ def test_a_manifest_without_what_it_must_have_is_told() -> None:
     assert fault.endswith("workerGroupSpecs[0].groupName: missing")
 
 
+def test_hosts_share_what_they_freed() -> None:
+    (application,) = read("serve.yaml")["applications"]
+    assert application["runtime_env"]["env_vars"] == {"MALLOC_ARENA_MAX": "2"}
+    assert "ENV MALLOC_ARENA_MAX=2\n" in (DEPLOY / "Dockerfile").read_text()
+
+
 def test_versions_and_extras_agree() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = re.search(r"longlive-trt\[([a-z,]+)\]", (DEPLOY / "Dockerfile").read_text())
