@@ -29,8 +29,8 @@ _STORE_BYTES = 200 << 20
 _REFUSAL = re.compile(re.escape(REFUSAL) + r"([^\n]*)")
 _CONTROLLER_CPUS = 1
 _ARENAS = "2"
-"""Of the C library's allocator: with one for each of a worker's 40 threads, what was freed in one is
-not used by others, and a host's memory grows for hours.
+"""Of the C library's allocator: with one for each of a worker's 40 threads, what one of them freed
+is not used by the others, and a host's memory grows for hours.
 """
 
 
