@@ -347,6 +347,7 @@ async def _run(trial: Trial, names: list[str], report: dict[str, Any], out: Path
     await trial.until(lambda hosts: len(hosts) == trial.count, 60)
     for name in names:
         report[name] = await TRIALS[name](trial)
+        report["load_after"] = rounded(os.getloadavg(), 1)
         print(name, json.dumps(report[name]), flush=True)
         write_report(report, out)
         await trial.until(lambda hosts: not any(host["running"] for host in hosts), 60)

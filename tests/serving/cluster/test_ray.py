@@ -2,11 +2,14 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(900)]
@@ -77,6 +80,41 @@ def test_a_new_version_loses_no_session(tried: Any) -> None:
     found = tried["redeploy"]
     assert found["sessions_after"] == found["sessions_before"] == 8
     assert found["done_early"] == found["pictures_lost"] == 0 and found["faults"] == []
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "is_waited_for"),
+    [(signal.SIGTERM, 0, True), (signal.SIGINT, 130, False)],
+)
+def test_a_signal_ends_it_cleanly(
+    tmp_path: Path, number: signal.Signals, status: int, is_waited_for: bool
+) -> None:
+    """While it serves, and while hosts start."""
+    pytest.importorskip("ray", reason="scripts/fleet_tools.sh installs it")
+    arguments = ("serve", "--cluster", "ray", "--store", str(tmp_path / "states"), "--port", "0")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "longlive_trt", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    if is_waited_for:
+        assert "Open http://localhost:" in process.stdout.readline()
+    else:
+        while not (tmp_path / "states" / "probes").is_dir():
+            assert process.poll() is None
+            time.sleep(0.1)
+        time.sleep(15)
+    inside = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == status, errors
+    assert "SIGTERM received" not in errors and "Traceback" not in errors
+    _, alive = psutil.wait_procs(inside, timeout=30)
+    assert alive == []
 
 
 def test_a_host_that_cannot_start_says_why_in_a_line(tmp_path: Path) -> None:
