@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.fleet.viewer import Viewer
-from longlive_trt.serving.cluster.registry import Registry
 from longlive_trt.serving.cluster.settings import FleetSettings
+from longlive_trt.serving.cluster.store.registry import Registry
 from longlive_trt.serving.engine import LiveModel
 from longlive_trt.serving.settings import Settings
 

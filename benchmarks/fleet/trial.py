@@ -26,8 +26,8 @@ from benchmarks.harness import command, cpu_name, parser, percentiles, rounded, 
 from longlive_trt.fleet import BundleLoader
 from longlive_trt.serving.cluster.on_ray.running import deploy, free_port, started
 from longlive_trt.serving.cluster.placement import Scaling
-from longlive_trt.serving.cluster.registry import Registry
 from longlive_trt.serving.cluster.settings import FleetSettings
+from longlive_trt.serving.cluster.store.registry import Registry
 from longlive_trt.serving.engine import LiveModel
 from longlive_trt.serving.settings import Limits, Settings
 

@@ -15,8 +15,8 @@ from longlive_trt.serving.cluster.calls import HostLostError, Hosts, Opened, Ope
 from longlive_trt.serving.cluster.figures import GatewayFigures
 from longlive_trt.serving.cluster.journal import Journal
 from longlive_trt.serving.cluster.line import Line, Place
-from longlive_trt.serving.cluster.registry import Deed, News, Registry, is_session_id
 from longlive_trt.serving.cluster.settings import FleetSettings
+from longlive_trt.serving.cluster.store.registry import Deed, News, Registry, is_session_id
 from longlive_trt.serving.problems import ProblemError, unknown_session
 from longlive_trt.serving.settings import Settings
 from longlive_trt.serving.web.entrance import RESTARTING

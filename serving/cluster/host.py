@@ -23,11 +23,11 @@ from longlive_trt.serving.cluster.calls import (
     Request,
 )
 from longlive_trt.serving.cluster.channel import SILENCE_S, Channel
-from longlive_trt.serving.cluster.keeping import Figures, Keeper
 from longlive_trt.serving.cluster.placement import HostView
-from longlive_trt.serving.cluster.registry import Registry, deed
 from longlive_trt.serving.cluster.settings import FleetSettings
-from longlive_trt.serving.cluster.states import FleetStates
+from longlive_trt.serving.cluster.store.keeping import Figures, Keeper
+from longlive_trt.serving.cluster.store.registry import Registry, deed
+from longlive_trt.serving.cluster.store.states import FleetStates
 from longlive_trt.serving.cluster.tunnel import answer
 from longlive_trt.serving.cluster.videos.keeping import VideoKeeper, pictures_before
 from longlive_trt.serving.cluster.videos.orders import Orders

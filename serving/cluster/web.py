@@ -15,11 +15,11 @@ from longlive_trt import __version__
 from longlive_trt.serving import protocol
 from longlive_trt.serving.cluster.access import Granted, answer, answer_text, asked, gateway_of
 from longlive_trt.serving.cluster.calls import HostLostError
-from longlive_trt.serving.cluster.cleaning import Cleaner, clean_forever
 from longlive_trt.serving.cluster.gateway import Gateway
 from longlive_trt.serving.cluster.placement import HostView
-from longlive_trt.serving.cluster.registry import Registry
 from longlive_trt.serving.cluster.relay import Relay
+from longlive_trt.serving.cluster.store.cleaning import Cleaner, clean_forever
+from longlive_trt.serving.cluster.store.registry import Registry
 from longlive_trt.serving.cluster.videos import routes
 from longlive_trt.serving.cluster.videos.making import Videos
 from longlive_trt.serving.cluster.videos.orders import Orders

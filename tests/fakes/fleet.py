@@ -24,8 +24,8 @@ from longlive_trt.serving.cluster.calls import (
 from longlive_trt.serving.cluster.gateway import Gateway
 from longlive_trt.serving.cluster.host import Host
 from longlive_trt.serving.cluster.placement import HostView, Placement
-from longlive_trt.serving.cluster.registry import Registry
 from longlive_trt.serving.cluster.settings import FleetSettings
+from longlive_trt.serving.cluster.store.registry import Registry
 from longlive_trt.serving.cluster.web import make_gateway_app
 from longlive_trt.serving.engine import LiveModel
 from longlive_trt.serving.server import bind

@@ -155,8 +155,8 @@ def _serve_fleet(
     from longlive_trt.fleet import BundleLoader
     from longlive_trt.serving.cluster.on_ray.running import serve_fleet
     from longlive_trt.serving.cluster.placement import Scaling
-    from longlive_trt.serving.cluster.registry import Registry
     from longlive_trt.serving.cluster.settings import FleetSettings
+    from longlive_trt.serving.cluster.store.registry import Registry
 
     assert cluster.store is not None
     where, key = str(bundle), None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from longlive_trt.errors import OutputError
-from longlive_trt.serving.cluster.keeping import Keeper
+from longlive_trt.serving.cluster.store.keeping import Keeper
 from longlive_trt.serving.cluster.videos.orders import Orders
 from longlive_trt.serving.cluster.videos.parts import read_part, write_part
 from longlive_trt.serving.live.recording import Recording

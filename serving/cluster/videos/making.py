@@ -14,7 +14,7 @@ from longlive_trt.serving.cluster.access import answer_text
 from longlive_trt.serving.cluster.calls import HostLostError, Opening, Request
 from longlive_trt.serving.cluster.gateway import Gateway, Seat
 from longlive_trt.serving.cluster.line import Place
-from longlive_trt.serving.cluster.registry import Deed, News, Registry
+from longlive_trt.serving.cluster.store.registry import Deed, News, Registry
 from longlive_trt.serving.cluster.videos.orders import Order, Orders
 from longlive_trt.serving.problems import ProblemError
 from longlive_trt.serving.web.bodies import (

@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from longlive_trt.serving.cluster.cleaning import Cleaned, Cleaner
-from longlive_trt.serving.cluster.registry import FORMAT, Kept, News, Registry, Status, deed
+from longlive_trt.serving.cluster.store.cleaning import Cleaned, Cleaner
+from longlive_trt.serving.cluster.store.registry import FORMAT, Kept, News, Registry, Status, deed
 from longlive_trt.serving.cluster.videos.orders import Order, Orders
 
 DAY_S = 24 * 3600.0

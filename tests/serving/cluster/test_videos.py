@@ -12,7 +12,7 @@ pytest.importorskip("fastapi")
 
 from benchmarks.fleet.painter import Painter
 from longlive_trt.errors import BundleError
-from longlive_trt.serving.cluster.registry import News
+from longlive_trt.serving.cluster.store.registry import News
 from longlive_trt.serving.cluster.videos import making, parts
 from longlive_trt.serving.media.h264 import Sample
 from tests.serving.cluster.conftest import Reached, StartFleet

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 
 from longlive_trt.errors import LongLiveError
-from longlive_trt.serving.cluster.registry import FORMAT, Kept, News, Registry, Status
-from longlive_trt.serving.cluster.states import FleetStates
+from longlive_trt.serving.cluster.store.registry import FORMAT, Kept, News, Registry, Status
+from longlive_trt.serving.cluster.store.states import FleetStates
 from longlive_trt.serving.problems import ProblemError
 from longlive_trt.serving.web.room import Room
 

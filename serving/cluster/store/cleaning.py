@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 
 from longlive_trt.engines.bundles.stores import Store
 from longlive_trt.errors import LongLiveError
-from longlive_trt.serving.cluster.registry import PROBES, Deed, News, Registry, is_session_id
-from longlive_trt.serving.cluster.states import STATES, state_names
+from longlive_trt.serving.cluster.store.registry import PROBES, Deed, News, Registry, is_session_id
+from longlive_trt.serving.cluster.store.states import STATES, state_names
 from longlive_trt.serving.cluster.videos.orders import Orders, is_video_id
 
 logger = logging.getLogger(__name__)
