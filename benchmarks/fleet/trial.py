@@ -1,7 +1,7 @@
 """What a fleet does, tried under a real Ray on one machine: 4 hosts of 2 slots.
 
     python -m benchmarks.fleet.trial --out docs/results/fleet_ray_cpu.json
-    python -m benchmarks.fleet.trial --bundle demo --hosts 3 --blocks 6 --only drain kill --out FILE
+    python -m benchmarks.fleet.trial --bundle demo --hosts 2 --blocks 6 --only drain kill --out FILE
 
 Without --bundle a model that paints at once stands in, so that the fleet is what is measured.
 """
@@ -236,7 +236,7 @@ async def _for_blocks(viewers: list[Viewer], count: int) -> None:
     """However slow the model is here."""
     wanted = [viewer.seen.blocks + count for viewer in viewers]
     await _until(
-        lambda: all(v.seen.blocks >= then for v, then in zip(viewers, wanted, strict=True)), 300
+        lambda: all(v.seen.blocks >= then for v, then in zip(viewers, wanted, strict=True)), 600
     )
 
 
