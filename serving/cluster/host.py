@@ -165,15 +165,34 @@ class Host:
                 f"This session was made with a bundle whose key is {_short(opening.bundle_key)}; "
                 f"the fleet's hosts have {_short(key)}, so it cannot go on.",
             )
-        recorded: Sequence[Sample] = ()
-        if opening.resume is not None:
-            await asyncio.to_thread(self.states.fetch, opening.resume)
-        if opening.is_job and opening.resume is not None:
-            pictures = await asyncio.to_thread(self._pictures_before, opening)
-            if pictures is None:
+        if opening.resume is None:
+            return await self._admitted(opening, ticket)
+        await asyncio.to_thread(self.states.fetch, opening.resume)
+        answer: Opened | Refused | None = None
+        try:
+            answer = await self._resumed(opening, ticket)
+            return answer
+        finally:
+            if not isinstance(answer, Opened):
                 self.states.drop(opening.resume)
-                opening = replace(opening, resume=None)
-            recorded = pictures or ()
+
+    async def _resumed(self, opening: Opening, ticket: Ticket) -> Opened | Refused:
+        """From a state that was fetched."""
+        if not opening.is_job:
+            return await self._admitted(opening, ticket)
+        pictures = await asyncio.to_thread(self._pictures_before, opening)
+        if pictures is not None:
+            return await self._admitted(opening, ticket, pictures)
+        assert opening.resume is not None
+        answer = await self._admitted(replace(opening, resume=None), ticket)
+        if isinstance(answer, Opened):
+            self.states.drop(opening.resume)
+        return answer
+
+    async def _admitted(
+        self, opening: Opening, ticket: Ticket, recorded: Sequence[Sample] = ()
+    ) -> Opened | Refused:
+        key = self._live.model.facts.bundle_key
         opener = self._live.opener(
             prompt=opening.prompt,
             seed=opening.seed,

@@ -49,8 +49,13 @@ class FleetStates(States):
         paths = self._paths(state_id)
         with self._lock:
             self._readers[state_id] += 1
-        if not all(self._store.fetch(_name(path.name), path) for path in paths):
-            self.drop(state_id)
+        is_here = False
+        try:
+            is_here = all(self._store.fetch(_name(path.name), path) for path in paths)
+        finally:
+            if not is_here:
+                self.drop(state_id)
+        if not is_here:
             raise ProblemError(
                 "not_found", "There is no such saved state in the store, or it was too old."
             )

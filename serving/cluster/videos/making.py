@@ -112,11 +112,15 @@ class Videos:
         while True:
             await asyncio.sleep(_ROUND_S * random.uniform(0.5, 1.5))  # noqa: S311
             try:
-                for video in await asyncio.to_thread(self._orders.ids):
-                    if video not in self._tended and video not in self._over:
-                        await self._take_up(video)
-            except (ProblemError, LongLiveError, OSError) as error:
+                videos = set(await asyncio.to_thread(self._orders.ids))
+            except (LongLiveError, OSError) as error:
                 logger.warning("videos not looked after", extra={"why": str(error)})
+                continue
+            self._over &= videos
+            for video in sorted(videos - self._over - self._tended.keys()):
+                # One that cannot be read is none of the others' business.
+                with suppress(ProblemError):
+                    await self._take_up(video)
 
     async def _take_up(self, video: str) -> None:
         order = await self._order(video)

@@ -149,6 +149,8 @@ def test_a_state_of_another_bundle_is_one_line(start: StartFleet) -> None:
     other.send("session.start", resume=saved, format="h264")
     words = other.wait("error")["message"]
     assert "another model" in words and "e" * 16 in words and "f" * 16 in words
+    # What it was fetched for came to nothing, and does not stay on the machine.
+    assert list((fleet.fleet.store.parent / "host-1" / "states").iterdir()) == []
     missing = fleet.connect()
     missing.send("session.start", resume="0" * 32, format="h264")
     assert "no such saved state" in missing.wait("error")["message"]

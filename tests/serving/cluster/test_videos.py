@@ -153,6 +153,9 @@ def test_another_gateway_goes_on_with_an_order(
     video = order(first)
     until(first, video, is_under_way)
     first.fleet.stop()
+    damaged = first.fleet.store / "videos" / f"video_{'-' * 16}" / "order.json"
+    damaged.parent.mkdir()
+    damaged.write_text("{")
     second = start(hosts=1, model=slow)
     assert until(second, video, is_over)["status"] == "completed"
     assert file_of(second, video) == undisturbed
