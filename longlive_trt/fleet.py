@@ -66,6 +66,7 @@ class Arguments(BaseModel):
     gateways: int = Field(default=1, ge=1, le=1000)
     sessions: int | None = Field(default=None, ge=1, le=1000)
     save_every_s: float = Field(default=30, ge=1, le=86_400)
+    keep_days: float = Field(default=7, ge=2, le=3650)
     gpus_per_host: float = Field(default=0, ge=0, le=8)
     cpus_per_host: float = Field(default=1, ge=0, le=1024)
     host: str = "127.0.0.1"
@@ -109,6 +110,7 @@ def fleet_of(arguments: Arguments) -> FleetSettings:
     return FleetSettings(
         store=arguments.store,
         save_every_s=arguments.save_every_s,
+        keep_days=arguments.keep_days,
         scaling=Scaling(arguments.hosts, max(most, arguments.hosts)),
         gateways=arguments.gateways,
         bundle_key=_key(arguments.bundle),

@@ -16,14 +16,12 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import psutil
-
 from benchmarks.fleet.painter import Painter
-from benchmarks.fleet.trial import HOSTS, SLOTS, Trial
+from benchmarks.fleet.processes import ROLES, memory_mib
+from benchmarks.fleet.stage import HOSTS, SLOTS, Trial
 from benchmarks.fleet.viewer import Viewer
 from benchmarks.harness import command, cpu_name, parser, percentiles, write_report
 from longlive_trt.serving.cluster.on_ray.running import deploy, free_port, started
@@ -36,7 +34,7 @@ DRAIN_EVERY_S = 120.0
 SETTLED_S = 16 * 60
 _COMERS = 9
 """One more than there are slots: somebody nearly always waits."""
-_ROLES = ("Gateway", "Host", "ProxyActor", "ServeController")
+_PATIENCE_S = 300.0
 
 
 @dataclass
@@ -74,14 +72,21 @@ class Churn:
         while not self.is_over:
             seed = self.random.randrange(1 << 31)
             viewer = Viewer(self.trial.port, seed, "a red car in the city")
-            asked = time.monotonic()
             watching = asyncio.create_task(viewer.watch())
-            await viewer.running.wait()
-            self.waits_s.append(time.monotonic() - asked)
-            await self._use(viewer, self.random.uniform(5, 60))
-            await viewer.stop()
-            await watching
+            try:
+                await self._visit(viewer)
+                await watching
+            except TimeoutError:
+                watching.cancel()
+                self.faults["a session did not begin, or did not end"] += 1
             self._count(viewer)
+
+    async def _visit(self, viewer: Viewer) -> None:
+        asked = time.monotonic()
+        await asyncio.wait_for(viewer.running.wait(), _PATIENCE_S)
+        self.waits_s.append(time.monotonic() - asked)
+        await self._use(viewer, self.random.uniform(5, 60))
+        await viewer.stop()
 
     async def _use(self, viewer: Viewer, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -105,7 +110,7 @@ class Churn:
 
     async def _sample(self) -> None:
         while not self.is_over:
-            self.samples.append({"at_s": round(self.now_s), **_memory()})
+            self.samples.append({"at_s": round(self.now_s), **memory_mib()})
             self.on_sample()
             await asyncio.sleep(SAMPLE_EVERY_S)
 
@@ -142,26 +147,13 @@ class Churn:
         }
 
 
-def _memory() -> dict[str, Any]:
-    """Of this run's Ray, whose processes are called after what they do at the moment."""
-    found: dict[str, dict[str, float]] = {role: {} for role in _ROLES}
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            line = " ".join(process.cmdline())
-            role = next((role for role in _ROLES if f":{role}" in line), None)
-            if line.startswith("ray::") and role is not None:
-                mib = process.memory_info().rss / 2**20
-                found[role][str(process.pid)] = round(mib, 1)
-    return found
-
-
 def _growth(samples: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """By role and process, the last third of the samples against the first: medians."""
     third = len(samples) // 3
     if not third:
         return {}
     grown: dict[str, dict[str, float]] = {}
-    for role in _ROLES:
+    for role in ROLES:
         alive = set(samples[0][role]) & set(samples[-1][role])
         grown[role] = {
             pid: round(

@@ -36,10 +36,10 @@ def simulation_rows(report: dict[str, Any]) -> list[str]:
     return rows
 
 
-def trial_rows(report: dict[str, Any]) -> list[str]:
-    place, steer, drain = report["place"], report["steer"], report["drain"]
-    kill, redeploy = report["kill"], report["redeploy"]
-    trip = steer["round_trip_ms"]
+def trial_rows(report: dict[str, Any], steered: dict[str, Any]) -> list[str]:
+    place, steer = report["place"], steered["steer"]
+    redeploy, whole = report["redeploy"], report["videos"]
+    trip, shares = steer["round_trip_ms"], steer["share_of_a_core"]
     pauses = redeploy["pauses_s"]
     return [
         "| | |",
@@ -48,17 +48,30 @@ def trial_rows(report: dict[str, Any]) -> list[str]:
         f"waits, and is in {place['ninth_is_in_after_s']:.1f} s after somebody leaves |",
         f"| {steer['sent']:,} prompts, one a second in each session | "
         f"{steer['answered_by_their_session']:,} answered by their session's owner; there and back "
-        f"{trip['p50']:.0f} ms (p50), {trip['p95']:.0f} ms (p95) |",
-        f"| a host is emptied | {drain['sessions_on_the_host']} sessions elsewhere after "
-        f"{_spread(drain['moved_after_s'])}; {sum(drain['pictures_lost'])} pictures lost; "
-        f"{_equal(drain)} |",
-        f"| a host's process is killed (states every {kill['save_every_s']:g} s) | "
-        f"{kill['sessions_on_the_host']} sessions elsewhere after "
-        f"{_spread(kill['moved_after_s'])}, {sum(kill['blocks_made_again'])} blocks made again; "
-        f"{sum(kill['pictures_lost'])} pictures lost; {_equal(kill)} |",
+        f"{trip['p50']:.0f} ms (p50), {trip['p95']:.0f} ms (p95), at a load of "
+        f"{_load(steered)}; of a core the gateway took {shares['Gateway'][0]:.0%}, Ray's proxy "
+        f"{shares['ProxyActor'][0]:.0%}, each host {shares['Host'][0]:.0%} to "
+        f"{shares['Host'][-1]:.0%} |",
+        *move_rows(report),
+        f"| whole videos of {whole['seconds']} s | the host of one was emptied, that of another "
+        f"killed; the same file, byte for byte, as one that nothing happened to: "
+        f"{sum(whole['same_file'].values())} of {len(whole['same_file'])} |",
         f"| a new version of all of it, with all slots taken | {redeploy['sessions_after']} of "
         f"{redeploy['sessions_before']} sessions go on; viewers wait {pauses[0]:.1f} to "
         f"{pauses[-1]:.1f} s at each change; {redeploy['pictures_lost']} pictures lost |",
+    ]
+
+
+def move_rows(report: dict[str, Any]) -> list[str]:
+    drain, kill = report["drain"], report["kill"]
+    return [
+        f"| a host is emptied | {_sessions(drain)} elsewhere after "
+        f"{_spread(drain['moved_after_s'])}; {sum(drain['pictures_lost'])} pictures lost; "
+        f"{_equal(drain)} |",
+        f"| a host's process is killed (states every {kill['save_every_s']:g} s) | "
+        f"{_sessions(kill)} elsewhere after {_spread(kill['moved_after_s'])}, "
+        f"{sum(kill['blocks_made_again'])} blocks made again; "
+        f"{sum(kill['pictures_lost'])} pictures lost; {_equal(kill)} |",
     ]
 
 
@@ -93,9 +106,24 @@ def _spread(values: list[float]) -> str:
     return f"{min(values):.2f} to {max(values):.2f} s"
 
 
+def _sessions(run: dict[str, Any]) -> str:
+    count = run["sessions_on_the_host"]
+    return f"{count} session{'' if count == 1 else 's'}"
+
+
+def _load(report: dict[str, Any]) -> str:
+    low, high = sorted((report["load_before"][0], report["load_after"][0]))
+    return f"{low:g} to {high:g}"
+
+
 def _equal(run: dict[str, Any]) -> str:
-    same = [one["state_is_equal"] for one in run["compared_with_one_host"]]
-    return f"states equal to one host's, bit for bit: {sum(same)} of {len(same)}"
+    compared = run["compared_with_one_host"]
+    blocks = [one["blocks"] for one in compared]
+    same = sum(one["state_is_equal"] for one in compared)
+    return (
+        f"states after {min(blocks)} to {max(blocks)} blocks equal to one host's, bit for bit: "
+        f"{same} of {len(compared)}"
+    )
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -106,9 +134,11 @@ def _read(name: str) -> dict[str, Any]:
 def main() -> None:
     parser(__doc__, out=False).parse_args()
     replace_table(PAGE, "fleet-simulation", simulation_rows(_read("fleet_simulation.json")))
-    churns = [_read(name) for name in ("fleet_churn_cpu.json", "fleet_churn_after_cpu.json")]
-    replace_table(PAGE, "fleet-churn", churn_rows(churns))
-    replace_table(PAGE, "fleet-trial", trial_rows(_read("fleet_ray_cpu.json")))
+    replace_table(PAGE, "fleet-churn", churn_rows([_read("fleet_churn_cpu.json")]))
+    steered = _read("fleet_steer_cpu.json")
+    replace_table(PAGE, "fleet-trial", trial_rows(_read("fleet_ray_cpu.json"), steered))
+    demo = _read("fleet_demo_cpu.json")
+    replace_table(PAGE, "fleet-demo", ["| | |", "|---|---|", *move_rows(demo)])
 
 
 if __name__ == "__main__":

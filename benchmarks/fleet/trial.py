@@ -1,7 +1,7 @@
 """What a fleet does, tried under a real Ray on one machine: 4 hosts of 2 slots.
 
     python -m benchmarks.fleet.trial --out docs/results/fleet_ray_cpu.json
-    python -m benchmarks.fleet.trial --bundle demo --hosts 3 --only drain kill --out FILE
+    python -m benchmarks.fleet.trial --bundle demo --hosts 2 --blocks 6 --only drain kill --out FILE
 
 Without --bundle a model that paints at once stands in, so that the fleet is what is measured.
 """
@@ -12,89 +12,30 @@ import os
 import signal
 import tempfile
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.fleet.painter import Painter
+from benchmarks.fleet.processes import Busyness
+from benchmarks.fleet.stage import HOSTS, SLOTS, Audience, Trial
 from benchmarks.fleet.viewer import Viewer
 from benchmarks.harness import command, cpu_name, parser, percentiles, rounded, write_report
 from longlive_trt.fleet import BundleLoader
 from longlive_trt.serving.cluster.on_ray.running import deploy, free_port, started
 from longlive_trt.serving.cluster.placement import Scaling
-from longlive_trt.serving.cluster.registry import Registry
 from longlive_trt.serving.cluster.settings import FleetSettings
+from longlive_trt.serving.cluster.store.registry import Registry
 from longlive_trt.serving.engine import LiveModel
 from longlive_trt.serving.settings import Limits, Settings
 
-HOSTS, SLOTS = 4, 2
 COMMANDS = 1000
 COMMAND_EVERY_S = 1.0
-_PROMPTS = ("a red car in the city", "a blue boat at sea", "a green train in the mountains")
-
-
-@dataclass
-class Trial:
-    port: int
-    settings: Settings
-    fleet: FleetSettings
-    load: Callable[[], LiveModel]
-    keep: bool
-    """Pictures, to be compared."""
-    count: int = HOSTS
-
-    def ask(self, method: str, path: str, token: str | None = None) -> Any:
-        headers = {} if token is None else {"authorization": f"Bearer {token}"}
-        address = f"http://127.0.0.1:{self.port}{path}"
-        request = urllib.request.Request(address, headers=headers, method=method)
-        with urllib.request.urlopen(request, timeout=180) as answer:  # noqa: S310
-            return json.loads(answer.read())
-
-    async def hosts(self) -> list[dict[str, Any]]:
-        answer = await asyncio.to_thread(self.ask, "GET", "/v1/admin/hosts")
-        found: list[dict[str, Any]] = answer["hosts"]
-        return found
-
-    async def until(self, holds: Callable[[list[dict[str, Any]]], bool], seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while not holds(hosts := await self.hosts()):
-            if time.monotonic() > end:
-                raise TimeoutError(f"after {seconds} s: {hosts}")
-            await asyncio.sleep(0.5)
-
-    def owner(self, viewer: Viewer) -> str:
-        deed = Registry(self.fleet.store).newest(viewer.began["session"])
-        assert deed is not None
-        return deed.host
-
-    def fullest(self, viewers: list[Viewer]) -> str:
-        """The host with the most of these sessions."""
-        return Counter([self.owner(viewer) for viewer in viewers]).most_common(1)[0][0]
-
-    def viewer(self, number: int) -> Viewer:
-        prompt = _PROMPTS[number % len(_PROMPTS)]
-        return Viewer(self.port, number, prompt, keep=self.keep)
-
-
-class Audience:
-    """Viewers that watch, and are sent home at the end."""
-
-    def __init__(self, trial: Trial, count: int, first: int = 0) -> None:
-        self.viewers = [trial.viewer(first + number) for number in range(count)]
-        self._tasks: list[asyncio.Task[None]] = []
-
-    async def __aenter__(self) -> list[Viewer]:
-        for viewer in self.viewers:
-            self._tasks.append(asyncio.create_task(viewer.watch()))
-            await asyncio.wait_for(viewer.running.wait(), 120)
-        return self.viewers
-
-    async def __aexit__(self, *error: object) -> None:
-        await asyncio.gather(*(viewer.stop() for viewer in self.viewers))
-        await asyncio.gather(*self._tasks)
+_WHOLE = {"prompt": "a red car in the city", "seconds": 600, "seed": 7}
+_PART = 10
+"""Of a hundred: then something happens."""
 
 
 async def place(trial: Trial) -> dict[str, Any]:
@@ -123,7 +64,9 @@ async def steer(trial: Trial) -> dict[str, Any]:
     """Commands to all sessions at once, each answered by its owner."""
     each = COMMANDS // (trial.count * SLOTS)
     async with Audience(trial, trial.count * SLOTS) as viewers:
+        busy, begun = Busyness(), time.monotonic()
         times = await asyncio.gather(*(_steer_one(viewer, each) for viewer in viewers))
+        shares = busy.shares(time.monotonic() - begun)
         owners = Counter([trial.owner(viewer) for viewer in viewers])
     ms = [value * 1000 for one in times for value in one]
     return {
@@ -131,6 +74,7 @@ async def steer(trial: Trial) -> dict[str, Any]:
         "answered_by_their_session": len(ms),
         "sessions_by_owner": sorted(owners.values()),
         "round_trip_ms": percentiles(ms, (50, 95, 99)),
+        "share_of_a_core": shares,
     }
 
 
@@ -158,14 +102,14 @@ async def _steer_one(viewer: Viewer, count: int) -> list[float]:
 async def drain(trial: Trial) -> dict[str, Any]:
     """Both sessions of a host go to others."""
     async with Audience(trial, trial.count * SLOTS - 2) as viewers:
-        await _prompted(viewers)
+        await _prompted(trial, viewers)
         host = trial.fullest(viewers)
         moved = [viewer for viewer in viewers if trial.owner(viewer) == host]
         before = time.monotonic()
         answer = await asyncio.to_thread(trial.ask, "POST", f"/v1/admin/hosts/{host}/drain")
         drained_s = time.monotonic() - before
         await _until(lambda: all(viewer.seen.moves for viewer in moved), 180)
-        await _for_blocks(moved, 4)
+        await _for_blocks(moved, trial.blocks)
         compared = [await _compared(trial, viewer) for viewer in moved]
         await asyncio.to_thread(trial.ask, "POST", f"/v1/admin/hosts/{host}/drain?undo=true")
         return {
@@ -182,14 +126,14 @@ async def drain(trial: Trial) -> dict[str, Any]:
 async def kill(trial: Trial) -> dict[str, Any]:
     """SIGKILL to a host's process."""
     async with Audience(trial, trial.count * SLOTS - 2) as viewers:
-        await _prompted(viewers)
+        await _prompted(trial, viewers)
         await asyncio.sleep(trial.fleet.save_every_s + 2)
         name = trial.fullest(viewers)
         host = next(host for host in await trial.hosts() if host["name"] == name)
         lost = [viewer for viewer in viewers if trial.owner(viewer) == name]
         os.kill(int(host["node"].rpartition(":")[2]), signal.SIGKILL)
         await _until(lambda: all(viewer.seen.moves for viewer in lost), 180)
-        await _for_blocks(lost, 4)
+        await _for_blocks(lost, trial.blocks)
         compared = [await _compared(trial, viewer) for viewer in lost]
         begun = time.monotonic()
         await trial.until(lambda hosts: len(hosts) == trial.count, 120)
@@ -203,6 +147,34 @@ async def kill(trial: Trial) -> dict[str, Any]:
             "compared_with_one_host": compared,
             "host_replaced_after_s": round(time.monotonic() - begun + 5, 1),
         }
+
+
+async def videos(trial: Trial) -> dict[str, Any]:
+    """A whole video that nothing happens to, one whose host is emptied, and one whose host dies."""
+    files, notes = {}, {}
+    for what in ("nothing", "drain", "kill"):
+        video = (await trial.post("/v1/videos", _WHOLE))["id"]
+        await trial.until_video(video, lambda now: now["progress"] >= _PART)
+        owner = Registry(trial.fleet.store).newest(video)
+        assert owner is not None
+        if what == "drain":
+            await asyncio.to_thread(trial.ask, "POST", f"/v1/admin/hosts/{owner.host}/drain")
+        if what == "kill":
+            host = next(one for one in await trial.hosts() if one["name"] == owner.host)
+            os.kill(int(host["node"].rpartition(":")[2]), signal.SIGKILL)
+        done = await trial.until_video(video, lambda now: now["status"] == "completed")
+        files[what] = await asyncio.to_thread(trial.read, f"/v1/videos/{video}/content")
+        notes[what] = done["note"]
+        if what == "drain":
+            undo = f"/v1/admin/hosts/{owner.host}/drain?undo=true"
+            await asyncio.to_thread(trial.ask, "POST", undo)
+    await trial.until(lambda hosts: len(hosts) == trial.count, 120)
+    return {
+        "seconds": _WHOLE["seconds"],
+        "bytes": len(files["nothing"]),
+        "same_file": {what: files[what] == files["nothing"] for what in ("drain", "kill")},
+        "note": {what: notes[what] for what in ("drain", "kill")},
+    }
 
 
 async def redeploy(trial: Trial) -> dict[str, Any]:
@@ -253,18 +225,18 @@ async def scale(trial: Trial) -> dict[str, Any]:
     }
 
 
-async def _prompted(viewers: list[Viewer]) -> None:
-    await _for_blocks(viewers, 4)
+async def _prompted(trial: Trial, viewers: list[Viewer]) -> None:
+    await _for_blocks(viewers, trial.blocks)
     for viewer in viewers:
         await viewer.send("session.interaction", prompt="a purple balloon at night")
-    await _for_blocks(viewers, 4)
+    await _for_blocks(viewers, trial.blocks)
 
 
 async def _for_blocks(viewers: list[Viewer], count: int) -> None:
     """However slow the model is here."""
     wanted = [viewer.seen.blocks + count for viewer in viewers]
     await _until(
-        lambda: all(v.seen.blocks >= then for v, then in zip(viewers, wanted, strict=True)), 300
+        lambda: all(v.seen.blocks >= then for v, then in zip(viewers, wanted, strict=True)), 600
     )
 
 
@@ -329,6 +301,7 @@ TRIALS: dict[str, Callable[[Trial], Awaitable[dict[str, Any]]]] = {
     "steer": steer,
     "drain": drain,
     "kill": kill,
+    "videos": videos,
     "redeploy": redeploy,
     "scale": scale,
 }
@@ -340,6 +313,7 @@ def main() -> None:
     options.add_argument("--only", nargs="+", choices=TRIALS, default=list(TRIALS))
     options.add_argument("--hosts", type=int, default=HOSTS)
     options.add_argument("--save-every", type=float, default=3.0)
+    options.add_argument("--blocks", type=int, default=4, help="at each stage of a move")
     chosen = options.parse_args()
     load = BundleLoader(chosen.bundle) if chosen.bundle else Painter
     with tempfile.TemporaryDirectory() as folder:
@@ -364,7 +338,7 @@ def main() -> None:
         with started(settings, fleet, port):
             deploy(settings, fleet, load)
             report["fleet_started_in_s"] = round(time.monotonic() - begun, 1)
-            trial = Trial(port, settings, fleet, load, keep=False, count=chosen.hosts)
+            trial = Trial(port, settings, fleet, load, False, chosen.hosts, chosen.blocks)
             asyncio.run(_run(trial, chosen.only, report, chosen.out))
     print(json.dumps(report, indent=1))
 
@@ -373,6 +347,7 @@ async def _run(trial: Trial, names: list[str], report: dict[str, Any], out: Path
     await trial.until(lambda hosts: len(hosts) == trial.count, 60)
     for name in names:
         report[name] = await TRIALS[name](trial)
+        report["load_after"] = rounded(os.getloadavg(), 1)
         print(name, json.dumps(report[name]), flush=True)
         write_report(report, out)
         await trial.until(lambda hosts: not any(host["running"] for host in hosts), 60)

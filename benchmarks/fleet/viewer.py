@@ -15,6 +15,10 @@ from longlive_trt.serving.protocol import LAST_OF_BLOCK, Picture
 
 _BACK_S = 0.5
 _REPORT_S = 0.25
+_ASK_S = 0.3
+_STOP_S = 120.0
+_GONE = ("not_found", "session_ended")
+"""Of a session that does not come back."""
 
 
 @dataclass
@@ -48,6 +52,7 @@ class Viewer:
         self._epoch = 0
         self._shown = -1
         self._quiet_since: float | None = None
+        self._is_stopping = False
 
     async def watch(self) -> None:
         """Until the session is done."""
@@ -66,10 +71,13 @@ class Viewer:
         await self._socket.send(json.dumps({"type": kind, **values}))
 
     async def stop(self) -> None:
-        while self.done is None:
-            with suppress(ConnectionClosed, AssertionError):
-                await self.send("session.stop")
-            await asyncio.sleep(0.3)
+        """Ask until it is done; what does not end by then is a fault of the fleet's."""
+        self._is_stopping = True
+        async with asyncio.timeout(_STOP_S):
+            while self.done is None:
+                with suppress(ConnectionClosed, AssertionError):
+                    await self.send("session.stop")
+                await asyncio.sleep(_ASK_S)
 
     async def _once(self) -> None:
         async with connect(self._address, max_size=None, compression=None, proxy=None) as socket:
@@ -127,4 +135,8 @@ class Viewer:
                 self.done = message
             case "error":
                 self.seen.faults.append(f"{message['code']}: {message['message']}")
+                if message["code"] in _GONE:
+                    # Its host went while it was saying goodbye.
+                    ended = self._is_stopping and message["code"] == "session_ended"
+                    self.done = {"reason": "stopped" if ended else message["code"]}
         self.on_message(message)

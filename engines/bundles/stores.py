@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -111,6 +112,17 @@ class Store:
             return None
         return found["size"] if found["type"] == "file" else None
 
+    def written_s(self, name: str) -> float | None:
+        """When a file was written, in seconds since 1970; None where there is none."""
+        self._system.invalidate_cache()
+        try:
+            written: datetime = self.patiently(
+                name, lambda: self._system.modified(self._path(name))
+            )
+        except FileNotFoundError:
+            return None
+        return written.replace(tzinfo=written.tzinfo or UTC).timestamp()
+
     def names(self, folder: str) -> list[str]:
         """The files in a folder; none where the store cannot list."""
         if self._protocol in _READ_ONLY:
@@ -158,6 +170,12 @@ class Store:
         """It may be gone already."""
         with suppress(FileNotFoundError):
             self.patiently(name, lambda: self._system.rm_file(self._path(name)))
+
+    def drop_folder(self, folder: str) -> None:
+        """An empty one, where stores have folders; one that holds anything stays."""
+        if self._protocol not in _FLAT | _READ_ONLY:
+            with suppress(OSError):
+                self._system.rmdir(self._path(folder))
 
     def folders(self, folder: str) -> list[str]:
         """The folders in a folder."""

@@ -22,6 +22,7 @@ class ClusterChoice:
     gateways: int | None
     store: str | None
     save_every_s: float | None
+    keep_days: float | None
     gpus_per_host: float | None
 
     def __post_init__(self) -> None:
@@ -31,6 +32,7 @@ class ClusterChoice:
             "--gateways": self.gateways,
             "--store": self.store,
             "--save-every": self.save_every_s,
+            "--keep-days": self.keep_days,
             "--gpus-per-host": self.gpus_per_host,
         }
         lost = [name for name, value in alone.items() if value is not None]
@@ -69,6 +71,12 @@ _OPTIONS = (
         type=click.FloatRange(1, 86_400),
         metavar="SECONDS",
         help="How much of a video a lost machine may cost.  [--cluster; default: 30]",
+    ),
+    click.option(
+        "--keep-days",
+        type=click.FloatRange(2, 3650),
+        metavar="DAYS",
+        help="How long the store keeps what nobody comes back to.  [--cluster; default: 7]",
     ),
     click.option(
         "--gpus-per-host",

@@ -39,6 +39,8 @@ class Opening:
     restarts: int = 0
     is_paused: bool = False
     """By a person."""
+    is_job: bool = False
+    """A whole video, which nobody watches."""
     for_jpeg: bool = False
     """The first viewer takes no video."""
     created_s: float | None = None

@@ -15,8 +15,8 @@ from longlive_trt.serving.cluster.calls import HostLostError, Hosts, Opened, Ope
 from longlive_trt.serving.cluster.figures import GatewayFigures
 from longlive_trt.serving.cluster.journal import Journal
 from longlive_trt.serving.cluster.line import Line, Place
-from longlive_trt.serving.cluster.registry import Deed, News, Registry, is_session_id
 from longlive_trt.serving.cluster.settings import FleetSettings
+from longlive_trt.serving.cluster.store.registry import Deed, News, Registry, is_session_id
 from longlive_trt.serving.problems import ProblemError, unknown_session
 from longlive_trt.serving.settings import Settings
 from longlive_trt.serving.web.entrance import RESTARTING
@@ -51,6 +51,8 @@ class Seat:
     fence: int
     seed: int | None = None
     switch: str = "exact"
+    is_job: bool = False
+    """Of a whole video, which nobody watches."""
 
 
 class Gateway:
@@ -124,7 +126,14 @@ class Gateway:
                 "session placed",
                 extra={"session": answer.session, "host": answer.view.name, "fence": answer.fence},
             )
-            return Seat(answer.session, answer.token, answer.fence, answer.seed, answer.switch)
+            return Seat(
+                answer.session,
+                answer.token,
+                answer.fence,
+                answer.seed,
+                answer.switch,
+                opening.is_job,
+            )
         if answer.why == "problem":
             raise ProblemError(answer.code, answer.sentence)
         return None
@@ -163,6 +172,7 @@ class Gateway:
 
     async def _reopen(self, seat: Seat, journal: Journal | None) -> Seat:
         failures, delay_s = 0, _MOVE_RETRY_S
+        is_anew = False
         while True:
             self._refuse_while_closing()
             deed = await self._newest(seat.session)
@@ -170,16 +180,19 @@ class Gateway:
                 self.hosts.own(seat.session, deed.host)
                 return replace(seat, fence=deed.fence)
             news = await self._news(deed)
+            opening = _opening_again(self.name, seat, deed, news, journal)
             try:
-                moved = await self._place(_opening_again(self.name, seat, deed, news, journal))
+                moved = await self._place(replace(opening, resume=None) if is_anew else opening)
                 if moved is not None:
                     return moved
             except ProblemError as problem:
                 failures += 1
-                if problem.code != "not_found" or failures == _STATE_TRIES:
+                if problem.code != "not_found" or is_anew:
                     raise
                 if journal is not None:
                     journal.state = None
+                # The store has lost it; the same seed and prompts make the same video.
+                is_anew = failures == _STATE_TRIES
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * _SLOWER, _SLOWEST_S)
 
@@ -193,13 +206,13 @@ class Gateway:
     async def _newest(self, session: str) -> Deed:
         deed = None
         if is_session_id(session):
-            deed = await self._stored(lambda: self._registry.newest(session))
+            deed = await self.stored(lambda: self._registry.newest(session))
         if deed is None:
             raise unknown_session()
         return deed
 
     async def _news(self, deed: Deed) -> News:
-        news = await self._stored(lambda: self._registry.news(deed.session, deed.fence))
+        news = await self.stored(lambda: self._registry.news(deed.session, deed.fence))
         if news is None:
             raise unknown_session()
         if news.status == "ended":
@@ -208,7 +221,7 @@ class Gateway:
             )
         return news
 
-    async def _stored(self, read: Callable[[], _Read]) -> _Read:
+    async def stored(self, read: Callable[[], _Read]) -> _Read:
         try:
             return await asyncio.to_thread(read)
         except (LongLiveError, OSError) as error:
@@ -252,6 +265,7 @@ def _opening_again(
         end=news.end,
         restarts=restarts,
         is_paused=journal is not None and journal.is_paused,
+        is_job=seat.is_job,
         for_jpeg=journal is not None and journal.format == "jpeg",
         created_s=deed.created_s,
     )

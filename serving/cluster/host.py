@@ -23,15 +23,19 @@ from longlive_trt.serving.cluster.calls import (
     Request,
 )
 from longlive_trt.serving.cluster.channel import SILENCE_S, Channel
-from longlive_trt.serving.cluster.keeping import Figures, Keeper
 from longlive_trt.serving.cluster.placement import HostView
-from longlive_trt.serving.cluster.registry import Registry, deed
 from longlive_trt.serving.cluster.settings import FleetSettings
-from longlive_trt.serving.cluster.states import FleetStates
+from longlive_trt.serving.cluster.store.keeping import Figures, Keeper
+from longlive_trt.serving.cluster.store.registry import Registry, deed
+from longlive_trt.serving.cluster.store.states import FleetStates
 from longlive_trt.serving.cluster.tunnel import answer
+from longlive_trt.serving.cluster.videos.keeping import VideoKeeper, pictures_before
+from longlive_trt.serving.cluster.videos.orders import Orders
 from longlive_trt.serving.engine import LiveModel
+from longlive_trt.serving.live.clock import VideoClock
 from longlive_trt.serving.live.schedule import Cue
 from longlive_trt.serving.live.session import Known
+from longlive_trt.serving.media.h264 import Sample
 from longlive_trt.serving.problems import ProblemError
 from longlive_trt.serving.protocol import SessionStart
 from longlive_trt.serving.settings import Settings
@@ -69,6 +73,7 @@ class Host:
         )
         self._app = make_inner_app(self._live)
         self._registry = Registry(fleet.store)
+        self._orders = Orders(fleet.store)
         self._keepers: dict[str, Keeper] = {}
         self._channels: dict[str, Channel] = {}
         self._waiting: dict[str, tuple[int, float]] = {}
@@ -86,8 +91,8 @@ class Host:
         if wanted is not None and key != wanted:
             await self._live.stop()
             raise UsageError(
-                f"host {self.name}: its bundle has the key {key[:16]}, the fleet's has "
-                f"{wanted[:16]}; give every machine the same bundle"
+                f"host {self.name}: its bundle has the key {_short(key)}, the fleet's has "
+                f"{_short(wanted)}; give every machine the same bundle"
             )
         self._listening = asyncio.create_task(self._end_silent_channels())
 
@@ -157,19 +162,46 @@ class Host:
         if opening.bundle_key not in (None, key):
             raise ProblemError(
                 "conflict",
-                "This session was made with another bundle than the fleet has now, so it cannot "
-                "go on.",
+                f"This session was made with a bundle whose key is {_short(opening.bundle_key)}; "
+                f"the fleet's hosts have {_short(key)}, so it cannot go on.",
             )
-        if opening.resume is not None:
-            await asyncio.to_thread(self.states.fetch, opening.resume)
+        if opening.resume is None:
+            return await self._admitted(opening, ticket)
+        await asyncio.to_thread(self.states.fetch, opening.resume)
+        answer: Opened | Refused | None = None
+        try:
+            answer = await self._resumed(opening, ticket)
+            return answer
+        finally:
+            if not isinstance(answer, Opened):
+                self.states.drop(opening.resume)
+
+    async def _resumed(self, opening: Opening, ticket: Ticket) -> Opened | Refused:
+        """From a state that was fetched."""
+        if not opening.is_job:
+            return await self._admitted(opening, ticket)
+        pictures = await asyncio.to_thread(self._pictures_before, opening)
+        if pictures is not None:
+            return await self._admitted(opening, ticket, pictures)
+        assert opening.resume is not None
+        answer = await self._admitted(replace(opening, resume=None), ticket)
+        if isinstance(answer, Opened):
+            self.states.drop(opening.resume)
+        return answer
+
+    async def _admitted(
+        self, opening: Opening, ticket: Ticket, recorded: Sequence[Sample] = ()
+    ) -> Opened | Refused:
+        key = self._live.model.facts.bundle_key
         opener = self._live.opener(
             prompt=opening.prompt,
             seed=opening.seed,
             switch=opening.switch,
             cues=opening.timeline,
             frames=opening.frames,
+            paced=not opening.is_job,
             resume=opening.resume,
-            known=_known(opening),
+            known=_known(opening, recorded),
         )
         token = hashlib.sha256(opening.token.encode()).hexdigest()
         created_s = opening.created_s or time.time()
@@ -179,17 +211,10 @@ class Host:
             return Refused("owned", self.view())
         room = self._live.rooms.open(ticket, opener, opening.token)
         room.created_s, room.hub.expects_jpeg = created_s, opening.for_jpeg
+        room.is_job = opening.is_job
         if opening.is_paused:
             room.pause()
-        keeper = Keeper(
-            room,
-            opening.fence,
-            self._registry,
-            self.states,
-            self.figures,
-            self._fleet.save_every_s,
-            opening.restarts,
-        )
+        keeper = self._keeper(room, opening)
         try:
             await keeper.begin(opening.resume)
         except (LongLiveError, OSError):
@@ -198,6 +223,23 @@ class Host:
         self._keepers[room.id] = keeper
         session = room.session
         return Opened(room.id, room.token, opening.fence, session.seed, session.switch, self.view())
+
+    def _keeper(self, room: Room, opening: Opening) -> Keeper:
+        shared = (room, opening.fence, self._registry, self.states, self.figures)
+        periods = (self._fleet.save_every_s, opening.restarts)
+        if opening.is_job:
+            return VideoKeeper(*shared, *periods, orders=self._orders)
+        return Keeper(*shared, *periods)
+
+    def _pictures_before(self, opening: Opening) -> Sequence[Sample] | None:
+        """All that the video shows before its state; without them it is made again."""
+        assert opening.resume is not None
+        try:
+            block = self.states.find(opening.resume).block
+            return pictures_before(self._orders, opening.session, self._clock.first_frame(block))
+        except (LongLiveError, OSError) as error:
+            logger.warning("no pictures", extra={"session": opening.session, "why": str(error)})
+            return None
 
     def _slot(self) -> Ticket | None:
         rooms = self._live.rooms
@@ -246,6 +288,9 @@ class Host:
         keeper = self._keepers.get(session)
         if keeper is None:
             return False
+        if keeper.room.is_job:
+            # From then on the store says how it stands.
+            return not keeper.is_over
         done = keeper.room.ended
         return done is None or done.reason not in ("drained", "moved")
 
@@ -257,6 +302,7 @@ class Host:
         rooms = self._live.rooms.open_rooms
         logger.info("draining", extra={"host": self.name, "sessions": len(rooms)})
         ended = await asyncio.gather(*(room.end("drained") for room in rooms))
+        await asyncio.gather(*(keeper.until_over() for keeper in self._ending(rooms)))
         return [done.state for done in ended if done.state is not None]
 
     def admit(self) -> None:
@@ -264,6 +310,14 @@ class Host:
         self.is_draining = False
 
     # ---- inside ------------------------------------------------------------------------------
+
+    def _ending(self, rooms: Sequence[Room]) -> list[Keeper]:
+        return [keeper for room in rooms if (keeper := self._keepers.get(room.id)) is not None]
+
+    @property
+    def _clock(self) -> VideoClock:
+        facts = self._live.model.facts
+        return VideoClock(facts.fps, facts.block_latents, facts.temporal_factor)
 
     async def _end_silent_channels(self) -> None:
         """Their gateways are gone; and what is long over is forgotten."""
@@ -297,7 +351,11 @@ class _HostConversation(Conversation):
             viewer.go_on(self._joining.chunks, self._joining.pictures)
 
 
-def _known(opening: Opening) -> Known:
+def _short(key: str | None) -> str:
+    return (key or "")[:16]
+
+
+def _known(opening: Opening, recorded: Sequence[Sample]) -> Known:
     return Known(
         id=opening.session,
         token=opening.token,
@@ -305,4 +363,5 @@ def _known(opening: Opening) -> Known:
         frame=opening.frame,
         cues=tuple(Cue(number, block, prompt) for number, block, prompt in opening.cues),
         end=opening.end,
+        recorded=recorded,
     )

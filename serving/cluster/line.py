@@ -52,6 +52,11 @@ class Line:
         self._places.append(place)
         return place
 
+    def rejoin(self, place: Place) -> None:
+        """At the end, if it is not in the line; nobody is turned away."""
+        if place not in self._places:
+            self._places.append(place)
+
     def position(self, place: Place) -> int:
         """1 is the next; 0 is not in the line any more."""
         self._forget_old()

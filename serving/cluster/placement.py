@@ -94,6 +94,7 @@ class Placement:
         self._draw, self._few = draw, few
         self._room = _Room()
         self._hosts: dict[str, HostView] = {}
+        self._bundles: Counter[str] = Counter()
         self._sent: Counter[str] = Counter()
         self._owners: OrderedDict[str, str] = OrderedDict()
 
@@ -102,6 +103,9 @@ class Placement:
     def hear(self, view: HostView) -> None:
         before = self._hosts.get(view.name)
         if before is None or view.version >= before.version:
+            if before is not None:
+                self._bundles[before.bundle_key] -= 1
+            self._bundles[view.bundle_key] += 1
             self._hosts[view.name] = view
             self._sort(view.name)
 
@@ -109,7 +113,7 @@ class Placement:
         """All other hosts are gone."""
         kept = set(names)
         for name in [name for name in self._hosts if name not in kept]:
-            del self._hosts[name]
+            self._bundles[self._hosts.pop(name).bundle_key] -= 1
             del self._sent[name]
             self._room.take(name)
 
@@ -137,9 +141,18 @@ class Placement:
     def find(self, name: str) -> HostView | None:
         return self._hosts.get(name)
 
-    def best(self) -> str | None:
-        """The host with the most room; among equals any, so that gateways do not all choose one."""
-        return self._room.best(self._draw, self._few)
+    def best(self, bundle: str | None = None) -> str | None:
+        """The host with the most room; among equals any, so that gateways do not all choose one.
+
+        A session of one bundle waits for hosts that have it, if any have it; otherwise whoever is
+        chosen says that it has another.
+        """
+        count = self._bundles[bundle] if bundle is not None else 0
+        if count in (0, len(self._hosts)):
+            return self._room.best(self._draw, self._few)
+        fitting = [view for view in self._hosts.values() if view.bundle_key == bundle]
+        roomiest = max(fitting, key=lambda view: (self._free(view), self._draw()))
+        return roomiest.name if self._free(roomiest) else None
 
     def owner(self, session: str) -> str | None:
         return self._owners.get(session)

@@ -48,6 +48,8 @@ Reason = Literal["drained", "lost"]
 TOO_BIG = 1009
 _SPEAK_S = 5.0
 _REJOIN_S = 0.2
+_UNHEARD_S = 2.0
+"""So long may pictures come from a host that takes no commands."""
 _JOINS = 25
 """Another gateway may have opened the session this moment: its host is asked again for a while."""
 _MOST_KEPT = 200
@@ -71,7 +73,6 @@ class Relay(Entrance):
         super().__init__(socket, gateway.settings.limits)
         self._gateway = gateway
         self._seat: Seat | None = None
-        self._name = ""
         self._kept: deque[_Said] = deque()
         self._passed_bytes = 0
         self._has_news = asyncio.Event()
@@ -107,7 +108,6 @@ class Relay(Entrance):
         return Viewer(start.format, lambda _dropped: None)
 
     async def _enter(self, start: SessionStart, viewer: Viewer) -> None:
-        speaking = asyncio.create_task(self._speak())
         try:
             seat = await self._seat_for(start, viewer)
             while True:
@@ -117,8 +117,6 @@ class Relay(Entrance):
         except ProblemError as problem:
             viewer.message(error_message(problem))
             raise OverError(code_of(problem)) from None
-        finally:
-            speaking.cancel()
 
     async def _seat_for(self, start: SessionStart, viewer: Viewer) -> Seat:
         gateway = self._gateway
@@ -153,12 +151,9 @@ class Relay(Entrance):
         """Until the session leaves its host; an end that is one for the viewer ends all of this."""
         for _ in range(_JOINS):
             try:
-                async for items in self._gateway.hosts.watch(self._joining(seat)):
-                    for item in items:
-                        self._take(item, viewer)
-            except HostLostError as error:
+                await self._attend(self._joining(seat), viewer)
+            except (HostLostError, TimeoutError) as error:
                 logger.info("host lost", extra={"session": seat.session, "why": str(error)})
-            self._is_joined.clear()
             if self._is_given_away:
                 self._is_given_away, self._code = False, None
                 return "drained"
@@ -169,13 +164,27 @@ class Relay(Entrance):
             await asyncio.sleep(_REJOIN_S)
         return "lost"
 
+    async def _attend(self, joining: Joining, viewer: Viewer) -> None:
+        """Until its host sends no more; what is said meanwhile goes there, and what does not get
+        there any more stays for the next.
+        """
+        async with asyncio.timeout(None) as unheard:
+            speaking = asyncio.create_task(self._speak(joining, unheard))
+            try:
+                async for items in self._gateway.hosts.watch(joining):
+                    for item in items:
+                        self._take(item, viewer)
+            finally:
+                self._is_joined.clear()
+                speaking.cancel()
+                await asyncio.wait([speaking])
+
     def _joining(self, seat: Seat) -> Joining:
         journal = self._journal
-        self._name = f"{seat.session}/{secrets.token_urlsafe(6)}"
         return Joining(
             seat.session,
             seat.token,
-            self._name,
+            f"{seat.session}/{secrets.token_urlsafe(6)}",
             journal.format,
             journal.frame,
             journal.chunks,
@@ -264,32 +273,34 @@ class Relay(Entrance):
         if self._passed_bytes > WINDOW_BYTES // 4:
             self._has_news.set()
 
-    async def _speak(self) -> None:
-        """In order, and often enough that the host knows that somebody is here."""
-        while True:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._has_news.wait(), _SPEAK_S)
-            await self._is_joined.wait()
-            self._has_news.clear()
-            said, self._kept = list(self._kept), deque()
-            passed, self._passed_bytes = self._passed_bytes, 0
-            await self._tell(said, passed)
+    async def _speak(self, joining: Joining, unheard: asyncio.Timeout) -> None:
+        """In order, and often enough that the host knows that somebody is here. One that does not
+        listen is given up, if its pictures do not end by themselves.
+        """
+        await self._is_joined.wait()
+        try:
+            while True:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._has_news.wait(), _SPEAK_S)
+                self._has_news.clear()
+                said, self._kept = list(self._kept), deque()
+                passed, self._passed_bytes = self._passed_bytes, 0
+                await self._tell(joining, said, passed)
+        except HostLostError:
+            unheard.reschedule(asyncio.get_running_loop().time() + _UNHEARD_S)
 
-    async def _tell(self, said: list[_Said], passed: int) -> None:
+    async def _tell(self, joining: Joining, said: list[_Said], passed: int) -> None:
         begun = time.monotonic()
-        seat = self._seat
-        assert seat is not None
         for one in said:
             if one.is_prompt:
                 self._journal.sent(one.text)
         try:
             texts = [one.text for one in said]
-            await self._gateway.hosts.tell(seat.session, self._name, [*texts, passed])
-        except HostLostError:
-            # The session moves. Prompts are in the journal already.
+            await self._gateway.hosts.tell(joining.session, joining.viewer, [*texts, passed])
+        except (HostLostError, asyncio.CancelledError):
+            # Prompts are in the journal already.
             self._kept.extendleft(one for one in reversed(said) if not one.is_prompt)
-            self._is_joined.clear()
-            return
+            raise
         for _ in said:
             self._gateway.figures.command(time.monotonic() - begun)
 

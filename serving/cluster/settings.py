@@ -13,6 +13,8 @@ class FleetSettings:
     """A machine that is lost costs no more of a video than this."""
     scaling: Scaling = field(default_factory=Scaling)
     gateways: int = 1
+    keep_days: float = 7
+    """So long stays in the store what nobody came back to."""
     bundle_key: str | None = None
     """What every host must have."""
     gpus_per_host: float = 0

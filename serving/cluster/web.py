@@ -7,17 +7,22 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Query, Response, WebSocket
+from fastapi import APIRouter, FastAPI, Query, Response, WebSocket
 from fastapi import Request as WebRequest
-from fastapi.responses import StreamingResponse
 from starlette.staticfiles import StaticFiles
 
 from longlive_trt import __version__
 from longlive_trt.serving import protocol
-from longlive_trt.serving.cluster.calls import Head, HostLostError, Request
+from longlive_trt.serving.cluster.access import Granted, answer, answer_text, asked, gateway_of
+from longlive_trt.serving.cluster.calls import HostLostError
 from longlive_trt.serving.cluster.gateway import Gateway
 from longlive_trt.serving.cluster.placement import HostView
 from longlive_trt.serving.cluster.relay import Relay
+from longlive_trt.serving.cluster.store.cleaning import Cleaner, clean_forever
+from longlive_trt.serving.cluster.store.registry import Registry
+from longlive_trt.serving.cluster.videos import routes
+from longlive_trt.serving.cluster.videos.making import Videos
+from longlive_trt.serving.cluster.videos.orders import Orders
 from longlive_trt.serving.operation.metrics import CONTENT_TYPE
 from longlive_trt.serving.problems import ProblemError
 from longlive_trt.serving.web.app import FAULTS, PAGE, add_answers
@@ -31,7 +36,7 @@ from longlive_trt.serving.web.bodies import (
     SessionCreated,
 )
 from longlive_trt.serving.web.entrance import LATER, RESTARTING
-from longlive_trt.serving.web.security import Guard, bearer, headers_of, require_access
+from longlive_trt.serving.web.security import Guard, bearer, headers_of
 from longlive_trt.serving.web.sessions import socket_url
 
 logger = logging.getLogger(__name__)
@@ -39,7 +44,6 @@ logger = logging.getLogger(__name__)
 _POLL_S = 5
 _PATIENCE_S = 10.0
 _ANY = ["GET", "POST", "DELETE"]
-_SKIPPED = {b"content-length", b"transfer-encoding", b"connection"}
 
 
 class HostFacts(Body):
@@ -60,19 +64,6 @@ class FleetFacts(Body):
     moving: int
 
 
-def gateway_of(request: WebRequest) -> Gateway:
-    gateway: Gateway = request.app.state.gateway
-    return gateway
-
-
-async def granted(request: WebRequest) -> Gateway:
-    """For callers that show the fleet's token, where it has one."""
-    gateway = gateway_of(request)
-    require_access(gateway.settings, bearer(headers_of(request.scope)))
-    return gateway
-
-
-Granted = Annotated[Gateway, Depends(granted)]
 router = APIRouter()
 
 
@@ -81,11 +72,22 @@ async def _nothing() -> None:
 
 
 def make_gateway_app(gateway: Gateway, on_start: Callable[[], Awaitable[None]] = _nothing) -> Guard:
+    store = gateway.fleet.store
+    videos = Videos(gateway, Registry(store), Orders(store))
+    cleaner = Cleaner(
+        store, gateway.fleet.keep_days, lambda: [view.name for view in gateway.hosts.views()]
+    )
+
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        starting = asyncio.ensure_future(on_start())
+        tasks = [
+            asyncio.ensure_future(on_start()),
+            asyncio.create_task(videos.look_after()),
+            asyncio.create_task(clean_forever(cleaner)),
+        ]
         yield
-        starting.cancel()
+        for task in tasks:
+            task.cancel()
 
     app = FastAPI(
         title="longlive-trt",
@@ -96,8 +98,9 @@ def make_gateway_app(gateway: Gateway, on_start: Callable[[], Awaitable[None]] =
         lifespan=lifespan,
         responses=FAULTS,
     )
-    app.state.gateway = gateway
+    app.state.gateway, app.state.videos = gateway, videos
     app.include_router(router)
+    app.include_router(routes.router)
     add_answers(app)
     app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
     return Guard(app, gateway.settings)
@@ -149,34 +152,12 @@ async def own(request: WebRequest, id: str) -> Response:  # noqa: A002
     """As the live server has them; its owner answers."""
     gateway = gateway_of(request)
     seat = await gateway.locate(id, bearer(headers_of(request.scope)))
-    asked = await _asked(request)
+    passed_on = await asked(request)
     try:
-        return await _answer(gateway, asked, session=id)
+        return await answer(gateway, passed_on, session=id)
     except HostLostError:
         await gateway.reopen(seat, None, _PATIENCE_S)
-    return await _answer(gateway, asked, session=id)
-
-
-# ---- videos --------------------------------------------------------------------------------------
-
-
-@router.api_route("/v1/videos", methods=["GET", "POST"], tags=["videos"])
-async def videos(request: WebRequest, gateway: Granted) -> Response:
-    """Whole videos are made by one host and kept there: they do not move."""
-    raise _no_videos()
-
-
-@router.api_route("/v1/videos/{path:path}", methods=["GET", "DELETE"], tags=["videos"])
-async def video(path: str, gateway: Granted) -> Response:
-    raise _no_videos()
-
-
-def _no_videos() -> ProblemError:
-    return ProblemError(
-        "not_found",
-        "A fleet makes live videos only; ask a server without --cluster for whole ones, or use "
-        "longlive-trt generate.",
-    )
+    return await answer(gateway, passed_on, session=id)
 
 
 # ---- the fleet -----------------------------------------------------------------------------------
@@ -188,10 +169,10 @@ async def models(request: WebRequest) -> Models:
     if not gateway.hosts.views():
         raise ProblemError("loading", "No host is ready yet.", retry_after_s=5)
     try:
-        answered = await _answer(gateway, await _asked(request))
+        text = await answer_text(gateway, await asked(request))
     except HostLostError:
         raise ProblemError("loading", "No host answers.", retry_after_s=5) from None
-    found = Models.model_validate_json(await _whole(answered))
+    found = Models.model_validate_json(text)
     slots = sum(view.slots for view in gateway.hosts.views())
     needs_token = gateway.settings.token is not None
     changed = {"slots": slots, "needs_token": needs_token}
@@ -266,47 +247,6 @@ async def realtime(socket: WebSocket) -> None:
         await relay.run()
     finally:
         gateway.sockets.discard(relay)
-
-
-# ---- inside --------------------------------------------------------------------------------------
-
-
-async def _asked(request: WebRequest) -> Request:
-    scope = request.scope
-    return Request(
-        method=request.method,
-        path=scope["path"].removeprefix(scope.get("root_path", "")),
-        query=scope["query_string"],
-        headers=tuple((bytes(name), bytes(value)) for name, value in scope["headers"]),
-        body=await request.body(),
-        scheme=request.url.scheme,
-    )
-
-
-async def _answer(
-    gateway: Gateway, asked: Request, *, session: str | None = None
-) -> StreamingResponse:
-    parts = gateway.hosts.ask(asked, session)
-    head = await anext(parts, None)
-    if not isinstance(head, Head):
-        raise HostLostError("no answer")
-    response = StreamingResponse(_bodies(parts), status_code=head.status)
-    response.raw_headers = [(name, value) for name, value in head.headers if name not in _SKIPPED]
-    return response
-
-
-async def _whole(response: StreamingResponse) -> bytes:
-    data = b""
-    async for part in response.body_iterator:
-        assert isinstance(part, bytes)
-        data += part
-    return data
-
-
-async def _bodies(parts: AsyncIterator[Head | bytes]) -> AsyncIterator[bytes]:
-    async for part in parts:
-        assert isinstance(part, bytes)
-        yield part
 
 
 def _facts(view: HostView) -> HostFacts:

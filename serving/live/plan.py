@@ -294,6 +294,9 @@ class Plan:
     def first_unseen(self, now: float) -> int:
         with self.lock:
             limit = self.made + (1 if self._in_flight else 0)
+            if not self._paced:
+                # A video that is made for itself is never taken back.
+                return limit
             unseen = self.playhead.first_unseen(now, self._pacing.margin_s)
             return max(min(unseen, limit), self._settled)
 

@@ -119,6 +119,20 @@ class Recording:
                 return
             self.failure = self._segments[-1].add(sample)
 
+    def samples(self, first: int, end: int) -> list[Sample] | None:
+        """Of these pictures; None where they are not all there."""
+        with self._lock:
+            start, stop = first - self._begin, end - self._begin
+            if start < 0 or stop > self.frames:
+                return None
+            return [
+                Sample(segment.read(offset, size), bool(key))
+                for segment, part in self._parts(start, stop)
+                for offset, size, key in zip(
+                    segment.offsets[part], segment.sizes[part], segment.keys[part], strict=True
+                )
+            ]
+
     def _make_room(self, sample: Sample) -> None:
         if sample.is_key and self._segments[-1].bytes >= self._segment_bytes:
             self._new_segment()
@@ -167,12 +181,17 @@ class Recording:
         return Excerpt(head, places, self._begin + start)
 
     def _places(self, start: int, end: int) -> list[tuple[_Segment, "array[int]", "array[int]"]]:
-        places, before = [], 0
+        return [
+            (segment, segment.offsets[part], segment.sizes[part])
+            for segment, part in self._parts(start, end)
+        ]
+
+    def _parts(self, start: int, end: int) -> list[tuple[_Segment, slice]]:
+        parts, before = [], 0
         for segment in self._segments:
-            part = slice(max(0, start - before), max(0, end - before))
-            places.append((segment, segment.offsets[part], segment.sizes[part]))
+            parts.append((segment, slice(max(0, start - before), max(0, end - before))))
             before += len(segment.sizes)
-        return places
+        return parts
 
     def close(self) -> None:
         """Downloads that have begun go on; the files are gone."""

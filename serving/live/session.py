@@ -20,7 +20,7 @@ from longlive_trt.serving.live.plan import Cut, Idle, Make, Plan, Planned, Specu
 from longlive_trt.serving.live.recipe import SavedVideo
 from longlive_trt.serving.live.recording import Recording
 from longlive_trt.serving.live.schedule import Cue
-from longlive_trt.serving.media.h264 import BlockEncoder
+from longlive_trt.serving.media.h264 import BlockEncoder, Sample
 from longlive_trt.serving.media.mp4 import Timing
 from longlive_trt.serving.settings import Settings
 
@@ -78,6 +78,8 @@ class Known:
     """The newest timeline that was told; empty is that of the state."""
     end: int | None = None
     """The block after the last, where there is one."""
+    recorded: Sequence[Sample] = ()
+    """All pictures before the state's, where its recording is to begin with the video."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,9 +154,13 @@ class LiveSession:
         self.stream = encoder.facts
         self.timing = Timing(facts.fps)
         path = folder / f"{secrets.token_hex(16)}.samples"
+        recorded = known.recorded if known else ()
+        first = self.resumed_at - len(recorded)
         self.recording = Recording(
-            path, self.stream, self.timing, self.resumed_at, settings.limits.recording_bytes
+            path, self.stream, self.timing, first, settings.limits.recording_bytes
         )
+        for number, sample in enumerate(recorded):
+            self.recording.add(first + number, sample)
         self._encoding = Encoding(
             self.plan,
             encoder,

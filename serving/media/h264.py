@@ -10,6 +10,7 @@ import av
 import numpy as np
 from av.codec.context import Flags
 from av.video.codeccontext import VideoCodecContext
+from av.video.reformatter import VideoReformatter
 
 from longlive_trt.errors import OutputError
 from longlive_trt.runtime.output.base import Pixels
@@ -59,6 +60,7 @@ class BlockEncoder:
             )
         self._size = (even(width), even(height))
         self._fps = fps
+        self._reformatter = VideoReformatter()
         self.facts = self._describe()
 
     def encode(self, pixels: Pixels) -> Iterator[Sample]:
@@ -83,7 +85,7 @@ class BlockEncoder:
         return context
 
     def _frame(self, picture: Pixels, number: int) -> av.VideoFrame:
-        frame = yuv_frame(picture)
+        frame = yuv_frame(picture, reformatter=self._reformatter)
         frame.pts, frame.time_base = number, 1 / self._fps
         return frame
 

@@ -157,6 +157,8 @@ class Video(Body):
     seed: str
     prompt: str
     error: VideoError | None = None
+    note: str | None = None
+    """What a caller may want to know of how it was made."""
 
 
 class Videos(Body):

@@ -118,7 +118,10 @@ class Live:
             saved = self.states.find(resume)
             if saved.bundle_key != self.model.facts.bundle_key:
                 raise ProblemError(
-                    "conflict", "That state was saved with another model than this server runs."
+                    "conflict",
+                    f"That state was saved with another model than this server runs: its bundle's "
+                    f"key is {saved.bundle_key[:16]}, the server's "
+                    f"{self.model.facts.bundle_key[:16]}.",
                 )
         wish = Wish(
             prompt=prompt,

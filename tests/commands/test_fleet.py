@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from longlive_trt.cli import main
+from longlive_trt.commands.running.fleet import _Fleet, _Host, _table
 from tests.fakes.fleet import start_fleet
 
 pytest.importorskip("fastapi")
@@ -63,6 +64,16 @@ def test_where_no_fleet_is(
     assert main(["fleet", *arguments]) in (1, 2)
     error = capfd.readouterr().err.strip()
     assert words in error and "\n" not in error
+
+
+def test_status_names_bundles_that_differ() -> None:
+    hosts = [_Host(f"host-{n}", "here", 2, 0, False, key * 64, {}) for n, key in enumerate("aba")]
+    table = _table(_Fleet((), 6, 0, 0, 0), hosts).splitlines()
+    assert table[-1] == (
+        f"Hosts have different bundles: {'a' * 16} on 2, {'b' * 16} on 1; sessions stay with those "
+        f"of their own."
+    )
+    assert "bundles" not in _table(_Fleet((), 2, 0, 0, 0), hosts[:1])
 
 
 def test_status_and_drain(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

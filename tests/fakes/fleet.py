@@ -24,8 +24,8 @@ from longlive_trt.serving.cluster.calls import (
 from longlive_trt.serving.cluster.gateway import Gateway
 from longlive_trt.serving.cluster.host import Host
 from longlive_trt.serving.cluster.placement import HostView, Placement
-from longlive_trt.serving.cluster.registry import Registry
 from longlive_trt.serving.cluster.settings import FleetSettings
+from longlive_trt.serving.cluster.store.registry import Registry
 from longlive_trt.serving.cluster.web import make_gateway_app
 from longlive_trt.serving.engine import LiveModel
 from longlive_trt.serving.server import bind
@@ -39,6 +39,8 @@ class LocalHosts:
     def __init__(self) -> None:
         self.hosts: dict[str, Host] = {}
         self.dead: set[str] = set()
+        self.deaf_s: dict[str, float] = {}
+        """Hosts that do not answer what they are told, and for how long that is not noticed."""
         self.placement = Placement()
         self.told: list[tuple[str, str]] = []
 
@@ -50,7 +52,7 @@ class LocalHosts:
 
     async def open(self, opening: Opening) -> Opened | Refused:
         self._look()
-        name = self.placement.best() or next(iter(self._alive()), None)
+        name = self.placement.best(opening.bundle_key) or next(iter(self._alive()), None)
         if name is None:
             raise HostLostError("no host")
         self.placement.sent(name)
@@ -75,6 +77,9 @@ class LocalHosts:
 
     async def tell(self, session: str, viewer: str, items: Sequence[Item]) -> None:
         host = self._owner(session)
+        if host.name in self.deaf_s:
+            await asyncio.sleep(self.deaf_s[host.name])
+            raise HostLostError("no answer")
         if not host.tell(viewer, items):
             raise HostLostError("no such viewer")
         self.told += [(host.name, item) for item in items if isinstance(item, str)]

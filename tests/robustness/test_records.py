@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from longlive_trt.errors import LongLiveError
-from longlive_trt.serving.cluster.registry import Deed, Kept, News, Registry, deed
+from longlive_trt.serving.cluster.store.registry import Deed, Kept, News, Registry, deed
 from tests.robustness.support.mutating import changed_bytes, changed_structure
 
 SESSION = "session-0001"

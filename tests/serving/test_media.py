@@ -8,7 +8,9 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
+from longlive_trt.runtime.output.h264 import yuv_frame
 from longlive_trt.serving.live.recording import Recording
 from longlive_trt.serving.media.h264 import BlockEncoder, Sample
 from longlive_trt.serving.media.jpeg import encode_jpeg
@@ -215,3 +217,16 @@ def test_nothing_recorded(tmp_path: Path, encoder: BlockEncoder) -> None:
     recording = Recording(tmp_path / "samples", encoder.facts, Timing(FPS))
     assert recording.excerpt() is None
     recording.close()
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (95, 161), (480, 832)])
+def test_a_reformatter_that_is_kept_changes_no_bit(height: int, width: int) -> None:
+    random, kept = np.random.default_rng(3), VideoReformatter()
+    for _ in range(3):
+        picture = random.integers(0, 256, (height, width, 3), np.uint8)
+        padded = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        fresh = av.VideoFrame.from_ndarray(padded, format="rgb24").reformat(
+            format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+        )
+        frame = yuv_frame(picture, reformatter=kept)
+        assert np.array_equal(frame.to_ndarray(), fresh.to_ndarray())

@@ -38,6 +38,21 @@ def test_blocks_and_pictures() -> None:
     assert CLOCK.pts_us(16) == 1_000_000
 
 
+def test_a_video_that_is_made_for_itself_keeps_nothing_to_go_back_to(tmp_path: Path) -> None:
+    """A checkpoint is as large as a session, and a whole video has hundreds of blocks."""
+    plan = Plan(CLOCK, Pacing(), Costs(), [Cue(1, 0, "first")], end=20, paced=False)
+    plan.playhead.pause(0.0)
+    maker = Maker(FakeModel(), plan, 1, "exact", now=lambda: 0.0)
+    for block in range(10):
+        answer = plan.next_turn(0.0)
+        assert not isinstance(answer, Idle)
+        turn = answer[1]
+        assert maker.make(turn) is not None and plan.finished(turn)
+        plan.playhead.handed_out(CLOCK.first_frame(block), 0.0)
+        assert len(maker._checkpoints) <= 1
+    assert maker.save(tmp_path / "state", plan.settle(0.0)) == 10
+
+
 # ---- what was shown --------------------------------------------------------------------------
 
 

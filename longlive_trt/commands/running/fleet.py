@@ -1,5 +1,6 @@
 """``longlive-trt fleet status`` and ``drain``: asked of a gateway, by HTTP."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
@@ -45,6 +46,7 @@ class _Host:
     slots: int
     running: int
     is_draining: bool
+    bundle_key: str
     figures: Mapping[str, float]
 
 
@@ -138,7 +140,16 @@ def _table(fleet: _Fleet, hosts: list[_Host]) -> str:
         f"{fleet.running} of {fleet.slots} slots taken, {fleet.waiting} waiting, "
         f"{fleet.moving} moving"
     )
-    return "\n".join([head, *map(_line, hosts), last])
+    return "\n".join([head, *map(_line, hosts), last, *_differing(hosts)])
+
+
+def _differing(hosts: list[_Host]) -> list[str]:
+    """Sessions of one bundle cannot go to hosts that have another."""
+    counts = Counter(host.bundle_key for host in hosts)
+    if len(counts) < 2:
+        return []
+    keys = ", ".join(f"{plain(key[:16])} on {count}" for key, count in counts.most_common())
+    return [f"Hosts have different bundles: {keys}; sessions stay with those of their own."]
 
 
 def _line(host: _Host) -> str:

@@ -155,8 +155,8 @@ def _serve_fleet(
     from longlive_trt.fleet import BundleLoader
     from longlive_trt.serving.cluster.on_ray.running import serve_fleet
     from longlive_trt.serving.cluster.placement import Scaling
-    from longlive_trt.serving.cluster.registry import Registry
     from longlive_trt.serving.cluster.settings import FleetSettings
+    from longlive_trt.serving.cluster.store.registry import Registry
 
     assert cluster.store is not None
     where, key = str(bundle), None
@@ -170,6 +170,7 @@ def _serve_fleet(
     fleet = FleetSettings(
         store=store,
         save_every_s=cluster.save_every_s or FleetSettings.save_every_s,
+        keep_days=cluster.keep_days or FleetSettings.keep_days,
         scaling=Scaling(hosts, cluster.most_hosts or hosts),
         gateways=cluster.gateways or 1,
         bundle_key=key,

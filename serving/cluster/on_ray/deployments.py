@@ -30,8 +30,8 @@ from longlive_trt.serving.cluster.on_ray.scaling import RUNNING, SLOTS, WAITING,
 from longlive_trt.serving.cluster.on_ray.stopping import PERIOD_S, Stopping
 from longlive_trt.serving.cluster.on_ray.view import view_of
 from longlive_trt.serving.cluster.placement import facts_of
-from longlive_trt.serving.cluster.registry import Registry
 from longlive_trt.serving.cluster.settings import FleetSettings
+from longlive_trt.serving.cluster.store.registry import Registry
 from longlive_trt.serving.cluster.web import make_gateway_app
 from longlive_trt.serving.engine import LiveModel
 from longlive_trt.serving.operation import logs

@@ -1,6 +1,7 @@
 """Hosts behind a handle of Ray Serve."""
 
 import asyncio
+import contextvars
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -33,14 +34,15 @@ class RayHosts:
 
     async def look(self) -> None:
         """Make Ray make the router, which waits for the first host."""
-        await self._handle.ping.remote(Route())
+        await _call(self._handle.ping, Route())
 
     async def open(self, opening: Opening) -> Opened | Refused:
         if self._view.is_empty:
             raise HostLostError("no host runs")
         key, view = secrets.token_hex(8), None
         try:
-            answer: Opened | Refused = await self._handle.open.remote(Route(key=key), opening)
+            route = Route(key=key, bundle=opening.bundle_key)
+            answer: Opened | Refused = await _call(self._handle.open, route, opening)
             view = answer.view
             return answer
         except _LOST as error:
@@ -50,7 +52,7 @@ class RayHosts:
 
     async def watch(self, joining: Joining) -> AsyncIterator[Sequence[Item]]:
         route = self._to_owner(joining.session)
-        stream = self._handle.options(stream=True).watch.remote(route, joining)
+        stream = _call(self._handle.options(stream=True).watch, route, joining)
         try:
             async for items in stream:
                 yield items
@@ -62,7 +64,7 @@ class RayHosts:
     async def tell(self, session: str, viewer: str, items: Sequence[Item]) -> None:
         route = self._to_owner(session)
         try:
-            is_here = await self._handle.tell.remote(route, viewer, tuple(items))
+            is_here = await _call(self._handle.tell, route, viewer, tuple(items))
         except _LOST as error:
             raise _lost(error) from None
         if not is_here:
@@ -72,7 +74,7 @@ class RayHosts:
         route = Route() if session is None else self._to_owner(session)
         if self._view.is_empty:
             raise HostLostError("no host runs")
-        stream = self._handle.options(stream=True).ask.remote(route, request)
+        stream = _call(self._handle.options(stream=True).ask, route, request)
         try:
             async for part in stream:
                 yield part
@@ -85,7 +87,7 @@ class RayHosts:
         if not self._view.is_alive(host):
             raise HostLostError("that host does not run")
         try:
-            states: list[str] = await self._handle.drain.remote(Route(host=host), undo)
+            states: list[str] = await _call(self._handle.drain, Route(host=host), undo)
             return states
         except _LOST as error:
             raise _lost(error) from None
@@ -104,6 +106,13 @@ class RayHosts:
         if self._view.owner(session) is None:
             raise HostLostError("its host does not run any more")
         return Route(session=session)
+
+
+def _call(method: Any, *arguments: object) -> Any:
+    """Under an id of its own. What one conversation asks for at the same time would share its
+    socket's, and Ray's router keeps one request for each id: the others would wait for good.
+    """
+    return contextvars.Context().run(method.remote, *arguments)
 
 
 def _lost(error: BaseException) -> HostLostError:

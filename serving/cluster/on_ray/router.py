@@ -19,6 +19,8 @@ class Route:
     """Goes to this one."""
     key: str | None = None
     """Of a session that needs a slot."""
+    bundle: str | None = None
+    """That it ran with before."""
 
 
 class FreeSlotRouter(RequestRouter):  # type: ignore[misc]
@@ -59,4 +61,4 @@ class FreeSlotRouter(RequestRouter):  # type: ignore[misc]
             return route.host
         if route.session is not None:
             return self._view.owner(route.session)
-        return self._view.choose(route.key) if route.key is not None else None
+        return None if route.key is None else self._view.choose(route.key, route.bundle)

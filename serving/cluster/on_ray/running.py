@@ -28,6 +28,11 @@ _STORE_BYTES = 200 << 20
 """Of Ray's object store: pictures and commands pass through, nothing stays."""
 _REFUSAL = re.compile(re.escape(REFUSAL) + r"([^\n]*)")
 _CONTROLLER_CPUS = 1
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ARENAS = "2"
+"""Of the C library's allocator: with one for each of a worker's 40 threads, what one of them freed
+is not used by the others, and a host's memory grows for hours.
+"""
 
 
 def serve_fleet(
@@ -40,54 +45,75 @@ def serve_fleet(
     say: Callable[[str], None],
 ) -> int | None:
     """Until a signal comes; gives that signal's number."""
-    ended = threading.Event()
-    numbers: list[int] = []
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        numbers.append(number)
-        ended.set()
-
-    before = {one: signal.signal(one, handle) for one in (signal.SIGINT, signal.SIGTERM)}
     port = free_port(settings)
-    try:
-        with started(settings, fleet, port, certificate=certificate, key=key):
-            deploy(settings, fleet, load)
-            scheme = "http" if certificate is None else "https"
-            name = "localhost" if settings.is_loopback else settings.host
-            say(f"{scheme}://{name}:{port}{settings.root_path}/")
-            ended.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return numbers[0] if numbers else None
+    with _ray(fleet):
+        numbers: list[int] = []
+        try:
+            with _ending_on_signals(numbers), _proxies(settings, port, certificate, key):
+                deploy(settings, fleet, load)
+                scheme = "http" if certificate is None else "https"
+                name = "localhost" if settings.is_loopback else settings.host
+                say(f"{scheme}://{name}:{port}{settings.root_path}/")
+                threading.Event().wait()
+        except KeyboardInterrupt:
+            return numbers[0] if numbers else signal.SIGINT
+    return None
 
 
 @contextmanager
-def started(
-    settings: Settings,
-    fleet: FleetSettings,
-    port: int,
-    *,
-    certificate: Path | None = None,
-    key: Path | None = None,
-) -> Iterator[None]:
+def started(settings: Settings, fleet: FleetSettings, port: int) -> Iterator[None]:
     """Ray, and Serve's proxies; at the end the application goes, and a Ray that began here."""
+    with _ray(fleet), _proxies(settings, port, None, None):
+        yield
+
+
+@contextmanager
+def _ending_on_signals(numbers: list[int]) -> Iterator[None]:
+    """Whatever goes on: hosts may load for minutes. Ray, which is running by now, has put handlers
+    of its own in place, that end the process at once; the only exception that its calls let through
+    is a keyboard's.
+    """
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        for one in _SIGNALS:
+            signal.signal(one, signal.SIG_IGN if one == number else before[one])
+        numbers.append(number)
+        raise KeyboardInterrupt
+
+    before = {one: signal.signal(one, handle) for one in _SIGNALS}
+    yield
+
+
+@contextmanager
+def _ray(fleet: FleetSettings) -> Iterator[None]:
+    before = {one: signal.getsignal(one) for one in _SIGNALS}
     _join_or_start(fleet)
     try:
-        serve.start(
-            http_options={
-                "host": settings.host,
-                "port": port,
-                "root_path": settings.root_path,
-                "ssl_certfile": None if certificate is None else str(certificate),
-                "ssl_keyfile": None if key is None else str(key),
-            }
-        )
+        yield
+    finally:
+        ray.shutdown()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _proxies(
+    settings: Settings, port: int, certificate: Path | None, key: Path | None
+) -> Iterator[None]:
+    serve.start(
+        http_options={
+            "host": settings.host,
+            "port": port,
+            "root_path": settings.root_path,
+            "ssl_certfile": None if certificate is None else str(certificate),
+            "ssl_keyfile": None if key is None else str(key),
+        }
+    )
+    try:
         yield
     finally:
         # Hosts save what runs. Of a cluster that was joined nothing else is ours to end.
         serve.delete(APP)
-        ray.shutdown()
 
 
 def deploy(settings: Settings, fleet: FleetSettings, load: Callable[[], LiveModel]) -> None:
@@ -107,9 +133,11 @@ def free_port(settings: Settings) -> int:
 
 def _join_or_start(fleet: FleetSettings) -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    # It tells with every start that its own ports ask for a token.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     # Workers find the package where this process does.
     paths = os.pathsep.join(path for path in sys.path if path)
-    environment = {"env_vars": {"PYTHONPATH": paths}}
+    environment = {"env_vars": {"PYTHONPATH": paths, "MALLOC_ARENA_MAX": _ARENAS}}
     quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
     if os.environ.get("RAY_ADDRESS"):
         try:

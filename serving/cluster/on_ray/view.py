@@ -34,11 +34,11 @@ class FleetView:
             self._alive.discard(name)
             self._placement.keep_only(self._alive)
 
-    def choose(self, key: str) -> str | None:
-        """A host for a session on its way, which ``key`` stands for."""
+    def choose(self, key: str, bundle: str | None) -> str | None:
+        """A host for a session on its way, which ``key`` stands for; it may have a bundle."""
         with self._lock:
             self._forget(key)
-            host = self._placement.best()
+            host = self._placement.best(bundle)
             if host is not None:
                 self._on_way[key] = host
                 self._placement.sent(host)

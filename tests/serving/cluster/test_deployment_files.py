@@ -23,27 +23,8 @@ from tests.serving.cluster.conftest import StartFleet
 ROOT = Path(__file__).resolve().parents[3]
 DEPLOY = ROOT / "deploy"
 
-# What of a RayService is used here; anything else is a slip. Pods are Kubernetes' own.
-_WORKERS = {
-    "groupName": str, "replicas": int, "minReplicas": int, "maxReplicas": int,
-    "rayStartParams": dict, "template": dict,
-}  # fmt: skip
-_HEAD = {"rayStartParams": dict, "template": dict}
-_CLUSTER = {
-    "rayVersion": str, "enableInTreeAutoscaling": bool, "autoscalerOptions": dict,
-    "headGroupSpec": _HEAD, "workerGroupSpecs": [_WORKERS],
-}  # fmt: skip
-_SERVICE = {
-    "apiVersion": str,
-    "kind": str,
-    "metadata": dict,
-    "spec": {
-        "serveConfigV2": str,
-        "serviceUnhealthySecondThreshold": int,
-        "deploymentUnhealthySecondThreshold": int,
-        "rayClusterConfig": _CLUSTER,
-    },
-}
+KUBERAY = yaml.safe_load((ROOT / "tests" / "data" / "kuberay.yaml").read_text())
+PLAIN = {"string": str, "boolean": bool, "kubernetes": object}
 
 
 def read(name: str) -> Any:
@@ -57,14 +38,33 @@ def arguments(config: Any) -> dict[str, Any]:
     return values
 
 
-def faults(value: Any, shape: Any, where: str = "") -> list[str]:
-    if isinstance(shape, list):
-        return [fault for one in value for fault in faults(one, shape[0], where)]
-    if isinstance(shape, dict):
-        unknown = [f"{where}.{key}" for key in value if key not in shape]
-        known = [fault for key in shape for fault in faults(value.get(key), shape[key], key)]
-        return unknown + known
-    return [] if isinstance(value, shape) else [f"{where}: {value!r}"]
+def faults(value: Any, kind: Any, where: str) -> list[str]:
+    """What ``tests/data/kuberay.yaml`` does not allow."""
+    if isinstance(kind, list):
+        return [] if value in kind else [f"{where}: {value!r} is none of {kind}"]
+    if kind == {}:
+        is_map = isinstance(value, dict) and all(type(one) is str for one in value.values())
+        return [] if is_map else [f"{where}: not a map of strings"]
+    if kind == "count":
+        return [] if type(value) is int and value >= 0 else [f"{where}: {value!r} is no number"]
+    if kind in PLAIN:
+        return [] if isinstance(value, PLAIN[kind]) else [f"{where}: {value!r} is no {kind}"]
+    if kind.startswith("list of "):
+        inner = kind.removeprefix("list of ")
+        return [f for n, one in enumerate(value) for f in faults(one, inner, f"{where}[{n}]")]
+    return faults_of_fields(value, KUBERAY[kind], where)
+
+
+def faults_of_fields(value: Any, fields: dict[str, Any], where: str) -> list[str]:
+    if not isinstance(value, dict):
+        return [f"{where}: not a section"]
+    kinds = {name.rstrip("!"): kind for name, kind in fields.items()}
+    missing = [name[:-1] for name in fields if name.endswith("!") and name[:-1] not in value]
+    found = [f"{where}.{name}: unknown" for name in value if name not in kinds]
+    found += [f"{where}.{name}: missing" for name in missing]
+    for name in value.keys() & kinds.keys():
+        found += faults(value[name], kinds[name], f"{where}.{name}")
+    return found
 
 
 def test_serves_arguments_are_ours() -> None:
@@ -84,8 +84,7 @@ def test_arguments_that_are_none(wrong: dict[str, Any]) -> None:
 
 def test_the_manifest_is_a_ray_service() -> None:
     manifest = read("rayservice.yaml")
-    assert faults(manifest, _SERVICE) == []
-    assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayService")
+    assert faults(manifest, "RayService", "manifest") == []
     inside = yaml.safe_load(manifest["spec"]["serveConfigV2"])
     assert arguments(inside) == arguments(read("serve.yaml"))
     groups = manifest["spec"]["rayClusterConfig"]["workerGroupSpecs"]
@@ -98,12 +97,45 @@ def test_the_manifest_is_a_ray_service() -> None:
     assert grace > fleet_of(Arguments(**arguments(inside))).grace_s
 
 
-def test_a_manifest_with_a_slip_is_told() -> None:
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (("apiVersion",), "ray.io/v2", "manifest.apiVersion: 'ray.io/v2' is none of"),
+        (("spec", "serviceUnhealthySecondThreshold"), 900, "serviceUnhealthySecondThreshold: unkn"),
+        (("spec", "serveConfigV2"), {}, "serveConfigV2: {} is no string"),
+        (("spec", "rayClusterConfig", "headGroupSpec"), None, "headGroupSpec: not a section"),
+        (("spec", "rayClusterConfig", "workerGroupSpecs", 0, "replicsa"), 1, "replicsa: unknown"),
+        (("spec", "rayClusterConfig", "workerGroupSpecs", 1, "replicas"), "2", "'2' is no number"),
+        (
+            ("spec", "rayClusterConfig", "headGroupSpec", "rayStartParams"),
+            {"num-cpus": 0},
+            "rayStartParams: not a map of strings",
+        ),
+    ],
+)
+def test_a_manifest_with_a_slip_is_told(
+    path: tuple[str | int, ...], value: object, words: str
+) -> None:
     manifest = read("rayservice.yaml")
-    manifest["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["replicsa"] = 1
-    manifest["spec"]["serviceUnhealthySecondThreshold"] = "900"
-    found = faults(manifest, _SERVICE)
-    assert len(found) == 2 and any("replicsa" in fault for fault in found)
+    inner = manifest
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    (fault,) = faults(manifest, "RayService", "manifest")
+    assert words in fault
+
+
+def test_a_manifest_without_what_it_must_have_is_told() -> None:
+    manifest = read("rayservice.yaml")
+    del manifest["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["groupName"]
+    (fault,) = faults(manifest, "RayService", "manifest")
+    assert fault.endswith("workerGroupSpecs[0].groupName: missing")
+
+
+def test_hosts_share_what_they_freed() -> None:
+    (application,) = read("serve.yaml")["applications"]
+    assert application["runtime_env"]["env_vars"] == {"MALLOC_ARENA_MAX": "2"}
+    assert "ENV MALLOC_ARENA_MAX=2\n" in (DEPLOY / "Dockerfile").read_text()
 
 
 def test_versions_and_extras_agree() -> None:

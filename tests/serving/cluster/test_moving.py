@@ -67,6 +67,8 @@ def test_a_drained_host_gives_its_sessions_away_with_the_same_bits(start: StartF
     after = owner_of(fleet, began)
     assert after != before
     watch_until(socket, moved["frame"] + 60)
+    # The state was read, and does not stay on the machine.
+    assert list((fleet.fleet.store.parent / after / "states").iterdir()) == []
     # No picture is missing, and none came twice under one epoch.
     frames = sorted(shown(socket))
     assert frames == list(range(frames[-1] + 1))
@@ -141,6 +143,22 @@ def test_a_session_without_a_state_begins_anew_and_catches_up(start: StartFleet)
     compare_with_one_host(fleet, began)
 
 
+@pytest.mark.exhaustive
+def test_a_store_that_lost_its_states_costs_time_only(start: StartFleet) -> None:
+    fleet = start(hosts=2, save_every_s=0.5)
+    socket = fleet.start("a red car")
+    began = socket.wait("video.start")
+    watch_until(socket, 60)
+    fleet.fleet.hosts.kill(owner_of(fleet, began))
+    for path in (fleet.fleet.store / "states").iterdir():
+        path.unlink()
+    moved = socket.wait("session.moved")
+    watch_until(socket, moved["frame"] + 40)
+    frames = sorted(shown(socket))
+    assert frames == list(range(frames[-1] + 1))
+    compare_with_one_host(fleet, began)
+
+
 def test_what_is_said_while_a_session_moves_reaches_its_next_owner(start: StartFleet) -> None:
     fleet = start(hosts=1, slots=1)
     socket = fleet.start("a red car")
@@ -157,6 +175,42 @@ def test_what_is_said_while_a_session_moves_reaches_its_next_owner(start: StartF
     applied = socket.wait("session.interaction.applied")
     assert applied["frame"] >= moved["frame"] > 0
     assert owner_of(fleet, began) == "host-2"
+
+
+def test_a_lost_host_that_fails_late_does_not_silence_the_next(start: StartFleet) -> None:
+    """What it was told last fails when the session runs elsewhere already."""
+    fleet = start(hosts=2)
+    socket = fleet.start("a red car")
+    began = socket.wait("video.start")
+    watch_until(socket, 30)
+    before = owner_of(fleet, began)
+    fleet.fleet.hosts.deaf_s[before] = 1.5
+    socket.send("session.interaction", prompt="a blue boat")
+    time.sleep(0.2)
+    fleet.fleet.hosts.kill(before)
+    moved = socket.wait("session.moved")
+    assert socket.wait("session.interaction.queued")["prompt"] == "a blue boat"
+    watch_until(socket, moved["frame"] + 40)
+    socket.send("session.interaction", prompt="a white train")
+    assert socket.wait("session.interaction.queued")["prompt"] == "a white train"
+    socket.wait("session.interaction.applied")
+    compare_with_one_host(fleet, began)
+
+
+def test_a_session_whose_host_hears_nobody_moves(start: StartFleet) -> None:
+    """Pictures come from it still, but it takes no command."""
+    fleet = start(hosts=2)
+    socket = fleet.start("a red car")
+    began = socket.wait("video.start")
+    watch_until(socket, 30)
+    before = owner_of(fleet, began)
+    fleet.fleet.hosts.deaf_s[before] = 0.1
+    socket.send("session.interaction", prompt="a blue boat")
+    assert socket.wait("session.moved")["reason"] == "lost"
+    assert socket.wait("session.interaction.queued")["prompt"] == "a blue boat"
+    socket.wait("session.interaction.applied")
+    assert owner_of(fleet, began) != before
+    compare_with_one_host(fleet, began)
 
 
 def test_a_host_that_was_taken_for_dead_gives_up(start: StartFleet) -> None:

@@ -59,6 +59,21 @@ def test_a_draining_host_gets_nobody() -> None:
     assert one.best() is None
 
 
+def test_a_session_goes_where_its_bundle_is() -> None:
+    one = placement(
+        HostView("a", 4, 0, bundle_key="new"),
+        HostView("b", 4, 3, bundle_key="old"),
+        HostView("c", 4, 2, bundle_key="old"),
+    )
+    assert one.best() == one.best("new") == "a" and one.best("old") == "c"
+    one.hear(HostView("c", 4, 4, bundle_key="old", version=1))
+    one.hear(HostView("b", 4, 4, bundle_key="old", version=1))
+    # It waits; one whose bundle nobody has is told so by whoever it gets to.
+    assert one.best("old") is None and one.best("older") == "a"
+    one.keep_only(["a"])
+    assert one.best("old") == "a"
+
+
 def test_what_was_said_later_counts() -> None:
     one = placement(HostView("a", 2, 2, version=7))
     one.hear(HostView("a", 2, 0, version=6))

@@ -2,11 +2,14 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(900)]
@@ -26,13 +29,23 @@ def run(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
     )
 
 
-@pytest.fixture(scope="module")
-def tried(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    out = tmp_path_factory.mktemp("ray") / "trial.json"
-    names = ("place", "drain", "kill", "redeploy")
-    process = run("-m", "benchmarks.fleet.trial", "--only", *names, "--out", out)
+def trial_of(folder: Path, *arguments: str) -> Any:
+    out = folder / "trial.json"
+    process = run("-m", "benchmarks.fleet.trial", *arguments, "--out", out)
     assert process.returncode == 0, process.stderr[-2000:]
     return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    names = ("place", "drain", "kill", "redeploy", "videos")
+    return trial_of(tmp_path_factory.mktemp("ray"), "--only", *names)
+
+
+@pytest.fixture(scope="module")
+def tried_with_demo(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    options = ("--bundle", "demo", "--hosts", "2", "--blocks", "5", "--only", "drain", "kill")
+    return trial_of(tmp_path_factory.mktemp("demo"), *options)
 
 
 def test_sessions_are_placed_by_free_slots(tried: Any) -> None:
@@ -47,10 +60,62 @@ def test_sessions_move_with_the_same_bits(tried: Any, trial: str) -> None:
     assert [one["state_is_equal"] for one in tried[trial]["compared_with_one_host"]] == [True, True]
 
 
+@pytest.mark.parametrize("trial", ["drain", "kill"])
+def test_videos_of_a_model_move_with_the_same_bits(tried_with_demo: Any, trial: str) -> None:
+    """Keys, values, latents and the decoder's past, of a video that one host made alone."""
+    found = tried_with_demo[trial]
+    assert found["sessions_on_the_host"] >= 1 and sum(found["pictures_lost"]) == 0
+    for one in found["compared_with_one_host"]:
+        assert one["state_is_equal"] and one["blocks"] >= 10 and one["prompts"] == 2
+
+
+def test_a_whole_video_is_the_same_file_whatever_becomes_of_its_host(tried: Any) -> None:
+    found = tried["videos"]
+    assert found["same_file"] == {"drain": True, "kill": True}
+    assert "another went on from" in found["note"]["drain"]
+    assert "The host that made it went away" in found["note"]["kill"]
+
+
 def test_a_new_version_loses_no_session(tried: Any) -> None:
     found = tried["redeploy"]
     assert found["sessions_after"] == found["sessions_before"] == 8
     assert found["done_early"] == found["pictures_lost"] == 0 and found["faults"] == []
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "is_waited_for"),
+    [(signal.SIGTERM, 0, True), (signal.SIGINT, 130, False)],
+)
+def test_a_signal_ends_it_cleanly(
+    tmp_path: Path, number: signal.Signals, status: int, is_waited_for: bool
+) -> None:
+    """While it serves, and while hosts start."""
+    pytest.importorskip("ray", reason="scripts/fleet_tools.sh installs it")
+    arguments = ("serve", "--cluster", "ray", "--store", str(tmp_path / "states"), "--port", "0")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "longlive_trt", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    if is_waited_for:
+        assert "Open http://localhost:" in process.stdout.readline()
+    else:
+        while not (tmp_path / "states" / "probes").is_dir():
+            assert process.poll() is None
+            time.sleep(0.1)
+        time.sleep(15)
+    inside = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == status, errors
+    assert "SIGTERM received" not in errors and "Traceback" not in errors
+    # Ray's agents look every now and then whether their Ray is still there.
+    _, alive = psutil.wait_procs(inside, timeout=120)
+    assert alive == []
 
 
 def test_a_host_that_cannot_start_says_why_in_a_line(tmp_path: Path) -> None:

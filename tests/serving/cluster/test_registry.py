@@ -10,7 +10,7 @@ pytest.importorskip("fastapi")
 from longlive_trt.engines.bundles import stores
 from longlive_trt.engines.bundles.stores import Store
 from longlive_trt.errors import BundleError, UsageError
-from longlive_trt.serving.cluster.registry import FORMAT, Kept, News, Registry, Status, deed
+from longlive_trt.serving.cluster.store.registry import FORMAT, Kept, News, Registry, Status, deed
 
 SESSION = "abcDEF12_-"
 

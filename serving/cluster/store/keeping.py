@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 
 from longlive_trt.errors import LongLiveError
-from longlive_trt.serving.cluster.registry import FORMAT, Kept, News, Registry, Status
-from longlive_trt.serving.cluster.states import FleetStates
+from longlive_trt.serving.cluster.store.registry import FORMAT, Kept, News, Registry, Status
+from longlive_trt.serving.cluster.store.states import FleetStates
 from longlive_trt.serving.problems import ProblemError
 from longlive_trt.serving.web.room import Room
 
@@ -48,16 +48,39 @@ class Keeper:
         self._save_every_s, self._restarts_before = save_every_s, restarts
         self._due_s = time.monotonic() + save_every_s
         self._states_kept: tuple[Kept, ...] = ()
+        self._fetched: str | None = None
+        """The state that it began from, while it lies on this machine."""
         self._told: News | None = None
+        self._began_at = room.session.resumed_at
         self._task: asyncio.Task[None] | None = None
 
     async def begin(self, state: str | None) -> None:
         """Told first with what it began from."""
+        self._fetched = state
         if state is not None:
             frame = self.room.session.resumed_at
             self._states_kept = (Kept(state, frame, self._restarts),)
         await self._tell(self._news("running"))
         self._task = asyncio.create_task(self._run())
+
+    async def until_over(self) -> None:
+        """Until nothing more is told of a session that ended."""
+        if self._task is not None:
+            await asyncio.shield(self._task)
+
+    @property
+    def is_over(self) -> bool:
+        return self._task is not None and self._task.done()
+
+    # ---- what else is kept -------------------------------------------------------------------
+
+    async def _keep_pictures(self, frame: int) -> None:
+        """Those before a state's; of a live session they were shown."""
+
+    async def _finish(self) -> None:
+        """The video has come to its end."""
+
+    # ---- inside ------------------------------------------------------------------------------
 
     async def _run(self) -> None:
         while not self.room.over.is_set():
@@ -74,7 +97,15 @@ class Keeper:
             self._figures.failures += 1
             logger.error("the store failed", extra={"session": self.room.id, "why": str(error)})
 
+    async def _drop_fetched(self) -> None:
+        if self._fetched is not None:
+            await asyncio.to_thread(self._states.drop, self._fetched)
+            self._fetched = None
+
     async def _look(self) -> None:
+        if self.room.session.plan.made > self.room.session.plan.begin:
+            # Whoever made a block has read the state before it.
+            await self._drop_fetched()
         if time.monotonic() >= self._due_s and not self.room.is_ending:
             self._due_s = time.monotonic() + self._save_every_s
             await self._save()
@@ -97,6 +128,7 @@ class Keeper:
             return
         # What is newest may be of pictures that no viewer got before the host fell.
         newest, *older = self._add(state, restarts)
+        await self._keep_pictures(newest.frame)
         self._states_kept = (newest, *older[:1])
         await self._tell(self._news("running"))
         await self._delete(older[1:])
@@ -107,13 +139,18 @@ class Keeper:
     async def _see_off(self) -> None:
         done = self.room.ended
         assert done is not None
+        await self._drop_fetched()
         if done.reason == "moved":
             return
         status, before = _STATUS.get(done.reason, "ended"), self._states_kept
         if done.state is not None:
-            self._states_kept = self._add(done.state, self._restarts)[:1]
+            newest = self._add(done.state, self._restarts)[0]
+            await self._keep_pictures(newest.frame)
+            self._states_kept = (newest,)
         elif status == "ended":
             self._states_kept = ()
+        if done.reason == "finished":
+            await self._finish()
         await self._tell(replace(self._news(status), message=done.message))
         await self._delete(one for one in before if one not in self._states_kept)
 
@@ -147,6 +184,7 @@ class Keeper:
             end=session.plan.end,
             states=self._states_kept,
             written_s=time.time(),
+            began_at=self._began_at,
         )
 
     @staticmethod

@@ -21,7 +21,8 @@ from longlive_trt.serving.live.schedule import Cue
 FORMAT = 1
 SESSION_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _OWNER = re.compile(r"([0-9]{8})\.owner\.json")
-_PROBE = "probes"
+_OWNER_END = ".owner.json"
+PROBES = "probes"
 _ADVICE = "end the session and begin it anew"
 
 Status = Literal["running", "moving", "ended"]
@@ -70,6 +71,8 @@ class News:
     """The newest first."""
     message: str | None = None
     written_s: float = 0.0
+    began_at: int = 0
+    """The first picture that this owner made."""
 
     @property
     def state(self) -> str | None:
@@ -97,7 +100,7 @@ class Registry:
 
     def require_exclusive(self) -> None:
         """Refuse a store that cannot be written, or that lets two owners have one number."""
-        name = f"{_PROBE}/{secrets.token_hex(8)}"
+        name = f"{PROBES}/{secrets.token_hex(8)}"
         try:
             self._store.require_writable()
             first = self._store.create(name, b"1")
@@ -143,10 +146,15 @@ class Registry:
     def sessions(self) -> list[str]:
         return self._store.folders("sessions")
 
-    def forget(self, session: str) -> None:
+    def files(self, session: str) -> list[str]:
         folder = _folder(session)
-        for name in self._store.names(folder):
-            self._store.delete(f"{folder}/{name}")
+        return [f"{folder}/{name}" for name in self._store.names(folder)]
+
+    def forget(self, session: str) -> None:
+        """The newest owner last: while it is there, its number is taken."""
+        for name in sorted(self.files(session), key=lambda name: (_OWNER_END in name, name)):
+            self._store.delete(name)
+        self._store.drop_folder(_folder(session))
 
     def _read(self, kind: type[T], name: str) -> T | None:
         data = self._store.read(name, JSON_BYTES)

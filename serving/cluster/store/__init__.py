@@ -1,0 +1,1 @@
+"""What a fleet keeps where every machine reaches it: owners, news, states."""
