@@ -100,6 +100,10 @@ class Maker:
             self._video.close()
             self._video = None
 
+    @property
+    def is_open(self) -> bool:
+        return self._video is not None
+
     def _opened(self) -> LiveVideo:
         if self._video is None:
             self._video = self._model.open(self.seed, self._switch, self._state)

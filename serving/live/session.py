@@ -14,12 +14,14 @@ from longlive_trt.serving.engine import LiveModel, MadeBlock
 from longlive_trt.serving.live.clock import VideoClock
 from longlive_trt.serving.live.costs import Costs
 from longlive_trt.serving.live.encoding import EncodedPicture, Encoding
-from longlive_trt.serving.live.generator import Generator, Work
+from longlive_trt.serving.live.generator import Generator
+from longlive_trt.serving.live.load import Claim
 from longlive_trt.serving.live.maker import Maker
 from longlive_trt.serving.live.plan import Cut, Idle, Make, Plan, Planned, Speculate
 from longlive_trt.serving.live.recipe import SavedVideo
 from longlive_trt.serving.live.recording import Recording
 from longlive_trt.serving.live.schedule import Cue
+from longlive_trt.serving.live.turns import Work
 from longlive_trt.serving.media.h264 import BlockEncoder
 from longlive_trt.serving.media.mp4 import Timing
 from longlive_trt.serving.settings import Settings
@@ -172,6 +174,8 @@ class LiveSession:
         self._is_closed = False
         self.restarts = 0
         self._told_end = False
+        # Until then, whoever runs already is made blocks for first: opening may take long.
+        self._opening_s = now() + (settings.pacing.lead_blocks + 1) * self.clock.block_s
         self._closing = threading.Lock()
         generator.add(self)
 
@@ -185,8 +189,11 @@ class LiveSession:
         self, prompt: str, *, frame: int | None = None, event_id: str | None = None
     ) -> Planned:
         self._encode_beside(prompt)
+        load = self._generator.load(self)
         with self.plan.lock:
-            planned = self.plan.interact(prompt, self._now(), frame=frame, event_id=event_id)
+            planned = self.plan.interact(
+                prompt, self._now(), frame=frame, event_id=event_id, load=load
+            )
             self._after_change(planned.cut)
         if planned.speculation is not None:
             self._observer.applied(planned.cue, self.plan.epoch)
@@ -265,7 +272,13 @@ class LiveSession:
             waits = [idle.until for idle in (answer, draft) if isinstance(idle, Idle)]
             return Idle(min((wait for wait in waits if wait is not None), default=None))
         due, turn = answer
-        return Work(due, lambda: self._make(turn))
+        if not self._maker.is_open:
+            due = max(due, self._opening_s)
+        takes_s = self.costs.turn_s(is_switch=turn.cue is not None)
+        return Work(due, lambda: self._make(turn), takes_s)
+
+    def claim(self, now: float) -> Claim | None:
+        return None if self._is_closed or not self._maker.is_open else self.plan.claim(now)
 
     def slack(self, now: float) -> float:
         return self.plan.slack(now)
@@ -274,7 +287,9 @@ class LiveSession:
         if self._is_closed:
             return None
         turn = self.plan.next_speculation(now, spare_s)
-        return None if turn is None else Work(now, lambda: self._speculate(turn))
+        if turn is None:
+            return None
+        return Work(now, lambda: self._speculate(turn), self.costs.turn_s(is_switch=True))
 
     def fail(self, error: BaseException) -> None:
         with self._closing:
@@ -293,8 +308,7 @@ class LiveSession:
             wanted = self.plan.finished(turn)
         if made is None:
             return
-        self.costs.observe("cycle", self._now() - begun)
-        self._measure(turn, self._maker.made_in_s)
+        self._measure(turn, self._now() - begun, self._maker.made_in_s)
         if not wanted:
             return
         self._encoding.put(made, turn.block, turn.epoch)
@@ -307,9 +321,14 @@ class LiveSession:
         if self.plan.is_finished:
             self._observer.finished()
 
-    def _measure(self, turn: Make, seconds: float) -> None:
+    def _measure(self, turn: Make, cycle_s: float, seconds: float) -> None:
         typical = self.costs.of("block")
-        if turn.cue is None or turn.block == self.plan.begin:
+        if turn.block == self.plan.begin:
+            self.costs.guess("cycle", cycle_s)
+            self.costs.guess("block", seconds)
+            self._meters.block("block", seconds)
+        elif turn.cue is None:
+            self.costs.observe("cycle", cycle_s)
             self.costs.observe("block", seconds)
             self._meters.block("block", seconds)
         elif typical:

@@ -48,10 +48,13 @@ class FakeBlock:
 
 @dataclass
 class FakeModel:
-    """``block_s`` is how long a block takes; ``made`` is everything that was made, in order."""
+    """``block_s`` is how long a block takes, ``recache_s`` a change of prompt besides, and
+    ``opening_s`` a video's beginning; ``made`` is everything that was made, in order."""
 
     block_s: float = 0.0
     text_s: float = 0.0
+    recache_s: float = 0.0
+    opening_s: float = 0.0
     width: int = 64
     height: int = 48
     fps: int = 16
@@ -84,6 +87,8 @@ class FakeModel:
 
     def open(self, seed: int, switch: str, state: Path | None = None) -> "FakeVideo":
         self.open_videos += 1
+        if self.opening_s:
+            self.sleep(self.opening_s)
         return FakeVideo(self, seed, state)
 
     def prepare(self, prompt: str) -> "Future[float]":
@@ -118,19 +123,21 @@ class FakeVideo:
     def __init__(self, model: FakeModel, seed: int, state: Path | None) -> None:
         self._model = model
         self.blocks_made, self._prompt, self._past = 0, "", str(seed)
-        self._seed = seed
+        self._seed, self._is_turning = seed, False
         if state is not None:
             self.blocks_made, self._prompt, self._past = json.loads(state.read_text())
 
     def prompt(self, text: str) -> None:
-        self._prompt = text
+        self._prompt, self._is_turning = text, self.blocks_made > 0
         self._past = _digest(self._past, "prompt", text)
 
     def step(self) -> FakeBlock:
         if self._model.failing_at == self.blocks_made:
             raise UsageError("the engine broke")
-        if self._model.block_s:
-            self._model.sleep(self._model.block_s)
+        seconds = self._model.block_s + (self._model.recache_s if self._is_turning else 0.0)
+        self._is_turning = False
+        if seconds:
+            self._model.sleep(seconds)
         index = self.blocks_made
         self._model.made.append((index, self._prompt))
         self._past = _digest(self._past, "block", str(index))
