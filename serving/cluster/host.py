@@ -169,6 +169,7 @@ class Host:
             cues=opening.timeline,
             frames=opening.frames,
             resume=opening.resume,
+            decoder=opening.decoder,
             known=_known(opening),
         )
         token = hashlib.sha256(opening.token.encode()).hexdigest()

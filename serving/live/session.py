@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from longlive_trt.serving.engine import LiveModel, MadeBlock
+from longlive_trt.serving.engine import LiveModel, MadeBlock, ModelFacts
 from longlive_trt.serving.live.clock import VideoClock
 from longlive_trt.serving.live.costs import Costs
 from longlive_trt.serving.live.encoding import EncodedPicture, Encoding
@@ -24,6 +24,7 @@ from longlive_trt.serving.live.schedule import Cue
 from longlive_trt.serving.live.turns import Work
 from longlive_trt.serving.media.h264 import BlockEncoder
 from longlive_trt.serving.media.mp4 import Timing
+from longlive_trt.serving.problems import ProblemError
 from longlive_trt.serving.settings import Settings
 
 _PREPARED = 2
@@ -93,8 +94,18 @@ class Wish:
     """Prompts from pictures on, after the first."""
     frames: int | None = None
     paced: bool = True
+    decoder: str | None = None
+    """One of the model's; None is its first, or that of the state."""
     saved: SavedVideo | None = None
     known: Known | None = None
+
+
+def require_decoder(facts: ModelFacts, name: str) -> None:
+    if name not in facts.decoders:
+        held = " and the ".join(facts.decoders)
+        raise ProblemError(
+            "bad_request", f"There is no decoder {name!r} here, only the {held} one."
+        )
 
 
 @dataclass
@@ -150,6 +161,7 @@ class LiveSession:
             state=saved.path if saved else None,
             now=now,
         )
+        self._maker.decoder = wish.decoder
         encoder = BlockEncoder(facts.width, facts.height, facts.fps)
         self.stream = encoder.facts
         self.timing = Timing(facts.fps)
@@ -230,6 +242,16 @@ class LiveSession:
         with self.plan.lock:
             self.plan.playhead.resume(self._now())
         self._generator.wake()
+
+    def use_decoder(self, name: str) -> None:
+        """From the next block on that is made."""
+        require_decoder(self._model.facts, name)
+        self._maker.decoder = name
+
+    @property
+    def decoder(self) -> str:
+        maker = self._maker
+        return maker.decoder or maker.decoder_in_use or self._model.facts.decoders[0]
 
     def restart(self, seed: int | None, prompt: str | None) -> None:
         with self.plan.lock:
