@@ -3,8 +3,9 @@
     python -m benchmarks.live BUNDLE --out docs/results/live_h200.json
 
 Starts a server, and for each number of sessions (1 and 2) and both ways (with drafts and without)
-lets every session send prompts at random moments. Beside the answers' times it says whether the
-pictures came in time to be shown at the video's rate.
+lets every session send prompts at random moments. Beside the answers' times, at the socket and on
+a screen that shows pictures at the video's rate, it says whether blocks came in time for that, and
+how many of those that did not were answers.
 """
 
 import json
@@ -35,9 +36,13 @@ class Run:
     """What one session saw."""
 
     answers_ms: list[float] = field(default_factory=list)
+    shown_ms: list[float] = field(default_factory=list)
+    """Until an answer's turn on screen has come, too."""
     speculated: int = 0
     late_ms: list[float] = field(default_factory=list)
     """How late each block's first picture came for its turn on screen; 0 if in time."""
+    late_answers: int = 0
+    """Of those that were late."""
 
 
 class Viewer:
@@ -45,8 +50,12 @@ class Viewer:
         self._address = f"ws://localhost:{port}/v1/realtime/video"
         self._chance, self._drafts = random.Random(seed), drafts  # noqa: S311
         self.run = Run()
-        self._epoch = 0
+        self._newest: Picture | None = None
+        self._answer_frame: int | None = None
+        """Of the prompt that was sent last, once the server has said where it takes effect."""
         self._clock: float | None = None
+        self._turn = 0.0
+        """When the newest picture is to be on screen."""
 
     def watch(self, prompts: int) -> None:
         with connect(self._address, compression=None, max_size=None) as socket:
@@ -63,12 +72,20 @@ class Viewer:
         if self._drafts:
             self._send("prompt.draft", prompt=prompt)
         self._for(1.5 + self._chance.random())
-        before, begun = self._epoch, time.perf_counter()
+        begun, self._answer_frame = time.perf_counter(), None
         self._send("session.interaction", prompt=prompt)
-        while self._epoch == before:
+        while not self._is_answered:
             self._take(10.0)
+        self._answer_frame = None
         self.run.answers_ms.append((time.perf_counter() - begun) * 1000)
+        self.run.shown_ms.append((self._turn - begun) * 1000)
         self._for(1.0)
+
+    @property
+    def _is_answered(self) -> bool:
+        """Nothing older comes from that picture on: a cut takes it back before it is named."""
+        frame, newest = self._answer_frame, self._newest
+        return frame is not None and newest is not None and newest.frame >= frame
 
     def _prompt(self) -> str:
         return f"a {self._chance.choice(WORDS)} {self._chance.choice(PLACES)}, {time.time():.6f}"
@@ -92,17 +109,20 @@ class Viewer:
                 raise RuntimeError(message["message"])
             if message["type"] == "session.interaction.queued":
                 self.run.speculated += message["speculated"]
+                self._newest, self._answer_frame = None, message["takes_effect"]["frame"]
             return
         picture = Picture.unpack(data)
-        self._epoch = max(self._epoch, picture.epoch)
+        self._newest = picture
         now, seconds = time.perf_counter(), picture.pts_us / 1e6
         if self._clock is None:
             self._clock = now - seconds
         if picture.flags & 1:
             late = max(0.0, now - (self._clock + seconds))
             self.run.late_ms.append(late * 1000)
+            self.run.late_answers += self._is_answered and late > 0
             # What was waited through is not made up for.
             self._clock += late
+        self._turn = self._clock + seconds
 
 
 def measured(port: int, sessions: int, prompts: int, *, drafts: bool) -> dict[str, Any]:
@@ -120,8 +140,12 @@ def measured(port: int, sessions: int, prompts: int, *, drafts: bool) -> dict[st
         "prompts": len(answers),
         "speculated": sum(one.run.speculated for one in viewers),
         "answer_ms": percentiles(answers, (50, 95, 99), 1),
+        "on_screen_ms": percentiles(
+            [ms for one in viewers for ms in one.run.shown_ms], (50, 95, 99), 1
+        ),
         "blocks": len(late),
         "blocks_in_time": sum(ms == 0 for ms in late),
+        "late_answers": sum(one.run.late_answers for one in viewers),
         "latest_ms": round(max(late), 1),
     }
 

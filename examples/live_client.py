@@ -23,9 +23,10 @@ def main() -> None:
         for picture in video:
             if picture.frame == 80:
                 video.prompt("The same road at night, in the rain")
-                sent = time.monotonic(), picture.epoch
-            if sent and picture.epoch > sent[1]:
-                waited = (time.monotonic() - sent[0]) * 1000
+                sent = time.monotonic()
+            answer = video.answer_frame
+            if sent and answer is not None and picture.frame >= answer:
+                waited = (time.monotonic() - sent) * 1000
                 sys.stdout.write(f"picture {picture.frame} answers, {waited:.0f} ms after it\n")
                 sent = None
             if picture.seconds >= 10:

@@ -109,6 +109,8 @@ class LiveVideo:
         self.stats: dict[str, Any] = {}
         self.done: dict[str, Any] | None = None
         self.position_in_queue: int | None = None
+        self.answer_frame: int | None = None
+        """The first picture of the newest prompt, once the server has said which it is."""
         self.on_message: Callable[[dict[str, Any]], None] = lambda _message: None
         """Called with everything the server says, on the reading thread."""
         self._epoch = 0
@@ -149,7 +151,8 @@ class LiveVideo:
             raise self._failure
 
     def prompt(self, text: str, *, frame: int | None = None, event_id: str | None = None) -> None:
-        """From the first block on that nobody has seen, or from a later picture."""
+        """From the first block on that can be made in time, or from a later picture."""
+        self.answer_frame = None
         self.send("session.interaction", prompt=text, frame=frame, event_id=event_id)
 
     def draft(self, text: str | None) -> None:
@@ -254,6 +257,8 @@ class LiveVideo:
                 self.facts, self._epoch = message, message["epoch"]
             case "session.queued":
                 self.position_in_queue = message["position"]
+            case "session.interaction.queued":
+                self.answer_frame = message["takes_effect"]["frame"]
             case "timeline":
                 self.cues = message["cues"]
             case "stats":

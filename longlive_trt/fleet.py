@@ -27,11 +27,19 @@ _TOKEN = "LONGLIVE_TOKEN"  # noqa: S105
 class BundleLoader:
     """Loads the bundle where it is called: on a host."""
 
-    def __init__(self, bundle: str, device: DeviceChoice = "auto") -> None:
+    def __init__(
+        self,
+        bundle: str,
+        device: DeviceChoice = "auto",
+        decoder: str | None = None,
+        decode_device: str | None = None,
+    ) -> None:
         self._bundle, self._device = bundle, device
+        self._decoder, self._decode_device = decoder, decode_device
 
     def __call__(self) -> BundleModel:
-        return load_model(bundle_here(self._bundle), self._device)
+        folder = bundle_here(self._bundle)
+        return load_model(folder, self._device, self._decoder, self._decode_device)
 
 
 def bundle_here(bundle: str) -> Path:

@@ -170,6 +170,11 @@ class Session(Closing):
         self.ring, self.passes.steps = resized, level.steps
         return True
 
+    @property
+    def decoder_name(self) -> str | None:
+        """Of the one in use, where it may be changed."""
+        return self.decoder.name if isinstance(self.decoder, SwitchableDecoder) else None
+
     def use_decoder(self, name: str) -> None:
         """Make pictures with another of the session's decoders from the next block on."""
         decoder = self.decoder

@@ -218,6 +218,11 @@ class Video(Closing):
         require_text_encoder(self.bundle)
         self._track.ask(text, None if mode is None else SwitchMode.parse(mode, "mode"))
 
+    @property
+    def decoder_name(self) -> str | None:
+        """Of the decoder in use, where there is another to change to."""
+        return self.session.decoder_name
+
     def decoder(self, name: str) -> None:
         """Make pictures with the ``full`` or the ``light`` decoder from the next block on.
 

@@ -21,7 +21,7 @@ from longlive_trt.configs.schema import ROPE_TABLE_FRAMES
 from longlive_trt.contract import STEP
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.engines.loader import DeviceChoice
-from longlive_trt.runtime.decoding.choice import decoder_named
+from longlive_trt.runtime.decoding.choice import decoder_named, decoders_of
 from longlive_trt.runtime.memory.budget import Budget, decoder_budget, session_budget
 from longlive_trt.runtime.output.base import Pixels
 from longlive_trt.runtime.output.muxed import exact_fps
@@ -56,6 +56,8 @@ class ModelFacts:
     """What there was for sessions once the engines were loaded."""
     blocks: int | None = None
     """The longest video; None is without end."""
+    decoders: tuple[str, ...] = ("full",)
+    """What pictures can be made by; a video begins with the first."""
 
 
 class MadeBlock(Protocol):
@@ -81,7 +83,16 @@ class LiveVideo(Protocol):
         """The number of the next block."""
         ...
 
+    @property
+    def decoder_name(self) -> str | None:
+        """Of the decoder in use, where there is another to change to."""
+        ...
+
     def prompt(self, text: str) -> None:
+        """From the next block on."""
+        ...
+
+    def decoder(self, name: str) -> None:
         """From the next block on."""
         ...
 
@@ -214,6 +225,7 @@ class BundleModel(Closing):
             suggestions=config.prompts.suggestions,
             session_bytes=session_bytes,
             free_bytes=free_bytes,
+            decoders=tuple(sorted(decoders_of(self.bundle), key=lambda one: one != decoder.name)),
             blocks=None
             if self._longest is None
             else self._longest // config.rollout.frames_per_block,

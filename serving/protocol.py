@@ -57,6 +57,8 @@ class SessionStart(Message):
     """The server's, for clients that cannot send an Authorization header."""
     resume: Name | None = None
     """A saved state to go on from."""
+    decoder: Name | None = None
+    """Which is to make the pictures, of the model's."""
 
 
 class InteractionEvent(Message):
@@ -129,6 +131,13 @@ class SessionResume(Message):
     type: Literal["session.resume"]
 
 
+class SessionDecoder(Message):
+    """Pictures by another of the model's decoders, from the next block on that is made."""
+
+    type: Literal["session.decoder"]
+    decoder: Name
+
+
 class SessionRestart(Message):
     """The same prompts from the beginning, with another seed or the same."""
 
@@ -156,6 +165,7 @@ ClientMessage: TypeAlias = Annotated[
     | PlaybackShown
     | SessionPause
     | SessionResume
+    | SessionDecoder
     | SessionRestart
     | SessionPing
     | SessionStop,
@@ -209,6 +219,9 @@ class VideoStart(Message):
     block_frames: int
     bundle_key: str
     resumed_at_frame: int = 0
+    decoders: list[str] = ["full"]
+    """Of the model: ``session.decoder`` chooses one."""
+    decoder: str = "full"
     paused: bool = False
 
 
@@ -290,6 +303,7 @@ class Stats(Message):
     running: int
     slots: int
     paused: bool
+    decoder: str = "full"
     speculation: Literal["off", "none", "encoded", "ready"] = "none"
 
 

@@ -18,9 +18,12 @@ PSNR_TARGET_DB = 32.0
 
 def summaries(measured: Mapping[str, Sequence[Line]]) -> dict[str, dict[str, Any]]:
     """By row; a prompt that was measured twice, with two bundles, counts as the last time."""
-    kinds = {"drift": _drift, "vae": _reconstruction}
+    kinds = {"drift": _drift, "vae": reconstructed}
     latest = {name: _latest(lines) for name, lines in measured.items()}
-    rows = {name: kinds.get(name, _switched)(lines) for name, lines in latest.items()}
+    rows = {
+        name: {"bundle": lines[0]["bundle"], **kinds.get(name, shown_after_switch)(lines)}
+        for name, lines in latest.items()
+    }
     for name, row in rows.items():
         if name not in ("base", *kinds) and "base" in latest:
             row["as_it_is"] = _same_prompts(latest["base"], latest[name])
@@ -30,7 +33,7 @@ def summaries(measured: Mapping[str, Sequence[Line]]) -> dict[str, dict[str, Any
 def _same_prompts(base: Sequence[Line], others: Sequence[Line]) -> dict[str, float]:
     """The model as it is, on the prompts of another row; rows have the first so many."""
     numbers = {line["number"] for line in others}
-    found = _switched([line for line in base if line["number"] in numbers])
+    found = shown_after_switch([line for line in base if line["number"] in numbers])
     return {part: found[part]["share"] for part in ("single", "changed", "kept")}
 
 
@@ -42,7 +45,7 @@ def _latest(lines: Iterable[Line]) -> list[Line]:
     return [by_number[number] for number in sorted(by_number)]
 
 
-def _switched(lines: Sequence[Line]) -> dict[str, Any]:
+def shown_after_switch(lines: Sequence[Line]) -> dict[str, Any]:
     single, changed, kept = Tally(), Tally(), Tally()
     for line in lines:
         first, second = line["stated"]
@@ -52,7 +55,6 @@ def _switched(lines: Sequence[Line]) -> dict[str, Any]:
         changed.add({name: second[name] for name in turned}, after)
         kept.add({name: value for name, value in second.items() if name not in turned}, after)
     return {
-        "bundle": lines[0]["bundle"],
         "prompts": len(lines),
         "single": _figures(single),
         "changed": _figures(changed),
@@ -67,7 +69,6 @@ def _drift(lines: Sequence[Line]) -> dict[str, Any]:
             tally.add(line["stated"], shown)
     first, last = (mean(line["sharpness"][end] for line in lines) for end in (0, 1))
     return {
-        "bundle": lines[0]["bundle"],
         "prompts": len(lines),
         "first": _figures(ends[0]),
         "last": _figures(ends[1]),
@@ -75,12 +76,11 @@ def _drift(lines: Sequence[Line]) -> dict[str, Any]:
     }
 
 
-def _reconstruction(lines: Sequence[Line]) -> dict[str, Any]:
+def reconstructed(lines: Sequence[Line]) -> dict[str, Any]:
     values = [line["psnr_db"] for line in lines]
     # Errors are averaged, as training's own figure does it.
     error = mean(10 ** (-value / 10) for value in values)
     return {
-        "bundle": lines[0]["bundle"],
         "clips": len(values),
         "psnr_db": round(mean(values), 2),
         "psnr_of_mean_error_db": round(-10 * math.log10(error), 2),

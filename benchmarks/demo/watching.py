@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longlive_trt.contract import VAE_GRAPHS
+from longlive_trt.basics import Array
 from longlive_trt.demo.adherence.judge import judged
 from longlive_trt.demo.geometry import WEIGHTS, video_frames
 from longlive_trt.demo.training.clips import load_autoencoder, psnr, random_clips, to_unit
 from longlive_trt.demo.training.look import Stated, held_out_prompts
 from longlive_trt.demo.world.clips import SIZE
+from longlive_trt.runtime.decoding.choice import decoder_named
 from longlive_trt.runtime.decoding.host import VaeStream
 from longlive_trt.runtime.pipeline import Pipeline
 
@@ -42,17 +43,25 @@ def prompts() -> list[tuple[Stated, Stated]]:
 
 def switched(pipeline: Pipeline, number: int, *, switch: str, overrides: Sequence[str]) -> Line:
     """A video under one prompt, and what follows it under the next."""
-    (first, stated), (second, stated_next) = prompts()[number]
+    texts, asked = turning(pipeline, number)
+    return seen(
+        pipeline, number, _frames(pipeline, texts, switch=switch, overrides=overrides, **asked)
+    )
+
+
+def turning(pipeline: Pipeline, number: int) -> tuple[Mapping[int, str], Options]:
+    """The prompts of such a video by their latent frames, and its length and seed."""
+    (first, _), (second, _) = prompts()[number]
     block = pipeline.config.rollout.frames_per_block
     blocks = SINGLE_BLOCKS + TURNING_BLOCKS + SETTLED_BLOCKS
-    shown = _frames(
-        pipeline,
-        {0: first, SINGLE_BLOCKS * block: second},
-        frames=blocks * block,
-        seed=number,
-        switch=switch,
-        overrides=overrides,
-    )
+    asked = {"frames": blocks * block, "seed": number}
+    return {0: first, SINGLE_BLOCKS * block: second}, asked
+
+
+def seen(pipeline: Pipeline, number: int, shown: Tensor) -> Line:
+    """What its pictures show under the first prompt, and once they have turned to the second."""
+    (first, stated), (second, stated_next) = prompts()[number]
+    block = pipeline.config.rollout.frames_per_block
     begins, settled = (
         video_frames(n * block) for n in (SINGLE_BLOCKS, SINGLE_BLOCKS + TURNING_BLOCKS)
     )
@@ -83,15 +92,29 @@ def reconstruction(
     pipeline: Pipeline, number: int, *, switch: str, overrides: Sequence[str]
 ) -> Line:
     """The decoder, streamed by the product's engines, on a clip that was not trained on."""
+    clips, latents = held_out_clip(pipeline, number)
+    return {"psnr_db": decibels(decoded(pipeline, None, latents), clips)}
+
+
+def held_out_clip(pipeline: Pipeline, number: int) -> tuple[Tensor, Array]:
+    """A clip that was not trained on, and its latents."""
     clips = random_clips(1, video_frames(CLIP_LATENTS), _CLIPS_SEED + number, _CPU, SIZE)
     vae = pipeline.config.vae
     assert vae is not None
     mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in (vae.mean, vae.std))
     codec = load_autoencoder(WEIGHTS / "vae.safetensors", _CPU, pipeline.config)
-    latents = (codec.encode(to_unit(clips))[0] - mean) / std
-    first, following = (pipeline.engines.get(graph, "measuring") for graph in VAE_GRAPHS)
-    pixels = VaeStream(first, following, 1).decode(latents.numpy())
-    return {"psnr_db": round(float(psnr(torch.from_numpy(pixels), clips)), 2)}
+    return clips, ((codec.encode(to_unit(clips))[0] - mean) / std).numpy()
+
+
+def decoded(pipeline: Pipeline, decoder: str | None, latents: Array) -> Tensor:
+    """Pictures [1, n, H, W, 3] of latents, by the decoder of this name or the bundle's first."""
+    graphs = decoder_named(pipeline.bundle, decoder).graphs
+    first, following = (pipeline.engines.get(graph, "measuring") for graph in graphs)
+    return torch.from_numpy(VaeStream(first, following, 1).decode(latents))
+
+
+def decibels(pictures: Tensor, originals: Tensor) -> float:
+    return round(float(psnr(pictures, originals)), 2)
 
 
 _CPU = torch.device("cpu")

@@ -71,6 +71,13 @@ class Painting:
     def prompt(self, text: str) -> None:
         self._past = _digest(self._past, "prompt", text)
 
+    @property
+    def decoder_name(self) -> str | None:
+        return None
+
+    def decoder(self, name: str) -> None:
+        raise AssertionError(f"there is no decoder {name}")
+
     def step(self) -> Painted:
         time.sleep(self._painter.block_s)
         index = self.blocks_made

@@ -31,6 +31,7 @@ class Opening:
     timeline: tuple[tuple[int, str], ...] = ()
     frames: int | None = None
     resume: str | None = None
+    decoder: str | None = None
     epoch: int = 0
     frame: int = 0
     """The first picture that no viewer has."""

@@ -259,6 +259,7 @@ def _opening_again(
         seed=seed,
         switch=news.switch,
         resume=state,
+        decoder=journal.decoder if journal else None,
         epoch=journal.epoch + 1 if journal else news.epoch + _EPOCHS,
         frame=journal.frame if journal else 0,
         cues=journal.cues if journal and journal.cues else news.cues,

@@ -201,6 +201,7 @@ class Host:
             frames=opening.frames,
             paced=not opening.is_job,
             resume=opening.resume,
+            decoder=opening.decoder,
             known=_known(opening, recorded),
         )
         token = hashlib.sha256(opening.token.encode()).hexdigest()

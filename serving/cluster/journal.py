@@ -22,6 +22,7 @@ class Journal:
     cues: tuple[tuple[int, int, str], ...] = ()
     has_begun: bool = False
     is_paused: bool = False
+    decoder: str | None = None
     state: str | None = None
     """That the last owner saved when it gave the session away."""
     _unconfirmed: list[tuple[str, int | None]] = field(default_factory=list)
@@ -45,7 +46,7 @@ class Journal:
             case "timeline":
                 self._read_timeline(message["cues"])
             case "stats":
-                self.is_paused = message["paused"]
+                self.is_paused, self.decoder = message["paused"], message["decoder"]
             case "session.interaction.queued":
                 self._queued(message["cue"])
             case "error":

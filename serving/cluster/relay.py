@@ -18,6 +18,7 @@ from longlive_trt.serving.cluster.journal import Journal
 from longlive_trt.serving.problems import ProblemError
 from longlive_trt.serving.protocol import (
     PlaybackShown,
+    SessionDecoder,
     SessionInteraction,
     SessionMoved,
     SessionMoving,
@@ -132,6 +133,7 @@ class Relay(Entrance):
             timeline=tuple((cue.frame, cue.prompt) for cue in start.timeline),
             frames=start.num_frames,
             resume=start.resume,
+            decoder=start.decoder,
             for_jpeg=start.format == "jpeg",
         )
         told = 0
@@ -264,6 +266,8 @@ class Relay(Entrance):
             self._journal.seed = message.seed
         if isinstance(message, SessionPause | SessionResume):
             self._journal.is_paused = isinstance(message, SessionPause)
+        if isinstance(message, SessionDecoder):
+            self._journal.decoder = message.decoder
 
     def _pass_on(self, count: int) -> None:
         """So many bytes made their way to the viewer: as many more may come. Said in passing, or

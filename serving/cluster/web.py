@@ -118,6 +118,7 @@ async def create(request: WebRequest, body: NewSession, gateway: Granted) -> Ses
         switch=body.switch,
         timeline=tuple((cue.frame, cue.prompt) for cue in body.timeline),
         resume=body.resume,
+        decoder=body.decoder,
     )
     line = gateway.line
     place = line.join(body.ticket, is_held=False)

@@ -1,48 +1,19 @@
-"""The thread that makes blocks, for all sessions: what is due first is made first."""
+"""The thread that makes blocks, for all sessions."""
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
 
-from longlive_trt.serving.live.plan import Idle
+from longlive_trt.serving.live.load import Load
+from longlive_trt.serving.live.turns import Turn, Turns, Worker
 
 logger = logging.getLogger(__name__)
-
-_LONGEST_WAIT_S = 0.5
-
-
-@dataclass(frozen=True)
-class Work:
-    due_s: float
-    run: Callable[[], None]
-
-
-class Worker(Protocol):
-    """What has blocks to make: a session."""
-
-    def next_work(self, now: float) -> Work | Idle:
-        """What is to be done whatever else waits."""
-        ...
-
-    def slack(self, now: float) -> float:
-        """Seconds until it has to be worked for."""
-        ...
-
-    def spare_work(self, now: float, spare_s: float) -> Work | None:
-        """What may be done while nothing is due for so long."""
-        ...
-
-    def fail(self, error: BaseException) -> None: ...
 
 
 class Generator:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._now = now
-        self._workers: list[Worker] = []
+        self._now, self._turns = now, Turns()
         self._condition = threading.Condition()
         self._is_closing = False
         self._is_woken = False
@@ -50,14 +21,14 @@ class Generator:
         self._thread.start()
 
     def add(self, worker: Worker) -> None:
-        with self._condition:
-            self._workers.append(worker)
+        self._turns.add(worker)
         self.wake()
 
     def remove(self, worker: Worker) -> None:
-        with self._condition:
-            if worker in self._workers:
-                self._workers.remove(worker)
+        self._turns.remove(worker)
+
+    def load(self, asking: Worker) -> Load:
+        return self._turns.load(asking, self._now())
 
     def wake(self) -> None:
         """Something changed: look again."""
@@ -73,40 +44,24 @@ class Generator:
 
     def _run(self) -> None:
         while not self._is_closing:
+            with self._condition:
+                self._is_woken = False
             now = self._now()
-            worker, work, until = self._choose(now)
-            if work is None or worker is None:
-                self._wait(until)
-                continue
-            try:
-                work.run()
-            except Exception as error:  # the session ends; the others go on
-                logger.debug("a session failed", exc_info=error)
-                worker.fail(error)
+            turn = self._turns.choose(now)
+            if isinstance(turn, Turn):
+                self._carry_out(turn, now)
+            else:
+                self._wait(turn)
 
-    def _choose(self, now: float) -> tuple[Worker | None, Work | None, float]:
-        with self._condition:
-            workers = list(self._workers)
-            self._is_woken = False
-        found: list[tuple[float, int]] = []
-        works: list[Work] = []
-        until = now + _LONGEST_WAIT_S
-        for number, worker in enumerate(workers):
-            answer = worker.next_work(now)
-            if isinstance(answer, Work):
-                found.append((answer.due_s, number))
-                works.append(answer)
-            elif answer.until is not None:
-                until = min(until, answer.until)
-        if found:
-            first = min(range(len(found)), key=lambda index: found[index][0])
-            return workers[found[first][1]], works[first], until
-        for worker in workers:
-            others = (other.slack(now) for other in workers if other is not worker)
-            spare = worker.spare_work(now, min(others, default=math.inf))
-            if spare is not None:
-                return worker, spare, until
-        return None, None, until
+    def _carry_out(self, turn: Turn, now: float) -> None:
+        self._turns.begin(turn, now)
+        try:
+            turn.work.run()
+        except Exception as error:  # the session ends; the others go on
+            logger.debug("a session failed", exc_info=error)
+            turn.worker.fail(error)
+        finally:
+            self._turns.end()
 
     def _wait(self, until: float) -> None:
         with self._condition:

@@ -29,6 +29,9 @@ class Maker:
         """How the video stood before a block, for those that may be made anew."""
         self.made_in_s = 0.0
         """How long the model took for the last block, without what was kept or put back for it."""
+        self.decoder: str | None = None
+        """Which is to make the pictures; None leaves it as it is."""
+        self.decoder_in_use: str | None = None
         self._is_astray = False
         """The video went on from what was taken back since."""
 
@@ -43,6 +46,7 @@ class Maker:
         video = self._opened()
         if turn.block > 0:
             self._keep(turn.block)
+        self._look(video)
         begun = self._now()
         if turn.cue is not None:
             video.prompt(turn.cue.prompt)
@@ -65,6 +69,7 @@ class Maker:
             return None
         if turn.block != home:
             video.rollback(self._checkpoints[turn.block])
+        self._look(video)
         video.prompt(turn.prompt)
         block = _waited_for(video.step())
         after = video.checkpoint()
@@ -100,12 +105,22 @@ class Maker:
             self._video.close()
             self._video = None
 
+    @property
+    def is_open(self) -> bool:
+        return self._video is not None
+
     def _opened(self) -> LiveVideo:
         if self._video is None:
             self._video = self._model.open(self.seed, self._switch, self._state)
             if self._state is not None:
                 self._keep(self._video.blocks_made)
         return self._video
+
+    def _look(self, video: LiveVideo) -> None:
+        """With the decoder that is wanted: a video that goes back has the one of that time."""
+        if self.decoder is not None and self.decoder != video.decoder_name:
+            video.decoder(self.decoder)
+        self.decoder_in_use = video.decoder_name
 
     def _keep(self, block: int) -> None:
         if block not in self._checkpoints and block > 0:

@@ -14,6 +14,7 @@ from typing import TypeVar
 from longlive_trt.serving.live.clock import VideoClock
 from longlive_trt.serving.live.costs import Costs
 from longlive_trt.serving.live.hidden import HiddenBlocks, Speculation
+from longlive_trt.serving.live.load import Claim, Load
 from longlive_trt.serving.live.playhead import Playhead
 from longlive_trt.serving.live.schedule import Cue, Schedule
 from longlive_trt.serving.problems import ProblemError
@@ -119,17 +120,24 @@ class Plan:
     # ---- what people ask for -----------------------------------------------------------------
 
     def interact(
-        self, prompt: str, now: float, *, frame: int | None = None, event_id: str | None = None
+        self,
+        prompt: str,
+        now: float,
+        *,
+        frame: int | None = None,
+        event_id: str | None = None,
+        load: Load | None = None,
     ) -> Planned:
-        """A new prompt, from the first block that nobody has seen on, or from a later picture."""
+        """A new prompt, from the first block on that nobody has seen and that can be made in time
+        (:meth:`_place`), or from a later picture. ``load`` is what others want made.
+        """
         with self.lock:
             self._require_room()
-            unseen = self.first_unseen(now)
             if frame is None:
-                block = unseen + 1 if self._had_better_finish(unseen) else unseen
+                block = self._place(now, load or Load(now))
             else:
-                block = max(unseen, self.clock.block_from(frame))
-            hidden = self._take_hidden(prompt, unseen, now) if frame is None else None
+                block = max(self.first_unseen(now), self.clock.block_from(frame))
+            hidden = self._take_hidden(prompt, block, now) if frame is None else None
             if hidden is not None:
                 block = hidden.block
             cue, changed = self.schedule.add(block, prompt, event_id=event_id, now=now)
@@ -207,6 +215,15 @@ class Plan:
             if self.playhead.paused:
                 return Idle(None)
             return Idle(now + self.playhead.due_in(self.clock.first_frame(showing + 1), now) + 1e-3)
+
+    def claim(self, now: float) -> Claim | None:
+        """What is wanted of the thread that makes blocks, as others have to reckon with it."""
+        answer = self.next_turn(now)
+        if isinstance(answer, Idle):
+            return None
+        due, turn = answer
+        takes_s = self._costs.turn_s(is_switch=turn.cue is not None)
+        return Claim(due - self._costs.of("decode"), takes_s)
 
     def draft_to_encode(self, now: float) -> str | Idle:
         """A draft whose writer has paused; asked until it is told that it was taken."""
@@ -349,23 +366,29 @@ class Plan:
         self.rollbacks(reason)
         return cut
 
-    def _had_better_finish(self, unseen: int) -> bool:
-        """Where blocks take longer than they last, one that is being made is all there is to show:
-        making it anew would bring the answer no sooner.
+    def _place(self, now: float, load: Load) -> int:
+        """The first block that nobody has seen. If it was made, or is being made, and its answer
+        would be late for its turn, it is shown meanwhile, and the answer is the next one: so no
+        picture stands still.
         """
-        begun = self._in_flight
-        is_slow = self._costs.block_s() > self.clock.block_s
-        return begun is not None and begun.block == unseen and unseen > self.begin and is_slow
+        unseen = self.first_unseen(now)
+        is_there = unseen < self.made + (1 if self._in_flight else 0)
+        if not is_there or unseen <= self.begin or self.playhead.paused:
+            return unseen
+        turn_s = now + self.playhead.due_in(self.clock.first_frame(unseen), now)
+        due_s = turn_s - self._costs.of("decode") - _SPARE_S
+        answer = Claim(due_s, self._costs.turn_s(is_switch=True))
+        return unseen if load.has_room_for(answer) else unseen + 1
 
-    def _take_hidden(self, prompt: str, unseen: int, now: float) -> Speculation | None:
+    def _take_hidden(self, prompt: str, place: int, now: float) -> Speculation | None:
         """The hidden block, where it is on screen at least as early as one made now."""
         self.hidden.drop_others(prompt, "discarded")
-        self.hidden.drop("late", before=unseen)
+        self.hidden.drop("late", before=self.first_unseen(now))
         hidden = self.hidden.first
         if hidden is None:
             return None
         first_frame, due_in = self.clock.first_frame, self.playhead.due_in
-        made_now = max(due_in(first_frame(unseen), now), self._costs.switch_s())
+        made_now = max(due_in(first_frame(place), now), self._costs.switch_s())
         if due_in(first_frame(hidden.block), now) > made_now:
             self.hidden.drop("early")
             return None

@@ -10,18 +10,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from longlive_trt.serving.engine import LiveModel, MadeBlock
+from longlive_trt.serving.engine import LiveModel, MadeBlock, ModelFacts
 from longlive_trt.serving.live.clock import VideoClock
 from longlive_trt.serving.live.costs import Costs
 from longlive_trt.serving.live.encoding import EncodedPicture, Encoding
-from longlive_trt.serving.live.generator import Generator, Work
+from longlive_trt.serving.live.generator import Generator
+from longlive_trt.serving.live.load import Claim
 from longlive_trt.serving.live.maker import Maker
 from longlive_trt.serving.live.plan import Cut, Idle, Make, Plan, Planned, Speculate
 from longlive_trt.serving.live.recipe import SavedVideo
 from longlive_trt.serving.live.recording import Recording
 from longlive_trt.serving.live.schedule import Cue
+from longlive_trt.serving.live.turns import Work
 from longlive_trt.serving.media.h264 import BlockEncoder, Sample
 from longlive_trt.serving.media.mp4 import Timing
+from longlive_trt.serving.problems import ProblemError
 from longlive_trt.serving.settings import Settings
 
 _PREPARED = 2
@@ -93,8 +96,18 @@ class Wish:
     """Prompts from pictures on, after the first."""
     frames: int | None = None
     paced: bool = True
+    decoder: str | None = None
+    """One of the model's; None is its first, or that of the state."""
     saved: SavedVideo | None = None
     known: Known | None = None
+
+
+def require_decoder(facts: ModelFacts, name: str) -> None:
+    if name not in facts.decoders:
+        held = " and the ".join(facts.decoders)
+        raise ProblemError(
+            "bad_request", f"There is no decoder {name!r} here, only the {held} one."
+        )
 
 
 @dataclass
@@ -150,6 +163,7 @@ class LiveSession:
             state=saved.path if saved else None,
             now=now,
         )
+        self._maker.decoder = wish.decoder
         encoder = BlockEncoder(facts.width, facts.height, facts.fps)
         self.stream = encoder.facts
         self.timing = Timing(facts.fps)
@@ -178,6 +192,8 @@ class LiveSession:
         self._is_closed = False
         self.restarts = 0
         self._told_end = False
+        # Until then, whoever runs already is made blocks for first: opening may take long.
+        self._opening_s = now() + (settings.pacing.lead_blocks + 1) * self.clock.block_s
         self._closing = threading.Lock()
         generator.add(self)
 
@@ -191,8 +207,11 @@ class LiveSession:
         self, prompt: str, *, frame: int | None = None, event_id: str | None = None
     ) -> Planned:
         self._encode_beside(prompt)
+        load = self._generator.load(self)
         with self.plan.lock:
-            planned = self.plan.interact(prompt, self._now(), frame=frame, event_id=event_id)
+            planned = self.plan.interact(
+                prompt, self._now(), frame=frame, event_id=event_id, load=load
+            )
             self._after_change(planned.cut)
         if planned.speculation is not None:
             self._observer.applied(planned.cue, self.plan.epoch)
@@ -229,6 +248,16 @@ class LiveSession:
         with self.plan.lock:
             self.plan.playhead.resume(self._now())
         self._generator.wake()
+
+    def use_decoder(self, name: str) -> None:
+        """From the next block on that is made."""
+        require_decoder(self._model.facts, name)
+        self._maker.decoder = name
+
+    @property
+    def decoder(self) -> str:
+        maker = self._maker
+        return maker.decoder or maker.decoder_in_use or self._model.facts.decoders[0]
 
     def restart(self, seed: int | None, prompt: str | None) -> None:
         with self.plan.lock:
@@ -271,7 +300,13 @@ class LiveSession:
             waits = [idle.until for idle in (answer, draft) if isinstance(idle, Idle)]
             return Idle(min((wait for wait in waits if wait is not None), default=None))
         due, turn = answer
-        return Work(due, lambda: self._make(turn))
+        if not self._maker.is_open:
+            due = max(due, self._opening_s)
+        takes_s = self.costs.turn_s(is_switch=turn.cue is not None)
+        return Work(due, lambda: self._make(turn), takes_s)
+
+    def claim(self, now: float) -> Claim | None:
+        return None if self._is_closed or not self._maker.is_open else self.plan.claim(now)
 
     def slack(self, now: float) -> float:
         return self.plan.slack(now)
@@ -280,7 +315,9 @@ class LiveSession:
         if self._is_closed:
             return None
         turn = self.plan.next_speculation(now, spare_s)
-        return None if turn is None else Work(now, lambda: self._speculate(turn))
+        if turn is None:
+            return None
+        return Work(now, lambda: self._speculate(turn), self.costs.turn_s(is_switch=True))
 
     def fail(self, error: BaseException) -> None:
         with self._closing:
@@ -299,8 +336,7 @@ class LiveSession:
             wanted = self.plan.finished(turn)
         if made is None:
             return
-        self.costs.observe("cycle", self._now() - begun)
-        self._measure(turn, self._maker.made_in_s)
+        self._measure(turn, self._now() - begun, self._maker.made_in_s)
         if not wanted:
             return
         self._encoding.put(made, turn.block, turn.epoch)
@@ -313,9 +349,14 @@ class LiveSession:
         if self.plan.is_finished:
             self._observer.finished()
 
-    def _measure(self, turn: Make, seconds: float) -> None:
+    def _measure(self, turn: Make, cycle_s: float, seconds: float) -> None:
         typical = self.costs.of("block")
-        if turn.cue is None or turn.block == self.plan.begin:
+        if turn.block == self.plan.begin:
+            self.costs.guess("cycle", cycle_s)
+            self.costs.guess("block", seconds)
+            self._meters.block("block", seconds)
+        elif turn.cue is None:
+            self.costs.observe("cycle", cycle_s)
             self.costs.observe("block", seconds)
             self._meters.block("block", seconds)
         elif typical:

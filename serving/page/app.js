@@ -52,6 +52,8 @@ connection.addEventListener("started", ({ detail: { message, wasBack } }) => {
   current = message;
   sessionStorage.setItem("session", JSON.stringify({ session: message.session, token: message.token }));
   player.begin(message);
+  offerDecoders(message.decoders);
+  setDecoder(message.decoder);
   player.pause(isPaused && message.paused);
   timeline.begin(message);
   phase("live");
@@ -92,6 +94,7 @@ const handlers = {
     viewers = message.viewers;
     graph.add(message, connection.roundTrip);
     box.draftState = message.speculation;
+    setDecoder(message.decoder);
     if (!isPaused && player.shown >= 0) {
       const slow = message.lead_ms < 120 && message.fps < current.fps;
       status("Live", "live", slow ? `${message.fps.toFixed(0)} of ${current.fps} frames/s` : `${current.fps} frames/s`);
@@ -304,6 +307,24 @@ addEventListener("keydown", (event) => {
 // ---- the bar ------------------------------------------------------------------------------------
 
 $("pause").onclick = togglePause;
+const DECODERS = {
+  light: "The light decoder makes the pictures, from the next block on: sooner, a little softer.",
+  full: "The full decoder makes the pictures, from the next block on.",
+};
+function offerDecoders(names) {
+  $("light").hidden = $("by-which").hidden = !(names.includes("full") && names.includes("light"));
+}
+function setDecoder(name) {
+  $("light").setAttribute("aria-pressed", String(name === "light"));
+}
+$("light").onclick = () => {
+  if (!current) return;
+  const decoder = $("light").getAttribute("aria-pressed") === "true" ? "full" : "light";
+  connection.send({ type: "session.decoder", decoder });
+  setDecoder(decoder);
+  notice(DECODERS[decoder], { tone: "good", forMs: 4000 });
+  say(DECODERS[decoder]);
+};
 $("help").onclick = () => $("help-dialog").showModal();
 $("figures").onclick = () => {
   graph.hidden = !graph.hidden;

@@ -107,6 +107,7 @@ def _add_operation(app: FastAPI) -> None:
                     temporal_factor=facts.temporal_factor,
                     bundle_key=facts.bundle_key,
                     suggestions=list(facts.suggestions),
+                    decoders=list(facts.decoders),
                     slots=live.rooms.slots,
                     needs_token=live.settings.token is not None,
                 )

@@ -27,6 +27,7 @@ class NewSession(Body):
     switch: Name = "exact"
     timeline: Annotated[list[CueAt], Field(max_length=500)] = []
     resume: Name | None = None
+    decoder: Name | None = None
     ticket: Name | None = None
     """Of an answer 503: keeps the place in the queue."""
 
@@ -99,6 +100,7 @@ class Model(Body):
     temporal_factor: int
     bundle_key: str
     suggestions: list[str]
+    decoders: list[str]
     slots: int
     needs_token: bool
 

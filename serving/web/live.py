@@ -14,7 +14,7 @@ from longlive_trt.errors import UsageError
 from longlive_trt.serving.engine import LiveModel
 from longlive_trt.serving.live.clock import VideoClock
 from longlive_trt.serving.live.generator import Generator
-from longlive_trt.serving.live.session import Known, LiveSession, Wish
+from longlive_trt.serving.live.session import Known, LiveSession, Wish, require_decoder
 from longlive_trt.serving.live.states import States
 from longlive_trt.serving.operation.metrics import Metrics
 from longlive_trt.serving.problems import ProblemError
@@ -101,6 +101,7 @@ class Live:
         frames: int | None = None,
         paced: bool = True,
         resume: str | None = None,
+        decoder: str | None = None,
         known: Known | None = None,
     ) -> Callable[[Hub], LiveSession]:
         """Checked now, opened when there is room."""
@@ -113,6 +114,8 @@ class Live:
                 "prompt_too_long",
                 f"A prompt may have {self.settings.limits.prompt_characters} characters at most.",
             )
+        if decoder is not None:
+            require_decoder(self.model.facts, decoder)
         saved = None
         if resume is not None:
             saved = self.states.find(resume)
@@ -130,6 +133,7 @@ class Live:
             cues=cues,
             frames=frames,
             paced=paced,
+            decoder=decoder,
             saved=saved,
             known=known,
         )

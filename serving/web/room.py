@@ -207,6 +207,7 @@ class Room:
             running=self._house.running(),
             slots=self._house.slots(),
             paused=plan.playhead.paused,
+            decoder=self.session.decoder,
             speculation="ready" if hidden else _draft_word(plan.draft_state),
         )
 

@@ -55,6 +55,7 @@ async def create(request: Request, body: NewSession, live: Granted) -> SessionCr
         prompt=body.prompt,
         seed=body.seed,
         switch=body.switch,
+        decoder=body.decoder,
         cues=tuple((cue.frame, cue.prompt) for cue in body.timeline),
         resume=body.resume,
     )

@@ -12,6 +12,7 @@ from longlive_trt.serving.problems import ProblemError
 from longlive_trt.serving.protocol import (
     PlaybackShown,
     PromptDraft,
+    SessionDecoder,
     SessionInteraction,
     SessionPause,
     SessionPing,
@@ -84,6 +85,7 @@ class Conversation(Entrance):
             cues=tuple((cue.frame, cue.prompt) for cue in start.timeline),
             frames=start.num_frames,
             resume=start.resume,
+            decoder=start.decoder,
         )
         self._ticket = ticket = live.rooms.line_up()
         told = None
@@ -136,6 +138,8 @@ class Conversation(Entrance):
                 block_frames=session.clock.frames_of(1),
                 bundle_key=facts.bundle_key,
                 resumed_at_frame=session.resumed_at,
+                decoders=list(facts.decoders),
+                decoder=session.decoder,
                 paused=room.paused_by_person,
             )
         )
@@ -183,6 +187,9 @@ class Conversation(Entrance):
                 room.pause()
             case SessionResume():
                 room.resume()
+            case SessionDecoder():
+                room.active()
+                room.session.use_decoder(message.decoder)
             case SessionRestart():
                 room.active()
                 room.session.restart(message.seed, message.prompt)

@@ -48,10 +48,13 @@ class FakeBlock:
 
 @dataclass
 class FakeModel:
-    """``block_s`` is how long a block takes; ``made`` is everything that was made, in order."""
+    """``block_s`` is how long a block takes, ``recache_s`` a change of prompt besides, and
+    ``opening_s`` a video's beginning; ``made`` is everything that was made, in order."""
 
     block_s: float = 0.0
     text_s: float = 0.0
+    recache_s: float = 0.0
+    opening_s: float = 0.0
     width: int = 64
     height: int = 48
     fps: int = 16
@@ -63,6 +66,7 @@ class FakeModel:
     """The newest that were made, by seed and block."""
     encoded: list[str] = field(default_factory=list)
     failing_at: int | None = None
+    decoders: tuple[str, ...] = ("full",)
     open_videos: int = 0
     is_closed: bool = False
 
@@ -80,10 +84,13 @@ class FakeModel:
             suggestions=("a red car", "a blue boat at night"),
             session_bytes=self.session_bytes,
             free_bytes=self.free_bytes,
+            decoders=self.decoders,
         )
 
     def open(self, seed: int, switch: str, state: Path | None = None) -> "FakeVideo":
         self.open_videos += 1
+        if self.opening_s:
+            self.sleep(self.opening_s)
         return FakeVideo(self, seed, state)
 
     def prepare(self, prompt: str) -> "Future[float]":
@@ -118,19 +125,26 @@ class FakeVideo:
     def __init__(self, model: FakeModel, seed: int, state: Path | None) -> None:
         self._model = model
         self.blocks_made, self._prompt, self._past = 0, "", str(seed)
-        self._seed = seed
+        self._seed, self._is_turning = seed, False
+        self.decoder_name = model.decoders[0] if len(model.decoders) > 1 else None
         if state is not None:
-            self.blocks_made, self._prompt, self._past = json.loads(state.read_text())
+            self.rollback(json.loads(state.read_text()))
 
     def prompt(self, text: str) -> None:
-        self._prompt = text
+        self._prompt, self._is_turning = text, self.blocks_made > 0
         self._past = _digest(self._past, "prompt", text)
+
+    def decoder(self, name: str) -> None:
+        assert name in self._model.decoders
+        self.decoder_name = name
 
     def step(self) -> FakeBlock:
         if self._model.failing_at == self.blocks_made:
             raise UsageError("the engine broke")
-        if self._model.block_s:
-            self._model.sleep(self._model.block_s)
+        seconds = self._model.block_s + (self._model.recache_s if self._is_turning else 0.0)
+        self._is_turning = False
+        if seconds:
+            self._model.sleep(seconds)
         index = self.blocks_made
         self._model.made.append((index, self._prompt))
         self._past = _digest(self._past, "block", str(index))
@@ -143,18 +157,20 @@ class FakeVideo:
         model = self._model
         frames = 9 if index == 0 else 12
         pixels = np.empty((frames, model.height, model.width, 3), np.uint8)
-        pixels[:] = color_of(self._prompt)
+        color = color_of(self._prompt)
+        # The light one's pictures are darker.
+        pixels[:] = [value // 2 for value in color] if self.decoder_name == "light" else color
         for number in range(frames):
             # Something that moves, in a corner.
             at = (index * 12 + number) % (model.width // 4)
             pixels[number, :4, at : at + 4] = 255
         return pixels
 
-    def checkpoint(self) -> tuple[int, str, str]:
-        return self.blocks_made, self._prompt, self._past
+    def checkpoint(self) -> tuple[int, str, str, str | None]:
+        return self.blocks_made, self._prompt, self._past, self.decoder_name
 
-    def rollback(self, checkpoint: tuple[int, str, str]) -> None:
-        self.blocks_made, self._prompt, self._past = checkpoint
+    def rollback(self, checkpoint: tuple[int, str, str, str | None]) -> None:
+        self.blocks_made, self._prompt, self._past, self.decoder_name = checkpoint
 
     def save_state(self, path: Path) -> None:
         path.write_text(json.dumps(self.checkpoint()))

@@ -449,8 +449,8 @@ def test_a_hidden_block_that_would_come_later_than_a_new_one_is_not_used() -> No
     drafted(film, "a blue boat")
     assert film.speculate() and film.plan.hidden.first is not None
     assert film.plan.hidden.first.block == 2
-    film.costs.observe("cycle", 0.0)
-    film.costs.observe("cycle", 0.0)
+    for _ in range(4):
+        film.costs.observe("cycle", 0.0)
     planned = film.interact("a blue boat")
     assert planned.cue.block == 1 and film.outcomes == ["early"]
     film.fill()
@@ -617,6 +617,8 @@ class SlowEncoder:
 
 def test_pictures_of_a_block_that_stays_come_in_the_newest_epoch(tmp_path: Path) -> None:
     plan, encoder, came = resumed(begin=0, seen=0), SlowEncoder(), list[EncodedPicture]()
+    # Time enough to make the next block anew before its turn.
+    plan._costs.observe("cycle", 0.0)
 
     class Outlet:
         wants_jpeg = False

@@ -27,7 +27,8 @@ def types_of(union: object) -> set[str]:
 
 FROM_CLIENT = {
     "session.start", "session.interaction", "timeline.edit", "timeline.remove", "prompt.draft",
-    "playback.shown", "session.pause", "session.resume", "session.restart", "session.ping",
+    "playback.shown", "session.pause", "session.resume", "session.decoder", "session.restart",
+    "session.ping",
     "session.stop",
 }  # fmt: skip
 FROM_SERVER = {

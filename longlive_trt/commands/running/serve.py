@@ -122,13 +122,12 @@ def command(
             raise UsageError(f"{path}: no such file")
     if cluster.kind is not None:
         certificates = (tls_cert, tls_key)
-        return _serve_fleet(bundle, device, settings, cluster, certificates, open_browser, voice)
+        decoding = (decoder, decode_device)
+        return _serve_fleet(
+            bundle, device, decoding, settings, cluster, certificates, open_browser, voice
+        )
     folder = find_bundle(bundle, voice)
-    manifest = read_manifest(folder)
-    # Refused before anything is listened to.
-    held = Bundle(folder, manifest)
-    held.require(STEP, "making a live video")
-    decoder_named(held, decoder)
+    _require_live(folder, decoder)
     logs.set_up(prompts=log_prompts)
 
     def load() -> BundleModel:
@@ -143,9 +142,17 @@ def command(
     return INTERRUPTED if ended_by == signal.SIGINT else 0
 
 
+def _require_live(folder: Path, decoder: DecoderName | None) -> None:
+    """Refused before anything is listened to."""
+    held = Bundle(folder, read_manifest(folder))
+    held.require(STEP, "making a live video")
+    decoder_named(held, decoder)
+
+
 def _serve_fleet(
     bundle: Path,
     device: DeviceChoice,
+    decoding: tuple[DecoderName | None, str | None],
     settings: "Settings",
     cluster: ClusterChoice,
     certificates: tuple[Path | None, Path | None],
@@ -163,6 +170,7 @@ def _serve_fleet(
     if "://" not in where:
         folder = find_bundle(bundle, voice).resolve()
         where, key = str(folder), read_manifest(folder).key
+        _require_live(folder, decoding[0])
     store = cluster.store if "://" in cluster.store else str(Path(cluster.store).resolve())
     Registry(store).require_exclusive()
     gpus = cluster.gpus_per_host
@@ -185,7 +193,7 @@ def _serve_fleet(
     ended_by = serve_fleet(
         settings,
         fleet,
-        BundleLoader(where, device),
+        BundleLoader(where, device, *decoding),
         certificate=certificates[0],
         key=certificates[1],
         say=say,
