@@ -3,6 +3,7 @@
 from typing import Any
 
 from benchmarks.quality.lab import REFERENCE, Trial
+from benchmarks.quality.ways import IDEAS, in_torch
 from longlive_trt.configs import load_preset, shipped_presets
 
 FIRST_FOUR = "rollout.first_steps=[1000, 750, 500, 250]"
@@ -56,12 +57,22 @@ COMBINED = (
           overrides=("rollout.steps=[1000]",)),
     _steps("steps-2-window-9", "2 steps, window 9", 1000, 500, more=("rollout.window_frames=9",)),
 )  # fmt: skip
+_IN_TORCH = {name: Trial(name, title, idea=in_torch(name, way)) for name, title, way in IDEAS}
+
+
+def _named(*beginnings: str) -> tuple[Trial, ...]:
+    return tuple(trial for name, trial in _IN_TORCH.items() if name.startswith(beginnings))
+
+
 GROUPS: dict[str, tuple[Trial, ...]] = {
     "steps": STEPS,
     "opening": OPENING,
     "windows": WINDOWS,
     "switches": SWITCHES,
     "combined": COMBINED,
+    "cache": _named("pooled", "cache"),
+    "attention": _named("near", "merged"),
+    "passes": _named("exit", "coarse", "preview"),
 }
 
 

@@ -21,6 +21,7 @@ from benchmarks.quality import catalog
 from benchmarks.quality.lab import Lab, Trial, weights
 from benchmarks.quality.records import Records
 from benchmarks.quality.rows import (
+    FEW,
     Row,
     kept_rows,
     likeness_cell,
@@ -62,7 +63,7 @@ def main() -> None:
     cpu = json.loads(SPEEDS.read_text())["presets"] if SPEEDS.is_file() else {}
     gpu = {**_before("gpu"), **dict(_gpu_rows(given.gpu))}
     write_report({"weights": weights(), "presets": rows, "gpu": gpu}, RESULT)
-    write_measured("demo", key, {name: _measured(row) for name, row in rows.items()})
+    write_measured("demo", key, {n: _measured(r) for n, r in rows.items() if r["videos"] >= FEW})
     write_page(rows, cpu, gpu)
 
 

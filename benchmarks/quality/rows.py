@@ -20,6 +20,8 @@ from longlive_trt.quality.summary import metrics
 
 Row = dict[str, Any]
 LIKENESS = ("psnr", "ssim", "ms_ssim", "flicker", "sharpness")
+FEW = 10
+"""Videos from which on a spread says anything."""
 _OF_ALL = ("frechet", "drift_sharpness")
 _SEED = 1000
 """Seeds of one round of videos are below its next multiple, but for those of other kinds."""
@@ -111,8 +113,8 @@ def share_cell(row: Row, part: str, *, alone: bool = False) -> str:
 def verdict(row: Row) -> str:
     """Of all attributes together, as far as two standard errors tell."""
     found = row["shown"].get("together")
-    if found is None:
-        return "-"
+    if found is None or row["videos"] < FEW:
+        return "too few videos"
     whole = Share(found["percent"], found["difference"], found["standard_error"], 0)
     if whole.least_lost:
         return f"loses {whole.least_lost:.1f} to {whole.most_lost:.1f}"

@@ -25,7 +25,7 @@ def row(percent: float, difference: float, psnr: float = 30.0) -> dict[str, Any]
     shown = {"percent": percent, "difference": difference, "standard_error": 0.5, "attributes": 99}
     parts = ("adherence", "changed", "kept", "together")
     return {
-        "videos": 9, "shown": dict.fromkeys(parts, shown), "of_all": {"frechet": 12.0},
+        "videos": 19, "shown": dict.fromkeys(parts, shown), "of_all": {"frechet": 12.0},
         "by_seed": {part: [percent - 1, percent + 1] for part in parts},
         "likeness": {"psnr": [psnr, 0.0], "ssim": [0.9, 0.01], "flicker": [0.4, 0.1]},
     }  # fmt: skip
