@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from longlive_trt.basics import Report
+from longlive_trt.configs import load_preset
 from longlive_trt.configs.dump import config_values
 from longlive_trt.errors import UsageError
 from longlive_trt.files import Claim, real_path, sha256_file
@@ -71,7 +72,8 @@ def _identity(maker: Maker | None) -> Any:
         return None
     # What a preset says may change under the same name.
     config = runtime_config(maker.pipeline.config, maker.preset, maker.overrides)
-    return [maker.pipeline.bundle.manifest.key, maker.switch, config_values(config)]
+    decoder = maker.decoder or (load_preset(maker.preset).build.decoder if maker.preset else None)
+    return [maker.pipeline.bundle.manifest.key, maker.switch, decoder, config_values(config)]
 
 
 def _digest(path: Path) -> str:

@@ -21,12 +21,20 @@ class Maker:
     preset: str | None = None
     overrides: Sequence[str] = ()
     switch: str | None = None
+    decoder: str | None = None
+    """Without one, the preset's, or the bundle's first."""
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the bundle is not run as it is."""
+        return bool(self.preset or self.overrides or self.switch or self.decoder)
 
     def plan(self, case: Case) -> Plan:
         options = VideoOptions(
             prompt=dict(case.texts),
             frames=case.blocks * self.pipeline.config.rollout.frames_per_block,
             seed=case.seed,
+            decoder=self.decoder,
             preset=self.preset,
             overrides=tuple(self.overrides),
             switch=None if self.switch is None else SwitchMode.parse(self.switch),

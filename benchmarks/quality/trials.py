@@ -1,171 +1,113 @@
-"""Settings of the demo model measured one after the other, against its own as it is.
+"""Measure settings of the demo model: all that docs/presets.md and docs/optimization-log.md say.
 
-What is measured is kept a line a video below a work folder, so that an interrupted run goes on; the
-reference's pictures are kept there too, and made once.
+    nice -n 19 python -m benchmarks.quality.trials                       # hours on two cores
+    python -m benchmarks.quality.trials --trials presets --prompts 10 --timelines 4
+    python -m benchmarks.quality.trials --processes 16 --work FOLDER     # on another machine
+    python -m benchmarks.quality.ideas                                   # write one page of it
+    python -m benchmarks.quality.presets                         # and the other
+
+Each video is one line in a file below --work, so a run that was interrupted goes on where it was;
+videos of all settings come before the next prompt, so that it may be stopped at any time. Files of
+another machine (``*.jsonl``, or ``*.jsonl.gz``) are put beside those that are there. Figures do not
+depend on what else the machine does.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import multiprocessing
+import os
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+from benchmarks.harness import ROOT, parser
+from benchmarks.quality.catalog import chosen, every
+from benchmarks.quality.lab import Lab
+from benchmarks.quality.records import Records
+from benchmarks.sharing import make_way, single_threaded
+from longlive_trt.loading import find_bundle, load
+from longlive_trt.quality.cases import Lengths
 
-from longlive_trt.quality.cases import TIMELINE, Case, Lengths, Span, cases
-from longlive_trt.quality.evaluation import Evaluation
-from longlive_trt.quality.instruments import Comparison, Extras, Watch
-from longlive_trt.quality.ledger import Ledger
-from longlive_trt.quality.prompts import read_prompts, shipped_file
-from longlive_trt.quality.rolling import Maker
-from longlive_trt.quality.summary import Metric, metrics, pairs_of
-from longlive_trt.runtime.pipeline import Pipeline
+WORK = ROOT / "out" / "quality"
+PROMPTS, TIMELINES, LONG, SEEDS = 30, 10, 0, 1
+_AT_ONCE = 8
+"""Settings that one process measures of a video before others may take the rest."""
+_NICE = 19
 
-AFTER = 5
-"""Blocks after a switch that are judged one by one."""
-
-Line = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """Without anything, the model as it is."""
-
-    name: str
-    title: str = ""
-    preset: str | None = None
-    overrides: tuple[str, ...] = ()
-    switch: str | None = None
+Task = tuple[int, tuple[str, ...]]
+"""A case by its place, and settings by their names."""
 
 
-REFERENCE = Trial("reference", "4 steps, window 12, sink 3")
+def main() -> None:
+    options = parser(__doc__, out=False)
+    add_lengths(options)
+    options.add_argument("--trials", help="names or groups with commas between, in this order")
+    options.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    given = options.parse_args()
+    names = [trial.name for trial in chosen(given.trials)]
+    find_bundle("demo")
+    _measure(_tasks(given, names), given)
 
 
-@dataclass(frozen=True)
-class Lab:
-    pipeline: Pipeline
-    work: Path
-    lengths: Lengths
-
-    def run(self, trials: Sequence[Trial]) -> None:
-        for trial in (REFERENCE, *trials):
-            ledger = self.ledger(trial)
-            ledger.begin()
-            for case in self.cases:
-                if not ledger.has(case.kind, case.number):
-                    ledger.add(self._measured(trial, case))
-                    print(f"{trial.name}: {case.name}", flush=True)
-
-    def lines(self, trial: Trial) -> list[Line]:
-        """As an evaluation against the reference has them; those that are there."""
-        found, other = self.ledger(trial).lines, self.ledger(REFERENCE).lines
-        names = [(case.kind, case.number) for case in self.cases]
-        both = [name for name in names if name in found and name in other]
-        return [{**found[name], "other": other[name]["own"]} for name in both]
-
-    def metrics(self, trial: Trial) -> dict[str, Metric]:
-        lines = self.lines(trial)
-        return {m.name: m for m in metrics(lines, self.pipeline.config.fps)} if lines else {}
-
-    @property
-    def cases(self) -> list[Case]:
-        config = self.pipeline.config
-        every = cases(read_prompts(shipped_file(config)), config, self.lengths)
-        return [_watched_after_switches(case, config) for case in every]
-
-    def ledger(self, trial: Trial) -> Ledger:
-        maker = self._maker(trial)
-        asked = read_prompts(shipped_file(self.pipeline.config))
-        # Whatever is asked for now: more videos go on with those that are there.
-        whole = replace(self.lengths, prompts=None, timelines=None)
-        return Ledger(self.work / trial.name, Evaluation(maker, None, asked, whole).key)
-
-    def _maker(self, trial: Trial) -> Maker:
-        return Maker(self.pipeline, trial.preset, trial.overrides, trial.switch)
-
-    def _measured(self, trial: Trial, case: Case) -> Line:
-        extras, path = Extras(judges=True), self._pictures(case)
-        with self._maker(trial).video(case) as video:
-            pictures = video.plan.video_frames(0, case.blocks)
-            watch, comparison = Watch(case, pictures, extras), Comparison(extras)
-            makes = trial is REFERENCE
-            kept = self._open(path, pictures) if makes else np.load(path, mmap_mode="r")
-            for block in video.ahead():
-                begin, frames = block.first_frame, block.frames
-                if trial is REFERENCE:
-                    kept[begin : begin + len(frames)] = frames
-                watch.add(frames, block.prompt)
-                comparison.add(frames, kept[begin : begin + len(frames)])
-        return {
-            "kind": case.kind, "number": case.number, "seed": case.seed, "texts": {},
-            "own": watch.values(), "against": comparison.values(),
-        }  # fmt: skip
-
-    def _pictures(self, case: Case) -> Path:
-        key = self.pipeline.bundle.manifest.key[:12]
-        return self.work / "pictures" / f"{key}-{case.kind}-{case.number}-{case.seed}.npy"
-
-    def _open(self, path: Path, pictures: int) -> Any:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        size = self.pipeline.config.video_size
-        assert size is not None
-        return np.lib.format.open_memmap(path, "w+", np.uint8, (pictures, *size, 3))
+def add_lengths(options: ArgumentParser, long: int = LONG, seeds: int = SEEDS) -> None:
+    options.add_argument("--prompts", type=int, default=PROMPTS)
+    options.add_argument("--timelines", type=int, default=TIMELINES)
+    options.add_argument("--long", type=int, default=long, help="videos of two minutes")
+    options.add_argument("--seeds", type=int, default=seeds)
+    options.add_argument("--work", type=Path, default=WORK)
 
 
-def _watched_after_switches(case: Case, config: Any) -> Case:
-    """With every one of the first blocks after a switch judged by itself too."""
-    if case.kind != TIMELINE:
-        return case
-    block = config.rollout.frames_per_block
-    changed = [span.shows for span in case.spans if span.name == "changed"]
-    spans = [
-        Span(
-            f"after {n + 1}",
-            config.video_frames(start + n * block),
-            config.video_frames(start + (n + 1) * block),
-            shows,
-        )
-        for start, shows in zip(sorted(case.texts)[1:], changed, strict=True)
-        for n in range(AFTER)
-    ]
-    return replace(case, spans=(*case.spans, *spans))
+def lengths(given: Namespace) -> Lengths:
+    return Lengths(prompts=given.prompts, timelines=given.timelines, long=given.long)
 
 
-def shown_after(lines: Sequence[Line], side: str = "own") -> list[float]:
-    """The share of changed attributes that each of the first blocks after a switch shows."""
-    shares = []
-    for n in range(AFTER):
-        pairs = pairs_of(lines, side, (f"after {n + 1}",))
-        right = [shown[name] == value for stated, shown in pairs for name, value in stated.items()]
-        shares.append(sum(right) / max(1, len(right)))
-    return shares
+def _tasks(given: Namespace, names: Sequence[str]) -> list[Task]:
+    """What is missing, the same video with all settings before the next."""
+    known = every()
+    with load("demo") as pipeline:
+        lab = Lab(pipeline, Records(given.work))
+        tasks = []
+        for place, case in enumerate(lab.cases(lengths(given), given.seeds)):
+            missing = [n for n in names if lab.key(known[n], case) not in lab.records]
+            parts = [tuple(missing[i : i + _AT_ONCE]) for i in range(0, len(missing), _AT_ONCE)]
+            tasks += [(place, part) for part in parts]
+    return tasks
 
 
-def flicker_at_cut(lines: Sequence[Line], config: Any, side: str = "own") -> float:
-    """How many times stronger the flicker is in a block after a switch than elsewhere."""
-    at_cuts: list[float] = []
-    elsewhere: list[float] = []
-    for line in lines:
-        if line["kind"] == TIMELINE:
-            flicker = line[side]["flicker"]
-            cuts = list(_cuts(len(flicker), config))
-            at_cuts += [value for begin, end in cuts for value in flicker[begin:end]]
-            inside = {n for begin, end in cuts for n in range(begin, end)}
-            elsewhere += [value for n, value in enumerate(flicker) if n not in inside]
-    return float(np.mean(at_cuts) / np.mean(elsewhere)) if at_cuts else 0.0
+def _measure(tasks: Sequence[Task], given: Namespace) -> None:
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(given.processes, context, _open, (given,))
+    try:
+        for number, done in enumerate(as_completed([pool.submit(_run, t) for t in tasks]), 1):
+            print(f"{number} of {len(tasks)}: {done.result()}", flush=True)
+    except BrokenProcessPool:
+        raise SystemExit(
+            "a process ended; what was measured is kept, and the same command goes on"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _cuts(pictures: int, config: Any) -> Iterator[tuple[int, int]]:
-    """Pictures of the block after each of a timeline's two switches."""
-    block = config.rollout.frames_per_block
-    blocks = (pictures + config.temporal_factor - 1) // (block * config.temporal_factor)
-    for part in (1, 2):
-        start = blocks // 3 * part * block
-        yield config.video_frames(start), config.video_frames(start + block)
+_worker: dict[str, Lab | Namespace] = {}
 
 
-def figure(found: Mapping[str, Metric], name: str, digits: int = 1) -> str:
-    metric = found.get(name)
-    if metric is None or metric.own is None:
-        return "-"
-    spread = "" if metric.own.spread is None else f" ± {metric.own.spread:.{digits}f}"
-    return f"{metric.own.mean:.{digits}f}{spread}"
+def _open(given: Namespace) -> None:
+    make_way(_NICE)
+    stack = ExitStack()
+    stack.enter_context(single_threaded())
+    pipeline = stack.enter_context(load("demo"))
+    _worker.update(lab=Lab(pipeline, Records(given.work)), given=given)
+
+
+def _run(task: Task) -> str:
+    lab, given = _worker["lab"], _worker["given"]
+    assert isinstance(lab, Lab) and isinstance(given, Namespace)
+    place, names = task
+    case, known = lab.cases(lengths(given), given.seeds)[place], every()
+    lab.measure(case, [known[name] for name in names])
+    return f"{case.name}: {', '.join(names)}"
+
+
+if __name__ == "__main__":
+    main()

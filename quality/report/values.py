@@ -61,12 +61,14 @@ def _maker(maker: Maker) -> Values:
         "preset": maker.preset,
         "overrides": list(maker.overrides),
         "switch": maker.switch,
+        "decoder": maker.decoder,
     }
 
 
 def title_of(maker: Values) -> str:
     """A bundle as a heading calls it."""
     extras = [maker["preset"], *maker["overrides"], maker["switch"]]
+    extras += [f"{maker['decoder']} decoder"] if maker["decoder"] else []
     named = [str(extra) for extra in extras if extra]
     return ", ".join([maker["precision"], *named])
 

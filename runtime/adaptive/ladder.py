@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from longlive_trt.configs import RolloutConfig
+from longlive_trt.configs import RolloutConfig, load_preset
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.errors import UsageError
 from longlive_trt.runtime.plan import Plan
@@ -25,7 +25,8 @@ class Rung:
 def ladder(bundle: Bundle, plan: Plan, name: str) -> list[Rung]:
     """The video's own settings, and the presets that are cheaper, in falling order of cost.
 
-    They differ in steps and window alone; ``name`` is what the video's own are called.
+    They differ in steps and window alone, and make pictures as it does; ``name`` is what the
+    video's own are called.
     """
     top = _rung(name, plan.config.rollout, plan)
     rungs = {top.level: top}
@@ -42,6 +43,8 @@ def ladder(bundle: Bundle, plan: Plan, name: str) -> list[Rung]:
 def _cheaper(bundle: Bundle, plan: Plan, top: Rung) -> Iterator[Rung]:
     own = plan.config.rollout
     for name in served_presets(bundle):
+        if load_preset(name).build.decoder not in (None, plan.decoder):
+            continue
         rollout = runtime_config(bundle.config, name).rollout
         changed = {"steps": rollout.steps, "window_frames": rollout.window_frames}
         if replace(own, **changed) != replace(rollout, first_steps=own.first_steps):  # type: ignore[arg-type]

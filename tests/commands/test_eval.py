@@ -86,6 +86,16 @@ def test_an_interrupted_run_goes_on(
     assert {path.name for path in Path("out").iterdir()} == {"r.html", "r.md", "r.json"}
 
 
+def test_another_decoder_against_the_bundle_as_it_is(two_decoders: Path, prompts: Path) -> None:
+    few = ("--prompts", 1, "--timelines", 0, "--seconds", 1, "--long", 0, "--prompt-set", prompts)
+    for number, options in enumerate((("--decoder", "light"), ("--preset", "light"))):
+        assert run(two_decoders, *few, *options, "--out", f"{number}.json") == 0
+    first, second = (report(f"{number}.json") for number in (0, 1))
+    assert first["bundle"]["decoder"] == "light" and second["bundle"]["preset"] == "light"
+    assert [m["own"] for m in first["metrics"]] == [m["own"] for m in second["metrics"]]
+    assert first["reference"]["decoder"] is None
+
+
 def test_a_report_is_not_replaced_unasked(
     video_bundle: Path, prompts: Path, refused: Refused
 ) -> None:

@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from benchmarks.quality import presets
+from benchmarks.quality import speeds as speed_module
+from longlive_trt.demo.geometry import model_config
 from longlive_trt.quality.measured import measured_presets
 
 
@@ -18,34 +21,45 @@ def speeds(transformer_ms: float, rate: float) -> dict[str, float]:
     }  # fmt: skip
 
 
-ROWS: dict[str, Any] = {
-    "balanced": {"videos": 9, "quality": {"adherence": [94.0, 0.5, 3]}, "cpu": speeds(200, 19.0)},
-    "turbo": {"videos": 9, "quality": {"adherence": [93.5, 0.7, 3]}, "cpu": speeds(100, 23.0)},
-    "ultra": {"videos": 9, "quality": {"adherence": [60.0, 2.0, 3]}, "cpu": None},
-}
+def row(percent: float, difference: float, psnr: float = 30.0) -> dict[str, Any]:
+    shown = {"percent": percent, "difference": difference, "standard_error": 0.5, "attributes": 99}
+    parts = ("adherence", "changed", "kept", "together")
+    return {
+        "videos": 19, "shown": dict.fromkeys(parts, shown), "of_all": {"frechet": 12.0},
+        "by_seed": {part: [percent - 1, percent + 1] for part in parts},
+        "likeness": {"psnr": [psnr, 0.0], "ssim": [0.9, 0.01], "flicker": [0.4, 0.1]},
+    }  # fmt: skip
 
 
-def test_the_tables() -> None:
-    quality = list(presets._quality_table(ROWS))
-    assert quality[2].startswith("| balanced | 94.0 ± 0.5 | - |")
-    speed = list(presets._speed_table(ROWS, {"turbo": speeds(50, 40.0)}))
-    turbo = next(row for row in speed if row.startswith("| turbo"))
-    assert (
-        "| 2 (4) | 12 | 100 | 300 | 400 (700) | 23.0 | 2.00x / 1.25x | 0.40 | 50 | 300 | 40.0 |"
-        in turbo
-    )
-    ultra = next(row for row in speed if row.startswith("| ultra"))
+ROWS = {"turbo": row(93.5, -0.5), "balanced": row(94.0, 0.0, 100.0), "ultra": row(60.0, -34.0)}
+CPU = {"balanced": speeds(200, 19.0), "turbo": speeds(100, 23.0)}
+
+
+def test_the_table_of_quality() -> None:
+    balanced, turbo, ultra = list(presets._quality_table(ROWS))[2:]
+    assert balanced.startswith("| balanced | 94.0 ± 1.0 | 94.0 ± 1.0 | 94.0 ± 1.0 | - | - | - |")
+    assert "93.5 ± 1.0 (-0.5 ± 0.5)" in turbo and "| loses 1.5 at most | 30.0 ± 0.0 |" in turbo
+    assert "| loses 33.0 to 35.0 |" in ultra
+    assert len({line.count("|") for line in presets._quality_table(ROWS)}) == 1
+
+
+def test_the_table_of_speed() -> None:
+    speed = list(presets._speed_table(CPU, {"turbo": speeds(50, 40.0)}))
+    turbo = next(line for line in speed if line.startswith("| turbo |"))
+    figures = "| 100 | 300 | 400 (700) | 23.0 | 2.00x / 1.25x | 0.40 | 50 | 300 | 40.0 |"
+    assert f"| 2 (4) | 12 | full {figures}" in turbo
+    ultra = next(line for line in speed if line.startswith("| ultra |"))
     assert ultra.count("not measured") == 2
-    assert len({row.count("|") for row in speed}) == 1, "every row has every column"
+    assert len({line.count("|") for line in speed}) == 1, "every row has every column"
 
 
 def test_the_front_is_what_nothing_beats() -> None:
-    drawn = presets._pareto(ROWS)
+    drawn = presets._pareto(ROWS, CPU)
     assert drawn is not None
     root = ElementTree.fromstring(drawn)  # noqa: S314 - our own
-    assert root.tag.endswith("svg") and "turbo" in drawn
+    assert root.tag.endswith("svg") and "turbo" in drawn and "ultra" not in drawn
     assert presets._is_beaten((1, 1), [(1, 1), (2, 1)]) and not presets._is_beaten((1, 1), [(1, 1)])
-    assert presets._pareto({"ultra": ROWS["ultra"]}) is None
+    assert presets._pareto(ROWS, {}) is None
 
 
 def test_reports_of_a_gpu_are_taken_by_their_command(tmp_path: Path) -> None:
@@ -57,6 +71,14 @@ def test_reports_of_a_gpu_are_taken_by_their_command(tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text(json.dumps(report))
     found = dict(presets._gpu_rows([tmp_path / "t.json"]))
     assert found["turbo"]["transformer_ms"] == 50 and found["turbo"]["memory_gib"] == 2
+
+
+def test_presets_that_run_the_same_way_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = ["turbo", "balanced", "endless", "light", "low-memory"]
+    monkeypatch.setattr(speed_module, "served_presets", lambda _: served)
+    bundle: Any = SimpleNamespace(config=model_config())
+    found = speed_module.groups(bundle)
+    assert found == [["balanced", "endless"], ["light"], ["low-memory"], ["turbo"]]
 
 
 @pytest.mark.parametrize("model", ["nothing", "../demo", "longlive-1.3b"])

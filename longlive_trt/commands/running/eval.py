@@ -9,7 +9,7 @@ import click
 
 from longlive_trt.cli import INTERRUPTED
 from longlive_trt.commands._bundle import find_bundle
-from longlive_trt.commands._device import device_option
+from longlive_trt.commands._device import decoder_option, device_option
 from longlive_trt.commands._numbers import real, whole
 from longlive_trt.commands._reporting import command_line
 from longlive_trt.commands._voice import Voice, examples, overwrite_option, speaking
@@ -49,6 +49,7 @@ _EXAMPLES = examples(
 @click.option("--preset", help="How to run BUNDLE; the reference runs as it was exported.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As `generate --set`.")
 @click.option("--switch", metavar="MODE", help="As `generate --switch`, for BUNDLE alone.")
+@decoder_option
 @click.option(
     "--prompt-set",
     type=_PATH,
@@ -88,6 +89,7 @@ def command(
     preset: str | None,
     overrides: tuple[str, ...],
     switch: str | None,
+    decoder: str | None,
     prompt_set: Path | None,
     prompts: int | None,
     timelines: int | None,
@@ -111,7 +113,7 @@ def command(
     check_report(out, overwrite=overwrite)
     with ExitStack() as stack:
         pipeline = stack.enter_context(load(find_bundle(bundle, voice), device=device))
-        own = Maker(pipeline, preset, overrides, switch)
+        own = Maker(pipeline, preset, overrides, switch, decoder)
         other = _reference(own, against, device, stack, voice)
         asked = read_prompts(prompt_set or shipped_file(pipeline.config))
         weights = {"--lpips": lpips, "--clip": clip}
@@ -147,19 +149,18 @@ def _reference(
     own: Maker, against: Path | None, device: DeviceChoice, stack: ExitStack, voice: Voice
 ) -> Maker | None:
     """None where the bundle would be compared with itself."""
-    is_changed = bool(own.preset or own.overrides or own.switch)
     bundle = own.pipeline.bundle
     if against is not None:
         folder = find_bundle(against, voice)
         is_same = folder.resolve() == bundle.folder.resolve()
-        if is_same and not is_changed:
+        if is_same and not own.is_changed:
             raise UsageError(
                 f"--against {against}: BUNDLE itself; give another one, or a --preset to compare"
             )
         pipeline = own.pipeline if is_same else stack.enter_context(load(folder, device=device))
         return Maker(pipeline)
     if bundle.manifest.precision == _REFERENCE:
-        return Maker(own.pipeline) if is_changed else None
+        return Maker(own.pipeline) if own.is_changed else None
     raise UsageError(
         f"{bundle.folder}: built in {bundle.manifest.precision}, and there is nothing to compare "
         f"it with; give --against BUNDLE, the same export built with --precision {_REFERENCE}"

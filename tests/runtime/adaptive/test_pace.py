@@ -73,6 +73,15 @@ def test_the_ladder_of_a_bundle(pipeline: ll.Pipeline) -> None:
     assert [rung.name for rung in faster] == ["turbo", "ultra"]
 
 
+def test_a_preset_with_another_decoder_is_no_rung(two_decoders: Path) -> None:
+    with ll.load(two_decoders) as pipeline:
+        full, light = (
+            [r.name for r in ladder(pipeline.bundle, plan_of(pipeline, decoder=name), "mine")]
+            for name in ("full", "light")
+        )
+    assert full == light == ["mine", "speed", "turbo", "ultra"]
+
+
 def test_the_fastest_has_nothing_to_step_down_to(pipeline: ll.Pipeline) -> None:
     with pytest.raises(UsageError, match=r"no preset .* is faster than ultra.*--preset balanced"):
         ladder(pipeline.bundle, plan_of(pipeline, preset="ultra"), "ultra")
