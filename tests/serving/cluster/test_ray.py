@@ -1,5 +1,6 @@
 """A fleet under a real Ray, as ``benchmarks/fleet/trial.py`` tries it: 4 hosts of 2 slots."""
 
+import contextvars
 import json
 import os
 import signal
@@ -51,6 +52,23 @@ def tried_with_demo(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_sessions_are_placed_by_free_slots(tried: Any) -> None:
     assert tried["place"]["sessions_by_host"] == [2, 2, 2, 2]
     assert tried["place"]["ninth_waits"] == {"positions": [1], "has_begun": False}
+
+
+def test_calls_of_one_conversation_do_not_share_its_id() -> None:
+    """Ray's router keeps one waiting request for each id, and forgets the others."""
+    context = pytest.importorskip("ray.serve.context", reason="scripts/fleet_tools.sh installs it")
+    from longlive_trt.serving.cluster.on_ray.hosts import _call
+
+    class Method:
+        @staticmethod
+        def remote() -> str:
+            return str(context._get_serve_request_context()._internal_request_id)
+
+    def converse() -> tuple[str, str]:
+        context._serve_request_context.set(context._RequestContext(_internal_request_id="socket"))
+        return Method.remote(), _call(Method)
+
+    assert contextvars.copy_context().run(converse) == ("socket", "")
 
 
 @pytest.mark.parametrize("trial", ["drain", "kill"])
