@@ -53,9 +53,9 @@ def trial_rows(report: dict[str, Any], steered: dict[str, Any]) -> list[str]:
         f"{shares['ProxyActor'][0]:.0%}, each host {shares['Host'][0]:.0%} to "
         f"{shares['Host'][-1]:.0%} |",
         *move_rows(report),
-        f"| whole videos of {whole['seconds']} s | the host of one was emptied, that of another "
-        f"killed; the same file, byte for byte, as one that nothing happened to: "
-        f"{sum(whole['same_file'].values())} of {len(whole['same_file'])} |",
+        f"| whole videos of {whole['seconds']} s | {_became('emptied', whole['note']['drain'])}; "
+        f"{_became('killed', whole['note']['kill'])}; the same file, byte for byte, as one that "
+        f"nothing happened to: {sum(whole['same_file'].values())} of {len(whole['same_file'])} |",
         f"| a new version of all of it, with all slots taken | {redeploy['sessions_after']} of "
         f"{redeploy['sessions_before']} sessions go on; viewers wait {pauses[0]:.1f} to "
         f"{pauses[-1]:.1f} s at each change; {redeploy['pictures_lost']} pictures lost |",
@@ -104,6 +104,14 @@ def _growth(grown: dict[str, dict[str, float]]) -> str:
 
 def _spread(values: list[float]) -> str:
     return f"{min(values):.2f} to {max(values):.2f} s"
+
+
+def _became(what: str, note: str | None) -> str:
+    """Of a whole video whose host was emptied or killed."""
+    if note is None:
+        return f"one was done when its host had been {what}"
+    way = "made again" if "made it again" in note else "gone on with from its newest state"
+    return f"one was {way} when its host had been {what}"
 
 
 def _sessions(run: dict[str, Any]) -> str:

