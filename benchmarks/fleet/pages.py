@@ -50,12 +50,11 @@ def trial_rows(report: dict[str, Any], steered: dict[str, Any]) -> list[str]:
         f"{steer['answered_by_their_session']:,} answered by their session's owner; there and back "
         f"{trip['p50']:.0f} ms (p50), {trip['p95']:.0f} ms (p95), at a load of "
         f"{_load(steered)}; of a core the gateway took {shares['Gateway'][0]:.0%}, Ray's proxy "
-        f"{shares['ProxyActor'][0]:.0%}, each host {shares['Host'][0]:.0%} to "
-        f"{shares['Host'][-1]:.0%} |",
+        f"{shares['ProxyActor'][0]:.0%}, each host {shares['Host'][-1]:.0%} |",
         *move_rows(report),
-        f"| whole videos of {whole['seconds']} s | the host of one was emptied, that of another "
-        f"killed; the same file, byte for byte, as one that nothing happened to: "
-        f"{sum(whole['same_file'].values())} of {len(whole['same_file'])} |",
+        f"| whole videos of {whole['seconds']} s | {_became('emptied', whole['note']['drain'])}; "
+        f"{_became('killed', whole['note']['kill'])}; the same file, byte for byte, as one that "
+        f"nothing happened to: {sum(whole['same_file'].values())} of {len(whole['same_file'])} |",
         f"| a new version of all of it, with all slots taken | {redeploy['sessions_after']} of "
         f"{redeploy['sessions_before']} sessions go on; viewers wait {pauses[0]:.1f} to "
         f"{pauses[-1]:.1f} s at each change; {redeploy['pictures_lost']} pictures lost |",
@@ -95,7 +94,7 @@ def churn_rows(reports: list[dict[str, Any]]) -> list[str]:
 
 def _growth(grown: dict[str, dict[str, float]]) -> str:
     parts = [
-        f"{role} {min(values.values()):+.1f} to {max(values.values()):+.1f} MiB"
+        f"{role} {_range([f'{value:+.1f}' for value in values.values()])} MiB"
         for role, values in grown.items()
         if values
     ]
@@ -103,7 +102,20 @@ def _growth(grown: dict[str, dict[str, float]]) -> str:
 
 
 def _spread(values: list[float]) -> str:
-    return f"{min(values):.2f} to {max(values):.2f} s"
+    return f"{_range([f'{value:.2f}' for value in values])} s"
+
+
+def _range(values: list[str]) -> str:
+    low, high = min(values, key=float), max(values, key=float)
+    return low if low == high else f"{low} to {high}"
+
+
+def _became(what: str, note: str | None) -> str:
+    """Of a whole video whose host was emptied or killed."""
+    if note is None:
+        return f"one was done when its host had been {what}"
+    way = "made again" if "made it again" in note else "gone on with from its newest state"
+    return f"one was {way} when its host had been {what}"
 
 
 def _sessions(run: dict[str, Any]) -> str:
@@ -121,7 +133,7 @@ def _equal(run: dict[str, Any]) -> str:
     blocks = [one["blocks"] for one in compared]
     same = sum(one["state_is_equal"] for one in compared)
     return (
-        f"states after {min(blocks)} to {max(blocks)} blocks equal to one host's, bit for bit: "
+        f"states after {_range(list(map(str, blocks)))} blocks equal to one host's, bit for bit: "
         f"{same} of {len(compared)}"
     )
 
