@@ -183,6 +183,8 @@ ATTENTION_PLUGIN = f"{LOCAL_DOMAIN}::{ATTENTION_OP}"
 KERNEL_DOMAIN = "longlive.cuda"
 KERNEL_SPEC = "spec"
 KERNEL_KEY = "kernel"
+KERNEL_SERVES = "serves"
+"""The one output of the graph that needs such a node: a run that does not want it leaves it out."""
 KERNEL_OPERATORS = {
     "float16": "KernelFloat16",
     "bfloat16": "KernelBFloat16",

@@ -13,7 +13,8 @@ import shutil
 import subprocess
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -74,6 +75,8 @@ class SessionNodes(Closing):
         """``provider`` is ONNX Runtime's name of who runs them; empty, it is the CPU's."""
         self.kernels: dict[int, GraphKernel] = {}
         """By number; ONNX Runtime makes them and gives them back."""
+        self._serves: dict[int, str] = {}
+        self._wanted: Collection[str] | None = None
         self._numbers = count()
         self._place = None if stream is None else Placement(stream)
         self._path = (library or compiled_library()).resolve()
@@ -91,7 +94,27 @@ class SessionNodes(Closing):
     def create(self, spec: str) -> int:
         number = next(self._numbers)
         self.kernels[number] = registry.kernel_of(spec)
+        output = registry.served_by(spec)
+        if output is not None:
+            self._serves[number] = output
         return number
+
+    def drop(self, node: int) -> None:
+        self.kernels.pop(node, None)
+        self._serves.pop(node, None)
+
+    @contextmanager
+    def wanting(self, outputs: Collection[str]) -> Iterator[None]:
+        """Runs inside leave out the nodes that are there for another output only.
+
+        What such a node would have written stays as it was, and only other nodes of that output
+        read it. Runs of a session come one after another.
+        """
+        self._wanted = outputs
+        try:
+            yield
+        finally:
+            self._wanted = None
 
     def shapes(self, node: int, inputs: list[_Tensor], outputs: list[_Tensor]) -> None:
         shapes = self.kernels[node].output_shapes([tensor.shape for tensor in inputs])
@@ -103,6 +126,8 @@ class SessionNodes(Closing):
 
     def run(self, node: int, inputs: list[_Tensor], outputs: list[_Tensor]) -> None:
         kernel, place = self.kernels[node], self._place
+        if self._is_left_out(node):
+            return
         if place is None:
             kernel.compute(*([_host_array(t) for t in group] for group in (inputs, outputs)))
         else:
@@ -111,10 +136,15 @@ class SessionNodes(Closing):
             )
             kernel.launch(sources, targets, place)
 
+    def _is_left_out(self, node: int) -> bool:
+        output = self._serves.get(node)
+        return output is not None and self._wanted is not None and output not in self._wanted
+
     def close(self) -> None:
         _open_sessions.pop(self._number, None)
         self._give_back()
         self.kernels.clear()
+        self._serves.clear()
         if self._place is not None:
             self._place.close()
 
@@ -166,7 +196,7 @@ def _run(session: int, node: int, inputs: int, x: Any, outputs: int, y: Any) -> 
 def _drop(session: int, node: int) -> None:
     nodes = _open_sessions.get(session)
     if nodes is not None:
-        nodes.kernels.pop(node, None)
+        nodes.drop(node)
 
 
 def _listed(tensors: Any, size: int) -> list[_Tensor]:

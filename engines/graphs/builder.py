@@ -1,13 +1,20 @@
 """ONNX graphs written by hand: the forms in which a GPU runs the model with our own kernels."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from longlive_trt.contract import KERNEL_DOMAIN, KERNEL_OPERATORS, KERNEL_SPEC, weights_file
+from longlive_trt.contract import (
+    KERNEL_DOMAIN,
+    KERNEL_OPERATORS,
+    KERNEL_SERVES,
+    KERNEL_SPEC,
+    weights_file,
+)
 from longlive_trt.dtypes import BY_NAME
 from longlive_trt.plugins.kernels.base import spec_of
 from longlive_trt.precision import Precision
@@ -94,6 +101,16 @@ class GraphBuilder:
             value.dtype = types[index % len(types)]
         return self._add(node)
 
+    def mark_servants(self, output: str) -> None:
+        """Let the kernels that only this output needs say so, once all outputs are declared."""
+        others = [value for value in self._graph.outputs if value.name != output]
+        needed = _ancestors(others)
+        for node in self._graph:
+            if node.domain == KERNEL_DOMAIN and node not in needed:
+                spec = json.loads(node.attributes[KERNEL_SPEC].as_string())
+                marked = json.dumps({**spec, KERNEL_SERVES: output}, sort_keys=True)
+                node.attributes.add(ir.AttrString(KERNEL_SPEC, marked))
+
     def model(self) -> ir.Model:
         return ir.Model(self._graph, ir_version=10)
 
@@ -161,6 +178,18 @@ class GraphWeights:
             shape=ir.Shape(shape),
             name=name,
         )
+
+
+def _ancestors(values: Iterable[ir.Value]) -> set[ir.Node]:
+    """Every node that these values are made by."""
+    found: set[ir.Node] = set()
+    waiting = list(values)
+    while waiting:
+        node = waiting.pop().producer()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting.extend(value for value in node.inputs if value is not None)
+    return found
 
 
 def _typed(name: str, shape: Sequence[Size], dtype: ir.DataType) -> ir.Value:

@@ -70,7 +70,11 @@ class StepWriter(GraphWriter):
         for layer in range(self.sizes.layers):
             outputs[numbered(contract.K_NEW, layer)] = keys[layer]
             outputs[numbered(contract.V_NEW, layer)] = values[layer]
-        return self.finish(outputs)
+        graph = self.finish(outputs)
+        # The clean pass and the re-cache want keys and values alone: what follows the last layer's
+        # projections is nothing to them.
+        graph.mark_servants(contract.LATENTS_NEXT)
+        return graph
 
     def _layers(
         self, tokens: ir.Value, table: ir.Value

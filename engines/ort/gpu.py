@@ -6,7 +6,8 @@ replayed from then on.
 
 import logging
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
@@ -81,9 +82,11 @@ class OnnxRuntimeCudaEngine(TensorTable):
     def captures(self) -> bool:
         return self._captures
 
-    def enqueue(self, binding: Any) -> None:
+    def enqueue(self, binding: Any, wanted: Collection[str]) -> None:
+        """One run; ``wanted`` are the outputs that are bound."""
+        leaving_out = nullcontext() if self._nodes is None else self._nodes.wanting(wanted)
         try:
-            with interrupts_deferred():
+            with interrupts_deferred(), leaving_out:
                 self._session.run_with_iobinding(binding, self._options)
         except Exception as error:  # onnxruntime's errors have no common base
             message = f"graph {self.name} failed on the GPU: {brief(error)}"
@@ -107,7 +110,7 @@ class OnnxRuntimeCudaBinding:
     def __init__(self, engine: OnnxRuntimeCudaEngine, binding: Any, tensors: Any) -> None:
         # The binding knows addresses only; whoever holds it holds the memory.
         self._tensors = tensors
-        queue = partial(engine.enqueue, binding)
+        queue = partial(engine.enqueue, binding, frozenset(tensors[1]))
         self._repeated = Repeated(engine.stream, queue, captures=engine.captures)
 
     def run(self) -> None:

@@ -55,6 +55,8 @@ from longlive_trt.precision import PRECISIONS, Precision, retype
 logger = logging.getLogger(__name__)
 
 KERNEL_GRAPHS = (STEP, PROMPT, *VAE_GRAPHS)
+_GRAPHS_VERSION = 2
+"""Of what is written; another one with every change of the written graphs."""
 _FOLLOWING = {following for _, following in DECODER_GRAPHS.values()}
 _VAE_PRECISION = PRECISIONS["fp16"]
 _TEXT_PRECISION = PRECISIONS["bf16"]
@@ -81,6 +83,7 @@ class OnnxRuntimeGpuCompiler:
         return {
             "batch": self._batch,
             "kernel_graphs": (*KERNEL_GRAPHS, *self._light),
+            "graphs_version": _GRAPHS_VERSION,
             "attention": self._attention,
             "compute": self._precision.name,
             **({OPTION: True} if self._matrices is not None else {}),
@@ -99,7 +102,8 @@ class OnnxRuntimeGpuCompiler:
         compute, values = self._precision.name, config_values(config)
         if component == TRANSFORMER:
             rope = config.rollout.rope
-            return [compute, self._attention, values["transformer"], values["latent"], rope]
+            written = [_GRAPHS_VERSION, compute, self._attention, rope]
+            return [*written, values["transformer"], values["latent"]]
         if component in DECODER_GRAPHS:
             return [compute, self._batch, values["latent"], values[component]]
         return compute

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 
 from longlive_trt.architectures import Architecture
-from longlive_trt.contract import KERNEL_KEY
+from longlive_trt.contract import KERNEL_KEY, KERNEL_SERVES
 from longlive_trt.errors import PluginError
 from longlive_trt.plugins.cuda.compilation import texts_of
 from longlive_trt.plugins.kernels.attention import Attention, CrossAttention, NarrowAttention
@@ -56,12 +56,19 @@ KERNELS: Mapping[str, type[GraphKernel]] = {
 def kernel_of(spec: str) -> GraphKernel:
     parameters = json.loads(spec)
     name = parameters.pop(KERNEL_KEY)
+    parameters.pop(KERNEL_SERVES, None)
     if name not in KERNELS:
         raise PluginError(
             f"the graph has a kernel {name!r}, which this version does not know; known are "
             f"{', '.join(sorted(KERNELS))}"
         )
     return KERNELS[name](**parameters)
+
+
+def served_by(spec: str) -> str | None:
+    """The one output of its graph that a node is there for, if there is such a one."""
+    output: str | None = json.loads(spec).get(KERNEL_SERVES)
+    return output
 
 
 def sources_of(names: Iterable[str], architecture: Architecture) -> list[str]:

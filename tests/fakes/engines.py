@@ -1,6 +1,6 @@
 """Engines of an imagined GPU: graphs computed on the CPU, at the moments when a GPU would."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -59,9 +59,10 @@ class FakeCudaEngine(Closing):
         touched = [(tensor.pointer, bytes_of(tensor)) for tensor in tensors]
         # The real engine is the type's other maker; only these members of it are asked for.
         engine: Any = self
-        return OnnxRuntimeCudaBinding(engine, (binding, touched), tensors)
+        return OnnxRuntimeCudaBinding(engine, (binding, touched), (dict(inputs), dict(outputs)))
 
-    def enqueue(self, bound: tuple[Any, list[tuple[int, int]]]) -> None:
+    def enqueue(self, bound: tuple[Any, list[tuple[int, int]]], wanted: Collection[str]) -> None:
+        del wanted
         self.before_run()
         binding, touched = bound
         self._cuda.choose(self.stream.gpu.ordinal)

@@ -22,6 +22,7 @@ from longlive_trt.plugins.attention.variants import Variant
 from longlive_trt.plugins.cuda import driver
 from longlive_trt.plugins.cuda.placement import Placement
 from longlive_trt.plugins.cuda.streams import Gpu, Stream, tensor_at
+from longlive_trt.plugins.cuda.tensors import DeviceTensor
 from longlive_trt.plugins.kernels import gemm
 from longlive_trt.plugins.kernels.base import spec_of
 from longlive_trt.plugins.kernels.registry import KERNELS
@@ -180,6 +181,51 @@ def opened(graph: bytes, nodes: SessionNodes) -> Any:
     options.log_severity_level = 4
     nodes.register(options)
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.usefixtures("no_others", "on_the_host")
+def test_what_only_serves_an_unwanted_output_is_not_launched(
+    fake_cuda: Callable[..., FakeCuda], tmp_path: Path
+) -> None:
+    fake_cuda()
+    gpu = Gpu()
+    stream = gpu.stream()
+    (tmp_path / "step.onnx").write_bytes(forked())
+    single = np.dtype(np.float32)
+    engine = OnnxRuntimeCudaEngine(tmp_path / "step.onnx", stream, library=compiled_library())
+    engine._captures = False
+    with engine, gpu.reserve(4096, "tensors") as memory:
+        x, kept, more = (tensor_at(memory.pointer + at, (4,), single, 0) for at in (0, 512, 1024))
+        values = {t: _on_the_host(t) for t in (x, kept, more)}
+        for wanted in ({"kept": kept}, {"more": more}, {"kept": kept, "more": more}):
+            values[kept][:] = values[more][:] = -1
+            engine.bind({"x": x}, wanted).run()
+            per_node = 1 + stream.handle
+            assert (values[kept] == (per_node if "kept" in wanted else -1)).all()
+            assert (values[more] == (2 * per_node if "more" in wanted else -1)).all()
+
+
+def forked() -> bytes:
+    """One output, and another made of it by a node that says so."""
+
+    def stamp(source: str, target: str, **serving: str) -> Any:
+        spec = spec_of("stamp", {"number": 1, **serving})
+        operator = KERNEL_OPERATORS["float32"]
+        return helper.make_node(operator, [source], [target], domain=KERNEL_DOMAIN, spec=spec)
+
+    nodes = [stamp("x", "kept"), stamp("kept", "more", serves="more")]
+    x, kept, more = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"])
+        for name in ("x", "kept", "more")
+    )
+    return saved(nodes, [x], [kept, more])
+
+
+def _on_the_host(tensor: DeviceTensor) -> Any:
+    size = ctypes.c_char * (4 * tensor.shape[0])
+    values = np.frombuffer(size.from_address(tensor.pointer), np.float32)
+    values[:] = 0
+    return values
 
 
 # ---- and gone --------------------------------------------------------------------------------

@@ -137,6 +137,47 @@ def test_the_graphs_agree(sessions: Sessions, precision: str, relative_error: An
                 assert relative_error(found[name], value) <= TOLERANCE[precision], name
 
 
+def test_keys_and_values_alone_take_less(small_absolute: Path, tmp_path: Path) -> None:
+    """The clean pass and the re-cache: the last layer ends with its projections."""
+    config = read_export(small_absolute).config
+    build_step_graphs(config, small_absolute, PRECISIONS["fp32"], tmp_path)
+    served = [json.loads(spec).get("serves") for spec in _specs(tmp_path / "step.onnx")]
+    # Both attentions, six products with that of the head, three sums with a norm, and a norm.
+    assert served[-12:] == ["latents_next"] * 12 and not any(served[:-12])
+    session = written_session(tmp_path, "step")
+    feed = inputs(session, 5, 3)
+    expected = run(session, feed)
+    kept = [name for name in expected if name != "latents_next"]
+    given = {spec.name: feed[spec.name] for spec in session.get_inputs()}
+    ran = _counting(session.kernel_nodes)
+    with session.kernel_nodes.wanting(kept):
+        found = session.run(kept, given)
+    assert ran == [len(served) - 12]
+    for name, value in zip(kept, found, strict=True):
+        assert np.array_equal(value, expected[name]), name
+
+
+def _specs(path: Path) -> list[str]:
+    nodes = [node for node in ir.load(path).graph if node.domain == KERNEL_DOMAIN]
+    return [node.attributes["spec"].as_string() for node in nodes]
+
+
+def _counting(nodes: Any) -> list[int]:
+    """How many kernels are computed from now on."""
+    ran = [0]
+
+    class Counted:
+        def __init__(self, kernel: Any) -> None:
+            self.output_shapes, self._kernel = kernel.output_shapes, kernel
+
+        def compute(self, *given: Any) -> None:
+            ran[0] += 1
+            self._kernel.compute(*given)
+
+    nodes.kernels = {number: Counted(kernel) for number, kernel in nodes.kernels.items()}
+    return ran
+
+
 def test_every_input_has_a_say(small_relative: Path, tmp_path: Path, relative_error: Any) -> None:
     """What agrees with the exported graph agrees in something."""
     config = read_export(small_relative).config
