@@ -32,7 +32,7 @@ from longlive_trt.plugins.attention.hopper import SinkWindowAttention
 from longlive_trt.plugins.attention.portable import PortableAttention
 from longlive_trt.plugins.attention.tensorrt_plugin import plugin_kernel, workspace_floats
 from longlive_trt.plugins.attention.value_layout import padded_tokens
-from longlive_trt.plugins.attention.variants import choose_variant
+from longlive_trt.plugins.attention.variants import HALVES, Variant, choose_variant
 from longlive_trt.plugins.cuda import driver
 from longlive_trt.plugins.kernels.quantize import quantize_values
 
@@ -160,8 +160,8 @@ def ours() -> Run:
     return lambda inputs: attention(inputs.q, inputs.pieces, inputs.out)
 
 
-def ours_in_8_bits(kind: str) -> Run:
-    attention = SinkWindowAttention(kind)
+def ours_in_8_bits(kind: str, variant: Variant | None = None) -> Run:
+    attention = SinkWindowAttention(kind, variant=variant)
 
     def run(inputs: Inputs) -> None:
         q, pieces, scales = inputs.by_kind[kind]
@@ -201,6 +201,12 @@ def implementations(shape: Shape) -> dict[str, Run]:
         "FlashAttention-2 bf16 (torch)": library(SDPBackend.FLASH_ATTENTION),
         "ours bf16": ours(),
         "ours int8 q k, e4m3 p v": ours_in_8_bits("int8"),
+        **{
+            f"ours int8 q k, in halves, {variant.arithmetic} of 8 by arithmetic": ours_in_8_bits(
+                "int8", variant
+            )
+            for variant in HALVES
+        },
         "ours e4m3": ours_in_8_bits("float8_e4m3"),
         "ours bf16, portable": portable(),
     }

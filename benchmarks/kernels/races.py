@@ -21,7 +21,7 @@ from longlive_trt.plugins.attention.tensorrt_plugin import (
     plugin_source,
     workspace_floats,
 )
-from longlive_trt.plugins.attention.variants import choose_variant
+from longlive_trt.plugins.attention.variants import HALVES, Variant, choose_variant
 from longlive_trt.plugins.cuda import driver
 from longlive_trt.plugins.cuda.compilation import compile_kernel
 from longlive_trt.plugins.kernels.quantize import quantize_values
@@ -49,8 +49,8 @@ def pieces_for(lengths: tuple[int, ...], kind: str) -> list[KVPiece]:
     return pieces
 
 
-def run_hopper(kind: str, checked: bool, keys: int) -> None:
-    variant = replace(choose_variant(kind, 128, keys), checked=checked)
+def run_hopper(kind: str, checked: bool, variant: Variant) -> None:
+    variant = replace(variant, checked=checked)
     attention = SinkWindowAttention(kind, variant=variant)
     factor = torch.full((HEADS,), 0.03, device="cuda")
     scales = None if kind == "bfloat16" else Scales(factor, factor, factor)
@@ -109,10 +109,11 @@ def main() -> None:
     options = parser(__doc__, out=False)
     options.add_argument("--checked", action="store_true", help="builds for a race checker")
     checked = options.parse_args().checked
-    run_hopper("bfloat16", checked, keys=18720)
-    run_hopper("bfloat16", checked, keys=512)
-    run_hopper("int8", checked, keys=18720)
-    run_hopper("float8_e4m3", checked, keys=18720)
+    for keys in (18720, 512):
+        run_hopper("bfloat16", checked, choose_variant("bfloat16", 128, keys))
+    for kind in ("int8", "float8_e4m3"):
+        for variant in (choose_variant(kind, 128, 18720), *HALVES):
+            run_hopper(kind, checked, variant)
     run_plugin(checked)
     run_portable()
     run_values()

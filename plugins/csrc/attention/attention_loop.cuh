@@ -3,6 +3,9 @@
 #pragma once
 
 #include "attention/attention_tile.cuh"
+#if LL_HALVES
+#include "attention/attention_halves.cuh"
+#endif
 
 namespace {
 
@@ -180,7 +183,11 @@ __device__ __forceinline__ void consume(const Problem& problem, uint8* queries, 
 #pragma unroll
     for (int i = 0; i < kOutputs; ++i) outputs[i] = 0.0f;
     RowState state;
+#if LL_HALVES
+    if (segment.blocks > 0) attend_in_halves(consumer, segment.blocks, outputs, state, scales);
+#else
     if (segment.blocks > 0) consumer.attend(segment.blocks, outputs, state, scales);
+#endif
     consumer.release_queries();  // also when there were no keys
     const bool finished = segment.shares == 1 || gather_shares(problem, segment, barriers, warpgroup,
                                                                outputs, state, scales);

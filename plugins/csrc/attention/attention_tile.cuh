@@ -23,6 +23,9 @@
 #ifndef LL_PROMOTED
 #define LL_PROMOTED 0
 #endif
+#ifndef LL_HALVES
+#define LL_HALVES 0
+#endif
 
 namespace {
 

@@ -123,6 +123,7 @@ def test_a_manifest_names_the_gpu_and_the_kernels(bundle: Bundle) -> None:
     }
     assert manifest.plugins.keys() == {
         *("attention/attention_sm90.cu", "attention/attention_loop.cuh"),
+        "attention/attention_halves.cuh",
         *("attention/attention_tile.cuh", "attention/hopper.cuh", "attention/schedule.cuh"),
         *("attention/wgmma.cuh", "bridge/onnxruntime_bridge.c", "rows/hadamard.cuh"),
         *("common/async_copy.cuh", "common/basics.cuh", "common/vectors.cuh"),

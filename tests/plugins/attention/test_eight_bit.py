@@ -8,7 +8,7 @@ from longlive_trt.errors import PluginError
 from longlive_trt.plugins.attention.arguments import KVPiece, Scales
 from longlive_trt.plugins.attention.hopper import SinkWindowAttention
 from longlive_trt.plugins.attention.value_layout import padded_tokens, value_position
-from longlive_trt.plugins.attention.variants import Variant
+from longlive_trt.plugins.attention.variants import HALVES, Variant
 from longlive_trt.plugins.kernels.quantize import quantize_values
 from tests.plugins.attention.integer_model import Rounded, attended, exact
 from tests.plugins.attention.test_integer_error import (
@@ -53,7 +53,7 @@ def make_piece(k, v, valid, dtype, key_scale, value_scale):
 
 @pytest.mark.parametrize("dtype", ["int8", "float8_e4m3"])
 @pytest.mark.parametrize(
-    "variant", [None, Variant(2, 128, 4), Variant(2, 192, 3), Variant(3, 64, 4)], ids=str
+    "variant", [None, Variant(2, 128, 4), Variant(2, 192, 3), Variant(3, 64, 4), *HALVES], ids=str
 )
 @pytest.mark.parametrize(
     ("batch", "tokens", "heads", "pieces"),
@@ -87,8 +87,9 @@ def test_relative_error_on_normal_data(dtype, variant, batch, tokens, heads, pie
     assert relative(out, expected) <= LIMITS[dtype]
 
 
+@pytest.mark.parametrize("variant", [None, *HALVES], ids=str)
 @pytest.mark.parametrize("dtype", ["int8", "float8_e4m3"])
-def test_what_values_have_in_common_is_kept(dtype):
+def test_what_values_have_in_common_is_kept(dtype, variant):
     """The tensor cores' sums of 8 bits cut off toward zero: 18,720 keys once cost a fifth."""
     heads, tokens, keys = 2, 400, 18_720
     q = random_normal((1, tokens, heads, 128), "bfloat16", 1)
@@ -100,14 +101,15 @@ def test_what_values_have_in_common_is_kept(dtype):
     quantized = quantize(q, dtype, unit)
     piece = make_piece(k, v, keys, dtype, unit, scales.v)
     out = torch.full_like(q, float("nan"))
-    SinkWindowAttention(dtype)(quantized, [piece], out, scales=scales)
+    SinkWindowAttention(dtype, variant=variant)(quantized, [piece], out, scales=scales)
     exact = (quantized.float() * unit, quantize(k, dtype, unit).float() * unit)
     expected = exact_attention(*exact, quantize(v, "float8_e4m3", 0.02).float() * 0.02, 128**-0.5)
     assert relative(out, expected) <= 5e-3
 
 
+@pytest.mark.parametrize("variant", [None, *HALVES], ids=str)
 @pytest.mark.parametrize("name", SETS)
-def test_the_kernel_errs_no_more_than_its_model(name):
+def test_the_kernel_errs_no_more_than_its_model(name, variant):
     """Int8 with the Hadamard matrix, a unit for each row of q, and values without their mean.
 
     Probabilities are rounded under a maximum that each thread block of a tile has of its own, so
@@ -115,20 +117,31 @@ def test_the_kernel_errs_no_more_than_its_model(name):
     """
     q, k, v = SETS[name]
     x = Rounded.of(q, k, v)
-    out, made = launched_model(x), torch.from_numpy(attended(x).output)
+    out, made = launched_model(x, variant), torch.from_numpy(attended(x).output)
     assert relative(out, torch.from_numpy(exact(q, k, v))) <= ALLOWED[name]
     of_rounded = torch.from_numpy(exact(*x.values) + x.center)
     assert relative(out, of_rounded) <= 1.02 * relative(made, of_rounded)
 
 
+@pytest.mark.parametrize("variant", [None, *HALVES], ids=str)
 @pytest.mark.parametrize("growth", [0.5, 1.9, 3.9, 4.1, 9.0])
-def test_rising_maxima_saturate_nothing(growth):
+def test_rising_maxima_saturate_nothing(growth, variant):
     x = Rounded.of(*rising(growth))
     expected = torch.from_numpy(exact(*x.values) + x.center)
-    assert relative(launched_model(x), expected) <= ROUNDED_PROBABILITIES
+    assert relative(launched_model(x, variant), expected) <= ROUNDED_PROBABILITIES
 
 
-def launched_model(x):
+@pytest.mark.parametrize("variant", HALVES, ids=str)
+@pytest.mark.parametrize("keys", [1, 100, 128, 129, 256, 300, 384, 500])
+def test_few_blocks_are_summed_whole(keys, variant):
+    """One block, two, three and four of keys, the last of them whole or not."""
+    q, k, v = (x[:count] for x, count in zip(SETS["normal"], (32, keys, keys), strict=True))
+    x = Rounded.of(q, k, v)
+    expected = torch.from_numpy(exact(*x.values) + x.center)
+    assert relative(launched_model(x, variant), expected) <= ROUNDED_PROBABILITIES
+
+
+def launched_model(x, variant=None):
     """One head by the kernel, with the mean of its values added: float64 on the host."""
     tensors = [torch.from_numpy(a).cuda()[None, :, None] for a in (x.q, x.k, x.v)]
     q, k = (tensor.to(torch.int8).contiguous() for tensor in tensors[:2])
@@ -140,7 +153,7 @@ def launched_model(x):
     rows = torch.from_numpy(x.q_scale.T[None]).float().cuda().contiguous()
     scales = Scales(rows, ones * x.k_scale, ones * x.v_scale)
     out = torch.full_like(v[:, : len(x.q)], float("nan"))
-    SinkWindowAttention("int8")(q, [KVPiece(k, packed)], out, scales=scales)
+    SinkWindowAttention("int8", variant=variant)(q, [KVPiece(k, packed)], out, scales=scales)
     return out[0, :, 0].double().cpu() + torch.from_numpy(x.center)
 
 
