@@ -173,6 +173,10 @@ class Engines(Closing):
         """Exchange matrices, between two blocks; prompts are read anew with them."""
         matrices = self._exchangeable()
         with self._opening:
+            for session in self._sessions:
+                if not session.is_closed:
+                    # With what its last block was made with.
+                    session.remember()
             matrices.use(adapters)
             self.adapters = AdaptersInUse(tuple(one.label for one in adapters), mode)
             for encoder in self._encoders:

@@ -1,7 +1,7 @@
 """One video in the making."""
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -13,11 +13,11 @@ from longlive_trt.engines.base import Engine
 from longlive_trt.errors import NotFiniteError, UsageError
 from longlive_trt.plugins.cuda.marks import mark
 from longlive_trt.runtime.adapting import AskedAdapter
-from longlive_trt.runtime.decoding.host import Decoder, DecoderSnapshot, Decoding
+from longlive_trt.runtime.decoding.host import Decoder, DecoderSnapshot, Decoding, joined
 from longlive_trt.runtime.decoding.switching import SwitchableDecoder
 from longlive_trt.runtime.memory.base import HostMemory, Memory, Pending, Span, Tensor
 from longlive_trt.runtime.noise import FloatArray, NoiseFeed, NoiseSource
-from longlive_trt.runtime.ring import Recache, Ring, RingLayout
+from longlive_trt.runtime.ring import PassPlan, Recache, Ring, RingLayout
 from longlive_trt.runtime.transformer import Context, LatentHistory, Level, TransformerPasses
 
 _WARM_UP = 8
@@ -26,6 +26,9 @@ _WARM_UP = 8
 
 UseLora = Callable[["Session", Sequence[AskedAdapter], str], None]
 """Exchanges matrices for one session, or says why that would change another."""
+
+_LATEST = "latest"
+"""A checkpoint's name for the latents of a block that the cache does not hold yet."""
 
 _AHEAD = 4
 """More blocks than the host can be ahead of the GPU."""
@@ -47,8 +50,9 @@ class Block:
         takes_any_number: bool = False,
     ) -> None:
         self.index = index
-        self._latents, self._decoding = latents, decoding
-        self._pixels: Array | None = None
+        self._latents = latents
+        self._coming = None if decoding is None else deque(decoding.parts)
+        self._parts: list[Array] = []
         self._is_finite = takes_any_number
 
     @property
@@ -58,12 +62,22 @@ class Block:
 
     def pixels(self) -> Array:
         """The block's pictures [B, n, H, W, 3]; waits until they are decoded."""
-        if self._decoding is None:
+        self._parts = [joined(self.parts())]
+        return self._parts[0]
+
+    def parts(self) -> Iterator[Array]:
+        """The same as they come, along their second axis.
+
+        After a prompt, those of the first latent frame do not wait for the others.
+        """
+        if self._coming is None:
             raise UsageError("this session does not decode; give it a VAE stream")
-        if self._pixels is None:
-            self._finite_latents()
-            self._pixels = self._decoding.result()
-        return self._pixels
+        self._finite_latents()
+        yield from self._parts
+        while self._coming:
+            self._parts.append(self._coming[0].result())
+            self._coming.popleft()
+            yield self._parts[-1]
 
     def _finite_latents(self) -> Array:
         latents = self._latents.result()
@@ -91,6 +105,8 @@ class Checkpoint:
     decoder: DecoderSnapshot | None
     pending: tuple[Context, Recache] | None
     """A switch that was asked for and not yet taken."""
+    unremembered: PassPlan | None = None
+    """Of the last block, where the cache does not hold it yet."""
 
 
 class Session(Closing):
@@ -133,6 +149,9 @@ class Session(Closing):
         self.decoder = decoder
         self._has_prompt = False
         self._pending: tuple[Context, Recache] | None = None
+        self._unremembered: PassPlan | None = None
+        self._is_awaited = False
+        """Whoever gave a prompt waits for the next block's pictures."""
         # A context's memory is free once nobody holds it, and the copy of it may still be queued.
         self._taken: deque[Context] = deque(maxlen=_AHEAD)
         self._reading: list[Decoding | None] = [None, None]
@@ -164,6 +183,7 @@ class Session(Closing):
         Nothing is copied: what a changed window keeps must lie at its beginning, which is so once
         in each turn of the larger one.
         """
+        self.remember()
         resized = self.ring.resized(level.layout)
         if resized is None:
             return False
@@ -205,12 +225,24 @@ class Session(Closing):
             if self._pending is not None:
                 self._take_prompt(*self._pending)
             assert self.context
+            with self.memory.steady() if steady else nullcontext():
+                self.remember()
             place = self.passes.place
             if self._given_block is None:
                 self._noise.require(self.blocks_made, place)
             self._noise.prepare(self.blocks_made + 1, 1 - place)
             with self.memory.steady() if steady else nullcontext():
                 return self._make()
+
+    def remember(self) -> None:
+        """Give the cache the last block's keys and values, if it does not hold them yet.
+
+        The clean pass waits for the next block: pictures do not wait for it, and a prompt that
+        recomputes what it would give makes it needless.
+        """
+        plan, self._unremembered = self._unremembered, None
+        if plan is not None:
+            self.passes.remember(plan)
 
     def _make(self) -> Block:
         index, plan = self.blocks_made, self.ring.block_plan()
@@ -221,10 +253,10 @@ class Session(Closing):
             reading.release()
         given = self._given_block
         made = self.passes.denoise(plan) if given is None else self.passes.give(plan, given)
-        # Only the next block needs the clean pass: pictures do not wait for it.
         latents = self.memory.fetch(made)
-        self._reading[which] = decoding = self.decoder.start(made) if self.decoder else None
-        self.passes.remember(plan)
+        decoding = self.decoder.start(made, is_awaited=self._is_awaited) if self.decoder else None
+        self._reading[which] = decoding
+        self._unremembered, self._is_awaited = plan, False
         self.history.add(plan.frames[0], latents)
         self.ring = self.ring.after_block()
         self._steps += 1
@@ -241,15 +273,24 @@ class Session(Closing):
     def checkpoint(self) -> Checkpoint:
         """Remember how things stand, to come back with :meth:`rollback`."""
         tensors = {**self.passes.cache, **self.context}
+        if self._unremembered is not None:
+            tensors[_LATEST] = self.passes.latest
         kept = self.memory.clone(tensors, "a checkpoint")
         decoder = self.decoder.snapshot() if self.decoder else None
-        return Checkpoint(self.ring, kept, dict(self.history.items()), decoder, self._pending)
+        history = dict(self.history.items())
+        return Checkpoint(self.ring, kept, history, decoder, self._pending, self._unremembered)
 
     def rollback(self, checkpoint: Checkpoint) -> None:
         """Forget the blocks that were made since; the next one is made anew."""
         # Blocks that nobody looks at would let the host get ever further ahead.
         self.memory.settle()
         targets = {**self.passes.cache, **self.context}
+        self._unremembered = checkpoint.unremembered
+        if self._unremembered is not None:
+            reading = self._reading[1 - self.passes.place]
+            if reading is not None:
+                reading.release()
+            targets[_LATEST] = self.passes.latest
         pairs = [(target, checkpoint.tensors[name]) for name, target in targets.items()]
         for target, source in pairs:
             self.memory.copy([(target, source)], [Span(0, 0, target.shape[1])])
@@ -279,12 +320,23 @@ class Session(Closing):
         self.memory.close()
 
     def _take_prompt(self, context: Context, recache: Recache) -> None:
-        self._pending, self._has_prompt = None, True
-        self._taken.append(context)
-        self.passes.use_context(context)
+        plan = None
         if self.ring.next_frame and recache != "none":
             plan = self.ring.recache_plan(recache)
+        if plan is not None and self._is_recomputed_by(plan):
+            self._unremembered = None
+        else:
+            self.remember()
+        self._pending, self._has_prompt, self._is_awaited = None, True, True
+        self._taken.append(context)
+        self.passes.use_context(context)
+        if plan is not None:
             if plan.commits:
                 with mark("re-cache"):
                     self.passes.recache(plan, self.history.take(plan.frames))
             self.ring = self.ring.after_recache()
+
+    def _is_recomputed_by(self, plan: PassPlan) -> bool:
+        """Whether all that the clean pass would give is made anew, or dropped."""
+        waiting = self._unremembered
+        return waiting is not None and set(waiting.frames) <= set(plan.frames)

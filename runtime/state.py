@@ -154,6 +154,7 @@ def save_state(
             f"{path}: the window changed on the way, and a state has one of a fixed size; make the "
             f"video without changing it"
         )
+    session.remember()
     session.settle()
     for frame, latent in session.history.items():
         require_finite(latent, f"{path}: latent frame {frame}")

@@ -1,7 +1,9 @@
 """Streams of GPUs: one per concern, which all sessions of a bundle share, as engines do."""
 
 import threading
+from collections.abc import Mapping
 from functools import cached_property
+from typing import Literal
 
 from longlive_trt.basics import Closing
 from longlive_trt.contract import DECODER_GRAPHS, ENCODER_GRAPHS, PART_GRAPHS, PROMPT, STEP, TEXT
@@ -16,6 +18,9 @@ STREAM_OF = {
 }
 """Where each graph's engine runs."""
 
+
+_URGENCY: Mapping[str, Literal[0, 1, 2]] = {"transformer": 1, "decoding": 2, "leaving": 2}
+"""Somebody waits for pictures; the next block's passes have time until they are shown."""
 
 DECODING = frozenset({"decoding", "leaving", "crossing"})
 """What another GPU can do. Latents cross to it on a stream of its own."""
@@ -48,8 +53,8 @@ class GpuStreams(Closing):
     def of(self, concern: str) -> Stream:
         with self._opening:
             if concern not in self._streams:
-                urgent = concern == "transformer"
-                self._streams[concern] = self.gpu_of(concern).stream(urgent=urgent)
+                urgency = _URGENCY.get(concern, 0)
+                self._streams[concern] = self.gpu_of(concern).stream(urgency)
             return self._streams[concern]
 
     def close(self) -> None:

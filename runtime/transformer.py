@@ -135,6 +135,7 @@ class TransformerPasses:
             for number, binding in enumerate(self._denoising[steps, slots][which]):
                 with mark(f"pass {number}"):
                     binding.run()
+        self._blocks_run += 1
         return self._results[which]
 
     def give(self, plan: PassPlan, latents: Array) -> Tensor:
@@ -142,15 +143,22 @@ class TransformerPasses:
         self._windows[len(plan.cache_index)].position.set(plan)
         result = self._results[self.place]
         self._memory.write(result, latents)
+        self._blocks_run += 1
         return result
 
+    @property
+    def latest(self) -> Tensor:
+        """What the last :meth:`denoise` or :meth:`give` made."""
+        return self._results[1 - self.place]
+
     def remember(self, plan: PassPlan) -> None:
-        """Compute and commit the keys and values of the block that was denoised or given."""
+        """Compute and commit the keys and values of the latest block."""
+        window = self._windows[len(plan.cache_index)]
+        window.position.set(plan)
         with mark("clean pass"):
-            self._windows[len(plan.cache_index)].clean[self.place].run()
+            window.clean[1 - self.place].run()
         with mark("commit"):
             self._commit(self._new, plan.commits)
-        self._blocks_run += 1
 
     def recache(self, plan: PassPlan, latents: Array) -> None:
         """Recompute the cache from clean latents under the prompt in use."""
@@ -300,8 +308,12 @@ class _Position:
         buffers = {name: Buffer((size,), np.dtype(np.int64)) for name, size in sizes.items()}
         self._memory = memory
         self.tensors = memory.reserve(buffers, "positions")
+        self._plan: PassPlan | None = None
 
     def set(self, plan: PassPlan) -> None:
+        if plan == self._plan:
+            return
+        self._plan = plan
         for name, tensor in self.tensors.items():
             values = np.atleast_1d(np.array(getattr(plan, name), np.int64))
             self._memory.write(tensor, values)

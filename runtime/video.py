@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakSet
@@ -25,6 +26,17 @@ from longlive_trt.runtime.session import Block, Checkpoint, Session
 from longlive_trt.runtime.state import require_savable, save_state
 
 _NO_PICTURES = "this video makes no pictures: it was asked for with decode=False"
+
+
+@contextmanager
+def _unread_refused(index: int) -> Iterator[None]:
+    try:
+        yield
+    except CancelledError:
+        raise UsageError(
+            f"block {index}: its pictures were never read, and its video is closed; read a block's "
+            "frames before that"
+        ) from None
 
 
 class VideoBlock:
@@ -67,13 +79,19 @@ class VideoBlock:
         """The pictures with the batch before them, also where it is one video."""
         if not self._plan.decodes:
             raise UsageError(_NO_PICTURES)
-        try:
+        with _unread_refused(self.index):
             return np.asarray(self._block.pixels(), np.uint8)
-        except CancelledError:
-            raise UsageError(
-                f"block {self.index}: its pictures were never read, and its video is closed; read "
-                "a block's frames before that"
-            ) from None
+
+    def pictures(self) -> Iterator[Pixels]:
+        """The frames one after another, each when it is decoded; those of a first latent frame may
+        be there before the others. Of several videos, [batch, height, width, 3].
+        """
+        if not self._plan.decodes:
+            raise UsageError(_NO_PICTURES)
+        with _unread_refused(self.index):
+            for part in self._block.parts():
+                rows = np.asarray(part, np.uint8)
+                yield from rows[0] if self._plan.batch == 1 else rows.swapaxes(0, 1)
 
     @property
     def latents(self) -> FloatArray:

@@ -5,6 +5,7 @@ Everything else in this area works on the two protocols, whatever stands behind 
 
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -65,6 +66,10 @@ class MadeBlock(Protocol):
     @property
     def frames(self) -> Pixels:
         """[n, height, width, 3] of 8 bits; waits until they are decoded."""
+        ...
+
+    def pictures(self) -> Iterator[Pixels]:
+        """The same one after another, each as soon as it is decoded."""
         ...
 
     @property

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,6 +23,9 @@ class Painted:
     index: int
     latents: Any
     frames: Any
+
+    def pictures(self) -> Iterator[Any]:
+        return iter(self.frames)
 
 
 class Painter:

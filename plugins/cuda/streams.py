@@ -106,12 +106,12 @@ class Gpu:
     def memory(self) -> MemoryInfo:
         return MemoryInfo(*check(self.driver().cuMemGetInfo(), "read the free memory"))
 
-    def stream(self, *, urgent: bool = False) -> "Stream":
-        """Streams that do not wait for the default one. An urgent one's kernels go first."""
+    def stream(self, urgency: Literal[0, 1, 2] = 0) -> "Stream":
+        """Streams that do not wait for the default one. A more urgent one's kernels go first."""
         driver = self.driver()
         least, greatest = check(driver.cuCtxGetStreamPriorityRange(), "read stream priorities")
         flags = int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
-        priority = greatest if urgent else least
+        priority = least + (greatest - least) * urgency // 2
         handle = check(driver.cuStreamCreateWithPriority(flags, priority), "make a stream")
         return Stream(self, int(handle))
 

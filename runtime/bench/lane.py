@@ -77,7 +77,8 @@ class BlockTimes:
     transformer_ms: float
     """From the first pass to the last key committed, a re-cache included."""
     passes_ms: tuple[float, ...]
-    """Denoising passes, then the clean one; empty if the engine ran them some other way."""
+    """Denoising passes, then the clean one of the block before, which a prompt switch makes
+    needless; empty if the engine ran them some other way."""
     recache_ms: float
     vae_ms: float
     encode_ms: float
@@ -88,8 +89,8 @@ class BlockTimes:
 
     @property
     def rest_ms(self) -> float:
-        """What pictures wait for besides: the host's work, and a clean pass longer than they."""
-        waited = (self.encode_ms, self.recache_ms, *self.passes_ms[:-1], self.vae_ms)
+        """What pictures wait for besides: the host's work."""
+        waited = (self.encode_ms, self.recache_ms, *self.passes_ms, self.vae_ms)
         return self.wall_ms - sum(waited)
 
 
@@ -100,6 +101,8 @@ class _Stretch:
     before: Position
     after: Position
     wall_ms: float
+    switches: bool = False
+    """To another prompt: its first pass is the re-cache."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +233,7 @@ class Lane(Closing):
         context = prompt.context()
         waited_ms = _ms_since(asked)
         switch = self._measured(lambda: self._change_prompt(session, context))
-        switch = replace(switch, wall_ms=waited_ms + switch.wall_ms)
+        switch = replace(switch, wall_ms=waited_ms + switch.wall_ms, switches=True)
         self._announced.append(_AnnouncedStretch(alone, beside, switch, waited_ms))
 
     def _warm_up_switching(self, session: Session) -> None:
@@ -240,7 +243,8 @@ class Lane(Closing):
 
     def _switch(self, session: Session) -> _Stretch:
         prompt = self._next_prompt()
-        return self._measured(lambda: self._change_prompt(session, prompt.context()))
+        measured = self._measured(lambda: self._change_prompt(session, prompt.context()))
+        return replace(measured, switches=True)
 
     def _change_prompt(self, session: Session, context: Context) -> None:
         session.switch_prompt(context)
@@ -365,13 +369,14 @@ class Lane(Closing):
         def spent(label: str) -> list[float]:
             return durations.between(stretch.before, stretch.after, label)
 
-        runs, passes = spent(STEP), len(self._config.rollout.steps) + 1
-        ran_one_by_one = len(runs) >= passes
+        runs, steps = spent(STEP), len(self._config.rollout.steps)
+        before, denoising = runs[:-steps], runs[-steps:]
+        clean = () if stretch.switches else before[-1:]
         return BlockTimes(
             wall_ms=stretch.wall_ms,
             transformer_ms=sum(spent(TRANSFORMER)),
-            passes_ms=tuple(runs[-passes:]) if ran_one_by_one else (),
-            recache_ms=sum(runs[:-passes]),
+            passes_ms=(*denoising, *clean) if before else (),
+            recache_ms=sum(before) if stretch.switches else 0.0,
             vae_ms=sum(sum(spent(graph)) for graph in self._decoders),
             encode_ms=sum(spent(TEXT)) + sum(spent(PROMPT)),
         )

@@ -2,18 +2,17 @@
 another, while the transformer makes the next block.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
-
-import numpy as np
 
 from longlive_trt.basics import Array
 from longlive_trt.contract import BATCH, HISTORY, LATENTS, PIXELS, latent_sizes, next_of
 from longlive_trt.engines.base import Binding, Engine
 from longlive_trt.plugins.cuda.marks import mark
 from longlive_trt.plugins.cuda.streams import DeviceTensor, Stream
-from longlive_trt.runtime.decoding.host import RememberingDecoder, histories
+from longlive_trt.runtime.decoding.host import RememberingDecoder, histories, joined
 from longlive_trt.runtime.decoding.passage import BetweenGpus, Passage, SamePlace
 from longlive_trt.runtime.memory.base import Buffer, Span, Tensor, named
 from longlive_trt.runtime.memory.cuda import CudaMemory, Fetched
@@ -37,13 +36,12 @@ class DecodingStreams:
 
 @dataclass(frozen=True)
 class _Decoding:
-    _pictures: tuple[Fetched, ...]
+    parts: tuple[Fetched, ...]
     _passage: Passage
     _which: int
 
     def result(self) -> Array:
-        parts = [fetched.result() for fetched in self._pictures]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        return joined(part.result() for part in self.parts)
 
     def release(self) -> None:
         self._passage.release(self._which)
@@ -67,7 +65,9 @@ class CudaDecoder(RememberingDecoder):
         """``latents``: their height and width, for engines that take any. ``in_place``: histories
         that may be renewed where they lie."""
         self._sizes = {BATCH: batch, **latent_sizes(*latents)}
-        self._frame_by_frame = frame_by_frame and batch == 1
+        # Of several rows, the frames of a part do not lie together.
+        self._is_single = batch == 1
+        self._frame_by_frame = frame_by_frame and self._is_single
         self._first_engine, self._following_engine = first, following
         self._memory: CudaMemory = CudaMemory(streams.decoding)
         self._leaving = CudaMemory(streams.leaving, waiting=WAITING_BLOCKS)
@@ -75,7 +75,8 @@ class CudaDecoder(RememberingDecoder):
         self._passage: Passage | None = None
         self._read = [gpu.event() for _ in range(2)]
         self._left = [gpu.event() for _ in range(2)]
-        self._bound: dict[tuple[int, int, int], Binding] = {}
+        self._made = gpu.event()
+        self._bound: dict[tuple[int, int, int, int], Binding] = {}
         self._blocks = 0
         self._flips = 0
         self.latent_frames = 0
@@ -114,7 +115,7 @@ class CudaDecoder(RememberingDecoder):
         )
         return BetweenGpus((transformer, decoding, crossing), self._memory, latents, self._read)
 
-    def start(self, latents: DeviceTensor) -> _Decoding:
+    def start(self, latents: DeviceTensor, *, is_awaited: bool = False) -> _Decoding:
         assert self._passage is not None
         which = self._blocks % 2
         stream = self._memory.stream
@@ -122,44 +123,53 @@ class CudaDecoder(RememberingDecoder):
         # The pictures of the block before the last must have left their place.
         stream.wait_for(self._left[which])
         with mark("decode"):
-            made = self._run(latents, which)
+            fetched = tuple(map(self._leave, self._run(latents, which, is_awaited)))
         stream.record(self._read[which])
-        self._leaving.stream.wait_for(self._read[which])
-        fetched = tuple(self._leaving.fetch(picture) for picture in made)
         self._leaving.stream.record(self._left[which])
         self._blocks += 1
         self.latent_frames += latents.shape[1]
         return _Decoding(fetched, self._passage, which)
 
-    def _run(self, latents: DeviceTensor, which: int) -> list[DeviceTensor]:
-        if self.latent_frames:
-            picture = self._pictures[f"block.{which}"]
-            self._run_following(latents, picture)
-            return [picture]
-        return self._run_first(latents)
+    def _leave(self, picture: DeviceTensor) -> Fetched:
+        """What has just been queued, to the host as soon as it is made."""
+        self._leaving.stream.wait_for(self._memory.stream.record(self._made))
+        return self._leaving.fetch(picture)
 
-    def _run_first(self, latents: DeviceTensor) -> list[DeviceTensor]:
+    def _run(self, latents: DeviceTensor, which: int, is_awaited: bool) -> Iterator[DeviceTensor]:
+        """The pictures, in the parts in which they are made."""
+        if not self.latent_frames:
+            yield from self._run_first(latents)
+            return
+        picture, count = self._pictures[f"block.{which}"], latents.shape[1]
+        cuts = (0, 1, count) if is_awaited and self._is_single and count > 1 else (0, count)
+        for begin, end in pairwise(cuts):
+            part, made = (_between(x, begin, end, count) for x in (latents, picture))
+            self._run_following(part, made)
+            yield made
+
+    def _run_first(self, latents: DeviceTensor) -> Iterator[DeviceTensor]:
         """A video's first latent frame is decoded otherwise."""
         count = latents.shape[1]
         self._memory.copy([(self._start["first"], latents)], [Span(0, 0, 1)])
         caches = _renewed(self._caches[self._flips % 2])
-        made = [self._pictures["first"]]
-        self._first_engine.bind({LATENTS: self._start["first"]}, {PIXELS: made[0], **caches}).run()
+        made, rest = self._pictures["first"], self._pictures["rest"]
+        self._first_engine.bind({LATENTS: self._start["first"]}, {PIXELS: made, **caches}).run()
+        yield made
         if count > 1:
             self._memory.copy([(self._start["rest"], latents)], [Span(0, 1, count - 1)])
-            made.append(self._pictures["rest"])
-            self._run_following(self._start["rest"], made[1])
-        return made
+            self._run_following(self._start["rest"], rest)
+            yield rest
 
     def _run_following(self, latents: DeviceTensor, picture: DeviceTensor) -> None:
         pieces = latents.shape[1] if self._frame_by_frame else 1
         for piece in range(pieces):
-            self._run_piece(_piece(latents, piece, pieces), _piece(picture, piece, pieces))
+            part, made = (_between(x, piece, piece + 1, pieces) for x in (latents, picture))
+            self._run_piece(part, made)
 
     def _run_piece(self, latents: DeviceTensor, picture: DeviceTensor) -> None:
         flip = self._flips % self._sets
         self._flips += 1
-        key = (latents.pointer, picture.pointer, flip)
+        key = (latents.pointer, latents.shape[1], picture.pointer, flip)
         if key not in self._bound:
             self._bound[key] = self._following_engine.bind(
                 {LATENTS: latents, **self._caches[flip]},
@@ -179,18 +189,19 @@ class CudaDecoder(RememberingDecoder):
         # First what still copies from the other's memory.
         self._leaving.close()
         self._memory.close()
-        for event in (*self._read, *self._left):
+        for event in (*self._read, *self._left, self._made):
             event.close()
         if self._passage is not None:
             self._passage.close()
         self._bound.clear()
 
 
-def _piece(tensor: DeviceTensor, number: int, pieces: int) -> DeviceTensor:
-    """One of so many equal parts along the second axis; the first has one entry."""
+def _between(tensor: DeviceTensor, begin: int, end: int, parts: int) -> DeviceTensor:
+    """Some of so many equal parts along the second axis: all, or the first has one entry."""
     batch, length, *rest = tensor.shape
-    shape = (batch, length // pieces, *rest)
-    pointer = tensor.pointer + number * prod(shape) * tensor.item_bytes
+    each = length // parts
+    pointer = tensor.pointer + begin * each * prod(rest) * tensor.item_bytes
+    shape = (batch, (end - begin) * each, *rest)
     return DeviceTensor.contiguous(pointer, shape, tensor.dtype, tensor.device)
 
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import ChainMap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Protocol
@@ -32,11 +32,24 @@ from longlive_trt.runtime.memory.base import (
 )
 
 
+class Part(Protocol):
+    """Some of a block's pictures."""
+
+    def result(self) -> Array:
+        """Waits for them."""
+        ...
+
+
 class Decoding(Protocol):
     """A block's pictures in the making."""
 
+    @property
+    def parts(self) -> Sequence[Part]:
+        """In the order in which they come."""
+        ...
+
     def result(self) -> Array:
-        """The pictures; waits for them, and is asked once."""
+        """All pictures; waits for them."""
         ...
 
     def release(self) -> None:
@@ -56,8 +69,12 @@ class Decoder(Protocol):
         """So many were decoded."""
         ...
 
-    def start(self, latents: Tensor) -> Decoding:
-        """Decode the frames that follow beside whatever the caller does next."""
+    def start(self, latents: Tensor, *, is_awaited: bool = False) -> Decoding:
+        """Decode the frames that follow beside whatever the caller does next.
+
+        Where somebody waits for them (``is_awaited``), the first frame's pictures come by
+        themselves, even if that takes longer in all.
+        """
         ...
 
     def begin(self) -> None:
@@ -199,13 +216,21 @@ def histories(
 
 @dataclass(frozen=True)
 class _Threaded:
-    _future: "Future[Array]"
+    """By latent frame."""
+
+    parts: "Sequence[Future[Array]]"
 
     def result(self) -> Array:
-        return self._future.result()
+        return joined(part.result() for part in self.parts)
 
     def release(self) -> None:
-        wait([self._future])
+        wait(self.parts)
+
+
+def joined(parts: Iterable[Array]) -> Array:
+    """The pictures of a whole block."""
+    first, *others = parts
+    return np.concatenate([first, *others], axis=1) if others else first
 
 
 class FrameStream(Protocol):
@@ -265,8 +290,12 @@ class ThreadedDecoder:
         self.settle()
         self._stream.reinstate(snapshot)
 
-    def start(self, latents: Tensor) -> _Threaded:
-        return _Threaded(self._thread.submit(self._stream.decode, latents))
+    def start(self, latents: Tensor, *, is_awaited: bool = False) -> _Threaded:
+        """Each frame's pictures come by themselves in any case."""
+        del is_awaited
+        decode, frames = self._stream.decode, range(latents.shape[1])
+        submit = self._thread.submit
+        return _Threaded([submit(decode, latents[:, frame : frame + 1]) for frame in frames])
 
     def settle(self) -> None:
         self._thread.submit(lambda: None).result()

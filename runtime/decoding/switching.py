@@ -76,9 +76,9 @@ class SwitchableDecoder:
         self.latent_frames = 0
         self._current.begin()
 
-    def start(self, latents: Tensor) -> Decoding:
+    def start(self, latents: Tensor, *, is_awaited: bool = False) -> Decoding:
         self.latent_frames += int(latents.shape[1])
-        return self._current.start(latents)
+        return self._current.start(latents, is_awaited=is_awaited)
 
     def settle(self) -> None:
         self._current.settle()

@@ -4,7 +4,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,6 +48,38 @@ class _Job:
     epoch: int
     hidden: Speculation | None
     is_hidden: bool
+
+
+class _Arriving:
+    """A block's pictures as they are decoded, and how long they were waited for."""
+
+    def __init__(self, pictures: Iterator[Pixels], now: Callable[[], float]) -> None:
+        self._coming, self._now = pictures, now
+        self._there: list[Pixels] = []
+        self.first_s = self.waited_s = 0.0
+
+    def __iter__(self) -> Iterator[Pixels]:
+        number = 0
+        while self._holds(number):
+            yield self._there[number]
+            number += 1
+
+    def __getitem__(self, number: int) -> Pixels:
+        if not self._holds(number):
+            raise IndexError(number)
+        return self._there[number]
+
+    def _holds(self, number: int) -> bool:
+        while len(self._there) <= number:
+            begun = self._now()
+            picture = next(self._coming, None)
+            if picture is None:
+                return False
+            self._there.append(picture)
+            self.waited_s += self._now() - begun
+            if len(self._there) == 1:
+                self.first_s = self.waited_s
+        return True
 
 
 class Encoding:
@@ -98,31 +130,25 @@ class Encoding:
         if job.is_hidden:
             assert job.hidden is not None
             if self._plan.hidden.holds(job.hidden):
-                job.hidden.samples = list(self._encoder.encode(self._pixels(job)))
+                job.hidden.samples = list(self._encoder.encode(job.made.frames))
             return
         if not self._plan.stands(job.block, job.epoch):
             return
-        pixels = self._pixels(job)
-        begun = self._now()
+        begun, pictures = self._now(), _Arriving(job.made.pictures(), self._now)
         ready = job.hidden.samples if job.hidden else []
-        samples = iter(ready) if ready else self._encoder.encode(pixels)
+        samples = iter(ready) if ready else self._encoder.encode(pictures)
         for number, sample in enumerate(samples):
-            if not self._publish(job, number, sample, pixels):
+            if not self._publish(job, number, sample, pictures):
                 return
-        self._costs.observe("encode", self._now() - begun)
+        if job.hidden is None:
+            self._costs.observe("decode", pictures.first_s)
+        self._costs.observe("encode", self._now() - begun - pictures.waited_s)
         self._on_block(job.block, job.made)
 
-    def _pixels(self, job: _Job) -> Pixels:
-        begun = self._now()
-        pixels = job.made.frames
-        if job.hidden is None:
-            self._costs.observe("decode", self._now() - begun)
-        return pixels
-
-    def _publish(self, job: _Job, number: int, sample: Sample, pixels: Pixels) -> bool:
+    def _publish(self, job: _Job, number: int, sample: Sample, pictures: "_Arriving") -> bool:
         plan = self._plan
         frame = plan.clock.first_frame(job.block) + number
-        jpeg = encode_jpeg(pixels[number], self._quality) if self._outlet.wants_jpeg else None
+        jpeg = encode_jpeg(pictures[number], self._quality) if self._outlet.wants_jpeg else None
         with plan.lock:
             # Nothing that was taken back gets past this lock. The block on screen may still be
             # encoded when a prompt takes back what follows it: its pictures stay.
@@ -130,7 +156,7 @@ class Encoding:
                 return False
             plan.playhead.handed_out(frame, self._now())
             self._recording.add(frame, sample)
-            is_last = number + 1 == len(pixels)
+            is_last = number + 1 == plan.clock.frames_of(job.block)
             pts = plan.clock.pts_us(frame)
             if frame >= plan.playhead.begin:
                 self._outlet.picture(

@@ -2,7 +2,7 @@
 depend on nothing but its pictures.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -61,7 +61,7 @@ class BlockEncoder:
         self._fps = fps
         self.facts = self._describe()
 
-    def encode(self, pixels: Pixels) -> Iterator[Sample]:
+    def encode(self, pixels: Iterable[Pixels]) -> Iterator[Sample]:
         """One sample for each picture, as soon as it is there."""
         context = self._context()
         for number, picture in enumerate(pixels):

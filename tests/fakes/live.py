@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -44,6 +44,9 @@ class FakeBlock:
     index: int
     latents: Array
     frames: Array
+
+    def pictures(self) -> Iterator[Array]:
+        return iter(self.frames)
 
 
 @dataclass

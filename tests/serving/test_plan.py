@@ -595,7 +595,7 @@ class SlowEncoder:
         self.turn = threading.Semaphore(0)
 
     def encode(self, pixels: Any) -> Iterator[Sample]:
-        for number in range(len(pixels)):
+        for number, _ in enumerate(pixels):
             assert self.turn.acquire(timeout=5)
             yield Sample(bytes([number]), number == 0)
 

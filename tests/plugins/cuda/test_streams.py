@@ -138,10 +138,10 @@ def test_time_between_events(gpu: Gpu, stream: Stream) -> None:
 
 
 def test_the_urgent_stream_goes_first(cuda: FakeCuda, gpu: Gpu) -> None:
-    gpu.stream(urgent=True)
-    gpu.stream()
-    urgent, other = (stream.priority for stream in cuda.queues.streams[-2:])
-    assert urgent < other
+    for urgency in (0, 1, 2):
+        gpu.stream(urgency)
+    least, middle, most = (stream.priority for stream in cuda.queues.streams[-3:])
+    assert most < middle < least
 
 
 # ---- captured graphs -------------------------------------------------------------------------

@@ -143,27 +143,33 @@ def test_a_gpu_makes_the_same_video(
 
 
 def test_pictures_do_not_wait_for_the_clean_pass(on_cpu: Engines, on_gpu: OnGpu) -> None:
-    """They are whole before it has been asked for."""
+    """It comes with the next block."""
     expected = make_video(on_cpu, Script(5)).pixels[4]
     director = Director(on_gpu("lazy"), Script(5))
     director.make(4)
-    session, pictures, decodings = director.session, list[Array](), list[Any]()
-    start, remember = session.decoder.start, session.passes.remember  # type: ignore[union-attr]
-
-    def started(latents: Any) -> Any:
-        decodings.append(start(latents))
-        return decodings[-1]
-
-    def look_and_remember(plan: Any) -> None:
-        pictures.append(decodings[-1].result())
-        remember(plan)
-
+    session = director.session
+    session.remember()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session.decoder, "start", started)
-        patch.setattr(session.passes, "remember", look_and_remember)
-        session.step()
-    assert np.array_equal(pictures[0], expected)
+        patch.setattr(session.passes, "remember", lambda _plan: pytest.fail("asked for"))
+        pictures = session.step().pixels()
+    assert np.array_equal(pictures, expected)
     director.finish()
+
+
+def test_after_a_prompt_the_first_pictures_come_by_themselves(
+    on_cpu: Engines, on_gpu: OnGpu
+) -> None:
+    """Those of each latent frame on a CPU, in any case."""
+    expected = make_video(on_cpu, Script(3, {2: "exact"})).pixels
+    for engines, parts in ((on_cpu, [3, 3, 3]), (on_gpu("eager"), [2, 1, 2])):
+        contexts = engines.contexts(1)
+        with open_session(engines) as session:
+            for number, count in enumerate(parts):
+                if number != 1:
+                    session.switch_prompt(contexts.of_states(states(engines, number)))
+                came = list(session.step().parts())
+                assert len(came) == count
+                assert np.array_equal(np.concatenate(came, axis=1), expected[number])
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -72,6 +72,7 @@ def cache_around_switch(
             session.switch_prompt(contexts[0])
             for _ in range(blocks):
                 session.step()
+            session.remember()
             before = copied(session)
             run, after = session.passes.denoise, dict[str, Array]()
 
@@ -85,6 +86,27 @@ def cache_around_switch(
             return before, after
 
     return around
+
+
+@pytest.mark.parametrize(("recache", "runs"), [("exact", 3), ("partial", 3), ("none", 4)])
+def test_what_a_switch_makes_anew_is_not_made_before(
+    engines_of: Callable[[str], Engines], recache: Recache, runs: int
+) -> None:
+    """Of the four blocks before it, the last needs no clean pass; its own comes later."""
+    engines = engines_of("absolute")
+    config = configured(engines)
+    noise = SeededNoise(1, (1, BLOCK, *config.latent_shape), len(config.rollout.steps))
+    contexts = [engines.contexts(1).of_states(states_of(config, n)) for n in range(2)]
+    ran: list[int] = []
+    with engines.session(config, noise, total_frames=60, decode=False) as session:
+        remember = session.passes.remember
+        session.passes.remember = lambda plan: (ran.append(plan.frames[0]), remember(plan))  # type: ignore[method-assign, assignment, func-returns-value]
+        session.switch_prompt(contexts[0])
+        for _ in range(4):
+            session.step()
+        session.switch_prompt(contexts[1], recache)
+        session.step()
+    assert ran == [BLOCK * number for number in range(runs)]
 
 
 def copied(session: Session) -> dict[str, Array]:
