@@ -138,9 +138,9 @@ def test_what_the_other_gpu_allocates_is_no_steady_state(on_two: OnTwo) -> None:
     start, other = decoder.start, engines.decode_gpu
     assert other is not None
 
-    def allocate(latents: object) -> object:
+    def allocate(latents: object, **options: bool) -> object:
         other.reserve(1, "a test").close()
-        return start(latents)
+        return start(latents, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoder, "start", allocate)
