@@ -157,6 +157,25 @@ def test_a_typed_prompt_is_seen_in_the_pixels(live: Running, open_page: Any) -> 
     assert page.faults == []
 
 
+def test_the_feather_changes_the_decoder(start_server: StartServer, open_page: Any) -> None:
+    live = start_server(FakeModel(decoders=("full", "light")))
+    page = open_page(live)
+    page.begin("a white bird")
+    page.until_color(color_of("white"))
+    for pressed, divisor in (("true", 2), ("false", 1)):
+        page.page.click("#light")
+        assert page.page.get_attribute("#light", "aria-pressed") == pressed
+        page.until_color(tuple(value // divisor for value in color_of("white")))
+        assert page.page.get_attribute("#light", "aria-pressed") == pressed, "as the server has it"
+    assert page.faults == []
+
+
+def test_one_decoder_is_no_choice(live: Running, open_page: Any) -> None:
+    page = open_page(live)
+    page.begin("a white bird")
+    assert not page.page.is_visible("#light")
+
+
 def test_without_webcodecs_there_are_jpegs(live: Running, open_page: Any) -> None:
     page = open_page(live, script="delete window.VideoDecoder")
     page.begin("a green bird")
@@ -287,7 +306,10 @@ def test_everything_by_keyboard(live: Running, open_page: Any) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_axe_finds_nothing(live: Running, open_page: Any, scheme: str, width: int) -> None:
+def test_axe_finds_nothing(
+    start_server: StartServer, open_page: Any, scheme: str, width: int
+) -> None:
+    live = start_server(FakeModel(decoders=("full", "light")))
     package = pytest.importorskip("axe_playwright_python")
     (script,) = Path(package.__file__).parent.rglob("axe.min.js")
     options = {"viewport": {"width": width, "height": 844}, "color_scheme": scheme}
@@ -317,8 +339,11 @@ def test_axe_finds_nothing(live: Running, open_page: Any, scheme: str, width: in
 
 
 @pytest.mark.parametrize("height", [844, 420])
-def test_a_phone_has_it_all_in_sight(live: Running, open_page: Any, height: int) -> None:
+def test_a_phone_has_it_all_in_sight(
+    start_server: StartServer, open_page: Any, height: int
+) -> None:
     """At 420 px a keyboard covers the rest."""
+    live = start_server(FakeModel(decoders=("full", "light")))
     page = open_page(live, viewport={"width": 390, "height": height}, has_touch=True)
     page.begin()
     page.until_shown(10)
