@@ -1,6 +1,6 @@
 """Measure settings of the demo model: all that docs/presets.md and docs/optimization-log.md say.
 
-    nice -n 19 python -m benchmarks.quality.trials                       # hours on two cores
+    python -m benchmarks.quality.trials                      # hours on two cores, behind all else
     python -m benchmarks.quality.trials --trials presets --prompts 10 --timelines 4
     python -m benchmarks.quality.trials --processes 16 --work FOLDER     # on another machine
     python -m benchmarks.quality.ideas                                   # write one page of it
