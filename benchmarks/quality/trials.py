@@ -90,13 +90,14 @@ def _measure(tasks: Sequence[Task], given: Namespace) -> None:
 
 
 _worker: dict[str, Lab | Namespace] = {}
+_open_for_good = ExitStack()
+"""A worker's engines, and that they have one thread, last as long as it does."""
 
 
 def _open(given: Namespace) -> None:
     make_way(_NICE)
-    stack = ExitStack()
-    stack.enter_context(single_threaded())
-    pipeline = stack.enter_context(load("demo"))
+    _open_for_good.enter_context(single_threaded())
+    pipeline = _open_for_good.enter_context(load("demo"))
     _worker.update(lab=Lab(pipeline, Records(given.work)), given=given)
 
 
