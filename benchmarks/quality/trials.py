@@ -1,6 +1,6 @@
 """Measure settings of the demo model: all that docs/presets.md and docs/optimization-log.md say.
 
-    nice -n 19 python -m benchmarks.quality.trials                       # hours on two cores
+    python -m benchmarks.quality.trials                      # hours on two cores, behind all else
     python -m benchmarks.quality.trials --trials presets --prompts 10 --timelines 4
     python -m benchmarks.quality.trials --processes 16 --work FOLDER     # on another machine
     python -m benchmarks.quality.ideas                                   # write one page of it
@@ -90,13 +90,14 @@ def _measure(tasks: Sequence[Task], given: Namespace) -> None:
 
 
 _worker: dict[str, Lab | Namespace] = {}
+_open_for_good = ExitStack()
+"""A worker's engines, and that they have one thread, last as long as it does."""
 
 
 def _open(given: Namespace) -> None:
     make_way(_NICE)
-    stack = ExitStack()
-    stack.enter_context(single_threaded())
-    pipeline = stack.enter_context(load("demo"))
+    _open_for_good.enter_context(single_threaded())
+    pipeline = _open_for_good.enter_context(load("demo"))
     _worker.update(lab=Lab(pipeline, Records(given.work)), given=given)
 
 

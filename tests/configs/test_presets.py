@@ -17,10 +17,11 @@ LIKE_LONGLIVE = [name for name in shipped_models() if load_config(name).rollout.
 
 def test_the_shipped_presets() -> None:
     assert shipped_presets() == [
-        *("balanced", "endless", "low-memory", "quality", "scene-change", "speed", "turbo"),
-        *("turbo-fp8", "ultra"),
+        *("balanced", "endless", "light", "low-memory", "quality", "scene-change", "speed"),
+        *("turbo", "turbo-fp8", "turbo-light", "ultra", "ultra-light"),
     ]
     assert load_preset("turbo-fp8").build.precision == "fp8"
+    assert load_preset("turbo-light").build.decoder == "light"
     assert load_preset("low-memory").low_memory
     assert all(load_preset(name).about for name in shipped_presets())
 
