@@ -325,6 +325,8 @@ def roll_out(
             if prompt is not None:
                 session.switch_prompt(contexts.of_states(replay.prompts[prompt]))
             block = session.step()
+            # The last block's clean pass is compared too, and one before a switch.
+            session.remember()
             latents.append(block.latents)
             if decode:
                 frames.append(block.pixels())

@@ -1,6 +1,5 @@
 """ONNX graphs written by hand: the forms in which a GPU runs the model with our own kernels."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ class GraphBuilder:
         opsets = {"": OPSET, KERNEL_DOMAIN: 1, "com.microsoft": 1}
         self._graph = ir.Graph([], [], nodes=[], name=name, opset_imports=opsets)
         self._count = 0
+        self._kernels: dict[ir.Node, tuple[str, dict[str, Any]]] = {}
 
     def input(self, name: str, shape: Sequence[Size], dtype: ir.DataType | None = None) -> ir.Value:
         """None is the compute type."""
@@ -96,6 +96,7 @@ class GraphBuilder:
             domain=KERNEL_DOMAIN,
             num_outputs=outputs,
         )
+        self._kernels[node] = name, parameters
         types = [ir.DataType(BY_NAME[name].onnx) for name in dtype.split(", ")]
         for index, value in enumerate(node.outputs):
             value.dtype = types[index % len(types)]
@@ -105,10 +106,9 @@ class GraphBuilder:
         """Let the kernels that only this output needs say so, once all outputs are declared."""
         others = [value for value in self._graph.outputs if value.name != output]
         needed = _ancestors(others)
-        for node in self._graph:
-            if node.domain == KERNEL_DOMAIN and node not in needed:
-                spec = json.loads(node.attributes[KERNEL_SPEC].as_string())
-                marked = json.dumps({**spec, KERNEL_SERVES: output}, sort_keys=True)
+        for node, (name, parameters) in self._kernels.items():
+            if node not in needed:
+                marked = spec_of(name, {**parameters, KERNEL_SERVES: output})
                 node.attributes.add(ir.AttrString(KERNEL_SPEC, marked))
 
     def model(self) -> ir.Model:

@@ -66,7 +66,13 @@ def test_drift_is_that_of_long_videos() -> None:
 
 
 def values() -> dict[str, Any]:
-    maker = {"precision": "fp32", "preset": "<turbo>", "overrides": [], "switch": None}
+    maker = {
+        "precision": "fp32",
+        "preset": "<turbo>",
+        "overrides": [],
+        "switch": None,
+        "decoder": None,
+    }
     return {
         "command": "longlive-trt eval <x>", "measured_at": "now", "machine": {"cpu": "a & b"},
         "model": "m", "video_size": [12, 20], "fps": FPS, "bundle": maker, "reference": maker,

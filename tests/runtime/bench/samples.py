@@ -20,7 +20,7 @@ from longlive_trt.runtime.bench.measurement import GpuIdentity, Measurements, Re
 
 def times_of(scale: float = 1.0, *, switches: int = 2) -> LaneTimes:
     def block(wall: float, *, switched: bool = False) -> BlockTimes:
-        passes = tuple(scale * ms for ms in (40, 40, 40, 40, 40))
+        passes = (scale * 40,) * (4 if switched else 5)
         recache, encode = (scale * 100, scale * 5) if switched else (0.0, 0.0)
         transformer = sum(passes) + recache + scale * 10
         return BlockTimes(scale * wall, transformer, passes, recache, scale * 100, encode)

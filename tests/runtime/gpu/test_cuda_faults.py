@@ -235,12 +235,15 @@ def faultless(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Files
 
 
 @pytest.mark.parametrize(
-    ("run", "blocks"), [(0, 0), (2, 0), (5, 1), (9, 1), (10, 2), (14, 2), (15, 3)]
+    ("run", "blocks"), [(0, 0), (2, 0), (5, 1), (9, 2), (10, 2), (14, 3), (15, 3)]
 )
 def test_a_pass_that_fails(
     machine: Machine, faultless: Files, tmp_path: Path, run: int, blocks: int
 ) -> None:
-    """The blocks that were made before are there, the last of them too. Run 15 is a re-cache."""
+    """The blocks that were made before are there, the last of them too.
+
+    Run 9 is a clean pass, 14 a re-cache.
+    """
     files, runs = Files(tmp_path), itertools.count()
 
     def fail() -> None:
