@@ -118,7 +118,8 @@ class Maker:
 
     def _look(self, video: LiveVideo) -> None:
         """With the decoder that is wanted: a video that goes back has the one of that time."""
-        if self.decoder is not None and self.decoder != video.decoder_name:
+        used = video.decoder_name
+        if used is not None and self.decoder not in (None, used):
             video.decoder(self.decoder)
         self.decoder_in_use = video.decoder_name
 

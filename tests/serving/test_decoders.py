@@ -77,6 +77,16 @@ def test_a_decoder_that_is_not_there_is_refused_in_a_sentence(live: Running) -> 
     assert refused.wait("error")["code"] == "bad_request"
 
 
+def test_the_only_decoder_may_be_asked_for(live: Running) -> None:
+    """As a session does that moves to another host."""
+    socket = live.start(format="jpeg", decoder="full")
+    assert socket.wait("video.start")["decoder"] == "full"
+    assert brightness(socket, 9)[-1] > 200
+    socket.send("session.decoder", decoder="full")
+    assert brightness(socket, 30)[-1] > 200
+    assert socket.wait("stats")["decoder"] == "full"
+
+
 def test_a_choice_outlasts_what_is_taken_back() -> None:
     """A checkpoint has the decoder of its time; the block that is made anew has the chosen one."""
     model = FakeModel(decoders=BOTH)
