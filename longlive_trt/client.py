@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Self
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlencode, urlsplit, urlunsplit
 
 _HEADER = struct.Struct(">BBBIQQ")
 _VERSION = 1
@@ -168,10 +168,11 @@ class LiveVideo:
     def stop(self) -> None:
         self.send("session.stop")
 
-    def recording(self, seconds: float | None = None) -> bytes:
-        """An MP4 of all that was shown, or of the last seconds."""
-        more = "" if seconds is None else f"?seconds={seconds:g}"
-        video: bytes = self._own("GET", f"recording.mp4{more}")
+    def recording(self, seconds: float | None = None, decoder: str | None = None) -> bytes:
+        """An MP4 of all that was shown, or of the last seconds; ``decoder`` makes it anew."""
+        asked = {"seconds": seconds, "decoder": decoder}
+        query = urlencode({name: value for name, value in asked.items() if value is not None})
+        video: bytes = self._own("GET", f"recording.mp4?{query}")
         return video
 
     def recipe(self) -> dict[str, Any]:

@@ -19,11 +19,18 @@ import psutil
 from longlive_trt.basics import Array, Closing
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.schema import ROPE_TABLE_FRAMES
-from longlive_trt.contract import STEP
+from longlive_trt.contract import PIXELS, STEP
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.runtime.decoding.choice import decoder_named, decoders_of
-from longlive_trt.runtime.memory.budget import Budget, decoder_budget, session_budget
+from longlive_trt.runtime.decoding.host import FrameStream
+from longlive_trt.runtime.decoding.switching import past_frames
+from longlive_trt.runtime.memory.budget import (
+    Budget,
+    decoder_budget,
+    require_memory,
+    session_budget,
+)
 from longlive_trt.runtime.output.base import Pixels
 from longlive_trt.runtime.output.muxed import exact_fps
 from longlive_trt.runtime.pipeline import Pipeline
@@ -32,6 +39,7 @@ from longlive_trt.runtime.prompting.encoder import PromptEncoder
 from longlive_trt.runtime.prompting.notices import notices
 from longlive_trt.runtime.prompting.switches import SwitchMode
 from longlive_trt.runtime.prompting.tokenizer import TokenizedPrompt
+from longlive_trt.runtime.ring import RingLayout
 from longlive_trt.runtime.state import load_state
 from longlive_trt.runtime.transformer import Context
 
@@ -112,12 +120,30 @@ class LiveVideo(Protocol):
     def close(self) -> None: ...
 
 
+class LiveDecoder(Protocol):
+    """Makes pictures of latents that were kept; calls come from one thread at a time."""
+
+    def decode(self, latents: Array) -> Pixels:
+        """Of the latent frame [1, 1, C, h, w] that follows; [n, height, width, 3] of 8 bits."""
+        ...
+
+    def close(self) -> None: ...
+
+
 class LiveModel(Protocol):
     @property
     def facts(self) -> ModelFacts: ...
 
     def open(self, seed: int, switch: str, state: Path | None = None) -> LiveVideo:
         """A new video, or one that goes on from a saved state (with that state's own seed)."""
+        ...
+
+    def open_decoder(self, name: str) -> LiveDecoder:
+        """One of the model's, beside all videos; EngineError if there is no room for it."""
+        ...
+
+    def past_blocks(self, name: str) -> int:
+        """So many blocks that decoder reads before the one whose pictures are wanted."""
         ...
 
     def prepare(self, prompt: str) -> "Future[float]":
@@ -177,6 +203,19 @@ class BundleModel(Closing):
         plan = plan_video(self.bundle, self._options(seed, mode, state))
         # Prompts come one by one, the first one too.
         return self._pipeline.open(replace(plan, cues=()), prompts=self._prompts)
+
+    def open_decoder(self, name: str) -> LiveDecoder:
+        engines, config = self._pipeline.engines, self.bundle.config
+        decoder = decoder_named(self.bundle, name)
+        if engines.on_gpu:
+            budget = decoder_budget(self.bundle, config, low_memory=True, decoder=name)
+            require_memory(engines.decode_gpu or engines.gpu, budget, {})
+        return _BundleDecoder(engines.stream_of(decoder, 1, PIXELS, config.latent.size))
+
+    def past_blocks(self, name: str) -> int:
+        config, decoder = self.bundle.config, decoder_named(self.bundle, name).config
+        block = config.rollout.frames_per_block
+        return past_frames(decoder, block, RingLayout.of(config, self._longest).window) // block
 
     def _options(self, seed: int, switch: SwitchMode, state: Path | None) -> VideoOptions:
         if state is None:
@@ -252,6 +291,18 @@ class BundleModel(Closing):
             decoding = _of_each(decoder_budget(self.bundle, config, decoder=decoder))
             rooms.append((decoding, other.memory().free_bytes))
         return min(rooms, key=lambda room: room[1] / room[0])
+
+
+@dataclass(frozen=True)
+class _BundleDecoder:
+    _stream: FrameStream
+
+    def decode(self, latents: Array) -> Pixels:
+        pictures: Pixels = self._stream.decode(latents)[0]
+        return pictures
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 def _of_each(budget: Budget) -> int:

@@ -21,6 +21,8 @@ class Limits:
     states_bytes: int = 20 << 30
     recording_bytes: int = 4 << 30
     """Hours of it: of what is longer, the beginning goes."""
+    latents_bytes: int = 4 << 30
+    """The same, where another decoder may make the pictures: 1.2 MB a block at 480x832."""
     videos: int = 64
     video_seconds: float = 600
     token_age_s: float = 24 * 3600
@@ -58,6 +60,8 @@ class Settings:
     """A session whose last viewer left waits so long."""
     idle_s: float = 15 * 60
     """A session that nobody steers ends after so long."""
+    remake_patience_s: float = 30
+    """A recording by another decoder is refused where running sessions leave no time so long."""
     jpeg_quality: int = 80
     log_prompts: bool = False
 

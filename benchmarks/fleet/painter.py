@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from longlive_trt.serving.engine import ModelFacts
+from longlive_trt.errors import UsageError
+from longlive_trt.serving.engine import LiveDecoder, ModelFacts
 
 _WIDTH, _HEIGHT, _FPS = 64, 48, 16
 _LATENTS, _FACTOR = 3, 4
@@ -49,6 +50,12 @@ class Painter:
 
     def open(self, seed: int, switch: str, state: Path | None = None) -> "Painting":
         return Painting(self, seed, state)
+
+    def open_decoder(self, name: str) -> LiveDecoder:
+        raise UsageError(f"no decoder {name!r}: what is painted has no latents")
+
+    def past_blocks(self, name: str) -> int:
+        return 0
 
     def prepare(self, prompt: str) -> "Future[float]":
         done: Future[float] = Future()

@@ -181,6 +181,9 @@ class VaeStream(RememberingDecoder):
         """What the next latent frame reads."""
         return self._caches[(self.latent_frames - 1) % 2]
 
+    def close(self) -> None:
+        self._memory.close()
+
     def _decode_frame(self) -> Pending:
         frame = self.latent_frames
         binding = self._following[(frame - 1) % 2] if frame else self._first
@@ -255,6 +258,8 @@ class FrameStream(Protocol):
     def snapshot(self) -> DecoderSnapshot: ...
 
     def reinstate(self, snapshot: DecoderSnapshot) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class ThreadedDecoder:

@@ -22,11 +22,12 @@ class DecoderSource:
     config: DecoderConfig
     open: Callable[[], Decoder]
 
-    def past_frames(self, block_frames: int, kept_frames: int) -> int:
-        """How many latent frames it reads before it takes over, in whole blocks."""
-        reach = _TINY_REACH + 1 if isinstance(self.config, TaehvConfig) else kept_frames
-        blocks = min(ceil(reach / block_frames), kept_frames // block_frames)
-        return blocks * block_frames
+
+def past_frames(config: DecoderConfig, block_frames: int, kept_frames: int) -> int:
+    """How many latent frames such a decoder reads before it takes over, in whole blocks."""
+    reach = _TINY_REACH + 1 if isinstance(config, TaehvConfig) else kept_frames
+    blocks = min(ceil(reach / block_frames), kept_frames // block_frames)
+    return blocks * block_frames
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class SwitchableDecoder:
         if name not in self._sources:
             held = ", ".join(self._sources)
             raise UsageError(f"this video has no decoder {name!r}; it has: {held}")
-        return self._sources[name].past_frames(block_frames, kept_frames)
+        return past_frames(self._sources[name].config, block_frames, kept_frames)
 
     def take_over(self, name: str, past: Array | None, block_frames: int) -> None:
         """Decode with this one from now on; ``past`` are the latest latents, in whole blocks."""

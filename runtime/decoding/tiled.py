@@ -86,6 +86,9 @@ class TiledStream(RememberingDecoder):
         """What the next latent frame reads."""
         return ChainMap(self._sets[(self.latent_frames - 1) % 2], self._whole)  # type: ignore[arg-type]
 
+    def close(self) -> None:
+        self._memory.close()
+
     def _bind_base(self, base: Part) -> None:
         specs = named(base.following.inputs, HISTORY)
         self._sets = histories(self._memory, specs, base.in_place, self._sizes)

@@ -12,6 +12,7 @@ from longlive_trt.runtime.output.base import Pixels
 from longlive_trt.serving.engine import MadeBlock
 from longlive_trt.serving.live.costs import Costs
 from longlive_trt.serving.live.hidden import Speculation
+from longlive_trt.serving.live.latents import KeptLatents
 from longlive_trt.serving.live.plan import Plan
 from longlive_trt.serving.live.recording import Recording
 from longlive_trt.serving.media.h264 import BlockEncoder, Sample
@@ -91,12 +92,14 @@ class Encoding:
         outlet: Outlet,
         costs: Costs,
         *,
+        latents: KeptLatents | None = None,
         jpeg_quality: int = 80,
         on_block: Callable[[int, MadeBlock], None] = lambda _block, _made: None,
         on_failure: Callable[[BaseException], None],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._plan, self._encoder, self._recording = plan, encoder, recording
+        self._latents = latents
         self._outlet, self._costs, self._quality = outlet, costs, jpeg_quality
         self._on_block, self._on_failure, self._now = on_block, on_failure, now
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -157,6 +160,8 @@ class Encoding:
             plan.playhead.handed_out(frame, self._now())
             self._recording.add(frame, sample)
             is_last = number + 1 == plan.clock.frames_of(job.block)
+            if is_last and self._latents is not None:
+                self._latents.add(job.block, job.made.latents)
             pts = plan.clock.pts_us(frame)
             if frame >= plan.playhead.begin:
                 self._outlet.picture(

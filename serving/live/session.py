@@ -15,6 +15,7 @@ from longlive_trt.serving.live.clock import VideoClock
 from longlive_trt.serving.live.costs import Costs
 from longlive_trt.serving.live.encoding import EncodedPicture, Encoding
 from longlive_trt.serving.live.generator import Generator
+from longlive_trt.serving.live.latents import KeptLatents
 from longlive_trt.serving.live.load import Claim
 from longlive_trt.serving.live.maker import Maker
 from longlive_trt.serving.live.plan import Cut, Idle, Make, Plan, Planned, Speculate
@@ -175,12 +176,18 @@ class LiveSession:
         )
         for number, sample in enumerate(recorded):
             self.recording.add(first + number, sample)
+        self.latents: KeptLatents | None = None
+        if len(facts.decoders) > 1:
+            self.latents = KeptLatents(
+                path.with_name(f"{path.stem}-latents"), begin, settings.limits.latents_bytes
+            )
         self._encoding = Encoding(
             self.plan,
             encoder,
             self.recording,
             observer,
             self.costs,
+            latents=self.latents,
             jpeg_quality=settings.jpeg_quality,
             on_block=self._block_is_out,
             on_failure=self.fail,
@@ -268,6 +275,8 @@ class LiveSession:
             self.resumed_at = 0
             self.restarts += 1
             self.recording.restart()
+            if self.latents is not None:
+                self.latents.restart()
             self._after_change(cut)
 
     def cues(self) -> list[Cue]:
@@ -284,6 +293,8 @@ class LiveSession:
 
     def discard(self) -> None:
         self.recording.close()
+        if self.latents is not None:
+            self.latents.close()
 
     # ---- what the generator asks -------------------------------------------------------------
 
@@ -438,6 +449,8 @@ class LiveSession:
     def _after_change(self, cut: Cut | None) -> None:
         if cut is not None:
             self.recording.cut(cut.frame)
+            if self.latents is not None:
+                self.latents.cut(self.clock.block_from(cut.frame))
             self._observer.cut(cut)
         self._observer.changed()
         self._generator.wake()

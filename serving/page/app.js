@@ -312,7 +312,7 @@ const DECODERS = {
   full: "The full decoder makes the pictures, from the next block on.",
 };
 function offerDecoders(names) {
-  $("light").hidden = $("by-which").hidden = !(names.includes("full") && names.includes("light"));
+  $("light").hidden = $("by-full").hidden = !(names.includes("full") && names.includes("light"));
 }
 function setDecoder(name) {
   $("light").setAttribute("aria-pressed", String(name === "light"));
@@ -377,12 +377,25 @@ async function ask(path, options = {}) {
   });
   if (answer.ok) return answer;
   const body = await answer.json().catch(() => null);
-  throw new Error(body?.error?.message ?? `The server answered ${answer.status}.`);
+  const { message, seconds } = body?.error ?? {};
+  throw Object.assign(new Error(message ?? `The server answered ${answer.status}.`), { seconds });
 }
 
 const keeping = {
   async video() {
     download(await (await ask("recording.mp4")).blob(), "longlive.mp4");
+  },
+  async full() {
+    notice("The full decoder makes your video; the download begins once it is there.");
+    const make = (more = "") => ask(`recording.mp4?decoder=full${more}`);
+    let words = "The video by the full decoder is there.";
+    const answer = await make().catch((error) => {
+      if (!error.seconds) throw error;
+      words = `The last ${span(error.seconds)} by the full decoder are there; of what was before, too little is kept.`;
+      return make(`&seconds=${error.seconds}`);
+    });
+    download(await answer.blob(), "longlive-full.mp4");
+    return words;
   },
   async last() {
     download(await (await ask("recording.mp4?seconds=10")).blob(), "longlive-last-10-s.mp4");

@@ -20,6 +20,7 @@ from longlive_trt.serving.operation.metrics import Metrics
 from longlive_trt.serving.problems import ProblemError
 from longlive_trt.serving.settings import Limits, Settings
 from longlive_trt.serving.web.hub import Hub
+from longlive_trt.serving.web.remakes import Remakes
 from longlive_trt.serving.web.room import House
 from longlive_trt.serving.web.rooms import Rooms
 
@@ -75,6 +76,7 @@ class Live:
         slots = self.settings.sessions or _slots(model, block_s)
         self.metrics = Metrics(facts.name, facts.bundle_key)
         self._generator = Generator()
+        self.remakes = Remakes(model, self._generator, self.settings.remake_patience_s)
         house = House(
             self.settings,
             self.states,
@@ -145,6 +147,8 @@ class Live:
     async def drain(self) -> list[str]:
         """The ids of the states that were saved."""
         self.is_ready, self.is_draining = False, True
+        if self._rooms is not None:
+            self.remakes.stop()
         return await self._rooms.drain() if self._rooms is not None else []
 
     async def stop(self) -> None:

@@ -8,7 +8,9 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from longlive_trt.errors import UsageError
+from longlive_trt.serving.live.session import require_decoder
 from longlive_trt.serving.problems import ProblemError
+from longlive_trt.serving.protocol import Name
 from longlive_trt.serving.web.bodies import (
     InteractionTaken,
     NewInteraction,
@@ -19,6 +21,7 @@ from longlive_trt.serving.web.bodies import (
     StateSaved,
 )
 from longlive_trt.serving.web.live import Live
+from longlive_trt.serving.web.remakes import BreakableResponse
 from longlive_trt.serving.web.room import Room
 from longlive_trt.serving.web.security import bearer, headers_of, require_access
 
@@ -124,20 +127,28 @@ async def save(room: Own) -> StateSaved:
     responses={200: {"content": {"video/mp4": {}}, "description": "The video so far."}},
 )
 async def recording(
-    room: Own, seconds: Annotated[float | None, Query(gt=0, le=86_400)] = None
+    request: Request,
+    room: Own,
+    seconds: Annotated[float | None, Query(gt=0, le=86_400)] = None,
+    decoder: Annotated[Name | None, Query()] = None,
 ) -> StreamingResponse:
-    """All that was shown, or the last seconds of it."""
-    source = room.session.recording
+    """All that was shown, or the last seconds of it; by a decoder, or as it was shown."""
+    source, live = room.session.recording, live_of(request)
     until = None if room.ended is not None else _shown_end(room)
+    headers = {
+        "content-disposition": 'attachment; filename="longlive.mp4"',
+        "cache-control": "no-store",
+    }
+    if decoder is not None:
+        require_decoder(live.model.facts, decoder)
+        if room.session.latents is not None:
+            made = await live.remakes.open(room.session, decoder, seconds, until)
+            return BreakableResponse(made, media_type="video/mp4", headers=headers)
     excerpt = source.excerpt(seconds, until)
     if excerpt is None:
         raise ProblemError("conflict", "Nothing was shown yet.")
     pieces: Iterator[bytes] = excerpt.read()
-    headers = {
-        "content-length": str(excerpt.size_bytes),
-        "content-disposition": 'attachment; filename="longlive.mp4"',
-        "cache-control": "no-store",
-    }
+    headers["content-length"] = str(excerpt.size_bytes)
     return StreamingResponse(in_chunks(pieces), media_type="video/mp4", headers=headers)
 
 

@@ -71,6 +71,9 @@ class FakeModel:
     failing_at: int | None = None
     decoders: tuple[str, ...] = ("full",)
     open_videos: int = 0
+    open_decoders: int = 0
+    decode_s: float = 0.0
+    """How long a latent frame takes a decoder of its own."""
     is_closed: bool = False
 
     @property
@@ -95,6 +98,14 @@ class FakeModel:
         if self.opening_s:
             self.sleep(self.opening_s)
         return FakeVideo(self, seed, state)
+
+    def open_decoder(self, name: str) -> "FakeDecoder":
+        assert name in self.decoders
+        self.open_decoders += 1
+        return FakeDecoder(self, name)
+
+    def past_blocks(self, name: str) -> int:
+        return 2
 
     def prepare(self, prompt: str) -> "Future[float]":
         done: Future[float] = Future()
@@ -154,7 +165,9 @@ class FakeVideo:
         self.blocks_made += 1
         latents = np.frombuffer(bytes.fromhex(self._past), np.uint8).astype(np.float32)
         self._model.latents[self._seed, index] = latents.tobytes()
-        return FakeBlock(index, latents, self._paint(index))
+        # Its pictures' color is all that a decoder of these latents sees.
+        seen = np.concatenate([color_of(self._prompt), latents]).astype(np.float32)
+        return FakeBlock(index, np.stack([seen] * 3)[None], self._paint(index))
 
     def _paint(self, index: int) -> Array:
         model = self._model
@@ -180,6 +193,24 @@ class FakeVideo:
 
     def close(self) -> None:
         self._model.open_videos -= 1
+
+
+class FakeDecoder:
+    def __init__(self, model: FakeModel, name: str) -> None:
+        self._model, self._name = model, name
+        self._frames = 0
+
+    def decode(self, latents: Array) -> Array:
+        if self._model.decode_s:
+            self._model.sleep(self._model.decode_s)
+        assert latents.shape[:2] == (1, 1)
+        shape = (4 if self._frames else 1, self._model.height, self._model.width, 3)
+        self._frames += 1
+        color = latents[0, 0, :3] // (2 if self._name == "light" else 1)
+        return np.broadcast_to(color.astype(np.uint8), shape).copy()
+
+    def close(self) -> None:
+        self._model.open_decoders -= 1
 
 
 def _digest(*parts: str) -> str:

@@ -174,6 +174,9 @@ def test_one_decoder_is_no_choice(live: Running, open_page: Any) -> None:
     page = open_page(live)
     page.begin("a white bird")
     assert not page.page.is_visible("#light")
+    page.page.click("#save")
+    assert page.page.is_visible("[data-keep=video]")
+    assert not page.page.is_visible("[data-keep=full]")
 
 
 def test_without_webcodecs_there_are_jpegs(live: Running, open_page: Any) -> None:
@@ -208,6 +211,26 @@ def test_a_download_plays(live: Running, open_page: Any, tmp_path: Path) -> None
     other.page.click("#notice button")
     other.until_shown(5)
     assert page.faults == [] and other.faults == []
+
+
+def test_a_light_preview_is_kept_by_the_full_decoder(
+    start_server: StartServer, open_page: Any, tmp_path: Path
+) -> None:
+    import av
+
+    page = open_page(start_server(FakeModel(decoders=("light", "full"))))
+    page.begin("a white bird")
+    page.until_shown(30)
+    page.page.click("#save")
+    with page.page.expect_download() as waiting:
+        page.page.click("[data-keep=full]")
+    waiting.value.save_as(tmp_path / "full.mp4")
+    with av.open(tmp_path / "full.mp4") as container:
+        pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(pictures) >= 30
+    assert pictures[20][24, 32] == pytest.approx(color_of("white"), abs=12)
+    assert "by the full decoder is there" in page.text("#notice")
+    assert page.faults == []
 
 
 def test_it_comes_back_by_itself_and_says_so(live: Running, open_page: Any) -> None:
@@ -352,6 +375,17 @@ def test_a_phone_has_it_all_in_sight(
         assert box["x"] >= 0 and box["x"] + box["width"] <= 390, selector
         assert box["y"] >= 0 and box["y"] + box["height"] <= height, selector
     assert page.page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+@pytest.mark.parametrize("width", [1024, 1440])
+def test_nothing_lies_beside_the_page(live: Running, open_page: Any, width: int) -> None:
+    page = open_page(live, viewport={"width": width, "height": 900})
+    page.begin()
+    page.until_shown(10)
+    root = "document.documentElement"
+    assert page.page.evaluate(f"[{root}.scrollWidth, {root}.scrollHeight]") == [width, 900]
+    for element in (root, "document.body"):
+        assert page.page.evaluate(f"{element}.scrollLeft = 40, {element}.scrollLeft") == 0
 
 
 def test_a_cue_to_come_is_dragged(live: Running, open_page: Any) -> None:

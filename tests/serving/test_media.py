@@ -179,7 +179,7 @@ def test_a_recording_that_cannot_go_on_keeps_what_it_has(
         def write(self, _data: bytes) -> int:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(recording._segments[-1], "file", Full())
+    monkeypatch.setattr(recording._kept._segments[-1], "file", Full())
     recording.add(33, Sample(b"x", True))
     assert recording.failure == "No space left on device" and recording.frames == 33
 
