@@ -163,11 +163,12 @@ class FakeVideo:
         self._model.made.append((index, self._prompt))
         self._past = _digest(self._past, "block", str(index))
         self.blocks_made += 1
-        latents = np.frombuffer(bytes.fromhex(self._past), np.uint8).astype(np.float32)
-        self._model.latents[self._seed, index] = latents.tobytes()
+        past = np.frombuffer(bytes.fromhex(self._past), np.uint8)
         # Its pictures' color is all that a decoder of these latents sees.
-        seen = np.concatenate([color_of(self._prompt), latents]).astype(np.float32)
-        return FakeBlock(index, np.stack([seen] * 3)[None], self._paint(index))
+        frame = np.concatenate([color_of(self._prompt), past]).astype(np.float32)
+        latents = np.stack([frame] * 3)[None]
+        self._model.latents[self._seed, index] = latents.tobytes()
+        return FakeBlock(index, latents, self._paint(index))
 
     def _paint(self, index: int) -> Array:
         model = self._model
