@@ -185,6 +185,9 @@ def _not_an_adapter(
     return "\n".join(filter(None, [summary, format_problems(problems), other]))
 
 
+_OTHER_SIZE = "made for a weight of"
+
+
 def _require_fit(
     path: Path,
     sides: Mapping[str, tuple[Side, Side]],
@@ -193,6 +196,12 @@ def _require_fit(
 ) -> None:
     checked = {module: _problem(*pair, shapes, module, rank) for module, pair in sides.items()}
     problems = {module: problem for module, problem in checked.items() if problem}
+    if len(problems) > 1 and all(_OTHER_SIZE in (problem or "") for problem in checked.values()):
+        module = min(problems)
+        raise CheckpointError(
+            f"{path} is an adapter of a model of another size: none of its {len(sides)} modules "
+            f"fits ({module}: {problems[module]}); use an adapter trained on this model"
+        )
     if problems:
         raise CheckpointError(
             f"{path} does not fit the transformer; modules that differ: {len(problems)} of "
@@ -213,7 +222,7 @@ def _problem(
     if rank is not None and a.shape[0] != rank:
         return f"is of rank {a.shape[0]}, but the adapter's settings say {rank:g}"
     if (b.shape[0], a.shape[1]) != tuple(weight):
-        return f"made for a weight of {[b.shape[0], a.shape[1]]}, the model's is {list(weight)}"
+        return f"{_OTHER_SIZE} {[b.shape[0], a.shape[1]]}, the model's is {list(weight)}"
     if not (a.is_floating_point and b.is_floating_point):
         return "holds whole numbers, not weights"
     return None

@@ -94,6 +94,8 @@ def _misfit(
     problems: Mapping[str, str],
 ) -> str:
     shapes = {name: tensor.shape for name, tensor in (renamed.tensors | renamed.unknown).items()}
+    if not _is_shard(found) and _is_nothing_of_it(found, renamed, expected):
+        return _nothing_of_it(component, found)
     summary = (
         f"{found.path} does not fit the {component.title}; tensors that differ: {len(problems)}"
     )
@@ -104,16 +106,36 @@ def _misfit(
 def _explain(component: Component, found: TensorSet, shapes: Shapes, expected: Shapes) -> str:
     what = recognize(found.tensors)
     ours = what is not None and what.startswith(f"a {component.title}:")
-    if (ours or what is None) and re.search(r"-\d{5}-of-\d{5}", found.path.name):
+    if (ours or what is None) and _is_shard(found):
         return "It is one shard of several: give the *.index.json beside it, or the folder"
     if what is None:
-        return "These are no weights of a LongLive model, or too few to tell: give another file"
+        return "Too few of the others are there to tell what it is: give another file"
     if not ours:
         return f"It is {what}"
     differences = _size_differences(component, shapes, expected)
     if differences:
         return f"It is a {component.title} of another size ({differences}): check --config"
     return f"It is a {component.title} of this size, but not a whole or unmodified one"
+
+
+def _is_shard(found: TensorSet) -> bool:
+    return re.search(r"-\d{5}-of-\d{5}", found.path.name) is not None
+
+
+def _is_nothing_of_it(found: TensorSet, renamed: _Renamed, expected: Shapes) -> bool:
+    """No tensor fits, and none tells what they are of."""
+    fits = (tensor.shape == tuple(expected[name]) for name, tensor in renamed.tensors.items())
+    return not any(fits) and recognize(found.tensors) is None
+
+
+def _nothing_of_it(component: Component, found: TensorSet) -> str:
+    names = sorted(found.tensors)
+    held = f"its only tensor, {names[0]}," if len(names) == 1 else f"of its {len(names)} tensors"
+    said = "is none of its weights" if len(names) == 1 else f"({names[0]}, ...) none is its weight"
+    return (
+        f"{found.path} holds nothing of the {component.title}: {held} {said}; these are "
+        "no weights of a LongLive model, or too few to tell: give another file"
+    )
 
 
 def _size_differences(component: Component, shapes: Shapes, expected: Shapes) -> str:

@@ -288,6 +288,15 @@ def test_what_no_adapter_of_this_model_is(pipeline: Pipeline, adapter: str) -> N
 
     wide = write(np.zeros((2, 48), np.float32), np.zeros((48, 2), np.float32))
     refuses(pipeline, r"made for a weight of \[48, 48\], the model's is \[36, 36\]", wide)
+    both = [f"base_model.model.{name}" for name in modules(pipeline)[:2]]
+    sides = {"A": np.zeros((2, 48), np.float32), "B": np.zeros((48, 2), np.float32)}
+    save_file(
+        {f"{one}.lora_{side}.weight": x for one in both for side, x in sides.items()},
+        "all.safetensors",
+    )
+    with pytest.raises(CheckpointError, match="none of its 2 modules fits") as error:
+        pipeline.use_lora("all.safetensors")
+    assert "\n" not in str(error.value) and "[48, 48]" in str(error.value)
     nan = write(np.zeros((2, 36), np.float32), np.full((36, 2), np.nan, np.float32))
     refuses(pipeline, "holds NaN or infinite values", adapter, nan)
     save_file({"head.head.weight": np.zeros((2, 2), np.float32)}, "no.safetensors")

@@ -178,6 +178,22 @@ def test_missing_unknown_and_misshapen_tensors(tmp_path: Path) -> None:
     ]
 
 
+def test_nothing_of_the_model_is_said_in_one_line(tmp_path: Path) -> None:
+    """Such as the first layer of an image model's decoder, by itself."""
+    path = tmp_path / "stub.safetensors"
+    stub = {"decoder.conv_in.weight": torch.zeros(8, 4, 3, 3)}
+    shapes = {"decoder.conv1.weight": (32, 16, 3, 3, 3), "conv2.bias": (16,)}
+    for state, said in (
+        (stub, "its only tensor, decoder.conv_in.weight, is none of its weights"),
+        ({**stub, "a": torch.zeros(2)}, r"of its 2 tensors \(a, ...\) none is its weight"),
+        ({"decoder.conv1.weight": torch.zeros(96, 16, 3, 3, 3)}, "its only tensor"),
+    ):
+        save_file(state, path)
+        with pytest.raises(CheckpointError, match=said) as error:
+            open_vae(path, shapes)
+        assert "\n" not in str(error.value)
+
+
 def test_first_ten_differences_by_name(tmp_path: Path) -> None:
     save_file({"patch_embedding.weight": STATE["patch_embedding.weight"]}, tmp_path / "a")
     lines = message_of(tmp_path / "a").splitlines()

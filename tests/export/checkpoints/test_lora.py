@@ -205,7 +205,7 @@ def test_adapter_for_another_width(base: Path, tmp_path: Path) -> None:
     }
     save_file(wide, tmp_path / "wide.safetensors")
     message = refusal(base, tmp_path / "wide.safetensors")
-    assert "does not fit the transformer; modules that differ: 4 of 4\n" in message
+    assert "a model of another size: none of its 4 modules fits" in message
     assert (
         "blocks.0.cross_attn.q: made for a weight of [40, 40], the model's is [24, 24]" in message
     )
