@@ -15,12 +15,12 @@ from longlive_trt.export.models.transformer import Transformer
 
 
 def cache_scales(calibration: Calibration, block: int, extras: Extras) -> dict[str, Tensor]:
-    """[heads] for keys and for values, of what is kept in eight bits."""
+    """[heads] for keys and for values, of what is kept or attended to in eight bits."""
     centered = extras.attention is not None
     v_amax = calibration.value_amax(block) if centered else calibration.head_amax(block, "v")
     part = MIXED_KEYS if extras.attention == INT8 else "k"
     amax = {"k": calibration.head_amax(block, part), "v": v_amax}
-    return {part: scale_of(amax[part], format_) for part, format_ in extras.kept.items()}
+    return {part: scale_of(amax[part], format_) for part, format_ in extras.scaled.items()}
 
 
 class QuantizedCacheRollout(ReferenceRollout):

@@ -16,7 +16,7 @@ from longlive_trt.calibration.calibration_file import (
 from longlive_trt.calibration.calibrator import CalibrationRequest, calibrate
 from longlive_trt.calibration.plot import sensitivity_png
 from longlive_trt.calibration.quantized import quantized_component
-from longlive_trt.calibration.recipes import INT8, Extras, recipe_named
+from longlive_trt.calibration.recipes import Extras, recipe_named
 from longlive_trt.calibration.sensitivity import SensitivityReport, measure
 from longlive_trt.calibration.texts import EncodedTexts, SyntheticTexts, TextStates, Tokenize
 from longlive_trt.calibration.vae.decoder import (
@@ -182,17 +182,8 @@ def read_fitting_calibration(path: Path, source: SourceExport, precision: str) -
 
 def require_extras(source: SourceExport, extras: Extras) -> None:
     """Refuse at once what rollouts would be in vain for."""
-    _require_positions(source, extras)
     if extras.vae is not None:
         select_convolutions(source.vae_config, extras.vae_exclude)
-
-
-def _require_positions(source: SourceExport, extras: Extras) -> None:
-    if extras.attention == INT8 and source.config.rollout.rope == "relative":
-        raise UsageError(
-            "--attention int8 keeps keys at their positions, and rollout.rope=relative turns them "
-            "anew in every pass; take --attention fp8, or export with rollout.rope=absolute"
-        )
 
 
 def write_quantized(
@@ -206,8 +197,8 @@ def write_quantized(
     report: Report = lambda _what, _done, _total: None,
 ) -> ExportResult:
     """The quantized export, with its calibration beside the graphs."""
-    _require_positions(source, extras)
     config = source.config
+    extras = extras.of(config.rollout)
     parts = _quantized_parts(source, calibration, extras)
     recipe = recipe_named(calibration.recipe)
 
@@ -226,7 +217,7 @@ def write_quantized(
             recipe.format.name,
             recipe.name,
             calibration.sha256(),
-            cache=extras.kept["k"].name if extras.kept else None,
+            cache=extras.kept["k"].name if "k" in extras.kept else None,
             attention=extras.attention.name if extras.attention else None,
             vae=extras.vae.name if extras.vae else None,
         ),

@@ -4,7 +4,7 @@ Run by torch they compute what was calibrated; traced they become QuantizeLinear
 DequantizeLinear around the operator, which every compiler turns into a low-precision kernel.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -86,19 +86,32 @@ class QuantizedCache(CacheFormat):
 
     _HEAD_AXIS = 2
 
-    def __init__(self, layers: int, heads: int, formats: Mapping[str, Format]) -> None:
-        """``formats``: of keys (``k``) and of values (``v``)."""
+    def __init__(
+        self, layers: int, heads: int, formats: Mapping[str, Format], plain: Collection[str] = ()
+    ) -> None:
+        """``formats``: of keys (``k``) and of values (``v``). ``plain``: what of them is kept as it
+        is all the same, and rounded when it is attended to.
+        """
         super().__init__()
-        self.formats = dict(formats)
+        self.formats, self._plain = dict(formats), frozenset(plain)
         self.scales = nn.ParameterDict(
             {f"{part}{layer}": empty_constant(heads) for part in "kv" for layer in range(layers)}
         )
 
     def pack(self, layer: int, part: str, x: Tensor) -> Tensor:
+        return x if part in self._plain else self._narrowed(layer, part, x)
+
+    def unpack(self, layer: int, part: str, x: Tensor) -> Tensor:
+        return x if part in self._plain else self._widened(layer, part, x)
+
+    def rounded(self, layer: int, part: str, x: Tensor) -> Tensor:
+        return self._widened(layer, part, self._narrowed(layer, part, x))
+
+    def _narrowed(self, layer: int, part: str, x: Tensor) -> Tensor:
         scale = self.scales[f"{part}{layer}"]
         return quantized(x, scale, self.formats[part], self._HEAD_AXIS)
 
-    def unpack(self, layer: int, part: str, x: Tensor) -> Tensor:
+    def _widened(self, layer: int, part: str, x: Tensor) -> Tensor:
         return dequantized(x, self.scales[f"{part}{layer}"], self._HEAD_AXIS)
 
 
@@ -134,8 +147,9 @@ class QuantizedAttention(AttentionFormat):
 class IntegerAttention(AttentionFormat):
     """Queries and keys in int8, multiplied by a Hadamard matrix; values in float8.
 
-    Queries have a scale for each row of each head, which they themselves give; keys and values have
-    those of the cache, and a pass sees its own as the cache keeps them. What probabilities are
+    Queries have a scale for each row of each head, which they themselves give; keys and values
+    have those of the cache, and a pass sees its own as the cache keeps them. Keys that are turned
+    in every pass are kept as they are, and rounded once they are turned. What probabilities are
     rounded to is float8.
     """
 
@@ -159,14 +173,15 @@ class IntegerAttention(AttentionFormat):
         rounded_rows: Tensor = (wide / scale).round() * scale
         return rounded_rows.to(x.dtype)
 
+    def key(self, layer: int, x: Tensor) -> Tensor:
+        (kept,) = self._kept
+        return kept.rounded(layer, "k", x)
+
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """All keys and values are rounded as the cache rounds them; a second time changes none."""
         (kept,) = self._kept
-        q, k = self.query(self.mixed(q)), self.mixed(k)
-        k, v = (
-            kept.unpack(layer, part, kept.pack(layer, part, x)) for part, x in (("k", k), ("v", v))
-        )
-        return self.attend_given(layer, q, k, v)
+        q, k = self.query(self.mixed(q)), self.key(layer, self.mixed(k))
+        return self.attend_given(layer, q, k, kept.rounded(layer, "v", v))
 
     def attend_given(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         wide_q, wide_k, wide_v = (x.transpose(1, 2).float() for x in (q, k, v))

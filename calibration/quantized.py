@@ -128,8 +128,9 @@ def layer_swapper(
 def _swap_formats(model: Transformer, extras: Extras) -> None:
     """Of what is kept, and of attention."""
     shape = model.config
-    if extras.kept:
-        model.cache_format = kept = QuantizedCache(shape.layers, shape.heads, extras.kept)
+    if extras.scaled:
+        plain = extras.scaled.keys() - extras.kept.keys()
+        model.cache_format = kept = QuantizedCache(shape.layers, shape.heads, extras.scaled, plain)
     if extras.attention == INT8:
         model.attention_format = IntegerAttention(shape.head_dim, kept)
     elif extras.attention is not None:
@@ -145,7 +146,7 @@ def load_quantized(
     extras: Extras = _NOTHING,
 ) -> Transformer:
     """The transformer with its quantized layers, in torch."""
-    dtype = TORCH_TYPES[compute]
+    dtype, extras = TORCH_TYPES[compute], extras.of(config.rollout)
     stored = QuantizedWeights(weights, calibration, extras)
     with torch.device("meta"):
         model = Transformer(config.transformer)
@@ -287,7 +288,7 @@ def _centers(base: Weights, calibration: Calibration) -> dict[str, _Center]:
 
 
 def _cache_scales(calibration: Calibration, extras: Extras) -> dict[str, Tensor]:
-    if not extras.kept:
+    if not extras.scaled:
         return {}
     if extras.attention == INT8:
         require_mixed_ranges(calibration)

@@ -1,12 +1,13 @@
 """What can be made of a layer: number formats, and the recipes that use them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from longlive_trt import dtypes
+from longlive_trt.configs import RolloutConfig
 from longlive_trt.dtypes import ElementType
 from longlive_trt.errors import UsageError
 from longlive_trt.export.torch_types import torch_type
@@ -71,16 +72,30 @@ class Extras:
     """Convolutions of the VAE's decoder."""
     vae_exclude: tuple[str, ...] = VAE_EXCLUDED
     """Patterns of those that stay as they are."""
+    turns_kept: bool = False
+    """Whether kept keys have no positions, and are turned in every pass."""
+
+    def of(self, rollout: RolloutConfig) -> "Extras":
+        return replace(self, turns_kept=rollout.rope == "relative")
 
     @property
-    def kept(self) -> Mapping[str, Format]:
-        """By part (``k``, ``v``), what is kept between passes in eight bits.
+    def scaled(self) -> Mapping[str, Format]:
+        """By part (``k``, ``v``), what has a scale for each head.
 
         Attention in int8 reads keys and values as they are kept, and has formats of its own.
         """
         if self.attention == INT8:
             return {"k": INT8, "v": FP8}
         return {} if self.cache is None else dict.fromkeys("kv", self.cache)
+
+    @property
+    def kept(self) -> Mapping[str, Format]:
+        """By part, what is kept between passes in eight bits.
+
+        Not keys that are turned before attention in int8 has them: they would be rounded twice.
+        """
+        plain = {"k"} if self.attention == INT8 and self.turns_kept else set()
+        return {part: format_ for part, format_ in self.scaled.items() if part not in plain}
 
     def __post_init__(self) -> None:
         if self.attention == INT8 and self.cache not in (None, INT8):

@@ -218,7 +218,8 @@ def _reference_step(reference: _Reference, inputs: Tensors) -> Tensors:
         if attention.sees_kept:
             own_k, own_v = (kept.unpack(layer, *own) for own in zip("kv", packed, strict=True))
         if relative:
-            cached_k = rotate(cached_k, angles(contract.CACHE_INDEX))
+            turned_cache = attention.mixed(rotate(cached_k, angles(contract.CACHE_INDEX)))
+            own_k, cached_k = (attention.key(layer, x) for x in (turned, turned_cache))
         keys = torch.cat([own_k, cached_k[:, :valid]], dim=1)
         values = torch.cat([own_v, cached_v[:, :valid]], dim=1)
         return attention.attend_given(layer, attention.query(query), keys, values)

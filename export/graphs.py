@@ -108,7 +108,8 @@ class StepGraph(nn.Module):
             if attention.sees_kept:
                 own = kept.unpack(layer, "k", packed[0]), kept.unpack(layer, "v", packed[1])
             if turn_cached is not None:
-                cached = _rotate(cached, turn_cached)
+                own = attention.key(layer, turned), own[1]
+                cached = attention.key(layer, attention.mixed(_rotate(cached, turn_cached)))
             cached_v = kept.unpack(layer, "v", v_cache[layer])
             query = attention.query(attention.mixed(_rotate(q, turn)))
             seen = (query, *own, cached, cached_v, cached_tokens)

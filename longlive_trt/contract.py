@@ -198,6 +198,9 @@ KERNEL_OPERATORS = {
     "float16, float8_e4m3, float8_e4m3": "KernelFloat16AndTwoFloat8E4M3",
     "float16, int8, int8": "KernelFloat16AndTwoInt8",
     "int8, int8, float8_e4m3, float32": "KernelTwoInt8Float8E4M3AndFloat",
+    "int8, int8, float8_e4m3, float32, float32": "KernelTwoInt8Float8E4M3AndTwoFloat",
+    "int8, int8, float8_e4m3, float32, float16": "KernelTwoInt8Float8E4M3FloatAndFloat16",
+    "int8, int8, float8_e4m3, float32, bfloat16": "KernelTwoInt8Float8E4M3FloatAndBFloat16",
 }
 
 # Scales of a quantized layer, behind its name; of the cache; of attention.

@@ -89,7 +89,8 @@ class Quantization:
     recipe: str
     calibration_sha256: str
     cache: str | None = None
-    """fp8 or int8 where keys and values are kept so; with attention in int8, keys alone."""
+    """fp8 or int8 where keys and values are kept so; with attention in int8, keys alone,
+    and None where keys are turned anew in every pass."""
     attention: str | None = None
     """fp8 or int8 where self-attention's products are in it: int8 has values in fp8."""
     vae: str | None = None

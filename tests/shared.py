@@ -240,6 +240,18 @@ def _calibration_of(export: str) -> Recipe:
     return make
 
 
+def _relative_in_integers(shared: Shared, path: Path) -> None:
+    """With self-attention in int8, of keys that are turned in every pass; compared with torch."""
+    from longlive_trt.calibration.calibration_file import load_calibration
+    from longlive_trt.calibration.folders import SourceExport, write_quantized
+    from longlive_trt.calibration.recipes import INT8, Extras
+
+    calibration = load_calibration(shared("gpu8-relative-calibration"))
+    source, extras = SourceExport.open(shared("gpu8-relative")), Extras(attention=INT8)
+    result = write_quantized(source, calibration, path, extras=extras)
+    assert all(check.error is not None and check.error < 5e-3 for check in result.checks)
+
+
 def _golden_export(_: Shared, path: Path) -> None:
     """Prompts come encoded, as no text encoder belongs to this transformer."""
     config = configure(GOLDEN, origin="shared")
@@ -281,6 +293,8 @@ RECIPES: dict[str, Recipe] = {
         f"{values['name']}-calibration": _calibration_of(values["name"])
         for values in EIGHT_BITS.values()
     },
+    "gpu8-relative-integers": _relative_in_integers,
+    "gpu8-relative-integers-fp32": _bundle_of("gpu8-relative-integers"),
     "calibration-export": _of_random_weights(CALIBRATED, CALIBRATED_SEED, "fp16"),
     "command-fp8": _in_fp8_by_the_command,
     **{

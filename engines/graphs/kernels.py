@@ -47,4 +47,5 @@ def _self_attention(quantization: Quantization | None) -> set[str]:
         return {*kernels, "attention"}
     kernels |= {"narrow_attention", "narrow_heads", "transposed_values"}
     # Attention in int8 is in the compute type where there is no kernel for it.
-    return {*kernels, "attention"} if quantization.attention == "int8" else kernels
+    in_compute_type = {"attention", "widen_heads"}
+    return kernels | in_compute_type if quantization.attention == "int8" else kernels

@@ -93,16 +93,27 @@ class SelfAttention:
     def _in_integers(
         self, layer: int, name: str, qkv: ir.Value
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Queries and keys in int8, values in FP8, and so is the cache."""
+        """Queries and keys in int8, values in FP8, and so is the cache.
+
+        Keys that are turned in every pass are kept in the compute type, and rounded then.
+        """
         scales = [self._cache_scale(layer, part) for part in "kv"]
-        dtype = f"{INT8.name}, {INT8.name}, {FLOAT8.name}, {FLOAT32.name}"
-        parameters = {"dtype": dtype, "outputs": 4, "hadamard": True}
-        q, key, value, q_scale = self._norm_and_turn(name, qkv, *scales, **parameters)
+        types, parameters = [INT8.name, INT8.name, FLOAT8.name, FLOAT32.name], {"hadamard": True}
+        if self._is_relative:
+            types.append(self._graph.compute_name)
+            parameters["plain_key"] = True
+        q, key, value, q_scale, *plain = self._norm_and_turn(
+            name, qkv, *scales, dtype=", ".join(types), outputs=len(types), **parameters
+        )
         k_cache, v_cache = (self._caches[part][layer] for part in "kv")
+        if self._turn_cached is not None:
+            k_cache = self._graph.kernel(
+                "rotate", k_cache, *self._turn_cached, scales[0], dtype=INT8.name
+            )
         values = [self._transposed(value), self._transposed(v_cache)]
         by_row = [q_scale, *scales]
         attended = self._quantized_attention(name, q, key, values, k_cache, by_row)
-        return attended, key, value
+        return attended, plain[0] if plain else key, value
 
     def _attend(
         self, layer: int, name: str, q: ir.Value, key: ir.Value, value: ir.Value
@@ -149,12 +160,12 @@ class SelfAttention:
 
     def _cached(self, layer: int, part: str) -> ir.Value:
         cached: ir.Value = self._caches[part][layer]
-        if self._cache_dtype is not None:
+        if self._kept_dtype(part) is not None:
             cached = self._graph.kernel("widen_heads", cached, self._cache_scale(layer, part))
         return cached
 
     def _kept(self, layer: int, part: str, x: ir.Value) -> ir.Value:
-        if self._cache_dtype is not None:
+        if self._kept_dtype(part) is not None:
             x = self._graph.kernel(
                 "narrow_heads", x, self._cache_scale(layer, part), dtype=self._kept_dtype(part)
             )
@@ -178,7 +189,7 @@ class SelfAttention:
     def _split(self, name: str, qkv: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value]:
         """q, k and v as attention wants them, and the key as the cache keeps it."""
         parameters = {"outputs": 4 if self._is_relative else 3, "plain_key": self._is_relative}
-        if self._is_integer:
+        if self._is_integer and not self._is_relative:
             # Keys are kept so, whatever attends to them.
             parameters["hadamard"] = True
         q, key, value, *plain = self._norm_and_turn(name, qkv, **parameters)

@@ -145,12 +145,13 @@ class OnnxRuntimeGpuCompiler:
         if kind is None or has_kernel:
             return
         if kind == "int8":
-            # Its keys are kept alike for every kernel.
+            # What is kept is kept alike for every kernel.
             self._attention = self._precision.name
+            kept = "values" if quantization.cache is None else "keys and values"
             logger.warning(
-                "--gpu %s: attention in int8 takes %s and heads of %d (these have %d); keys and "
-                "values are kept in eight bits, and attention is in %s",
-                *(self._gpu, HOPPER, NARROW_HEAD_DIM, head_dim, self._precision.name),
+                "--gpu %s: attention in int8 takes %s and heads of %d (these have %d); %s are kept "
+                "in eight bits, and attention is in %s",
+                *(self._gpu, HOPPER, NARROW_HEAD_DIM, head_dim, kept, self._precision.name),
             )
             return
         raise UsageError(

@@ -128,6 +128,10 @@ class AttentionFormat(nn.Module):
         """Queries, as the graph's function is given them."""
         return x
 
+    def key(self, layer: int, x: Tensor) -> Tensor:
+        """Keys that were turned and mixed, as the graph's function is given them."""
+        return x
+
     def scales(self, layer: int) -> tuple[Tensor, ...]:
         """Of queries, keys, values and the softmax, where these are rounded to eight bits."""
         return ()

@@ -83,7 +83,7 @@ class QkvNormRope(OneKernel):
 
     With ``hadamard``, rotated q and k are multiplied by the matrix of ``longlive_trt.hadamard``.
     With the scales of k and v, q and k then are int8 and v is float8_e4m3, and the fourth output is
-    the scale of each row of each head of q, float32 [B, S, heads].
+    the scale of each row of each head of q, float32 [B, S, heads]; a plain key is the fifth.
     """
 
     heads: int
@@ -115,14 +115,14 @@ class QkvNormRope(OneKernel):
             require_shape(name, vector, (width // 3,))
         for name, table in (("cosine", cosine), ("sine", sine)):
             require_shape(name, table, (tokens, shape[-1] // 2))
-        if self.plain_key and (scales or self.hadamard):
-            raise PluginError("keys are kept plain without scales, and without a Hadamard matrix")
+        if self.plain_key and bool(scales) != self.hadamard:
+            raise PluginError("keys are kept plain without scales, or beside those in int8")
         if scales and len(scales) != (2 if self.hadamard else 3):
             raise PluginError("scales are those of q, k and v; with a Hadamard matrix of k and v")
         for scale in scales:
             require_shape("scale", scale, (self.heads,))
         by_row = [shape[:-1]] if scales and self.hadamard else []
-        return [*[shape] * (4 if self.plain_key else 3), *by_row]
+        return [*[shape] * 3, *by_row, *[shape] * self.plain_key]
 
     def launch(
         self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], place: Placement
@@ -133,7 +133,9 @@ class QkvNormRope(OneKernel):
         head_dim = check_head_dim(dim, self.heads)
         if rows == 0:
             return
-        check_rows(rows_of_all, [weight_q, weight_k, *([] if scales else outputs)], dim)
+        plain = outputs[-1] if self.plain_key else None
+        of_compute_type = ([plain] if plain else []) if scales else outputs
+        check_rows(rows_of_all, [weight_q, weight_k, *of_compute_type], dim)
         narrow = self._narrow_types(len(scales))
         check_narrow(outputs, narrow)
         by_row = outputs[3] if narrow and self.hadamard else None
@@ -141,7 +143,7 @@ class QkvNormRope(OneKernel):
         parameters = {
             "input": rows_of_all.pointer,
             "output": [out.pointer for out in outputs[:3]],
-            "plain_key": outputs[3].pointer if self.plain_key else 0,
+            "plain_key": plain.pointer if plain else 0,
             "weight": (weight_q.pointer, weight_k.pointer),
             "cosine": cosine.pointer,
             "sine": sine.pointer,
@@ -162,14 +164,14 @@ class QkvNormRope(OneKernel):
     def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         parts = np.split(single(inputs[0]), 3, axis=-1)
         cosine, sine = map(single, inputs[3:5])
-        shape, dtype = outputs[0].shape, outputs[0].dtype
+        shape = outputs[0].shape
         normed = [
             (rms_normalized(part, self.epsilon) * single(weight)).reshape(shape)
             for part, weight in zip(parts, inputs[1:3], strict=False)
         ]
         if self.plain_key:
-            outputs[3][...] = normed[1]
-            normed[1] = single(normed[1].astype(dtype))
+            outputs[-1][...] = normed[1]
+            normed[1] = single(outputs[-1])
         turned = [rotated(x, cosine, sine) for x in normed]
         if self.hadamard:
             turned = [hadamard.multiplied(x) for x in turned]
@@ -194,17 +196,29 @@ class QkvNormRope(OneKernel):
 
 @dataclass(frozen=True)
 class Rotate(OneKernel):
-    """x [B, S, heads, head_dim], turned by cosines and sines [S, head_dim / 2] in float32."""
+    """x [B, S, heads, head_dim], turned by cosines and sines [S, head_dim / 2] in float32.
+
+    With a fourth input, a scale for each head, float32 [heads], what was turned is multiplied by
+    the matrix of ``longlive_trt.hadamard`` and leaves as int8: keys as ``QkvNormRope`` makes them.
+    """
 
     kernel: ClassVar[CudaKernel] = CudaKernel(
         "rows/rotate.cu",
         ParameterStruct(
-            input=POINTER, cosine=POINTER, sine=POINTER, output=POINTER, rows=INT, tokens=INT
+            input=POINTER,
+            cosine=POINTER,
+            sine=POINTER,
+            output=POINTER,
+            scale=POINTER,
+            rows=INT,
+            tokens=INT,
         ),
     )
 
     def output_shapes(self, inputs: Sequence[Shape]) -> Sequence[Shape]:
-        x, cosine, sine = inputs
+        x, cosine, sine, *scales = inputs
+        for scale in scales:
+            require_shape("scale", scale, (x[2],))
         for name, table in (("cosine", cosine), ("sine", sine)):
             require_shape(name, table, (x[1], x[-1] // 2))
         return [x]
@@ -212,27 +226,35 @@ class Rotate(OneKernel):
     def launch(
         self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], place: Placement
     ) -> None:
-        x, cosine, sine = inputs
+        x, cosine, sine, *scales = inputs
         batch, tokens, heads, head_dim = x.shape
         dim, rows = heads * head_dim, batch * tokens
         check_head_dim(dim, heads)
         if rows == 0:
             return
-        check_rows(x, outputs, dim)
+        check_rows(x, [] if scales else outputs, dim)
+        check_narrow(outputs, [INT8] * len(scales))
         check_tables(cosine, sine)
         parameters = {
             "input": x.pointer,
             "cosine": cosine.pointer,
             "sine": sine.pointer,
             "output": outputs[0].pointer,
+            "scale": scales[0].pointer if scales else 0,
             "rows": rows,
             "tokens": tokens,
         }
-        launch_rows(self.kernel, parameters, {"LL_HEAD_DIM": head_dim}, x, dim, place)
+        constants = {"LL_HEAD_DIM": head_dim, "LL_INT8": len(scales)}
+        launch_rows(self.kernel, parameters, constants, x, dim, place)
 
     def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
-        x, cosine, sine = map(single, inputs)
-        outputs[0][...] = rotated(x, cosine, sine)
+        x, cosine, sine, *scales = map(single, inputs)
+        turned = rotated(x, cosine, sine)
+        if scales:
+            mixed = hadamard.multiplied(turned)
+            outputs[0][...] = in_eight_bits(mixed, scales[0][:, None], INT8)
+        else:
+            outputs[0][...] = turned
 
 
 def row_scales(x: Float32) -> Float32:

@@ -84,7 +84,7 @@ typedef struct {
   void *get_in_place, *release_in_place, *get_aliases, *release_aliases;
 } CustomOp;
 
-enum { kMixedOutputs = 4 };
+enum { kMixedOutputs = 5 };
 
 typedef struct {
   const char *name;
@@ -105,6 +105,9 @@ static const OutputTypes kOperators[] = {
     {"KernelFloat16AndTwoFloat8E4M3", 3, {kFloat16, kFloat8E4M3, kFloat8E4M3}},
     {"KernelFloat16AndTwoInt8", 3, {kFloat16, kInt8, kInt8}},
     {"KernelTwoInt8Float8E4M3AndFloat", 4, {kInt8, kInt8, kFloat8E4M3, kFloat}},
+    {"KernelTwoInt8Float8E4M3AndTwoFloat", 5, {kInt8, kInt8, kFloat8E4M3, kFloat, kFloat}},
+    {"KernelTwoInt8Float8E4M3FloatAndFloat16", 5, {kInt8, kInt8, kFloat8E4M3, kFloat, kFloat16}},
+    {"KernelTwoInt8Float8E4M3FloatAndBFloat16", 5, {kInt8, kInt8, kFloat8E4M3, kFloat, kBFloat16}},
 };
 enum { kOperatorCount = sizeof kOperators / sizeof kOperators[0] };
 

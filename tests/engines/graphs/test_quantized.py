@@ -154,6 +154,7 @@ def kernels(folder: Path, graph: str = "step") -> Counter[tuple[str, str]]:
         ("absolute", "products"),
         ("absolute", "attention in int8"),
         pytest.param("relative", "attention and cache", marks=pytest.mark.exhaustive),
+        pytest.param("relative", "attention in int8", marks=pytest.mark.exhaustive),
         *(
             pytest.param("absolute", kind, marks=pytest.mark.exhaustive)
             for kind in KINDS
@@ -237,18 +238,39 @@ def test_int8_stays_int8(quantized: Callable[..., Path], tmp_path: Path) -> None
 
 
 @pytest.mark.exhaustive
+def test_keys_that_are_turned_in_every_pass_are_rounded_then(
+    quantized: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Once, in the pass that turns them; they are kept in the compute type."""
+    source = quantized("relative", "attention in int8")
+    written_session(source, tmp_path, "bf16")
+    found = kernels(tmp_path)
+    assert found["qkv_norm_rope", "KernelTwoInt8Float8E4M3FloatAndBFloat16"] == LAYERS
+    assert found["rotate", "KernelInt8"] == LAYERS
+    assert found["narrow_attention", "KernelFloat8E4M3"] == LAYERS
+    assert not {kernel for kernel, _ in found} & {"widen_heads", "narrow_heads", "attention"}
+    assert {kernel for kernel, _ in found} <= kernels_of(read_export(source))
+    graph = ir.load(tmp_path / "step.onnx").graph
+    types = {str(value.name): value.dtype for value in (*graph.inputs, *graph.outputs)}
+    assert types["k_cache.0"] == types["k_new.0"] == ir.DataType.BFLOAT16
+    assert types["v_cache.0"] == types["v_new.0"] == ir.DataType.FLOAT8E4M3FN
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("rope", ["absolute", "relative"])
 def test_other_gpus_attend_in_the_compute_type_to_keys_in_int8(
-    quantized: Callable[..., Path], tmp_path: Path, relative_error: Any
+    quantized: Callable[..., Path], rope: str, tmp_path: Path, relative_error: Any
 ) -> None:
     """The same cache, whatever attends to it."""
-    source = quantized("absolute", "attention in int8")
+    source = quantized(rope, "attention in int8")
     config = read_export(source).config
     (tmp_path / "other").mkdir()
     build_step_graphs(config, source, PRECISIONS["fp32"], tmp_path / "other", hopper=False)
     found = kernels(tmp_path / "other")
     assert found["attention", "KernelFloat"] == LAYERS
-    assert found["narrow_heads", "KernelInt8"] == LAYERS
+    assert found["narrow_heads", "KernelInt8"] == (LAYERS if rope == "absolute" else 0)
     assert found["narrow_heads", "KernelFloat8E4M3"] == LAYERS
+    assert {kernel for kernel, _ in found} <= kernels_of(read_export(source))
     reference = exported_session(source, tmp_path / "exported")
     other = kernel_session(tmp_path / "other" / "step.onnx")
     given = feed(reference, 4)

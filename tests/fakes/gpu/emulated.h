@@ -326,7 +326,7 @@ uint2 packed_bytes(const Eight& e, const Round& round) {
 inline uint2 pack_bytes_e4m3(const Eight& e, float factor) {
   return packed_bytes(e, [=](float x) { return emulated::to_e4m3(x * factor); });
 }
-inline uint2 pack_bytes_int8(const Eight& e, float factor, int zero) {
+inline uint2 pack_bytes_int8(const Eight& e, float factor, int zero = 0) {
   return packed_bytes(e, [=](float x) {
     const float steps = std::fmin(std::fmax(std::nearbyint(x * factor) + zero, -127.0f), 127.0f);
     return static_cast<uint8>(static_cast<int8>(steps));

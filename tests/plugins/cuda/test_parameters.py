@@ -146,12 +146,18 @@ def test_every_field_lies_where_the_source_reads_it(
 def test_a_layout_that_drifts_is_seen(compiled: Any) -> None:
     kernel = KERNELS["rotate"].cuda_kernels(HOPPER)[0]
     swapped = ParameterStruct(
-        input=POINTER, sine=POINTER, cosine=POINTER, output=POINTER, rows=INT, tokens=INT
+        input=POINTER,
+        sine=POINTER,
+        cosine=POINTER,
+        output=POINTER,
+        scale=POINTER,
+        rows=INT,
+        tokens=INT,
     )
     with pytest.raises(PluginError, match=r"offsetof\(Params, sine\) == 8"):
         compiled(kernel, layout_asserts("Params", swapped))
-    longer = ParameterStruct(input=POINTER, more=POINTER * 5)
-    with pytest.raises(PluginError, match=r"sizeof\(Params\) == 48"):
+    longer = ParameterStruct(input=POINTER, more=POINTER * 6)
+    with pytest.raises(PluginError, match=r"sizeof\(Params\) == 56"):
         compiled(kernel, layout_asserts("Params", longer))
 
 

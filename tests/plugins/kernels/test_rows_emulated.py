@@ -15,6 +15,8 @@ from tests.plugins.kernels.test_transformer import (
     Case,
     empty,
     integer_qkv,
+    integer_qkv_beside_plain_keys,
+    integer_rotate,
     mixed_qkv,
     qkv,
     relative,
@@ -28,6 +30,10 @@ CASES = {
     "mixed, heads of 64": mixed_qkv(10, 64),
     "int8": integer_qkv(3, 128),
     "int8, heads of 64": integer_qkv(5, 64),
+    "int8 beside plain keys": integer_qkv_beside_plain_keys(3, 128),
+    # Of 640 channels, some lanes have none.
+    "turned into int8": integer_rotate(5, 128),
+    "turned into int8, heads of 64": integer_rotate(10, 64),
 }
 
 
@@ -42,9 +48,10 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EmulatedGpu:
 
 def few_rows(case: Case, rows: int) -> list[Any]:
     """Threads are slow here: of each of the two in a batch, so many tokens."""
-    x, *weights = case.rounded("float16")
-    norms, tables, scales = weights[:2], weights[2:4], weights[4:]
-    return [x[:, :rows].copy(), *norms, *(table[:rows].copy() for table in tables), *scales]
+    x, *others = case.rounded("float16")
+    tokens = x.shape[1]
+    few = (each[:rows].copy() if len(each) == tokens else each for each in others)
+    return [x[:, :rows].copy(), *few]
 
 
 @pytest.mark.parametrize(

@@ -280,6 +280,28 @@ def integer_qkv(heads: int, head_dim: int) -> Case:
     return Case(whole.kernel, [*whole.inputs, *scales], reference, whole.parameters, types)
 
 
+def integer_qkv_beside_plain_keys(heads: int, head_dim: int) -> Case:
+    whole, plain = integer_qkv(heads, head_dim), qkv(heads, head_dim, True)
+
+    def reference(*inputs: Any) -> list[Any]:
+        return [*whole.reference(*inputs), plain.reference(*inputs[:5])[3]]
+
+    parameters = {**whole.parameters, "plain_key": True}
+    return Case(whole.kernel, whole.inputs, reference, parameters, whole.narrow)
+
+
+def integer_rotate(heads: int, head_dim: int) -> Case:
+    """With outliers in every 17th channel."""
+    plain = rotate(heads, head_dim)
+    plain.inputs[0][..., ::17] *= 8
+    scale = np.linspace(0.09, 0.1, heads, dtype=np.float32)
+
+    def reference(x: Any, cosine: Any, sine: Any, scale: Any) -> Any:
+        return mixed(turned(x, cosine, sine)) / scale[:, None]
+
+    return Case("rotate", [*plain.inputs, scale], reference, narrow={0: "int8"})
+
+
 def integers(*shape: int, seed: int = 0) -> Any:
     return np.clip(np.rint(normal(*shape, seed=seed) * 30), -127, 127).astype(np.int8)
 
@@ -397,6 +419,10 @@ EIGHT_BITS = {
     "qkv 64": narrow_qkv(5, 64),
     "qkv int8": integer_qkv(12, 128),
     "qkv int8 64": integer_qkv(5, 64),
+    "qkv int8 plain": integer_qkv_beside_plain_keys(12, 128),
+    "qkv int8 plain 64": integer_qkv_beside_plain_keys(5, 64),
+    "rotate int8": integer_rotate(12, 128),
+    "rotate int8 64": integer_rotate(5, 64),
     **{
         f"{kernel} {kind}": heads_case(kernel, kind)
         for kernel in ("narrow_heads", "widen_heads")
@@ -542,6 +568,7 @@ def test_impossible_parameters(kernel: str, parameters: dict[str, Any], message:
         ("residual_norm", {"norm": "none"}, [(2, 8), (1, 8)], r"y has shape \[1, 8\]"),
         ("rms_norm", {"heads": 2}, [(2, 8), (4,)], r"weight has shape \[4\]: it must be \[8\]"),
         ("rotate", {}, [(1, 5, 2, 8), (5, 4), (4, 4)], r"sine has shape \[4, 4\]"),
+        ("rotate", {}, [(1, 5, 2, 8), (5, 4), (5, 4), (3,)], r"scale has shape \[3\]"),
         ("gemm", {"scale": 1.0}, [(2, 8), (8, 16)], r"do not fit a weight of shape \[8, 16\]"),
         ("narrow_heads", {}, [(1, 5, 2, 8), (3,)], r"scale has shape \[3\]: it must be \[2\]"),
         (
@@ -608,6 +635,7 @@ def test_numpy_takes_any_head(relative_error: Any) -> None:
         ("qkv_norm_rope", {"LL_HEAD_DIM": 64, "LL_PLAIN": 0, "LL_HADAMARD": 1}),
         ("rms_norm", {}),
         ("rotate", {"LL_HEAD_DIM": 64}),
+        ("rotate", {"LL_HEAD_DIM": 128, "LL_INT8": 1}),
     ],
 )
 def test_kernels_compile(
