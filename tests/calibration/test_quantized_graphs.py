@@ -220,7 +220,8 @@ def test_half_precisions_hold_the_scales_exactly(quantized_export: Exported) -> 
         assert (array.astype(ml_dtypes.bfloat16).astype(array.dtype) == array).all()
 
 
-@pytest.mark.parametrize("cache", ["fp8", pytest.param("int8", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("cache", ["fp8", "int8"])
 def test_a_narrow_cache_is_what_torch_simulates(
     quantized_cache_export: Exported,
     small_config: ModelConfig,

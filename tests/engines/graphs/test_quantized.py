@@ -151,14 +151,13 @@ def kernels(folder: Path, graph: str = "step") -> Counter[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("rope", "kind"),
     [
-        ("absolute", "products"),
         ("absolute", "attention in int8"),
         pytest.param("relative", "attention and cache", marks=pytest.mark.exhaustive),
         pytest.param("relative", "attention in int8", marks=pytest.mark.exhaustive),
         *(
             pytest.param("absolute", kind, marks=pytest.mark.exhaustive)
             for kind in KINDS
-            if kind not in ("products", "attention in int8")
+            if kind != "attention in int8"
         ),
     ],
 )

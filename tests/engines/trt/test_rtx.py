@@ -118,6 +118,7 @@ def test_self_attention_reads_how_many_keys_are_valid(
             assert bool(integers) == is_self, layer["name"]
 
 
+@pytest.mark.exhaustive
 def test_an_engine_for_another_machine_is_refused_before_it_is_loaded(
     rtx_bundle: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,6 +145,7 @@ def test_without_its_pictures_a_video_is_made_again(start: StartFleet, undisturb
     assert file_of(fleet, video) == undisturbed
 
 
+@pytest.mark.exhaustive
 def test_another_gateway_goes_on_with_an_order(
     start: StartFleet, undisturbed: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
