@@ -94,7 +94,7 @@ const handlers = {
     viewers = message.viewers;
     graph.add(message, connection.roundTrip);
     box.draftState = message.speculation;
-    setDecoder(message.decoder);
+    hearDecoder(message.decoder);
     if (!isPaused && player.shown >= 0) {
       const slow = message.lead_ms < 120 && message.fps < current.fps;
       status("Live", "live", slow ? `${message.fps.toFixed(0)} of ${current.fps} frames/s` : `${current.fps} frames/s`);
@@ -314,6 +314,13 @@ const DECODERS = {
 function offerDecoders(names) {
   $("light").hidden = $("by-full").hidden = !(names.includes("full") && names.includes("light"));
 }
+let asked = null;
+// Figures that were sent before the server heard of a choice still name the other decoder.
+function hearDecoder(name) {
+  if (asked && asked.name !== name && performance.now() < asked.until) return;
+  asked = null;
+  setDecoder(name);
+}
 function setDecoder(name) {
   $("light").setAttribute("aria-pressed", String(name === "light"));
 }
@@ -321,6 +328,7 @@ $("light").onclick = () => {
   if (!current) return;
   const decoder = $("light").getAttribute("aria-pressed") === "true" ? "full" : "light";
   connection.send({ type: "session.decoder", decoder });
+  asked = { name: decoder, until: performance.now() + 5000 };
   setDecoder(decoder);
   notice(DECODERS[decoder], { tone: "good", forMs: 4000 });
   say(DECODERS[decoder]);
