@@ -34,7 +34,7 @@ from longlive_trt.serving.cluster.videos.orders import Orders
 from longlive_trt.serving.engine import LiveModel
 from longlive_trt.serving.live.clock import VideoClock
 from longlive_trt.serving.live.schedule import Cue
-from longlive_trt.serving.live.session import Known
+from longlive_trt.serving.live.wish import Known
 from longlive_trt.serving.media.h264 import Sample
 from longlive_trt.serving.problems import ProblemError
 from longlive_trt.serving.protocol import SessionStart

@@ -12,9 +12,9 @@ from longlive_trt.runtime.output.base import Pixels
 from longlive_trt.serving.engine import MadeBlock
 from longlive_trt.serving.live.costs import Costs
 from longlive_trt.serving.live.hidden import Speculation
-from longlive_trt.serving.live.latents import KeptLatents
+from longlive_trt.serving.live.kept.latents import KeptLatents
+from longlive_trt.serving.live.kept.recording import Recording
 from longlive_trt.serving.live.plan import Plan
-from longlive_trt.serving.live.recording import Recording
 from longlive_trt.serving.media.h264 import BlockEncoder, Sample
 from longlive_trt.serving.media.jpeg import encode_jpeg
 
@@ -148,7 +148,7 @@ class Encoding:
         self._costs.observe("encode", self._now() - begun - pictures.waited_s)
         self._on_block(job.block, job.made)
 
-    def _publish(self, job: _Job, number: int, sample: Sample, pictures: "_Arriving") -> bool:
+    def _publish(self, job: _Job, number: int, sample: Sample, pictures: _Arriving) -> bool:
         plan = self._plan
         frame = plan.clock.first_frame(job.block) + number
         jpeg = encode_jpeg(pictures[number], self._quality) if self._outlet.wants_jpeg else None

@@ -4,28 +4,28 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from longlive_trt.serving.engine import LiveModel, MadeBlock, ModelFacts
+from longlive_trt.serving.engine import LiveModel, MadeBlock
 from longlive_trt.serving.live.clock import VideoClock
 from longlive_trt.serving.live.costs import Costs
 from longlive_trt.serving.live.encoding import EncodedPicture, Encoding
 from longlive_trt.serving.live.generator import Generator
-from longlive_trt.serving.live.latents import KeptLatents
+from longlive_trt.serving.live.kept.latents import KeptLatents
+from longlive_trt.serving.live.kept.recording import Recording
 from longlive_trt.serving.live.load import Claim
 from longlive_trt.serving.live.maker import Maker
 from longlive_trt.serving.live.plan import Cut, Idle, Make, Plan, Planned, Speculate
 from longlive_trt.serving.live.recipe import SavedVideo
-from longlive_trt.serving.live.recording import Recording
 from longlive_trt.serving.live.schedule import Cue
 from longlive_trt.serving.live.turns import Work
-from longlive_trt.serving.media.h264 import BlockEncoder, Sample
+from longlive_trt.serving.live.wish import Known, Wish, require_decoder
+from longlive_trt.serving.media.h264 import BlockEncoder
 from longlive_trt.serving.media.mp4 import Timing
-from longlive_trt.serving.problems import ProblemError
 from longlive_trt.serving.settings import Settings
 
 _PREPARED = 2
@@ -67,48 +67,6 @@ class Meters(Protocol):
     def rollback(self, reason: str) -> None: ...
 
     def speculation(self, outcome: str) -> None: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Known:
-    """What viewers know of a session that ran elsewhere before: it goes on as if it had not."""
-
-    id: str
-    token: str
-    epoch: int = 0
-    frame: int = 0
-    """The first picture that nobody has."""
-    cues: tuple[Cue, ...] = ()
-    """The newest timeline that was told; empty is that of the state."""
-    end: int | None = None
-    """The block after the last, where there is one."""
-    recorded: Sequence[Sample] = ()
-    """All pictures before the state's, where its recording is to begin with the video."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wish:
-    """What a new session is to show."""
-
-    prompt: str
-    seed: int = 0
-    switch: str = "exact"
-    cues: Sequence[tuple[int, str]] = ()
-    """Prompts from pictures on, after the first."""
-    frames: int | None = None
-    paced: bool = True
-    decoder: str | None = None
-    """One of the model's; None is its first, or that of the state."""
-    saved: SavedVideo | None = None
-    known: Known | None = None
-
-
-def require_decoder(facts: ModelFacts, name: str) -> None:
-    if name not in facts.decoders:
-        held = " and the ".join(facts.decoders)
-        raise ProblemError(
-            "bad_request", f"There is no decoder {name!r} here, only the {held} one."
-        )
 
 
 @dataclass

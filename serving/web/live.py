@@ -14,8 +14,9 @@ from longlive_trt.errors import UsageError
 from longlive_trt.serving.engine import LiveModel
 from longlive_trt.serving.live.clock import VideoClock
 from longlive_trt.serving.live.generator import Generator
-from longlive_trt.serving.live.session import Known, LiveSession, Wish, require_decoder
-from longlive_trt.serving.live.states import States
+from longlive_trt.serving.live.kept.states import States
+from longlive_trt.serving.live.session import LiveSession
+from longlive_trt.serving.live.wish import Known, Wish, require_decoder
 from longlive_trt.serving.operation.metrics import Metrics
 from longlive_trt.serving.problems import ProblemError
 from longlive_trt.serving.settings import Limits, Settings

@@ -15,7 +15,7 @@ from longlive_trt.errors import LongLiveError
 from longlive_trt.runtime.output.base import Pixels
 from longlive_trt.serving.engine import LiveModel
 from longlive_trt.serving.live.generator import Generator
-from longlive_trt.serving.live.remaking import Remake, Stretch, stretch_of
+from longlive_trt.serving.live.kept.remaking import Remake, Stretch, stretch_of
 from longlive_trt.serving.live.session import LiveSession
 from longlive_trt.serving.media.h264 import BlockEncoder
 from longlive_trt.serving.media.mp4 import Timing, fragment, initialization

@@ -12,11 +12,11 @@ from typing import Literal
 import psutil
 
 from longlive_trt.errors import LongLiveError
+from longlive_trt.serving.live.kept.states import States
 from longlive_trt.serving.live.plan import Planned
 from longlive_trt.serving.live.recipe import recipe
 from longlive_trt.serving.live.schedule import Cue as PlannedCue
 from longlive_trt.serving.live.session import LiveSession
-from longlive_trt.serving.live.states import States
 from longlive_trt.serving.operation.metrics import Metrics
 from longlive_trt.serving.problems import ProblemError, unknown_session
 from longlive_trt.serving.protocol import (

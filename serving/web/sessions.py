@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from longlive_trt.errors import UsageError
-from longlive_trt.serving.live.session import require_decoder
+from longlive_trt.serving.live.wish import require_decoder
 from longlive_trt.serving.problems import ProblemError
 from longlive_trt.serving.protocol import Name
 from longlive_trt.serving.web.bodies import (

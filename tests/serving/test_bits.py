@@ -18,7 +18,8 @@ from longlive_trt.serving.live.generator import Generator
 from longlive_trt.serving.live.plan import Cut
 from longlive_trt.serving.live.recipe import SavedVideo, recipe
 from longlive_trt.serving.live.schedule import Cue
-from longlive_trt.serving.live.session import LiveSession, Wish
+from longlive_trt.serving.live.session import LiveSession
+from longlive_trt.serving.live.wish import Wish
 from longlive_trt.serving.settings import Settings
 
 Array = np.ndarray[Any, Any]

@@ -170,6 +170,26 @@ def test_the_feather_changes_the_decoder(start_server: StartServer, open_page: A
     assert page.faults == []
 
 
+def test_the_feather_stays_as_chosen_until_the_server_answers(
+    start_server: StartServer, open_page: Any
+) -> None:
+    """Figures under way name the decoder of before; if nothing else comes, they are right."""
+    page = open_page(start_server(FakeModel(decoders=("full", "light"))))
+    page.begin("a white bird")
+    page.page.evaluate(
+        """() => {
+          const send = WebSocket.prototype.send;
+          WebSocket.prototype.send = function (data) {
+            if (!String(data).includes("session.decoder")) send.call(this, data);
+          };
+        }"""
+    )
+    page.page.click("#light")
+    page.page.wait_for_timeout(2500)
+    assert page.page.get_attribute("#light", "aria-pressed") == "true"
+    page.page.wait_for_selector("#light[aria-pressed=false]", timeout=8000)
+
+
 def test_one_decoder_is_no_choice(live: Running, open_page: Any) -> None:
     page = open_page(live)
     page.begin("a white bird")

@@ -10,7 +10,8 @@ import pytest
 
 from longlive_trt.serving.engine import load_model
 from longlive_trt.serving.live.generator import Generator
-from longlive_trt.serving.live.session import LiveSession, Wish
+from longlive_trt.serving.live.session import LiveSession
+from longlive_trt.serving.live.wish import Wish
 from longlive_trt.serving.settings import Settings
 from tests.fakes.cuda import FakeCuda, Schedule
 from tests.fakes.engines import put_in_place

@@ -11,7 +11,7 @@ import pytest
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from longlive_trt.runtime.output.h264 import yuv_frame
-from longlive_trt.serving.live.recording import Recording
+from longlive_trt.serving.live.kept.recording import Recording
 from longlive_trt.serving.media.h264 import BlockEncoder, Sample
 from longlive_trt.serving.media.jpeg import encode_jpeg
 from longlive_trt.serving.media.mp4 import Timing, file_head, fragment, initialization

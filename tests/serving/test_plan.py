@@ -14,10 +14,10 @@ import pytest
 from longlive_trt.serving.live.clock import VideoClock
 from longlive_trt.serving.live.costs import Costs
 from longlive_trt.serving.live.encoding import EncodedPicture, Encoding
+from longlive_trt.serving.live.kept.recording import Recording
 from longlive_trt.serving.live.maker import Maker
 from longlive_trt.serving.live.plan import Idle, Make, Plan
 from longlive_trt.serving.live.playhead import Playhead
-from longlive_trt.serving.live.recording import Recording
 from longlive_trt.serving.live.schedule import Cue, Schedule
 from longlive_trt.serving.media.h264 import BlockEncoder, Sample
 from longlive_trt.serving.media.mp4 import Timing

@@ -14,9 +14,9 @@ pytest.importorskip("fastapi")
 
 import longlive_trt as ll
 from longlive_trt.serving.engine import load_model
-from longlive_trt.serving.live.latents import KeptLatents
+from longlive_trt.serving.live.kept.latents import KeptLatents
+from longlive_trt.serving.live.kept.remaking import Remake
 from longlive_trt.serving.live.plan import Idle
-from longlive_trt.serving.live.remaking import Remake
 from longlive_trt.serving.live.turns import Work
 from longlive_trt.serving.problems import ProblemError
 from longlive_trt.serving.settings import Limits
@@ -39,6 +39,13 @@ class Watched:
 
     def recording(self, query: str = "") -> Answer:
         return self.live.ask("GET", f"{self.path}/recording.mp4{query}", token=self.token)
+
+    def download(self) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        """The recording by the full decoder, of which nothing was read yet."""
+        connection = http.client.HTTPConnection("localhost", self.live.port, timeout=20)
+        headers = {"authorization": f"Bearer {self.token}"}
+        connection.request("GET", f"{self.path}/recording.mp4?decoder=full", None, headers)
+        return connection, connection.getresponse()
 
     def until(self, frame: int) -> Socket:
         while self.socket.picture().frame < frame:
@@ -95,7 +102,7 @@ def test_the_last_seconds_while_it_runs(start: Callable[..., Running]) -> None:
 def test_latents_that_are_no_longer_kept(
     start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("longlive_trt.serving.live.segments.SEGMENTS", 6)
+    monkeypatch.setattr("longlive_trt.serving.live.kept.segments.SEGMENTS", 6)
     # So little that every block begins a part.
     watched = Watched(start(limits=Limits(latents_bytes=6)))
     watched.until(9 + 12 * 7)
@@ -146,10 +153,7 @@ def test_one_at_a_time_and_given_up_with_its_reader(start: Callable[..., Running
     watched = Watched(start(model))
     watched.until(100)
     watched.socket.send("session.pause")
-    connection = http.client.HTTPConnection("localhost", watched.live.port, timeout=20)
-    headers = {"authorization": f"Bearer {watched.token}"}
-    connection.request("GET", f"{watched.path}/recording.mp4?decoder=full", None, headers)
-    reading = connection.getresponse()
+    connection, reading = watched.download()
     assert reading.status == 200 and reading.read(100)
     answer = watched.recording("?decoder=full")
     assert (answer.status, answer.code) == (503, "server_full")
@@ -166,10 +170,7 @@ def test_it_ends_with_the_server(start: Callable[..., Running]) -> None:
     watched = Watched(start(model))
     watched.until(100)
     watched.socket.send("session.pause")
-    connection = http.client.HTTPConnection("localhost", watched.live.port, timeout=20)
-    headers = {"authorization": f"Bearer {watched.token}"}
-    connection.request("GET", f"{watched.path}/recording.mp4?decoder=full", None, headers)
-    reading = connection.getresponse()
+    connection, reading = watched.download()
     watched.live.stop()
     with pytest.raises(http.client.IncompleteRead):
         reading.read()

@@ -19,8 +19,9 @@ pytest.importorskip("av")
 from longlive_trt.serving.live import session as sessions
 from longlive_trt.serving.live.encoding import EncodedPicture
 from longlive_trt.serving.live.load import Claim, Load
-from longlive_trt.serving.live.session import LiveSession, Wish
+from longlive_trt.serving.live.session import LiveSession
 from longlive_trt.serving.live.turns import Turn, Turns
+from longlive_trt.serving.live.wish import Wish
 from longlive_trt.serving.media.h264 import Sample
 from longlive_trt.serving.settings import Pacing, Settings
 from tests.fakes.live import FakeModel

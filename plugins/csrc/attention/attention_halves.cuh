@@ -37,7 +37,8 @@ __device__ __forceinline__ float exp2_arithmetic(float x) {
 }
 
 // Of one of a thread's two rows: replaces its maximum if it grew enough; `factor` is what earlier sums
-// must be multiplied by. Returns what is taken from scores.
+// must be multiplied by. Returns what is taken from scores. `softmax_step` has it written out: calling
+// this there changes the machine code of kernels that were measured.
 __device__ __forceinline__ float update_maximum(const float (&scores)[kScores], int half,
                                                 RowState& state, float (&factor)[2],
                                                 const RowScales& scales) {

@@ -6,8 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 from longlive_trt.engines.bundles.stores import Store
+from longlive_trt.serving.live.kept.states import States
 from longlive_trt.serving.live.recipe import SavedVideo
-from longlive_trt.serving.live.states import States
 from longlive_trt.serving.problems import ProblemError
 from longlive_trt.serving.settings import Limits
 

@@ -9,7 +9,7 @@ from longlive_trt.errors import OutputError
 from longlive_trt.serving.cluster.store.keeping import Keeper
 from longlive_trt.serving.cluster.videos.orders import Orders
 from longlive_trt.serving.cluster.videos.parts import read_part, write_part
-from longlive_trt.serving.live.recording import Recording
+from longlive_trt.serving.live.kept.recording import Recording
 from longlive_trt.serving.media.h264 import Sample
 
 _LOOK_S = 0.05

@@ -22,6 +22,15 @@ def watch_until(socket: Socket, frame: int, timeout: float = 15.0) -> None:
             return
 
 
+def watched(start: StartFleet) -> tuple[Reached, Socket, dict[str, Any]]:
+    """A session that has run for a while on one of two hosts."""
+    fleet = start(hosts=2)
+    socket = fleet.start("a red car")
+    began = socket.wait("video.start")
+    watch_until(socket, 30)
+    return fleet, socket, began
+
+
 def shown(socket: Socket) -> dict[int, bytes]:
     """What was on screen: of every picture the newest epoch's."""
     return {
@@ -51,10 +60,7 @@ def test_eight_sessions_are_spread_evenly_and_the_ninth_waits(start: StartFleet)
 
 
 def test_a_drained_host_gives_its_sessions_away_with_the_same_bits(start: StartFleet) -> None:
-    fleet = start(hosts=2)
-    socket = fleet.start("a red car")
-    began = socket.wait("video.start")
-    watch_until(socket, 30)
+    fleet, socket, began = watched(start)
     socket.send("session.interaction", prompt="a blue boat")
     socket.wait("session.interaction.applied")
     before = owner_of(fleet, began)
@@ -179,10 +185,7 @@ def test_what_is_said_while_a_session_moves_reaches_its_next_owner(start: StartF
 
 def test_a_lost_host_that_fails_late_does_not_silence_the_next(start: StartFleet) -> None:
     """What it was told last fails when the session runs elsewhere already."""
-    fleet = start(hosts=2)
-    socket = fleet.start("a red car")
-    began = socket.wait("video.start")
-    watch_until(socket, 30)
+    fleet, socket, began = watched(start)
     before = owner_of(fleet, began)
     fleet.fleet.hosts.deaf_s[before] = 1.5
     socket.send("session.interaction", prompt="a blue boat")
@@ -199,10 +202,7 @@ def test_a_lost_host_that_fails_late_does_not_silence_the_next(start: StartFleet
 
 def test_a_session_whose_host_hears_nobody_moves(start: StartFleet) -> None:
     """Pictures come from it still, but it takes no command."""
-    fleet = start(hosts=2)
-    socket = fleet.start("a red car")
-    began = socket.wait("video.start")
-    watch_until(socket, 30)
+    fleet, socket, began = watched(start)
     before = owner_of(fleet, began)
     fleet.fleet.hosts.deaf_s[before] = 0.1
     socket.send("session.interaction", prompt="a blue boat")
@@ -250,10 +250,7 @@ def test_viewers_that_share_a_session_move_together(start: StartFleet) -> None:
 
 @pytest.mark.exhaustive
 def test_a_paused_video_stays_paused(start: StartFleet) -> None:
-    fleet = start(hosts=2)
-    socket = fleet.start("a red car")
-    began = socket.wait("video.start")
-    watch_until(socket, 30)
+    fleet, socket, began = watched(start)
     socket.send("session.pause")
     socket.wait("stats", paused=True)
     fleet.fleet.hosts.kill(owner_of(fleet, began))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from longlive_trt.basics import Array
-from longlive_trt.serving.live.segments import Places, Segments
+from longlive_trt.serving.live.kept.segments import Places, Segments
 
 
 @dataclass(frozen=True)

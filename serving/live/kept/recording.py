@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from longlive_trt.serving.live.segments import Places, Segments
+from longlive_trt.serving.live.kept.segments import Places, Segments
 from longlive_trt.serving.media.h264 import Sample, StreamFacts
 from longlive_trt.serving.media.mp4 import Timing, file_head
 

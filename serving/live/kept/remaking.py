@@ -15,7 +15,7 @@ from longlive_trt.basics import Array
 from longlive_trt.runtime.output.base import Pixels
 from longlive_trt.serving.engine import LiveDecoder
 from longlive_trt.serving.live.generator import Generator
-from longlive_trt.serving.live.latents import KeptBlocks
+from longlive_trt.serving.live.kept.latents import KeptBlocks
 from longlive_trt.serving.live.load import Claim
 from longlive_trt.serving.live.plan import Idle
 from longlive_trt.serving.live.session import LiveSession
