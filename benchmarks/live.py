@@ -155,8 +155,9 @@ def main() -> None:
     options.add_argument("bundle", type=Path)
     options.add_argument("--device", choices=DEVICES, default="auto")
     options.add_argument("--prompts", type=int, default=50, help="of each session")
+    options.add_argument("--sessions", type=int, nargs="+", default=[1, 2], help="at a time")
     chosen = options.parse_args()
-    settings = Settings(port=0, sessions=2, limits=Limits(cues=10_000))
+    settings = Settings(port=0, sessions=max(chosen.sessions), limits=Limits(cues=10_000))
     listening = bind(settings)
     server = make_server(settings, lambda: load_model(chosen.bundle, chosen.device))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -176,7 +177,7 @@ def main() -> None:
         "bundle_key": live.model.facts.bundle_key,
         "results": results,
     }
-    for sessions in (1, 2):
+    for sessions in chosen.sessions:
         for drafts in (False, True):
             results.append(measured(port, sessions, chosen.prompts, drafts=drafts))
             print(json.dumps(results[-1]), file=sys.stderr)

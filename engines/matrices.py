@@ -61,6 +61,10 @@ class SeparateMatrices:
                 raise UsageError(f"{path}: {module} is not stored [in, out]; export again")
             self._stored[module] = value.const_value
 
+    def reuse(self, donor: Path) -> None:
+        """Those of a bundle whose engines are used again; its file comes with them."""
+        self._layouts = dict(MatricesFile.open(donor).layouts)
+
     def lay_out(self, graph: str, layout: Layout) -> None:
         self._layouts[graph] = layout
 
@@ -81,6 +85,9 @@ class SeparateMatrices:
         return GraphInfo(tuple(t for t in info.inputs if t.name not in own), info.outputs)
 
     def write(self, folder: Path) -> None:
+        """Unless the file came with engines that are used again."""
+        if not self._stored:
+            return
         entries: dict[str, Any] = {"__metadata__": {_LAYERS: json.dumps(self._layouts)}}
         position = 0
         for module, tensor in self._stored.items():

@@ -32,7 +32,7 @@ from longlive_trt.plugins.attention.hopper import SinkWindowAttention
 from longlive_trt.plugins.attention.portable import PortableAttention
 from longlive_trt.plugins.attention.tensorrt_plugin import plugin_kernel, workspace_floats
 from longlive_trt.plugins.attention.value_layout import padded_tokens
-from longlive_trt.plugins.attention.variants import HALVES, Variant, choose_variant
+from longlive_trt.plugins.attention.variants import FLOAT8, INT8, Variant, choose_variant
 from longlive_trt.plugins.cuda import driver
 from longlive_trt.plugins.kernels.quantize import quantize_values
 
@@ -201,13 +201,9 @@ def implementations(shape: Shape) -> dict[str, Run]:
         "FlashAttention-2 bf16 (torch)": library(SDPBackend.FLASH_ATTENTION),
         "ours bf16": ours(),
         "ours int8 q k, e4m3 p v": ours_in_8_bits("int8"),
-        **{
-            f"ours int8 q k, in halves, {variant.arithmetic} of 8 by arithmetic": ours_in_8_bits(
-                "int8", variant
-            )
-            for variant in HALVES
-        },
+        "ours int8 q k, e4m3 p v, not in halves": ours_in_8_bits("int8", FLOAT8),
         "ours e4m3": ours_in_8_bits("float8_e4m3"),
+        "ours e4m3, in halves": ours_in_8_bits("float8_e4m3", INT8),
         "ours bf16, portable": portable(),
     }
     if len(shape.pieces) == 2 and shape.pieces[1] == shape.queries:

@@ -21,7 +21,7 @@ from longlive_trt.plugins.attention.tensorrt_plugin import (
     plugin_source,
     workspace_floats,
 )
-from longlive_trt.plugins.attention.variants import HALVES, Variant, choose_variant
+from longlive_trt.plugins.attention.variants import FLOAT8, INT8, Variant, choose_variant
 from longlive_trt.plugins.cuda import driver
 from longlive_trt.plugins.cuda.compilation import compile_kernel
 from longlive_trt.plugins.kernels.quantize import quantize_values
@@ -112,7 +112,7 @@ def main() -> None:
     for keys in (18720, 512):
         run_hopper("bfloat16", checked, choose_variant("bfloat16", 128, keys))
     for kind in ("int8", "float8_e4m3"):
-        for variant in (choose_variant(kind, 128, 18720), *HALVES):
+        for variant in (FLOAT8, INT8):
             run_hopper(kind, checked, variant)
     run_plugin(checked)
     run_portable()

@@ -13,12 +13,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from longlive_trt.contract import TRANSFORMER
 from longlive_trt.engines.bundles.bundle import (
     MANIFEST_NAME,
     FileEntry,
     Manifest,
     read_manifest,
 )
+from longlive_trt.engines.matrices import MATRICES_NAME
 from longlive_trt.errors import BundleError, UsageError
 from longlive_trt.files import real_path, sha256_file
 
@@ -124,3 +126,5 @@ def owners(component: str, graphs: Iterable[str]) -> Iterator[str]:
     """What the files of a component are named after."""
     yield component
     yield from graphs
+    if component == TRANSFORMER:
+        yield MATRICES_NAME.partition(".")[0]

@@ -1,4 +1,4 @@
-"""The tiny decoder's graphs for a GPU: as exported, in half precision.
+"""The tiny decoder's graphs for a GPU: as exported, in half precision, for latents of one size.
 
 Every layer is one 2-D convolution of all frames, which the library has fast kernels for; between
 them are only sums, activations and copies.
@@ -8,13 +8,32 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from longlive_trt.contract import DECODER_GRAPHS, LATENTS, weights_file
+from longlive_trt.configs import ModelConfig
+from longlive_trt.contract import (
+    BATCH,
+    DECODER_GRAPHS,
+    LATENT_FRAMES,
+    LATENTS,
+    latent_sizes,
+    weights_file,
+)
+from longlive_trt.engines.graphs.shapes import fix_shapes
 from longlive_trt.engines.graphs.vae import save_sharing
 from longlive_trt.precision import Precision, retype
 
+_OPSET = 18
+"""The last with a kernel on GPUs for every operator of these graphs: for Resize, that is."""
+
 
 def build_taehv_graphs(
-    component: str, export_folder: Path, precision: Precision, out: Path, *, latents: Precision
+    config: ModelConfig,
+    component: str,
+    export_folder: Path,
+    precision: Precision,
+    out: Path,
+    *,
+    batch: int,
+    latents: Precision,
 ) -> None:
     """Write both graphs of the decoder, and the weights that they share.
 
@@ -22,7 +41,10 @@ def build_taehv_graphs(
     """
     first, following = DECODER_GRAPHS[component]
     graphs = {name: ir.load(export_folder / f"{name}.onnx") for name in (following, first)}
+    sizes = {BATCH: batch, **latent_sizes(config.latent.height, config.latent.width)}
     for model in graphs.values():
+        fix_shapes(model, sizes, LATENT_FRAMES)
+        model.opset_imports[""] = _OPSET
         retype(model, precision)
         if latents != precision:
             _cast_latents(model.graph, latents, precision)

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from longlive_trt.basics import Report
 from longlive_trt.configs import ModelConfig
-from longlive_trt.contract import CPU, ONNXRUNTIME
+from longlive_trt.contract import CPU, ONNXRUNTIME, STEP
 from longlive_trt.engines.bundles.bundle import EngineKind
 from longlive_trt.engines.compiler import (
     BuildOptions,
@@ -46,6 +46,8 @@ class OnnxRuntimeCompiler:
 
     def reuse(self, graphs: Collection[str], donor: Path) -> None:
         """Nothing is written of them but their files."""
+        if self._matrices is not None and STEP in graphs:
+            self._matrices.reuse(donor)
 
     def check(self, record: ExportRecord) -> None:
         cpu.require_arithmetic(self._precision)

@@ -55,7 +55,7 @@ from longlive_trt.precision import PRECISIONS, Precision, retype
 logger = logging.getLogger(__name__)
 
 KERNEL_GRAPHS = (STEP, PROMPT, *VAE_GRAPHS)
-_GRAPHS_VERSION = 2
+_GRAPHS_VERSION = 3
 """Of what is written; another one with every change of the written graphs."""
 _FOLLOWING = {following for _, following in DECODER_GRAPHS.values()}
 _VAE_PRECISION = PRECISIONS["fp16"]
@@ -102,7 +102,8 @@ class OnnxRuntimeGpuCompiler:
         compute, values = self._precision.name, config_values(config)
         if component == TRANSFORMER:
             rope = config.rollout.rope
-            written = [_GRAPHS_VERSION, compute, self._attention, rope]
+            apart = self._matrices is not None
+            written = [_GRAPHS_VERSION, compute, self._attention, rope, apart]
             return [*written, values["transformer"], values["latent"]]
         if component in DECODER_GRAPHS:
             return [compute, self._batch, values["latent"], values[component]]
@@ -110,6 +111,8 @@ class OnnxRuntimeGpuCompiler:
 
     def reuse(self, graphs: Collection[str], donor: Path) -> None:
         """Nothing is written of them but their files."""
+        if self._matrices is not None and STEP in graphs:
+            self._matrices.reuse(donor)
 
     def check(self, record: ExportRecord) -> None:
         self._kernels = kernels_of(record)
@@ -188,7 +191,15 @@ class OnnxRuntimeGpuCompiler:
         self, component: str, config: ModelConfig, exported: Path, folder: Path
     ) -> None:
         if isinstance(config.decoder(component), TaehvConfig):
-            build_taehv_graphs(component, exported, _VAE_PRECISION, folder, latents=self._precision)
+            build_taehv_graphs(
+                config,
+                component,
+                exported,
+                _VAE_PRECISION,
+                folder,
+                batch=self._batch,
+                latents=self._precision,
+            )
             return
         build_vae_graphs(
             config,

@@ -21,7 +21,7 @@ class Variant:
     The tensor cores' sums of 8 bits keep too few: those of ``promoted_blocks`` blocks are added to
     the others in float32.
     ``halves`` of a block's exponentials are made one after the other: rounding and adding go on
-    beside the second. ``arithmetic`` of eight are made by additions and products.
+    beside the second.
     ``checked`` kernels are slower and show a race checker how their threads are ordered.
     """
 
@@ -33,7 +33,6 @@ class Variant:
     promoted_blocks: int = 0
     checked: bool = False
     halves: bool = False
-    arithmetic: int = 0
 
     @property
     def tile_rows(self) -> int:
@@ -58,7 +57,6 @@ class Variant:
             ("LL_PROMOTED", self.promoted_blocks),
             ("LL_CHECKED", int(self.checked)),
             *([("LL_HALVES", 1)] if self.halves else []),
-            *([("LL_ARITHMETIC", self.arithmetic)] if self.arithmetic else []),
             *([] if is_default else [("LL_OUT", ELEMENTS[str(out_dtype)])]),
         )
 
@@ -83,12 +81,8 @@ class Variant:
 _LONG = Variant(warpgroups=3, tile_keys=80, stages=3)
 _SHORT = Variant(warpgroups=3, tile_keys=128, stages=2, pipelined=False)
 _NARROW = Variant(warpgroups=3, tile_keys=128, stages=3)
-_EIGHT_BIT = Variant(warpgroups=2, tile_keys=128, stages=4, promoted_blocks=2)
-HALVES = tuple(
-    Variant(2, tile_keys=128, stages=4, promoted_blocks=2, halves=True, arithmetic=count)
-    for count in (0, 1, 2, 3)
-)
-"""Of 8 bits, to be measured beside the other: compiled, and not run on a GPU yet."""
+FLOAT8 = Variant(warpgroups=2, tile_keys=128, stages=4, promoted_blocks=2)
+INT8 = Variant(warpgroups=2, tile_keys=128, stages=4, promoted_blocks=2, halves=True)
 _SHORT_KEYS = 1024
 
 
@@ -119,7 +113,7 @@ def choose_variant(dtype: str, head_dim: int, keys: int) -> Variant:
     """The fastest of those measured (docs/plugins.md) for a number of keys."""
     check_kind(dtype, head_dim)
     if dtype in EIGHT_BIT:
-        return _EIGHT_BIT
+        return INT8 if dtype == "int8" else FLOAT8
     if head_dim == 64:
         return _NARROW
     return _SHORT if keys <= _SHORT_KEYS else _LONG

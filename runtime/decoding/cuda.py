@@ -83,6 +83,7 @@ class CudaDecoder(RememberingDecoder):
         try:
             self._reserve(block_frames, in_place)
             self._passage = self._passage_over(streams, batch, block_frames)
+            self._rehearse(block_frames - 1)
         except BaseException:
             self.close()
             raise
@@ -105,6 +106,16 @@ class CudaDecoder(RememberingDecoder):
             },
             "a video's first latents",
         )
+
+    def _rehearse(self, rest: int) -> None:
+        """A frame by itself, once: an engine seeks the fastest convolutions of a new size when it
+        meets it, and a prompt's first pictures shall not wait for that. What it leaves is
+        overwritten.
+        """
+        if not self._is_single or not rest:
+            return
+        part, made = (_between(x["rest"], 0, 1, rest) for x in (self._start, self._pictures))
+        self._run_piece(part, made)
 
     def _passage_over(self, streams: DecodingStreams, batch: int, block_frames: int) -> Passage:
         transformer, decoding, crossing = streams.transformer, streams.decoding, streams.crossing

@@ -5,15 +5,9 @@
 
 #include "attention/attention_tile.cuh"
 
-#ifndef LL_ARITHMETIC
-#define LL_ARITHMETIC 0
-#endif
-
 namespace {
 
 static_assert(kBytes && kPipelined && kPromotedBlocks == 2, "as the loop is written");
-// Of eight exponentials, so many are made without that unit.
-constexpr int kArithmetic = LL_ARITHMETIC;
 
 // As Wgmma<kE4M3, 128>::registers, but what the accumulators held is forgotten.
 __device__ __forceinline__ void multiply_anew(float (&d)[64], const uint32* a, uint64 b) {
@@ -24,18 +18,6 @@ __device__ __forceinline__ void multiply_anew(float (&d)[64], const uint32* a, u
       : LL_O_128(d)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
-// 2^x by arithmetic, to 8e-5 of the result; below 2^-125 it is that.
-__device__ __forceinline__ float exp2_arithmetic(float x) {
-  constexpr float kWhole = 12582912.0f;  // 1.5 x 2^23: adding it rounds to a whole number
-  x = fmaxf(x, -125.0f);
-  const float shifted = x + kWhole;
-  const float fraction = x - (shifted - kWhole);
-  float power = fmaf(fraction, 0.05517167f, 0.24261113f);
-  power = fmaf(power, fraction, 0.69326099f);
-  power = fmaf(power, fraction, 0.99992807f);
-  return __uint_as_float(__float_as_uint(power) + (__float_as_uint(shifted) << 23));
-}
-
 // Of one of a thread's two rows: replaces its maximum if it grew enough; `factor` is what earlier sums
 // must be multiplied by. Returns what is taken from scores. `softmax_step` has it written out: calling
 // this there changes the machine code of kernels that were measured.
@@ -64,11 +46,8 @@ __device__ __forceinline__ void exponentiate(float (&scores)[kScores], int half,
   for (int i = kBegin; i < kEnd; i += 4) {
     float& a = scores[i + 2 * half];
     float& b = scores[i + 2 * half + 1];
-    const bool by_arithmetic = i / 4 % 8 < kArithmetic;
-    const float x = fmaf(a, scale_log2, -offset);
-    const float y = fmaf(b, scale_log2, -offset);
-    a = by_arithmetic ? exp2_arithmetic(x) : exp2_approx(x);
-    b = by_arithmetic ? exp2_arithmetic(y) : exp2_approx(y);
+    a = exp2_approx(fmaf(a, scale_log2, -offset));
+    b = exp2_approx(fmaf(b, scale_log2, -offset));
     sums[0] += a;
     sums[1] += b;
   }

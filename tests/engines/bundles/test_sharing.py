@@ -17,6 +17,8 @@ from longlive_trt.engines.bundles.archive import pack, unpack
 from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.engines.bundles.sharing import donors_beside, share_files
 from longlive_trt.engines.bundles.transfer import pull, push
+from longlive_trt.engines.compiler import BuildOptions
+from longlive_trt.engines.matrices import MATRICES_NAME, MatricesFile
 from longlive_trt.errors import UsageError
 from longlive_trt.exports import read_export
 from longlive_trt.files import BUNDLE, foreign_file
@@ -247,3 +249,32 @@ def test_keys_are_of_each_component(golden_export: Path, tiny_config: ModelConfi
     assert on_gpu.decisive(own, "vae") != on_gpu.decisive(other, "vae")
     with pytest.raises(UsageError):
         build(golden_export, Path("/proc/x"), "fp32")
+
+
+def test_matrices_that_can_be_exchanged_come_along(
+    golden_export: Path, other_window: Path, tmp_path: Path
+) -> None:
+    """With engines that have them apart, and not with others."""
+    apart, folder = BuildOptions(lora_ready=True), tmp_path / "bundles"
+    build(golden_export, folder / "plain", "fp32")
+    build(golden_export, folder / "one", "fp32", options=apart)
+    result = build(other_window, folder / "other", "fp32", options=apart)
+    assert not is_same_file(folder / "plain", folder / "one", "step.onnx")
+    assert result.shared_bytes > 0 and is_same_file(folder / "one", folder / "other", MATRICES_NAME)
+    one, other = (MatricesFile.open(folder / name) for name in ("one", "other"))
+    assert one.shapes == other.shapes != {}
+    manifests = [open_bundle(folder / name).manifest for name in ("one", "other")]
+    assert manifests[0].graphs == manifests[1].graphs
+
+
+def test_a_gpu_s_engines_with_matrices_apart_are_others(
+    golden_export: Path, tmp_path: Path
+) -> None:
+    sizes = []
+    for name in ("plain", "apart", "again"):
+        options = BuildOptions(gpu="sm90", lora_ready=name != "plain")
+        result = build(golden_export, tmp_path / name, "bf16", options=options)
+        sizes.append(result.shared_bytes)
+    assert sizes[1] == 0 and sizes[2] > 0
+    one, other = (MatricesFile.open(tmp_path / name) for name in ("apart", "again"))
+    assert one.shapes == other.shapes != {} and one.layouts == other.layouts != {}

@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 
 from longlive_trt.cli import main
 from longlive_trt.configs import ModelConfig, load_config
-from longlive_trt.configs.schema import TextEncoderConfig, VaeConfig
+from longlive_trt.configs.schema import LatentConfig, TextEncoderConfig, VaeConfig
 from longlive_trt.engines.build import BuildResult, build
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.engines.compiler import BuildOptions
@@ -113,7 +113,7 @@ def test_a_manifest_names_the_gpu_and_the_kernels(bundle: Bundle) -> None:
     assert manifest.options == {
         "batch": 2,
         "kernel_graphs": kernels,
-        "graphs_version": 2,
+        "graphs_version": 3,
         "attention": "fp16",
         "compute": "fp16",
     }
@@ -363,7 +363,8 @@ def test_a_tiny_decoder_is_built_in_half_precision(
 
     model = random_decoder(6)
     torch.save(model.state_dict(), tmp_path / "tiny.pth")
-    config = replace(load_config("longlive-1.3b"), vae=model.config)
+    long_live = load_config("longlive-1.3b")
+    config = replace(long_live, vae=model.config, latent=LatentConfig(height=2, width=4))
     assert isinstance(config.vae, TaehvConfig)
     sources = Sources(vae=tmp_path / "tiny.pth")
     export(config, sources, tmp_path / "onnx", PRECISIONS["fp32"], check=False)
@@ -381,7 +382,7 @@ def test_a_tiny_decoder_is_built_in_half_precision(
         ort.InferenceSession(tmp_path / "b" / f"{name}.onnx", providers=["CPUExecutionProvider"])
         for name in ("vae_first", "vae_next")
     )
-    latents = random_latents(1, 3, 16, 2, 3)
+    latents = random_latents(1, 3, 16, 2, 4)
     half = latents.numpy().astype("float16")
     frames, _, *caches = first.run(None, {"latents": half[:, :1]})
     feeds = {f"cache.{i}": cache for i, cache in enumerate(caches)}

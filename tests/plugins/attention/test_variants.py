@@ -1,11 +1,7 @@
-import re
-
-import numpy as np
 import pytest
 
 from longlive_trt.plugins.attention.tensorrt_plugin import TACTICS, workspace_floats
-from longlive_trt.plugins.attention.variants import ELEMENTS, HALVES, choose_variant
-from longlive_trt.plugins.cuda.compilation import SOURCE_DIR
+from longlive_trt.plugins.attention.variants import ELEMENTS, choose_variant
 
 HOPPER_SHARED_BYTES = 227 * 1024
 KINDS = [("bfloat16", 128), ("float16", 64), ("int8", 128), ("float8_e4m3", 128)]
@@ -42,29 +38,3 @@ def test_a_choice_uses_one_workspace_whatever_the_keys(dtype, head_dim):
 def test_the_constants_name_the_element():
     for dtype, number in ELEMENTS.items():
         assert ("LL_ELEMENT", number) in choose_variant(dtype, 128, 1).constants(dtype, 128)
-
-
-def test_halves_differ_from_the_usual_kernel_in_their_constants_alone():
-    usual = choose_variant("int8", 128, 18720)
-    for count, variant in enumerate(HALVES):
-        more = {("LL_HALVES", 1), *([("LL_ARITHMETIC", count)] if count else [])}
-        assert {*variant.constants("int8", 128)} == {*usual.constants("int8", 128)} | more
-        assert variant.shared_bytes("int8", 128) == usual.shared_bytes("int8", 128)
-
-
-def test_an_exponential_by_arithmetic_is_near():
-    """As the source has it, in float32; what is rounded to three bits afterwards needs no more."""
-    source = (SOURCE_DIR / "attention" / "attention_halves.cuh").read_text()
-    body = source[source.index("float exp2_arithmetic") :]
-    body = body[: body.index("}")]
-    numbers = [np.float32(x) for x in re.findall(r"([\d.]+)f\b", body)]
-    whole, least, cubic, square, linear, one = numbers
-    x = np.linspace(-150, 20, 1_000_001, dtype=np.float32)
-    kept = np.maximum(x, -least)
-    shifted = kept + whole
-    fraction = kept - (shifted - whole)
-    power = ((cubic * fraction + square) * fraction + linear) * fraction + one
-    bits = power.view(np.uint32) + (shifted.view(np.uint32) << np.uint32(23))
-    exact = np.exp2(kept.astype(np.float64))
-    assert (np.abs(bits.view(np.float32) / exact - 1)).max() < 8e-5
-    assert bits.view(np.float32)[0] < 3e-38
