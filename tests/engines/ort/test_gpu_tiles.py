@@ -1,24 +1,18 @@
 """Bundles for a GPU that hold a decoder in parts too, built and assembled where there is none."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 
 pytest.importorskip("torch")
 
-from longlive_trt.configs import ModelConfig, VaeConfig
-from longlive_trt.configs.schema import LatentConfig
-from longlive_trt.contract import BASE_GRAPHS, PART_GRAPHS, TILE_GRAPHS, VAE, VAE_GRAPHS
-from longlive_trt.engines.build import build
-from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
-from longlive_trt.engines.compiler import BuildOptions
+from longlive_trt.configs import VaeConfig
+from longlive_trt.contract import PART_GRAPHS, TILE_GRAPHS, VAE, VAE_GRAPHS
+from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.engines.ort import gpu as onnxruntime_cuda
-from longlive_trt.exports import RECORD_NAME, ExportRecord, graph_info
 from longlive_trt.plugins.cuda.streams import Stream
 from longlive_trt.runtime import assembly
 from longlive_trt.runtime.assembly import Engines
@@ -31,55 +25,10 @@ from longlive_trt.runtime.memory.base import Buffer
 from longlive_trt.runtime.memory.budget import Way, decoder_budget, decoding_bytes, way_of
 from longlive_trt.runtime.memory.cuda import CudaMemory
 from tests.fakes.cuda import FakeCuda
-from tests.fakes.decoders import StateWeights, seeded_decoder, stored
 from tests.fakes.engines import FakeCudaEngine
 from tests.fakes.sessions import KernelEngine
 from tests.fakes.streams import make_latents
-from tests.fakes.written import SIZE, TWO
-
-PARTS = {*BASE_GRAPHS[VAE], *TILE_GRAPHS[VAE]}
-
-
-def exported(folder: Path, vae: VaeConfig, size: tuple[int, int]) -> Path:
-    """An export as far as this compiler reads it: weights, and what its record says."""
-    latent = LatentConfig(height=size[0], width=size[1])
-    config = ModelConfig(name="tiled", latent=latent, vae=vae)
-    stored(StateWeights(seeded_decoder(vae)), folder)
-    for name in {*VAE_GRAPHS, *PARTS}:
-        path, (inputs, outputs) = folder / f"{name}.onnx", _described(config, name)
-        graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": 22})
-        model = ir.load(path) if path.exists() else ir.Model(graph, ir_version=10)
-        model.graph.inputs.extend(inputs)
-        model.graph.outputs.extend(outputs)
-        ir.save(model, path)
-    paths = sorted(folder.iterdir())
-    graphs = {p.stem: graph_info(ir.load(p)) for p in paths if p.suffix == ".onnx"}
-    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-    record = ExportRecord("fp32", config, {VAE: "seeded"}, graphs, files, {})
-    (folder / RECORD_NAME).write_text(record.to_json())
-    return folder
-
-
-def _described(config: ModelConfig, graph: str) -> tuple[list[ir.Value], list[ir.Value]]:
-    """Inputs and outputs, as far as a manifest is checked for them."""
-    assert config.video_size is not None
-    inputs, outputs = [], []
-    if graph not in TILE_GRAPHS[VAE]:
-        inputs.append(_value("latents", ["batch", "latent_frames", *config.latent_shape]))
-    if graph in VAE_GRAPHS:
-        frames = 1 if graph == VAE_GRAPHS[0] else "4*latent_frames"
-        outputs.append(_value("pixels", ["batch", frames, *config.video_size, 3]))
-    return inputs, outputs
-
-
-def _value(name: str, shape: list[int | str]) -> ir.Value:
-    return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
-
-
-def built(folder: Path, vae: VaeConfig, size: tuple[int, int]) -> Bundle:
-    source = exported(folder / "export", vae, size)
-    build(source, folder / "bundle", "fp16", options=BuildOptions(gpu="sm90"))
-    return open_bundle(folder / "bundle")
+from tests.fakes.written import PARTS, SIZE, TWO, built
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +106,20 @@ def test_low_memory_decodes_in_tiles_on_a_gpu(bundle: Bundle, opened: Any) -> No
     # Whole blocks add in another order than single frames do; tiles are single frames.
     assert np.abs(pictures[0].astype(int) - pictures[2]).max() <= 1
     assert np.array_equal(pictures[1], pictures[3])
+
+
+@pytest.mark.usefixtures("opened")
+def test_the_benchmark_measures_every_way(bundle: Bundle, tmp_path: Path) -> None:
+    from benchmarks.decoder_memory import WAYS, counted, measure
+
+    pictures = {}
+    for way in WAYS:
+        report = measure(bundle, way, 1, tmp_path / f"{way}.npy")
+        assert report["taken_gb"] > 0 and len(report["block_ms"]["series"]) == 1
+        pictures[way] = np.load(tmp_path / f"{way}.npy").astype(int)
+    assert pictures["blocks"].std() > 1
+    assert np.abs(pictures["frames"] - pictures["blocks"]).max() <= 1
+    assert np.array_equal(pictures["tiles"], pictures["frames"])
+    decoder = decoder_named(bundle, None)
+    for way, gigabytes in counted(bundle).items():
+        assert gigabytes == round(decoding_bytes(bundle, bundle.config, decoder, 1, way) / 1e9, 3)
