@@ -229,6 +229,13 @@ class VaeConfig:
         return min(2, len(self.temporal_upsample))
 
     @property
+    def whole_stages(self) -> int:
+        """Residual blocks and doublings, of those after the middle, in the part before."""
+        levels = len(self.temporal_upsample) - self.tiled_doublings + 1
+        # The first doubling in tiles ends the last of these levels.
+        return levels * (self.res_blocks + 2) - 1
+
+    @property
     def feature_frames(self) -> int:
         """Of a latent frame after the first, where that part ends."""
         return int(2 ** sum(self.temporal_upsample[: -self.tiled_doublings]))

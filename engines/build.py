@@ -76,7 +76,7 @@ def build(
     ``report`` hears of graphs, and ``checking`` of the bytes of files that are checked.
     """
     precision = precision_named(precision_name)
-    record = _without_tiles(read_export(export_folder), engine, options)
+    record = _without_tiles(read_export(export_folder), engine)
     compiler = compiler_named(engine, options, precision, record.config)
     compiler.check(record)
     check_export(export_folder, record, checking)
@@ -125,10 +125,10 @@ def build(
     return BuildResult(manifest, was_current=False, shared_bytes=taken.bytes)
 
 
-def _without_tiles(record: ExportRecord, engine: str, options: BuildOptions) -> ExportRecord:
-    """Engines for a GPU decode whole frames only."""
+def _without_tiles(record: ExportRecord, engine: str) -> ExportRecord:
+    """Compilers of plans for a GPU decode whole frames only."""
     kind = KINDS.get(engine)
-    if options.gpu is None and (kind is None or not kind.needs_gpu):
+    if kind is None or not kind.needs_gpu:
         return record
     kept = {name: info for name, info in record.graphs.items() if name not in PART_GRAPHS}
     return replace(record, graphs=kept)

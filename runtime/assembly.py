@@ -40,6 +40,7 @@ from longlive_trt.runtime.adapting import AdaptersInUse, AskedAdapter, Matrices,
 from longlive_trt.runtime.decoding.choice import BundledDecoder, decoder_named, decoders_of
 from longlive_trt.runtime.decoding.cuda import CudaDecoder, DecodingStreams
 from longlive_trt.runtime.decoding.host import Decoder, FrameStream, ThreadedDecoder, VaeStream
+from longlive_trt.runtime.decoding.pieces import Pieces, TiledPieces, WholePieces
 from longlive_trt.runtime.decoding.switching import DecoderSource, SwitchableDecoder
 from longlive_trt.runtime.decoding.tiled import Part, TiledStream
 from longlive_trt.runtime.memory.base import HostMemory, Memory
@@ -259,7 +260,6 @@ class Engines(Closing):
         decoder, size = decoder_named(self.bundle, name), self.bundle.config.latent.size
         if not self.on_gpu:
             return ThreadedDecoder(self.stream_of(decoder, batch, PIXELS, size))
-        first, following, in_place = self._decoding(decoder.graphs)
         crosses = self._streams.decodes_elsewhere
         streams = DecodingStreams(
             transformer=self.stream("transformer"),
@@ -268,14 +268,19 @@ class Engines(Closing):
             crossing=self.stream("crossing") if crosses else None,
         )
         frames = self.bundle.config.rollout.frames_per_block
+        return CudaDecoder(self._pieces(decoder, batch), batch, frames, streams)
+
+    def _pieces(self, decoder: BundledDecoder, batch: int) -> Callable[[Memory], Pieces]:
+        size, config = self.bundle.config.latent.size, decoder.config
+        if self._uses_tiles(decoder):
+            assert isinstance(config, VaeConfig)
+            base, tile = self._parts(decoder)
+            return lambda memory: TiledPieces(base, tile, config, memory, batch, latents=size)
+        first, following, in_place = self._decoding(decoder.graphs)
         kind = KINDS[self.bundle.manifest.engine.kind]
         single = self._low_memory or not kind.decodes_blocks
-        return CudaDecoder(
-            first,
-            following,
-            batch,
-            frames,
-            streams,
+        return lambda memory: WholePieces(
+            *(first, following, memory, batch),
             frame_by_frame=single,
             latents=size,
             in_place=in_place,
@@ -285,20 +290,20 @@ class Engines(Closing):
         self, decoder: BundledDecoder, batch: int, output: str, size: tuple[int, int]
     ) -> FrameStream:
         """For whoever has latents, and waits for their pictures."""
-        if self._low_memory and not self.on_gpu and decoder.has_tiles(self.bundle):
-            return self._tiled(decoder, batch, output, size)
-        first, following, in_place = self._decoding(decoder.graphs)
         memory = self._memory("decoding")
+        if self._uses_tiles(decoder):
+            assert isinstance(decoder.config, VaeConfig)
+            parts = self._parts(decoder)
+            return TiledStream(*parts, decoder.config, batch, output, memory, latents=size)
+        first, following, in_place = self._decoding(decoder.graphs)
         return VaeStream(first, following, batch, output, memory, latents=size, in_place=in_place)
 
-    def _tiled(
-        self, decoder: BundledDecoder, batch: int, output: str, size: tuple[int, int]
-    ) -> TiledStream:
-        assert isinstance(decoder.config, VaeConfig)
-        base, tile = (
-            Part(*self._decoding(parts[decoder.component])) for parts in (BASE_GRAPHS, TILE_GRAPHS)
-        )
-        return TiledStream(base, tile, decoder.config, batch, output, latents=size)
+    def _uses_tiles(self, decoder: BundledDecoder) -> bool:
+        return self._low_memory and decoder.has_tiles(self.bundle)
+
+    def _parts(self, decoder: BundledDecoder) -> tuple[Part, Part]:
+        base, tile = (parts[decoder.component] for parts in (BASE_GRAPHS, TILE_GRAPHS))
+        return Part(*self._decoding(base)), Part(*self._decoding(tile))
 
     def _decoding(self, graphs: tuple[str, str]) -> tuple[Engine, Engine, frozenset[str]]:
         """Both engines, and the histories that they may renew where they lie."""

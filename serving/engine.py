@@ -208,7 +208,7 @@ class BundleModel(Closing):
         engines, config = self._pipeline.engines, self.bundle.config
         decoder = decoder_named(self.bundle, name)
         if engines.on_gpu:
-            budget = decoder_budget(self.bundle, config, low_memory=True, decoder=name)
+            budget = decoder_budget(self.bundle, config, decoder=name, way="frames")
             require_memory(engines.decode_gpu or engines.gpu, budget, {})
         return _BundleDecoder(engines.stream_of(decoder, 1, PIXELS, config.latent.size))
 

@@ -9,10 +9,11 @@ outputs of a place at once, side by side in the channels, with 4/9 of the work; 
 reads them so.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import count
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -20,7 +21,11 @@ import onnx_ir as ir
 from longlive_trt import contract
 from longlive_trt.configs import ModelConfig, VaeConfig
 from longlive_trt.contract import (
+    BASE_GRAPHS,
     DECODER_GRAPHS,
+    TILE_GRAPHS,
+    TILE_HEIGHT,
+    TILE_WIDTH,
     VAE,
     multiple_of,
     numbered,
@@ -34,7 +39,7 @@ from longlive_trt.engines.graphs.vae_convolutions import (
     Convolutions,
     tell_what_stays_wide,
 )
-from longlive_trt.engines.graphs.vae_layers import DecoderLayers, Pending
+from longlive_trt.engines.graphs.vae_layers import DecoderLayers, Pending, times
 from longlive_trt.errors import UsageError
 from longlive_trt.plugins.kernels.vae import MAX_HEAD_CHANNELS
 from longlive_trt.precision import Precision
@@ -54,25 +59,38 @@ def build_vae_graphs(
     latents: Precision | None = None,
     hopper: bool = True,
     component: str = VAE,
+    tiles: bool = False,
 ) -> None:
-    """Write both graphs of the decoder, and the weights that they share.
+    """Write both graphs of the decoder, and the weights that they share; with ``tiles`` those of
+    its two parts too.
 
     The latents come in a precision of their own: the transformer's. Convolutions in eight bits have
     a kernel on ``hopper`` only.
     """
     vae = _require_supported(config, precision, component)
-    name_first, name_next = DECODER_GRAPHS[component]
-    exported = ir.load(export_folder / f"{name_next}.onnx")
+    exported = ir.load(export_folder / f"{DECODER_GRAPHS[component][1]}.onnx")
     weights = GraphWeights(exported, weight_prefix(component), precision)
+    written: list[tuple[tuple[str, str], tuple[Size, Size], _Write]] = [
+        (DECODER_GRAPHS[component], config.latent.size, _DecoderWriter.write_whole)
+    ]
+    if tiles:
+        written += [
+            (BASE_GRAPHS[component], config.latent.size, _DecoderWriter.write_base),
+            (TILE_GRAPHS[component], (TILE_HEIGHT, TILE_WIDTH), _DecoderWriter.write_tile),
+        ]
     graphs = {}
-    for name, first in ((name_next, False), (name_first, True)):
-        builder = GraphBuilder(name, precision)
-        convolutions = Convolutions(builder, weights, batch, in_eight_bits=hopper)
-        decoder = _DecoderWriter(
-            builder, weights, convolutions, config, vae, batch=batch, first=first
-        )
-        decoder.build(latents or precision)
-        graphs[name] = builder.model()
+    for names, sides, write in written:
+        # The second one has all weights.
+        for name, first in zip(reversed(names), (False, True), strict=True):
+            builder = GraphBuilder(name, precision)
+            convolutions = Convolutions(builder, weights, batch, in_eight_bits=hopper)
+            write(
+                _DecoderWriter(
+                    builder, weights, convolutions, vae, sides=sides, batch=batch, first=first
+                ),
+                latents or precision,
+            )
+            graphs[name] = builder.model()
     tell_what_stays_wide(weights, hopper=hopper)
     save_sharing(graphs, out, weights_file(component))
 
@@ -127,26 +145,60 @@ def _share_weights(written: ir.Model, other: ir.Model) -> None:
 class _DecoderWriter(DecoderLayers):
     """The decoder as it is put together."""
 
-    def build(self, latents: Precision) -> None:
-        widths = _widths(self.vae)
-        hidden = self.causal_conv(self._latents(latents), "decoder.conv1", widths[0])
-        hidden = self._res_block(hidden, "decoder.middle.0", widths[0])
+    def write_whole(self, latents: Precision) -> None:
+        colors = self._head(self._staged(self._middle(latents), 0, None))
+        self._finish(colors, self._counted(contract.LATENT_FRAMES, self.vae.temporal_factor))
+
+    def write_base(self, latents: Precision) -> None:
+        """Up to the part that tiles may do."""
+        before = self._staged(self._middle(latents), 0, self.vae.whole_stages)
+        features = self.summed(self.computed(before), interleave=False)
+        frames = self._counted(contract.LATENT_FRAMES, self.vae.feature_frames)
+        shape = (times(frames, self.batch), *self.size, before.channels)
+        self.builder.output(contract.FEATURES, features, shape)
+        self._remember()
+
+    def write_tile(self, latents: Precision) -> None:
+        """From there on, of a tile of any size."""
+        del latents
+        cut = self.vae.whole_stages
+        channels = _widths(self.vae)[cut // (self.vae.res_blocks + 2)]
+        frames = times(1 if self.first else contract.FEATURE_FRAMES, self.batch)
+        features = self.builder.input(contract.FEATURES, (frames, *self.size, channels))
+        colors = self._head(self._staged(Pending(features, channels), cut, None))
+        factor = self.vae.temporal_factor // self.vae.feature_frames
+        self._finish(colors, self._counted(contract.FEATURE_FRAMES, factor))
+
+    def _middle(self, latents: Precision) -> Pending:
+        widest = _widths(self.vae)[0]
+        hidden = self.causal_conv(self._latents(latents), "decoder.conv1", widest)
+        hidden = self._res_block(hidden, "decoder.middle.0", widest)
         hidden = self._attention(hidden, "decoder.middle.1")
-        hidden = self._res_block(hidden, "decoder.middle.2", widths[0])
-        stages = (f"decoder.upsamples.{stage}" for stage in count())
-        for level, width in enumerate(widths):
+        return self._res_block(hidden, "decoder.middle.2", widest)
+
+    def _staged(self, hidden: Pending, begin: int, end: int | None) -> Pending:
+        """Some of the residual blocks and doublings after the middle, by their numbers."""
+        for stage in self._stages()[begin:end]:
+            hidden = stage(hidden)
+        return hidden
+
+    def _stages(self) -> list[Callable[[Pending], Pending]]:
+        stages: list[Callable[[Pending], Pending]] = []
+
+        def add(stage: Callable[..., Pending], **options: Any) -> None:
+            stages.append(partial(stage, name=f"decoder.upsamples.{len(stages)}", **options))
+
+        for level, width in enumerate(_widths(self.vae)):
             for _ in range(self.vae.res_blocks + 1):
-                hidden = self._res_block(hidden, next(stages), width)
+                add(self._res_block, channels=width)
             if level < len(self.vae.temporal_upsample):
-                temporal = self.vae.temporal_upsample[level]
-                hidden = self._upsample(hidden, next(stages), temporal=temporal)
-        self._finish(self._head(hidden))
+                add(self._upsample, temporal=self.vae.temporal_upsample[level])
+        return stages
 
     def _latents(self, precision: Precision) -> Pending:
         add, vae = self.builder.op, self.vae
         frames: Size = 1 if self.first else contract.LATENT_FRAMES
-        size = (self.height, self.width)
-        shape = (self.batch, frames, vae.channels, *size)
+        shape = (self.batch, frames, vae.channels, *self.size)
         latents = self.builder.input(contract.LATENTS, shape, precision.onnx)
         std, mean = (
             self.builder.constant(np.reshape(values, (-1, 1, 1)), np.float32)
@@ -155,7 +207,7 @@ class _DecoderWriter(DecoderLayers):
         wide = add("Add", add("Mul", add("Cast", latents, to=ir.DataType.FLOAT), std), mean)
         half = add("Cast", wide, to=self.builder.precision.onnx)
         last = add("Transpose", half, perm=(0, 1, 3, 4, 2))
-        rows = self.builder.constant((-1, *size, vae.channels), np.int64)
+        rows = self.builder.constant((-1, *self.size, vae.channels), np.int64)
         mixed = self.linear(add("Reshape", last, rows), "conv2", vae.channels, vae.channels)
         return Pending(mixed, vae.channels, ("conv2.bias",))
 
@@ -191,7 +243,7 @@ class _DecoderWriter(DecoderLayers):
         logits = add("MatMul", query, add("Transpose", key, perm=(0, 2, 1)))
         attended = add("MatMul", add("Softmax", logits, axis=-1), value)
         projected = self.linear(attended, f"{name}.proj", channels, channels)
-        shape = self.builder.constant((0, self.height, self.width, channels), np.int64)
+        shape = self.builder.constant((0, *self.size, channels), np.int64)
         update = add("Reshape", projected, shape)
         return replace(kept, biases=(f"{name}.proj.bias",), y=update)
 
@@ -212,7 +264,7 @@ class _DecoderWriter(DecoderLayers):
             paired = self.linear(stacked, f"{name}.time_conv", 3 * channels, 2 * channels)
             before = Pending(paired, 2 * channels, (f"{name}.time_conv.bias",))
         summed = self.summed(before, interleave=before.channels != channels)
-        self.height, self.width = 2 * self.height, 2 * self.width
+        self.scale *= 2
         resample = f"{name}.resample.1"
         hidden = self.doubling_conv(summed, resample, channels, channels // 2)
         return Pending(hidden, channels // 2, (f"{resample}.bias",), is_spread=True)
@@ -231,16 +283,24 @@ class _DecoderWriter(DecoderLayers):
         hidden = self.builder.kernel("vae_head", extended, kernel, batch=self.batch)
         return Pending(hidden, _COLORS, (f"{name}.bias",))
 
-    def _finish(self, colors: Pending) -> None:
-        factor = self.vae.temporal_factor
-        frames: Size = 1 if self.first else multiple_of(contract.LATENT_FRAMES, factor)
-        size = (self.height, self.width)
-        shapes = (self.batch, frames, _COLORS, *size), (self.batch, frames, *size, _COLORS)
+    def _finish(self, colors: Pending, frames: Size) -> None:
+        """``frames``: of pictures, for each video."""
+        shapes = (
+            (self.batch, frames, _COLORS, *self.size),
+            (self.batch, frames, *self.size, _COLORS),
+        )
         self._present("vae_frames", contract.FRAMES, colors, shapes[0], FLOAT32)
         self._present("vae_pixels", contract.PIXELS, colors, shapes[1], UINT8)
+        self._remember()
+
+    def _remember(self) -> None:
         for index, (history, shape) in enumerate(self.renewed):
             name = numbered(contract.HISTORY_NEXT, index)
             self.builder.output(name, history, shape, history.dtype)
+
+    def _counted(self, frames: str, factor: int) -> Size:
+        """So many for each of these frames; of a first latent frame there is one of all."""
+        return 1 if self.first else multiple_of(frames, factor)
 
     def _present(
         self, kernel: str, name: str, colors: Pending, shape: Sequence[Size], element: ElementType
@@ -248,3 +308,7 @@ class _DecoderWriter(DecoderLayers):
         inputs = [self.value(colors), *self.addends(colors)]
         value = self.builder.kernel(kernel, *inputs, dtype=element.name, batch=self.batch)
         self.builder.output(name, value, shape, ir.DataType(element.onnx))
+
+
+_Write = Callable[[_DecoderWriter, Precision], None]
+"""Of one graph; latents come in this precision."""

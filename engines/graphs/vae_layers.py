@@ -13,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 
 from longlive_trt import contract
-from longlive_trt.configs import ModelConfig, VaeConfig
-from longlive_trt.contract import numbered
-from longlive_trt.engines.graphs.builder import GraphBuilder, GraphWeights
+from longlive_trt.configs import VaeConfig
+from longlive_trt.contract import multiple_of, numbered
+from longlive_trt.engines.graphs.builder import GraphBuilder, GraphWeights, Size
 from longlive_trt.engines.graphs.vae_convolutions import (
     Array,
     Convolution,
@@ -51,16 +51,23 @@ class DecoderLayers:
         builder: GraphBuilder,
         weights: GraphWeights,
         convolutions: Convolutions,
-        config: ModelConfig,
         vae: VaeConfig,
         *,
+        sides: tuple[Size, Size],
         batch: int,
         first: bool,
     ) -> None:
+        """``sides``: height and width of what the graph reads."""
         self.builder, self.weights, self.convolutions = builder, weights, convolutions
         self.vae, self.batch, self.first = vae, batch, first
-        self.height, self.width = config.latent.height, config.latent.width
-        self.renewed: list[tuple[ir.Value, tuple[int, ...]]] = []
+        self._sides, self.scale = sides, 1
+        self.renewed: list[tuple[ir.Value, tuple[Size, ...]]] = []
+
+    @property
+    def size(self) -> tuple[Size, Size]:
+        """Height and width, after as many doublings as there were."""
+        height, width = (times(side, self.scale) for side in self._sides)
+        return height, width
 
     def summed(self, before: Pending, *, interleave: bool) -> ir.Value:
         inputs = [self.value(before), *self.addends(before)]
@@ -243,8 +250,14 @@ class DecoderLayers:
     def weight(self, name: str, shape: tuple[int, ...], make: Callable[[], Any]) -> ir.Value:
         return self.builder.weight(name, self.weights.lazy(name, shape, make))
 
-    def _history_shape(self, channels: int) -> tuple[int, ...]:
-        return (self.batch, HISTORY_FRAMES, self.height, self.width, channels)
+    def _history_shape(self, channels: int) -> tuple[Size, ...]:
+        return (self.batch, HISTORY_FRAMES, *self.size, channels)
 
     def renew(self, history: ir.Value, channels: int) -> None:
         self.renewed.append((history, self._history_shape(channels)))
+
+
+def times(size: Size, factor: int) -> Size:
+    if isinstance(size, int):
+        return size * factor
+    return size if factor == 1 else multiple_of(size, factor)

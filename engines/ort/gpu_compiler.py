@@ -22,9 +22,11 @@ from longlive_trt.contract import (
     ENCODER_GRAPHS,
     LIGHT_VAE_GRAPHS,
     ONNXRUNTIME,
+    PART_GRAPHS,
     PROMPT,
     STEP,
     TEXT,
+    TILE_GRAPHS,
     TRANSFORMER,
     VAE_GRAPHS,
     weights_file,
@@ -72,7 +74,8 @@ class OnnxRuntimeGpuCompiler:
         self._precision = precision
         self._attention = precision.name
         self._kernels: set[str] = set()
-        self._light: tuple[str, ...] = ()
+        self._others: tuple[str, ...] = ()
+        """Of the export's graphs, those with kernels that most bundles have not."""
 
     @property
     def kind(self) -> EngineKind:
@@ -82,7 +85,7 @@ class OnnxRuntimeGpuCompiler:
     def options(self) -> Mapping[str, object]:
         return {
             "batch": self._batch,
-            "kernel_graphs": (*KERNEL_GRAPHS, *self._light),
+            "kernel_graphs": (*KERNEL_GRAPHS, *self._others),
             "graphs_version": _GRAPHS_VERSION,
             "attention": self._attention,
             "compute": self._precision.name,
@@ -116,7 +119,8 @@ class OnnxRuntimeGpuCompiler:
 
     def check(self, record: ExportRecord) -> None:
         self._kernels = kernels_of(record)
-        self._light = tuple(graph for graph in LIGHT_VAE_GRAPHS if graph in record.graphs)
+        others = (*LIGHT_VAE_GRAPHS, *PART_GRAPHS)
+        self._others = tuple(graph for graph in others if graph in record.graphs)
         require_exchangeable(self._asked, record)
         if self._precision.name == "fp32":
             raise UsageError(
@@ -165,7 +169,7 @@ class OnnxRuntimeGpuCompiler:
 
     def compile(self, source: GraphSource, folder: Path, report: Report) -> None:
         config, exported = source.config, source.path.parent
-        # Both writers write two graphs, which share what they are written from.
+        # Writers write two graphs and more, which share what they are written from.
         if source.name == STEP:
             self._build_step_graphs(source, folder)
         elif source.name in _FOLLOWING:
@@ -210,6 +214,7 @@ class OnnxRuntimeGpuCompiler:
             latents=self._precision,
             hopper=self._gpu.has_hopper_attention,
             component=component,
+            tiles=TILE_GRAPHS[component][0] in self._others,
         )
 
     def info(self, source: GraphSource, folder: Path) -> GraphInfo:

@@ -119,8 +119,7 @@ class _Decoder(nn.Module):
         )
         self.upsamples = nn.ModuleList(_upsampling_stages(widths, config))
         # The first doubling of the part that may be done in tiles.
-        whole_levels = len(config.temporal_upsample) - config.tiled_doublings
-        self.cut = (whole_levels + 1) * (config.res_blocks + 2) - 1
+        self.cut = config.whole_stages
         self.head = nn.ModuleDict(
             {"0": ChannelNorm(widths[-1]), "2": block_conv(widths[-1], 3, taps)}
         )

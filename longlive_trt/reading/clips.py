@@ -12,7 +12,9 @@ import av
 import numpy as np
 import numpy.typing as npt
 from av.container import InputContainer
+from av.stream import Disposition
 from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 
 from longlive_trt.console.printing import plain
 from longlive_trt.reading.failures import ReadingError
@@ -32,6 +34,10 @@ _FORMATS = (
 )
 _KNOWN = "MP4, MOV, MKV, WebM, AVI, GIF, PNG, JPEG, WebP, BMP or TIFF"
 _SLACK_S = Fraction(1, 1000)
+_WHOLE = 255
+"""Of a pixel that nothing shines through."""
+_HDR = (16, 18)
+"""Transfer curves, as video standards number them: PQ and HLG."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,8 @@ class Clip:
     """None for a single picture."""
     rotation: int = 0
     """Degrees, counterclockwise, by which a camera says that its pictures are to be turned."""
+    remarks: tuple[str, ...] = ()
+    """What is not seen as in every other viewer."""
 
     @property
     def is_picture(self) -> bool:
@@ -58,9 +66,14 @@ class Clip:
         self, size: tuple[int, int], fps: float, *, first: int, count: int
     ) -> Iterator[Pixels]:
         """``count`` pictures from number ``first`` on, of height and width ``size``."""
+        shown: VideoFrame | None = None
         for number, frame in enumerate(self._shown(fps)):
-            if first <= number < first + count:
-                yield self._fitted(frame, size)
+            if not first <= number < first + count:
+                continue
+            if frame is not shown:
+                # One that stays on the screen is scaled once.
+                shown, fitted = frame, self._fitted(frame, size)
+            yield fitted
 
     def fit(self, size: tuple[int, int]) -> tuple[int, int]:
         """The width and height that it is scaled to before it is cropped around the middle."""
@@ -73,7 +86,7 @@ class Clip:
         is_turned = self.rotation % 180 != 0
         stored = (height, width) if is_turned else (width, height)
         smaller = height * width < frame.height * frame.width
-        scaled = frame.to_ndarray(
+        scaled = _opaque(frame).to_ndarray(
             format="rgb24",
             width=stored[0],
             height=stored[1],
@@ -86,16 +99,17 @@ class Clip:
     def _shown(self, fps: float) -> Iterator[VideoFrame]:
         """What is on the screen at every tick of a clock of this rate."""
         with _opened(self.path) as container:
+            frames = container.decode(_pictures_of(container))
             if self.fps is None:
-                yield next(container.decode(video=0))
+                yield next(frames)
                 return
-            yield from _ticks(container, self.fps, Fraction(fps).limit_denominator(1001))
+            yield from _ticks(frames, self.fps, Fraction(fps).limit_denominator(1001))
 
 
 def open_clip(path: Path) -> Clip:
     """What a file holds; nothing but its beginning is decoded."""
     with _opened(path) as container:
-        stream = container.streams.video[0]
+        stream = _pictures_of(container)
         frames = container.decode(stream)
         shown = deque((frame for _, frame in zip(range(2), frames, strict=False)), maxlen=2)
         if not shown:
@@ -107,10 +121,11 @@ def open_clip(path: Path) -> Clip:
         for side in (width, height):
             if side not in _SIDE:
                 raise ReadingError(f"pictures of {width} x {height}; each side may be {_SIDE}")
+        # Whatever a single picture lies in, it is one; of a clip that was cut, more are told.
         is_still = len(shown) == 1 and (_is_still(container) or stream.frames in (0, 1))
-        rate = None if is_still and _is_still(container) else _rate(stream)
+        rate = None if is_still else _rate(stream)
         turned = (height, width) if rotation % 180 else (width, height)
-        return Clip(path, *turned, rate, rotation)
+        return Clip(path, *turned, rate, rotation, tuple(_remarks(frame)))
 
 
 def _is_still(container: InputContainer) -> bool:
@@ -132,25 +147,71 @@ def _rate(stream: Any) -> Fraction:
     return Fraction(rate)
 
 
-def _ticks(container: InputContainer, own: Fraction, fps: Fraction) -> Iterator[VideoFrame]:
+def _ticks(frames: Iterator[VideoFrame], own: Fraction, fps: Fraction) -> Iterator[VideoFrame]:
     tick, now = 0, Fraction(0)
     begin: Fraction | None = None
     previous: VideoFrame | None = None
-    for number, frame in enumerate(container.decode(video=0)):
+    for number, frame in enumerate(frames):
         time = number / own
         if frame.pts is not None and frame.time_base is not None:
             time = frame.pts * frame.time_base
         begin = time if begin is None else begin
         now = max(now, time - begin)
-        if now > LONGEST_S:
-            raise ReadingError(f"longer than {LONGEST_S} s; cut it to what the video goes on from")
+        _require_short(now)
         while previous is not None and tick / fps < now - _SLACK_S:
             yield previous
             tick += 1
         previous = frame
-    while previous is not None and tick / fps < now + 1 / own - _SLACK_S:
+    if previous is None:
+        return
+    end = now + _held(previous, own)
+    _require_short(end)
+    while tick / fps < end - _SLACK_S:
         yield previous
         tick += 1
+
+
+def _held(frame: VideoFrame, own: Fraction) -> Fraction:
+    """How long the last picture stays on the screen: as long as the file says, or as others do."""
+    told = Fraction(frame.duration or 0) * (frame.time_base or 0)
+    return told if 0 < told <= LONGEST_S else 1 / own
+
+
+def _require_short(seconds: Fraction) -> None:
+    if seconds > LONGEST_S:
+        raise ReadingError(f"longer than {LONGEST_S} s; cut it to what the video goes on from")
+
+
+def _pictures_of(container: InputContainer) -> VideoStream:
+    """The first stream of pictures that is not a cover of what is heard."""
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            return stream
+    raise ReadingError("no pictures inside, only other streams")
+
+
+def _opaque(frame: VideoFrame) -> VideoFrame:
+    """On white, where something of it is transparent."""
+    if not _has_transparency(frame):
+        return frame
+    values = frame.to_ndarray(format="rgba").astype(np.uint16)
+    colors, alpha = values[..., :3], values[..., 3:]
+    mixed = (colors * alpha + 255 * (255 - alpha) + 127) // 255
+    return VideoFrame.from_ndarray(mixed.astype(np.uint8), format="rgb24")
+
+
+def _has_transparency(frame: VideoFrame) -> bool:
+    layout = frame.format
+    if not layout.has_palette and not any(component.is_alpha for component in layout.components):
+        return False
+    return bool(frame.to_ndarray(format="rgba")[..., 3].min() < _WHOLE)
+
+
+def _remarks(frame: VideoFrame) -> Iterator[str]:
+    if _has_transparency(frame):
+        yield "what is transparent is white"
+    if frame.color_trc in _HDR:
+        yield "colors of high dynamic range are taken as they are, and look pale"
 
 
 @contextmanager
@@ -160,15 +221,23 @@ def _opened(path: Path) -> Iterator[InputContainer]:
         try:
             options = {"format_whitelist": ",".join(_FORMATS)}
             with av.open(file, "r", options=options, metadata_errors="ignore") as container:
-                if not container.streams.video:
-                    raise ReadingError("no pictures inside, only other streams")
                 yield container
         except StopIteration:
             raise ReadingError("no picture inside") from None
         except (av.FFmpegError, OSError, ValueError) as error:
+            if _is_animated_webp(path):
+                raise ReadingError(
+                    "an animated WebP, which is not read; save it as GIF, PNG or MP4"
+                ) from None
             raise ReadingError(f"not a picture or a clip to be read ({_reason(error)})") from None
 
 
 def _reason(error: Exception) -> str:
     said = getattr(error, "strerror", None) or str(error)
     return f"{plain(said)}; known are {_KNOWN}"
+
+
+def _is_animated_webp(path: Path) -> bool:
+    with open_file(path) as file:
+        head = file.read(21)
+    return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and bool(head[20:] and head[20] & 2)

@@ -231,6 +231,12 @@ class Stream:
             else:
                 self._call("cuMemcpy2DAsync", "copy on the GPU", row.described(), self.handle)
 
+    def copy_windows(self, windows: Sequence["Windows"]) -> None:
+        """Copies on the device, each of a window of rows and columns in some equal layers."""
+        self.gpu.ledger.note("copy on the device", f"{len(windows)} copies")
+        for window in windows:
+            self._call("cuMemcpy3DAsync", "copy on the GPU", window.described(), self.handle)
+
     def receive(self, target: int, sender: Gpu, source: int, size_bytes: int) -> None:
         """A copy from another device's memory, over the host where there is no way between both."""
         self.gpu.ledger.note("copy on the device", f"{size_bytes} bytes of another GPU")
@@ -288,6 +294,33 @@ class Rows:
         copy.srcDevice, copy.dstDevice = self.source, self.target
         copy.srcPitch, copy.dstPitch = self.source_pitch_bytes, self.target_pitch_bytes
         copy.WidthInBytes, copy.Height = self.size_bytes, self.count
+        return copy
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A window in each of ``layers``: ``rows`` of ``size_bytes``. Pitches are from row to row, and
+    lines are the rows from layer to layer, in the whole of which it is a window."""
+
+    target: int
+    source: int
+    size_bytes: int
+    rows: int
+    layers: int
+    target_pitch_bytes: int
+    source_pitch_bytes: int
+    target_lines: int
+    source_lines: int
+
+    def described(self) -> Any:
+        driver = _driver()
+        copy = driver.CUDA_MEMCPY3D()
+        device = driver.CUmemorytype.CU_MEMORYTYPE_DEVICE
+        copy.srcMemoryType = copy.dstMemoryType = device
+        copy.srcDevice, copy.dstDevice = self.source, self.target
+        copy.srcPitch, copy.dstPitch = self.source_pitch_bytes, self.target_pitch_bytes
+        copy.srcHeight, copy.dstHeight = self.source_lines, self.target_lines
+        copy.WidthInBytes, copy.Height, copy.Depth = self.size_bytes, self.rows, self.layers
         return copy
 
 

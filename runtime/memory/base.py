@@ -43,6 +43,25 @@ class Span:
     count: int
 
 
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """A window of rows and columns that goes from one tensor into another, in all their layers."""
+
+    target: Tensor
+    source: Tensor
+    axis: int
+    """Of the rows; the next one is that of the columns."""
+    target_start: tuple[int, int]
+    source_start: tuple[int, int]
+    size: tuple[int, int]
+
+
+class Bound(Protocol):
+    """Copies whose places are fixed: run them as often as you like."""
+
+    def run(self) -> None: ...
+
+
 class Pending(Protocol):
     """Values on their way to the host."""
 
@@ -86,7 +105,11 @@ class Memory(Protocol):
         ...
 
     def commit(self, pairs: Iterable[tuple[Tensor, Tensor]], spans: Sequence[Span]) -> None:
-        """Copy a block's keys and values: the one copy that a live session makes."""
+        """The copies that a live session makes: of a block's keys and values, and around tiles."""
+        ...
+
+    def bind(self, patches: Sequence[Patch]) -> Bound:
+        """Copies of windows, in this order, as often as their caller wants."""
         ...
 
     def clone(self, tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]: ...
@@ -127,6 +150,16 @@ class HostInlet:
         return nullcontext()
 
 
+@dataclass(frozen=True)
+class HostPatches:
+    pairs: Sequence[tuple[Array, Array]]
+    """Views: the first of each is written."""
+
+    def run(self) -> None:
+        for target, source in self.pairs:
+            target[...] = source
+
+
 class HostMemory:
     def reserve(self, buffers: Mapping[str, Buffer], what: str) -> dict[str, Tensor]:
         needed, free = size_bytes(buffers.values()), psutil.virtual_memory().available
@@ -156,6 +189,17 @@ class HostMemory:
     def commit(self, pairs: Iterable[tuple[Tensor, Tensor]], spans: Sequence[Span]) -> None:
         self.copy(pairs, spans)
 
+    def bind(self, patches: Sequence[Patch]) -> HostPatches:
+        return HostPatches(
+            [
+                (
+                    _window(patch.target, patch.axis, patch.target_start, patch.size),
+                    _window(patch.source, patch.axis, patch.source_start, patch.size),
+                )
+                for patch in patches
+            ]
+        )
+
     def clone(self, tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
         return {name: tensor.copy() for name, tensor in tensors.items()}
 
@@ -170,6 +214,13 @@ class HostMemory:
 
     def close(self) -> None:
         """Arrays free themselves."""
+
+
+def _window(array: Array, axis: int, start: tuple[int, int], size: tuple[int, int]) -> Array:
+    rows, columns = (slice(s, s + n) for s, n in zip(start, size, strict=True))
+    window: Array = array[(slice(None),) * axis + (rows, columns)]
+    assert window.shape[axis : axis + 2] == size
+    return window
 
 
 def buffers(specs: Iterable[TensorSpec], **sizes: int) -> dict[str, Buffer]:

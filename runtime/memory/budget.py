@@ -1,16 +1,19 @@
 """How much memory a session takes on a GPU, before anything is loaded there."""
 
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import Literal
 
-from longlive_trt.configs import ModelConfig, TaehvConfig
+from longlive_trt.configs import DecoderConfig, ModelConfig, TaehvConfig, VaeConfig
 from longlive_trt.contract import (
+    BASE_GRAPHS,
     BATCH,
     CACHE_FRAMES,
     CONTEXT_K,
     CONTEXT_V,
-    DECODER_GRAPHS,
+    FEATURES,
     HISTORY,
     K_CACHE,
     K_NEW,
@@ -20,6 +23,7 @@ from longlive_trt.contract import (
     STEP,
     STEP_FRAMES,
     TEXT,
+    TILE_GRAPHS,
     V_CACHE,
     V_NEW,
     latent_sizes,
@@ -30,7 +34,8 @@ from longlive_trt.engines.memory import engines_bytes
 from longlive_trt.engines.renewal import renewed_in_place
 from longlive_trt.errors import EngineError
 from longlive_trt.plugins.cuda.streams import Gpu
-from longlive_trt.runtime.decoding.choice import decoder_named
+from longlive_trt.runtime.decoding.choice import BundledDecoder, decoder_named
+from longlive_trt.runtime.decoding.tiling import PartSpecs, TilePlan
 from longlive_trt.runtime.memory.base import buffers, named, size_bytes
 from longlive_trt.runtime.ring import RingLayout
 
@@ -38,6 +43,8 @@ GIB = 1 << 30
 # Activations that are alive together, as multiples of the largest one: measured, rounded up.
 _STEP_ACTIVATIONS = 16
 _VAE_ACTIVATIONS = 12
+Way = Literal["blocks", "frames", "tiles"]
+"""How latents are decoded: all of a block at once, one by one, or each in tiles."""
 _CONTEXT_BYTES = 1 * GIB
 """CUDA itself, the libraries' kernels and workspaces."""
 
@@ -69,15 +76,19 @@ def session_budget(
 ) -> Budget:
     """``decoder``: the name of the one that decodes, if not the bundle's first."""
     layout = RingLayout.of(config, total_frames)
-    component = decoder_named(bundle, decoder).component if decode else ""
-    graphs = [STEP, PROMPT, *DECODER_GRAPHS.get(component, ())]
+    decoding = decoder_named(bundle, decoder) if decode else None
+    graphs = [STEP, PROMPT, *(decoding.graphs if decoding else ())]
     manifest = bundle.manifest
     encoder = engines_bytes(manifest, [TEXT]) if text and bundle.has(TEXT) else 0
     rest = {
         "keys and values": _cache_bytes(bundle, layout, batch),
         "recomputing them": _recache_bytes(bundle, layout, batch),
         "activations": _STEP_ACTIVATIONS * _largest_activation(config, batch),
-        "decoding": _decoder_bytes(bundle, config, component, batch, low_memory) if decode else 0,
+        "decoding": decoding_bytes(
+            bundle, config, decoding, batch, way_of(bundle, decoding, low_memory=low_memory)
+        )
+        if decoding
+        else 0,
     }
     # A transient text encoder is gone before what the session needs is taken.
     held = sum(rest.values())
@@ -93,13 +104,16 @@ def decoder_budget(
     batch: int = 1,
     low_memory: bool = False,
     decoder: str | None = None,
+    way: Way | None = None,
 ) -> Budget:
-    """What a GPU takes that does nothing but decode."""
-    component = decoder_named(bundle, decoder).component
+    """What a GPU takes that does nothing but decode. ``way``: if not that of a session."""
+    decoding = decoder_named(bundle, decoder)
+    way = way or way_of(bundle, decoding, low_memory=low_memory)
     return Budget(
         {
-            "weights": engines_bytes(bundle.manifest, DECODER_GRAPHS[component]),
-            "decoding": _decoder_bytes(bundle, config, component, batch, low_memory),
+            # Both parts together have the weights of the whole.
+            "weights": engines_bytes(bundle.manifest, decoding.graphs),
+            "decoding": decoding_bytes(bundle, config, decoding, batch, way),
             "CUDA": _CONTEXT_BYTES,
         }
     )
@@ -132,25 +146,56 @@ def _recache_bytes(bundle: Bundle, layout: RingLayout, batch: int) -> int:
     return size_bytes(buffers(made, batch=batch, frames=layout.window).values())
 
 
-def _decoder_bytes(
-    bundle: Bundle, config: ModelConfig, component: str, batch: int, low_memory: bool
+def way_of(bundle: Bundle, decoder: BundledDecoder, *, low_memory: bool) -> Way:
+    """How a session decodes."""
+    if not low_memory:
+        return "blocks"
+    return "tiles" if decoder.has_tiles(bundle) else "frames"
+
+
+def decoding_bytes(
+    bundle: Bundle, config: ModelConfig, decoder: BundledDecoder, batch: int, way: Way
 ) -> int:
-    vae = config.decoder(component)
-    assert vae is not None
-    _, following = DECODER_GRAPHS[component]
+    if way == "tiles":
+        return _tiled_bytes(bundle, config, decoder, batch)
+    _, following = decoder.graphs
     inputs, outputs = _specs(bundle, following)
     in_place = renewed_in_place(bundle, following)
-    block = 1 if low_memory else config.rollout.frames_per_block
+    block = config.rollout.frames_per_block if way == "blocks" else 1
     latent = latent_sizes(*config.latent.size)
     sizes = {BATCH: batch, LATENT_FRAMES: block, **latent}
     histories = buffers(named(inputs, HISTORY), **sizes)
     twice = [buffer for name, buffer in histories.items() if name not in in_place]
     kept = size_bytes(histories.values()) + size_bytes(twice)
     pictures = prod(outputs[PIXELS].sized(**sizes))
-    # The widest activation is three channels of pictures made of the model's narrowest layer.
-    narrowest = vae.widths[-1] if isinstance(vae, TaehvConfig) else vae.dim
-    widest = 2 * narrowest * pictures // 3
-    return kept + 3 * pictures + _VAE_ACTIVATIONS * widest
+    return kept + 3 * pictures + _VAE_ACTIVATIONS * _widest(decoder.config, pictures)
+
+
+def _tiled_bytes(bundle: Bundle, config: ModelConfig, decoder: BundledDecoder, batch: int) -> int:
+    """What its plan reserves, the pictures of two blocks, and the larger part's activations."""
+    vae = decoder.config
+    assert isinstance(vae, VaeConfig)
+    plan = TilePlan(vae, batch, config.latent.size)
+    base, tile = (
+        _part_specs(bundle, parts[decoder.component]) for parts in (BASE_GRAPHS, TILE_GRAPHS)
+    )
+    features = prod(plan.of_frame(base.following[FEATURES]).shape)
+    made, whole = (prod(of(tile.following[PIXELS]).shape) for of in (plan.of_tile, plan.of_frame))
+    # Each part's memory stays its engine's.
+    activations = _VAE_ACTIVATIONS * (_widest(vae, made) + 2 * features)
+    blocks = 3 * config.rollout.frames_per_block * whole
+    return plan.size_bytes(base, tile, PIXELS) + blocks + activations
+
+
+def _part_specs(bundle: Bundle, graphs: tuple[str, str]) -> PartSpecs:
+    first, following = (dict(ChainMap(*_specs(bundle, graph))) for graph in graphs)
+    return PartSpecs(first, following, renewed_in_place(bundle, graphs[1]))
+
+
+def _widest(config: DecoderConfig, pictures: int) -> int:
+    """An activation of three channels of pictures made of the model's narrowest layer."""
+    narrowest = config.widths[-1] if isinstance(config, TaehvConfig) else config.dim
+    return 2 * narrowest * pictures // 3
 
 
 def _largest_activation(config: ModelConfig, batch: int) -> int:

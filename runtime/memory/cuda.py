@@ -24,12 +24,14 @@ from longlive_trt.plugins.cuda.streams import (
     Event,
     Gpu,
     PinnedArray,
+    Repeated,
     Rows,
     Stream,
     lay_out,
     tensor_at,
 )
-from longlive_trt.runtime.memory.base import Buffer, Span, Tensor
+from longlive_trt.runtime.memory.addresses import rows_of, windows_of
+from longlive_trt.runtime.memory.base import Buffer, Patch, Span, Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ class CudaMemory:
         self._spare: dict[int, list[DeviceMemory]] = defaultdict(list)
         self._blocks: list[DeviceMemory] = []
         self._copies: dict[tuple[Any, ...], CapturedGraph] = {}
+        self._bound: list[Repeated] = []
 
     def reserve(self, buffers: Mapping[str, Buffer], what: str) -> Reserved:
         wanted = {name: (buffer.shape, buffer.dtype) for name, buffer in buffers.items()}
@@ -92,7 +95,7 @@ class CudaMemory:
         return self._inlets[-1]
 
     def copy(self, pairs: Iterable[tuple[Tensor, Tensor]], spans: Sequence[Span]) -> None:
-        rows = [_rows(target, source, span) for target, source in pairs for span in spans]
+        rows = [rows_of(target, source, span) for target, source in pairs for span in spans]
         if len(rows) < _GRAPH_WORTHY:
             self.stream.copy_rows(rows)
             return
@@ -106,6 +109,17 @@ class CudaMemory:
     def commit(self, pairs: Iterable[tuple[Tensor, Tensor]], spans: Sequence[Span]) -> None:
         with self.gpu.ledger.allowing("copy on the device"):
             self.copy(pairs, spans)
+
+    def bind(self, patches: Sequence[Patch]) -> Repeated:
+        windows = [windows_of(patch) for patch in patches]
+
+        def queue() -> None:
+            with self.gpu.ledger.allowing("copy on the device"):
+                self.stream.copy_windows(windows)
+
+        bound = Repeated(self.stream, queue, captures=len(windows) > 1)
+        self._bound.append(bound)
+        return bound
 
     def clone(self, tensors: Mapping[str, DeviceTensor], what: str) -> Reserved:
         buffers = {name: Buffer(tensor.shape, dtype_of(tensor)) for name, tensor in tensors.items()}
@@ -144,12 +158,15 @@ class CudaMemory:
             inlet.close()
         for graph in self._copies.values():
             graph.close()
+        for bound in self._bound:
+            bound.close()
         for block in self._blocks:
             block.close()
         self._staging.close()
         self._fetched.close()
         self._inlets.clear()
         self._copies.clear()
+        self._bound.clear()
         self._blocks.clear()
         self._spare.clear()
         self.is_closed = True
@@ -340,16 +357,3 @@ def dtype_of(tensor: DeviceTensor) -> np.dtype[Any]:
 
 def bytes_of(tensor: DeviceTensor) -> int:
     return prod(tensor.shape) * tensor.item_bytes
-
-
-def _rows(target: DeviceTensor, source: DeviceTensor, span: Span) -> Rows:
-    """Entries of the second axis, in every row of the batch."""
-    entry = prod(target.shape[2:]) * target.item_bytes
-    return Rows(
-        target=target.pointer + span.target_start * entry,
-        source=source.pointer + span.source_start * entry,
-        size_bytes=span.count * entry,
-        count=target.shape[0],
-        target_pitch_bytes=target.shape[1] * entry,
-        source_pitch_bytes=source.shape[1] * entry,
-    )

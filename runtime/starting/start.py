@@ -95,7 +95,8 @@ def _of_clip(path: Path, bundle: Bundle, config: ModelConfig) -> Start:
     assert size is not None
     used = config.video_frames(frames)
     first = 0 if clip.is_picture else held - used
-    notice = f"{path}: {_fitting(clip, size)}; {_taking(clip, held, used, config)}"
+    told = (_fitting(clip, size), *clip.remarks, _taking(clip, held, used, config))
+    notice = f"{path}: {'; '.join(told)}"
     return Start(path, sha256_file(path), frames, clip=clip, first_picture=first, notices=(notice,))
 
 
@@ -133,8 +134,11 @@ def _taking(clip: Clip, held: int, used: int, config: ModelConfig) -> str:
     fps = config.fps
     if clip.fps is None:
         return f"the video begins with it, held for {counted(used, 'frame')} ({used / fps:.2f} s)"
-    rate = f"of {float(clip.fps):.4g} frames/s those that are shown {fps:g} times a second; "
-    if abs(float(clip.fps) - fps) < _SAME_RATE:
+    own = float(clip.fps)
+    rate = f"of {own:.4g} frames/s those that are shown {fps:g} times a second; "
+    if own < fps:
+        rate = f"{own:.4g} frames/s, so that each is shown for {fps / own:.3g} of the video's; "
+    if abs(own - fps) < _SAME_RATE:
         rate = ""
     which = f"all {used}" if used == held else f"the last {used} of {held}"
     return f"{rate}the video begins with {which} pictures ({used / fps:.2f} s)"

@@ -1,6 +1,6 @@
 """Clips and pictures as other programs write them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,19 +25,27 @@ def write_clip(
     codec: str = "libx264rgb",
     pixel_format: str = "rgb24",
     aspect: Fraction | None = None,
+    turned: int = 0,
+    times_ms: Sequence[int] | None = None,
+    options: Mapping[str, str] | None = None,
 ) -> Path:
-    """Without loss, in the codec that is meant unless told."""
+    """Without loss, in the codec that is meant unless told. ``turned``: degrees, by its metadata.
+    ``times_ms``: of each picture, in place of a rate."""
     height, width = pictures[0].shape[:2]
     with av.open(str(path), "w") as container:
-        options = {"qp": "0"} if codec == "libx264rgb" else {}
+        chosen = {"qp": "0"} if codec.startswith("libx264") else {}
         rate = Fraction(fps).limit_denominator(1001)
-        stream: Any = container.add_stream(codec, rate=rate, options=options)
+        stream: Any = container.add_stream(codec, rate=rate, options={**chosen, **(options or {})})
         stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
         if aspect is not None:
             stream.sample_aspect_ratio = aspect
+        if turned:
+            stream.set_display_rotation(turned)
+        if times_ms is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
         for number, picture in enumerate(pictures):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts = number
+            frame.pts = number if times_ms is None else times_ms[number]
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path

@@ -163,6 +163,7 @@ class FakeCuda:
             CUstreamCaptureMode=SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1),
             CUmemorytype=SimpleNamespace(CU_MEMORYTYPE_DEVICE=2),
             CUDA_MEMCPY2D=SimpleNamespace,
+            CUDA_MEMCPY3D=SimpleNamespace,
         )
 
     def _wrapped(self, method: Any) -> Callable[..., tuple[Any, ...]]:
@@ -286,6 +287,27 @@ class FakeCuda:
             self._copy_inside(
                 rows.dstDevice + row * rows.dstPitch, source, rows.WidthInBytes, stream
             )
+
+    @_call("cuMemcpy3DAsync")
+    def _copy_layers(self, copy: Any, stream: int) -> None:
+        too_wide = copy.WidthInBytes > min(copy.srcPitch, copy.dstPitch)
+        if too_wide or copy.Height > min(copy.srcHeight, copy.dstHeight):
+            raise RefusedError(Status.CUDA_ERROR_INVALID_VALUE)
+        device = self._device_of(stream)
+
+        def windows(pointer: int, pitch: int, lines: int) -> Any:
+            """A view of as much as the copy touches."""
+            strides = (pitch * lines, pitch, 1)
+            shape = (copy.Depth, copy.Height, copy.WidthInBytes)
+            reach = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+            memory = self.memory.at(pointer, reach, device=device)
+            return np.lib.stride_tricks.as_strided(memory, shape, strides)
+
+        def run() -> None:
+            source = windows(copy.srcDevice, copy.srcPitch, copy.srcHeight)
+            windows(copy.dstDevice, copy.dstPitch, copy.dstHeight)[...] = source
+
+        self._add(stream, run)
 
     def _copy(
         self, target: tuple[int, Kind], source: tuple[int, Kind], size_bytes: int, stream: int

@@ -37,9 +37,11 @@ class FakeCudaEngine(Closing):
         path: Path,
         stream: Stream,
         before_run: Callable[[], None] = lambda: None,
+        inner: Any = None,
     ) -> None:
-        """``before_run``: before work is queued, which is not done for what was captured."""
-        self._cuda, self._inner = cuda, _on_cpu(path)
+        """``before_run``: before work is queued, which is not done for what was captured.
+        ``inner``: an engine of the host that computes, in place of that of the file."""
+        self._cuda, self._inner = cuda, inner or _on_cpu(path)
         self.name, self.stream, self.captures = path.stem, stream, True
         self.before_run = before_run
 

@@ -15,6 +15,7 @@ from longlive_trt.errors import EngineError
 from longlive_trt.plugins.cuda.streams import Gpu, Stream
 from longlive_trt.runtime.decoding.cuda import CudaDecoder, DecodingStreams
 from longlive_trt.runtime.decoding.host import VaeStream
+from longlive_trt.runtime.decoding.pieces import WholePieces
 from longlive_trt.runtime.memory.base import Buffer
 from longlive_trt.runtime.memory.cuda import CudaMemory
 from tests.fakes.cuda import FakeCuda, Status
@@ -44,7 +45,9 @@ class Machine:
     def decoder(self, **options: Any) -> CudaDecoder:
         first, following = self.engines
         streams = DecodingStreams(*self.streams)
-        return CudaDecoder(first, following, 1, BLOCK, streams, **options)  # type: ignore[arg-type]
+        return CudaDecoder(
+            lambda memory: WholePieces(first, following, memory, 1, **options), 1, BLOCK, streams
+        )
 
     def made(self, block: int) -> Any:
         tensor = self._latents["ab"[block % 2]]
@@ -91,10 +94,11 @@ def test_histories_in_place_change_no_bit(
     for in_place in ((), histories[1:], histories):
         decoder = machine.decoder(frame_by_frame=frame_by_frame, in_place=in_place)
         pictures.append(decoded(machine, decoder))
-        first, second = decoder._caches
+        assert isinstance(decoder.pieces, WholePieces)
+        first, second = decoder.pieces._caches
         shared = {name for name in histories if first[name].pointer == second[name].pointer}
         assert shared == set(in_place)
-        sets.append({flip for *_, flip in decoder._bound})
+        sets.append({flip for *_, flip in decoder.pieces._bound})
         decoder.close()
     assert all(np.array_equal(pictures[0], other) for other in pictures[1:])
     # One set is bound, and captured, once.

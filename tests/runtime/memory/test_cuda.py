@@ -17,7 +17,7 @@ from longlive_trt.engines.base import TensorSpec
 from longlive_trt.errors import EngineError, PluginError, UsageError
 from longlive_trt.plugins.cuda.streams import Gpu, Rows
 from longlive_trt.runtime.memory import cuda as cuda_memory
-from longlive_trt.runtime.memory.base import Buffer, HostMemory, Memory, Span, size_bytes
+from longlive_trt.runtime.memory.base import Buffer, HostMemory, Memory, Patch, Span, size_bytes
 from longlive_trt.runtime.memory.cuda import CudaMemory, bytes_of, dtype_of
 from tests.fakes.cuda import FakeCuda
 
@@ -242,6 +242,66 @@ def test_many_copies_are_captured_once(cuda: FakeCuda, memory: CudaMemory) -> No
     assert cuda.calls["cuGraphLaunch"] == 3
     memory.copy(pairs, [Span(1, 2, 1)])
     assert cuda.calls["cuGraphInstantiate"] == 2
+
+
+@st.composite
+def patches(draw: Any) -> Any:
+    """The shapes of two tensors, the axis of their rows, and a window that both have."""
+    before = draw(st.lists(st.integers(1, 3), max_size=2))
+    after = draw(st.lists(st.integers(1, 4), max_size=1))
+    size = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    sides, starts = [], []
+    for _ in range(2):
+        start = draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
+        beyond = draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
+        starts.append(start)
+        sides.append([s + n + b for s, n, b in zip(start, size, beyond, strict=True)])
+    shapes = [(*before, *side, *after) for side in sides]
+    return shapes, len(before), starts, size
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    drawn=st.lists(patches(), min_size=1, max_size=3),
+    dtype=st.sampled_from([np.float16, np.uint8, np.float32]),
+    seed=st.integers(0, 1 << 16),
+    times=st.integers(1, 3),
+)
+def test_windows_go_where_they_go_on_a_cpu(
+    fake_cuda: Callable[..., FakeCuda], drawn: Any, dtype: Any, seed: int, times: int
+) -> None:
+    """Layers around rows and columns, and whatever lies at each of their places."""
+    cuda, results = fake_cuda(schedule=seed), []
+    for memory in (CudaMemory(Gpu().stream()), HostMemory()):
+        bound = []
+        for (target, source), axis, starts, size in drawn:
+            pair = memory.reserve(
+                {n: Buffer(s, np.dtype(dtype)) for n, s in (("a", target), ("b", source))}, "a test"
+            )
+            bound.append((pair, Patch(pair["a"], pair["b"], axis, *starts, size)))
+        copies = memory.bind([patch for _, patch in bound])
+        for turn in range(times):
+            for pair, _ in bound:
+                values = 1 + (turn + np.arange(np.prod(pair["b"].shape))) % 251
+                memory.write(pair["b"], values.reshape(pair["b"].shape))
+            copies.run()
+        results.append([read(memory, pair["a"]) for pair, _ in bound])
+        memory.close()
+    for found, expected in zip(*results, strict=True):
+        assert expected.any() and np.array_equal(found, expected)
+    assert cuda.calls["cuGraphInstantiate"] == (times > 1 and len(drawn) > 1)
+
+
+def test_windows_may_be_copied_in_the_steady_state(memory: CudaMemory, gpu: Gpu) -> None:
+    pair = memory.reserve({name: Buffer((2, 3, 4), FLOAT) for name in "ab"}, "a test")
+    patch = Patch(pair["a"], pair["b"], 1, (0, 1), (1, 2), (2, 2))
+    copies = memory.bind([patch, patch])
+    with gpu.ledger.strictly():
+        for _ in range(3):
+            copies.run()
+    assert gpu.ledger.counts["copy on the device"] == 2
 
 
 # ---- values that nobody reads ----------------------------------------------------------------
