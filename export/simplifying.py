@@ -63,7 +63,6 @@ def _cleaning() -> ir.passes.Sequential:
     return ir.passes.Sequential(
         RewritePass(_RULES),
         common.RemoveUnusedNodesPass(),
-        common.RemoveUnusedFunctionsPass(),
         common.RemoveUnusedOpsetsPass(),
     )
 
