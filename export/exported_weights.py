@@ -59,5 +59,6 @@ class ExportedWeights(Weights):
 
 def _turned(matrix: np.ndarray) -> np.ndarray:
     """Before it is widened, when it has the fewest bytes; torch's copy is the faster one."""
-    codes = torch.from_numpy(matrix.view(f"i{matrix.itemsize}"))
+    # A copy, because torch takes no memory that cannot be written to, which mapped files are.
+    codes = torch.from_numpy(np.array(matrix).view(f"i{matrix.itemsize}"))
     return codes.t().contiguous().numpy().view(matrix.dtype)
