@@ -39,6 +39,7 @@ TOLERANCES = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 1e-5}
 """Relative L2. bfloat16 graphs run in float32 arithmetic with the rounded weights: no CPU engine
 has bfloat16 arithmetic, and what is checked is the graph."""
 
+_CPU = torch.device("cpu")
 _LAST_BITS, _TIMES_ITS_OWN = 1e-6, 3
 """What the reference itself makes of inputs that differ by so little, its graph may differ by, in
 so many times that: where values are rounded to eight bits."""
@@ -75,49 +76,42 @@ def check_graph(
 ) -> CheckResult:
     """Run graph and reference on random inputs; an error beyond the tolerance is an ExportError.
 
-    Both run on the device, if there is room. Only a CPU's run of the graph is a reason to refuse.
+    Both run on the device, if there is room. What differs there is compared on the CPU again.
     """
     needed = _needed_bytes(spec, weights)
     free = psutil.virtual_memory().available
     if needed > free:
         note = f"not checked: needs {needed / 1e9:.0f} GB of memory, {free / 1e9:.0f} GB are free"
         return CheckResult(spec.name, None, note)
-    inputs = _random_inputs(spec, config)
+    inputs, error, tolerance = _random_inputs(spec, config), math.inf, 0.0
+    for place in dict.fromkeys((_roomy(device, needed), _CPU)):
+        reference = _Reference(spec, config, weights, precision, place)
+        error, tolerance = _compared(reference, folder, inputs)
+        if error <= tolerance:
+            return CheckResult(spec.name, error)
+    raise ExportError(
+        f"graph {spec.name} differs from torch by {error:.2e} (relative L2, allowed "
+        f"{tolerance:.0e}); nothing was written. This is a defect: report it"
+    )
+
+
+def _compared(reference: "_Reference", folder: Path, inputs: Tensors) -> tuple[float, float]:
+    """The graph's error, and how large it may be."""
+    spec, precision = reference.spec, reference.precision
     # The VAE's histories alone are gigabytes: what is expected waits on disk.
     with TemporaryDirectory(dir=folder) as aside, torch.no_grad():
-        reference = _Reference(spec, config, weights, precision, _roomy(device, needed))
         paths = _put_aside(Path(aside), reference.outputs(inputs))
+        found = run_graph(spec, folder, precision, inputs, reference.device)
+        if found is None:
+            found = run_graph(spec, folder, precision, inputs, _CPU)
+        assert found is not None
+        error = _largest_error(found, paths)
         tolerance = spec.rounding_tolerance or TOLERANCES[precision.name]
-        error = _smallest_error(reference, folder, inputs, paths, tolerance)
         if error > tolerance and spec.rounding_tolerance is not None:
             # Trained weights let what falls on another side of a step in one layer grow in others.
             own = {n: as_numbers(tensor) for n, tensor in reference.outputs(_moved(inputs)).items()}
             tolerance = max(tolerance, _TIMES_ITS_OWN * _largest_error(own, paths))
-    if not error <= tolerance:
-        raise ExportError(
-            f"graph {spec.name} differs from torch by {error:.2e} (relative L2, allowed "
-            f"{tolerance:.0e}); nothing was written. This is a defect: report it"
-        )
-    return CheckResult(spec.name, error)
-
-
-def _smallest_error(
-    reference: "_Reference",
-    folder: Path,
-    inputs: Tensors,
-    paths: Mapping[str, Path],
-    tolerance: float,
-) -> float:
-    """Of the graph's run on the reference's device, and, if that is too large, on the CPU."""
-    spec, precision = reference.spec, reference.precision
-    errors = []
-    for device in dict.fromkeys((reference.device, torch.device("cpu"))):
-        found = run_graph(spec, folder, precision, inputs, device)
-        if found is not None:
-            errors.append(_largest_error(found, paths))
-            if errors[-1] <= tolerance:
-                break
-    return min(errors)
+    return error, tolerance
 
 
 def _roomy(device: str, needed: int) -> torch.device:
@@ -127,7 +121,7 @@ def _roomy(device: str, needed: int) -> torch.device:
         return wanted
     _release()
     free, _ = torch.cuda.mem_get_info(wanted)
-    return wanted if free >= needed else torch.device("cpu")
+    return wanted if free >= needed else _CPU
 
 
 def _release() -> None:
@@ -137,10 +131,12 @@ def _release() -> None:
 
 
 def _largest_error(found: Tensors, expected: Mapping[str, Path]) -> float:
-    return max(
+    errors = [
         relative_error(found[name], torch.from_numpy(np.load(path)))
         for name, path in expected.items()
-    )
+    ]
+    # Of numbers that are none, Python's own might leave one out.
+    return float(np.max(errors))
 
 
 def _moved(inputs: Tensors) -> Tensors:
@@ -187,7 +183,8 @@ class _Reference:
     def outputs(self, inputs: Tensors) -> Tensors:
         """On the host. Products are of float32 wherever they are made."""
         given = {name: tensor.to(self.device) for name, tensor in inputs.items()}
-        with torch.device(self.device), torch.backends.cudnn.flags(allow_tf32=False):
+        exactly = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        with torch.device(self.device), exactly:
             made = _REFERENCES[self.spec.name](self, given)
         found = {name: tensor.cpu() for name, tensor in made.items()}
         if self.device.type == "cuda":
