@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from longlive_trt.ahead import ahead
 from longlive_trt.basics import Report
 from longlive_trt.calibration.calibration_file import Calibration, Origin, value_hash
 from longlive_trt.calibration.modelopt import RangeWatcher
@@ -145,8 +146,9 @@ def load_model(config: ModelConfig, weights: Weights, compute: str, device: str)
     with torch.device("meta"):
         model = Transformer(config.transformer)
     model.to(dtype).to_empty(device=device).requires_grad_(False)
-    for name, parameter in model.named_parameters():
-        parameter.copy_(weights.load(name))
+    parameters = dict(model.named_parameters())
+    for parameter, values in zip(parameters.values(), ahead(weights.load, parameters), strict=True):
+        parameter.copy_(values)
     return model.eval()
 
 

@@ -194,9 +194,13 @@ def write_quantized(
     extras: Extras = _NOTHING,
     sensitivity: SensitivityReport | None = None,
     check: bool = True,
+    device: str = "cpu",
     report: Report = lambda _what, _done, _total: None,
 ) -> ExportResult:
-    """The quantized export, with its calibration beside the graphs."""
+    """The quantized export, with its calibration beside the graphs.
+
+    ``device``: where graphs and torch are compared.
+    """
     config = source.config
     extras = extras.of(config.rollout)
     parts = _quantized_parts(source, calibration, extras)
@@ -228,6 +232,7 @@ def write_quantized(
         ),
         add_files=add_files,
         check=check,
+        device=device,
         report=report,
     )
     progress_file(out).unlink(missing_ok=True)

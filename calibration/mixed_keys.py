@@ -37,8 +37,8 @@ class MixedKeys:
     def _mixed(self, k: Tensor, frames: int) -> Tensor:
         self._looks += 1
         place = int(self._looks * _GOLDEN % 1 * (ROPE_TABLE_FRAMES - frames))
-        positions = torch.arange(place, place + frames, device="cpu")
-        angles = rope_table(positions, self._grid, k.shape[-1]).to(k.device)
-        turned = rotate(k, angles).float()
-        mixed: Tensor = turned @ self._signs.to(k.device) * hadamard.unit(k.shape[-1])
+        positions = torch.arange(place, place + frames, device=k.device)
+        turned = rotate(k, rope_table(positions, self._grid, k.shape[-1])).float()
+        self._signs = self._signs.to(k.device)
+        mixed: Tensor = turned @ self._signs * hadamard.unit(k.shape[-1])
         return mixed

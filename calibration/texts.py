@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from longlive_trt.ahead import ahead
 from longlive_trt.configs import ModelConfig
 from longlive_trt.export.checkpoints.opening import Weights
 from longlive_trt.export.models.text_encoder import TextEncoder
@@ -76,6 +77,8 @@ class EncodedTexts:
         with torch.device("meta"):
             encoder = TextEncoder(self._config.text_encoder)
         encoder.to(self._dtype).to_empty(device=self._device).requires_grad_(False)
-        for name, parameter in encoder.named_parameters():
-            parameter.copy_(self._weights.load(name))
+        parameters = dict(encoder.named_parameters())
+        loaded = ahead(self._weights.load, parameters)
+        for parameter, values in zip(parameters.values(), loaded, strict=True):
+            parameter.copy_(values)
         return encoder.eval()

@@ -1,31 +1,31 @@
 """Does a graph compute what torch computes? ONNX Runtime against the reference modules."""
 
-import logging
+import gc
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 import numpy as np
-import onnx_ir as ir
-import onnxruntime as ort
 import psutil
 import torch
 from torch import Tensor, nn
 
 from longlive_trt import contract
+from longlive_trt.ahead import ahead
 from longlive_trt.configs import ModelConfig, VaeConfig
 from longlive_trt.contract import numbered
-from longlive_trt.dtypes import BY_ONNXRUNTIME, FLOAT8
 from longlive_trt.errors import ExportError
+from longlive_trt.export.check_runs import Tensors, as_numbers, run_graph
 from longlive_trt.export.checkpoints.opening import Weights
 from longlive_trt.export.models.decoders import decoder_of, presented
 from longlive_trt.export.models.text_encoder import TextEncoder
 from longlive_trt.export.models.transformer import Transformer, rope_table, rotate, sinusoid
 from longlive_trt.export.models.vae import VaeDecoder
 from longlive_trt.export.models.vae_encoder import VaeEncoder
-from longlive_trt.export.torch_types import QUANTIZED_TYPES, TORCH_TYPES, torch_type
+from longlive_trt.export.torch_types import QUANTIZED_TYPES, TORCH_TYPES
 from longlive_trt.export.tracing import (
     GraphInput,
     GraphSpec,
@@ -33,14 +33,13 @@ from longlive_trt.export.tracing import (
     flat_inputs,
     in_compute_type,
 )
-from longlive_trt.precision import PRECISIONS, Precision, retype
-
-logger = logging.getLogger(__name__)
+from longlive_trt.precision import Precision
 
 TOLERANCES = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 1e-5}
 """Relative L2. bfloat16 graphs run in float32 arithmetic with the rounded weights: no CPU engine
 has bfloat16 arithmetic, and what is checked is the graph."""
 
+_CPU = torch.device("cpu")
 _LAST_BITS, _TIMES_ITS_OWN = 1e-6, 3
 """What the reference itself makes of inputs that differ by so little, its graph may differ by, in
 so many times that: where values are rounded to eight bits."""
@@ -56,8 +55,7 @@ _SIZES = {
 }
 """Few frames, so that the check of a full-size model stays short."""
 
-Arrays = Mapping[str, np.ndarray]
-Tensors = dict[str, Tensor]
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -69,39 +67,76 @@ class CheckResult:
 
 
 def check_graph(
-    spec: GraphSpec, folder: Path, weights: Weights, config: ModelConfig, precision: Precision
+    spec: GraphSpec,
+    folder: Path,
+    weights: Weights,
+    config: ModelConfig,
+    precision: Precision,
+    device: str = "cpu",
 ) -> CheckResult:
-    """Run graph and reference on random inputs; an error beyond the tolerance is an ExportError."""
+    """Run graph and reference on random inputs; an error beyond the tolerance is an ExportError.
+
+    Both run on the device, if there is room. What differs there is compared on the CPU again.
+    """
     needed = _needed_bytes(spec, weights)
     free = psutil.virtual_memory().available
     if needed > free:
         note = f"not checked: needs {needed / 1e9:.0f} GB of memory, {free / 1e9:.0f} GB are free"
         return CheckResult(spec.name, None, note)
-    inputs = _random_inputs(spec, config)
+    inputs, error, tolerance = _random_inputs(spec, config), math.inf, 0.0
+    for place in dict.fromkeys((_roomy(device, needed), _CPU)):
+        reference = _Reference(spec, config, weights, precision, place)
+        error, tolerance = _compared(reference, folder, inputs)
+        if error <= tolerance:
+            return CheckResult(spec.name, error)
+    raise ExportError(
+        f"graph {spec.name} differs from torch by {error:.2e} (relative L2, allowed "
+        f"{tolerance:.0e}); nothing was written. This is a defect: report it"
+    )
+
+
+def _compared(reference: "_Reference", folder: Path, inputs: Tensors) -> tuple[float, float]:
+    """The graph's error, and how large it may be."""
+    spec, precision = reference.spec, reference.precision
     # The VAE's histories alone are gigabytes: what is expected waits on disk.
     with TemporaryDirectory(dir=folder) as aside, torch.no_grad():
-        reference = _Reference(spec, config, weights, precision)
-        paths = _put_aside(Path(aside), _REFERENCES[spec.name](reference, inputs))
-        error = _largest_error(_run_graph(spec, folder, precision, inputs), paths)
+        paths = _put_aside(Path(aside), reference.outputs(inputs))
+        found = run_graph(spec, folder, precision, inputs, reference.device)
+        if found is None:
+            found = run_graph(spec, folder, precision, inputs, _CPU)
+        assert found is not None
+        error = _largest_error(found, paths)
         tolerance = spec.rounding_tolerance or TOLERANCES[precision.name]
         if error > tolerance and spec.rounding_tolerance is not None:
             # Trained weights let what falls on another side of a step in one layer grow in others.
-            moved = _REFERENCES[spec.name](reference, _moved(inputs))
-            own = {name: _as_numbers(tensor) for name, tensor in moved.items()}
+            own = {n: as_numbers(tensor) for n, tensor in reference.outputs(_moved(inputs)).items()}
             tolerance = max(tolerance, _TIMES_ITS_OWN * _largest_error(own, paths))
-    if not error <= tolerance:
-        raise ExportError(
-            f"graph {spec.name} differs from torch by {error:.2e} (relative L2, allowed "
-            f"{tolerance:.0e}); nothing was written. This is a defect: report it"
-        )
-    return CheckResult(spec.name, error)
+    return error, tolerance
+
+
+def _roomy(device: str, needed: int) -> torch.device:
+    """The device, if graph and reference fit there beside what else it holds."""
+    wanted = torch.device(device)
+    if wanted.type != "cuda":
+        return wanted
+    _release()
+    free, _ = torch.cuda.mem_get_info(wanted)
+    return wanted if free >= needed else _CPU
+
+
+def _release() -> None:
+    """What torch keeps of a GPU's memory for itself."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def _largest_error(found: Tensors, expected: Mapping[str, Path]) -> float:
-    return max(
+    errors = [
         relative_error(found[name], torch.from_numpy(np.load(path)))
         for name, path in expected.items()
-    )
+    ]
+    # Of numbers that are none, Python's own might leave one out.
+    return float(np.max(errors))
 
 
 def _moved(inputs: Tensors) -> Tensors:
@@ -128,7 +163,7 @@ def _put_aside(folder: Path, tensors: Tensors) -> dict[str, Path]:
     while tensors:
         name, tensor = tensors.popitem()
         paths[name] = folder / f"{name}.npy"
-        np.save(paths[name], _as_numbers(tensor).numpy())
+        np.save(paths[name], as_numbers(tensor).numpy())
     return paths
 
 
@@ -143,14 +178,35 @@ class _Reference:
     config: ModelConfig
     weights: Weights
     precision: Precision
+    device: torch.device
 
-    def load(self, module: nn.Module) -> nn.Module:
+    def outputs(self, inputs: Tensors) -> Tensors:
+        """On the host. Products are of float32 wherever they are made."""
+        given = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+        exactly = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        with torch.device(self.device), exactly:
+            made = _REFERENCES[self.spec.name](self, given)
+        found = {name: tensor.cpu() for name, tensor in made.items()}
+        if self.device.type == "cuda":
+            del given, made
+            _release()
+        return found
+
+    def load(self, make: Callable[[], Model]) -> Model:
         """The module in float32 with weights rounded as the graph has them."""
-        rounded = TORCH_TYPES[self.precision.name]
-        self.spec.adapt(module)
-        for name, parameter in module.named_parameters():
-            parameter.copy_(in_compute_type(self.weights.load(name), rounded))
+        with torch.device("meta"):
+            module = make()
+            self.spec.adapt(module)
+        module.to_empty(device=self.device)
+        parameters = dict(module.named_parameters())
+        for parameter, values in zip(
+            parameters.values(), ahead(self._rounded, parameters), strict=True
+        ):
+            parameter.copy_(values)
         return module.eval()
+
+    def _rounded(self, name: str) -> Tensor:
+        return in_compute_type(self.weights.load(name), TORCH_TYPES[self.precision.name])
 
 
 def _random_inputs(spec: GraphSpec, config: ModelConfig) -> Tensors:
@@ -195,8 +251,7 @@ def _meaningful_inputs(spec: GraphSpec, config: ModelConfig) -> Tensors:
 
 def _reference_step(reference: _Reference, inputs: Tensors) -> Tensors:
     config, x = reference.config, inputs[contract.LATENTS]
-    model = reference.load(Transformer(config.transformer))
-    assert isinstance(model, Transformer)
+    model = reference.load(lambda: Transformer(config.transformer))
     kept, attention = model.cache_format, model.attention_format
     relative = config.rollout.rope == "relative"
     layers, new = range(config.transformer.layers), []
@@ -240,8 +295,7 @@ def _reference_step(reference: _Reference, inputs: Tensors) -> Tensors:
 
 
 def _reference_prompt(reference: _Reference, inputs: Tensors) -> Tensors:
-    model = reference.load(Transformer(reference.config.transformer))
-    assert isinstance(model, Transformer)
+    model = reference.load(lambda: Transformer(reference.config.transformer))
     outputs: Tensors = {}
     for layer, (key, value) in enumerate(model.prompt(inputs[contract.TEXT_STATES])):
         outputs[numbered(contract.CONTEXT_K, layer)] = key
@@ -252,8 +306,7 @@ def _reference_prompt(reference: _Reference, inputs: Tensors) -> Tensors:
 def _reference_vae(reference: _Reference, inputs: Tensors) -> Tensors:
     config = reference.config.decoder(reference.spec.component)
     assert config is not None
-    vae = decoder_of(config)
-    reference.load(vae)
+    vae = reference.load(lambda: decoder_of(config))
     caches = [inputs[numbered(contract.HISTORY, i)] for i in range(len(inputs) - 1)]
     latents = inputs[contract.LATENTS]
     frames, renewed = vae.decode_next(latents, caches) if caches else vae.decode_first(latents)
@@ -265,8 +318,7 @@ def _reference_part(reference: _Reference, inputs: Tensors) -> Tensors:
     """Of a decoder in two parts."""
     config = reference.config.decoder(reference.spec.component)
     assert isinstance(config, VaeConfig)
-    vae = VaeDecoder(config)
-    reference.load(vae)
+    vae = reference.load(lambda: VaeDecoder(config))
     caches = [inputs[numbered(contract.HISTORY, i)] for i in range(len(inputs) - 1)] or None
     if contract.LATENTS in inputs:
         made, renewed = vae.base(inputs[contract.LATENTS], caches)
@@ -280,8 +332,7 @@ def _reference_part(reference: _Reference, inputs: Tensors) -> Tensors:
 def _reference_encoder(reference: _Reference, inputs: Tensors) -> Tensors:
     vae = reference.config.vae
     assert isinstance(vae, VaeConfig)
-    encoder = reference.load(VaeEncoder(vae))
-    assert isinstance(encoder, VaeEncoder)
+    encoder = reference.load(lambda: VaeEncoder(vae))
     caches = [inputs[numbered(contract.HISTORY, i)] for i in range(len(inputs) - 1)]
     frames = inputs[contract.PIXELS].permute(0, 1, 4, 2, 3).float() / 127.5 - 1
     made = encoder.encode_next(frames, caches) if caches else encoder.encode_first(frames)
@@ -290,8 +341,9 @@ def _reference_encoder(reference: _Reference, inputs: Tensors) -> Tensors:
 
 
 def _reference_text(reference: _Reference, inputs: Tensors) -> Tensors:
-    assert reference.config.text_encoder is not None
-    model = reference.load(TextEncoder(reference.config.text_encoder))
+    config = reference.config.text_encoder
+    assert config is not None
+    model = reference.load(lambda: TextEncoder(config))
     return {contract.TEXT_STATES: model(inputs[contract.IDS], inputs[contract.MASK])}
 
 
@@ -304,54 +356,3 @@ _REFERENCES: Mapping[str, Callable[[_Reference, Tensors], Tensors]] = {
     contract.ENCODE_NEXT: _reference_encoder,
     contract.TEXT: _reference_text,
 }
-
-
-def _runnable(spec: GraphSpec, precision: Precision) -> Precision:
-    """Half precision would send much of what is rounded to eight bits another way."""
-    is_quantized = spec.rounding_tolerance is not None
-    return PRECISIONS["fp32"] if precision.name == "bf16" or is_quantized else precision
-
-
-def _run_graph(spec: GraphSpec, folder: Path, precision: Precision, inputs: Tensors) -> Tensors:
-    path = folder / f"{spec.name}.onnx"
-    runnable = _runnable(spec, precision)
-    if runnable is not precision:
-        model = ir.load(path)
-        retype(model, runnable)
-        path = folder / f".{spec.name}.{runnable.name}.onnx"
-        ir.save(model, path, external_data=f"{path.name}.data")
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    # What the graph says is checked, and no integer kernel that could stand for it.
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    # Packed copies of the weights would double the memory for a graph that runs once.
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    # The arena grows in powers of two and keeps what it has.
-    options.enable_cpu_mem_arena = False
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    feeds = {value.name: _given(inputs[value.name], value.type) for value in session.get_inputs()}
-    names = [value.name for value in session.get_outputs()]
-    outputs = dict(zip(names, session.run_with_ort_values(names, feeds), strict=True))
-    if runnable is not precision:
-        path.unlink()
-        (folder / f"{path.name}.data").unlink()
-    return {name: _returned(value) for name, value in outputs.items()}
-
-
-def _given(tensor: Tensor, onnx_type: str) -> ort.OrtValue:
-    if onnx_type == FLOAT8.onnxruntime:
-        # torch gives numpy no such numbers: their codes are handed over.
-        codes = tensor.view(torch.uint8).numpy()
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(codes, FLOAT8.onnx)
-    array = tensor.numpy().astype(BY_ONNXRUNTIME[onnx_type].numpy, copy=False)
-    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
-
-
-def _returned(value: ort.OrtValue) -> Tensor:
-    tensor = torch.from_numpy(value.numpy())
-    is_fp8 = value.data_type() == FLOAT8.onnxruntime
-    return _as_numbers(tensor.view(torch_type(FLOAT8)) if is_fp8 else tensor)
-
-
-def _as_numbers(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in QUANTIZED_TYPES else tensor

@@ -3,7 +3,8 @@
 import logging
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +13,7 @@ import onnx
 import onnx_ir as ir
 from onnx import shape_inference
 
+from longlive_trt.ahead import ahead
 from longlive_trt.basics import Report
 from longlive_trt.configs import ModelConfig
 from longlive_trt.contract import COMPONENT_OF, weights_file
@@ -58,11 +60,21 @@ class KeptGraphs:
     def checkpoints(self) -> dict[str, str]:
         return {n: d for n, d in self.record.checkpoints.items() if n in self.components}
 
-    def copy_into(self, folder: Path) -> None:
+    def copy_into(self, folder: Path) -> dict[str, str]:
+        """The sha256 of every copy, by name."""
         names = {f"{name}.onnx" for name in self._graph_names}
         names |= {weights_file(name) for name in self.components} | {TOKENIZER_NAME}
-        for name in names & self.record.files.keys():
-            shutil.copyfile(self.folder / name, folder / name)
+        return {name: self._copied(name, folder) for name in names & self.record.files.keys()}
+
+    def _copied(self, name: str, folder: Path) -> str:
+        shutil.copyfile(self.folder / name, folder / name)
+        found = sha256_file(folder / name)
+        if found != self.record.files[name]:
+            raise ExportError(
+                f"{self.folder / name}: altered while it was copied; nothing was written: do it "
+                f"again, and let nothing else write there"
+            )
+        return found
 
     @property
     def _graph_names(self) -> set[str]:
@@ -115,19 +127,24 @@ def export_components(
     kept: KeptGraphs | None = None,
     add_files: Callable[[Path], None] = lambda _folder: None,
     check: bool = True,
+    device: str = "cpu",
     report: Report = lambda _what, _done, _total: None,
 ) -> ExportResult:
+    """``device``: where graphs and torch are compared."""
     require_replaceable(out, EXPORT)
     require_space(out, _weights_bytes(parts, precision, quantization))
-    with publish_directory(out, EXPORT) as folder:
+    with publish_directory(out, EXPORT) as folder, ThreadPoolExecutor(1) as pool:
+        # Files of gigabytes are copied while Python traces.
+        copies = pool.submit(kept.copy_into, folder) if kept is not None else None
         traced = {part.name: _export_component(part, folder, precision, report) for part in parts}
-        if kept is not None:
-            kept.copy_into(folder)
         add_files(folder)
         graphs = [graph for group in traced.values() for graph in group]
-        record = _record(config, precision, quantization, parts, graphs, kept, folder)
+        hashes = _hashes(folder, copies.result() if copies is not None else {})
+        record = _record(config, precision, quantization, parts, graphs, kept, hashes)
         require_complete_record(folder, record)
-        checks = _check_all(parts, graphs, folder, config, precision, report) if check else ()
+        checks: Sequence[CheckResult] = ()
+        if check:
+            checks = _check_all(parts, graphs, folder, config, precision, device, report)
         (folder / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
     return ExportResult(record, tuple(checks))
 
@@ -180,6 +197,7 @@ def _check_all(
     folder: Path,
     config: ModelConfig,
     precision: Precision,
+    device: str,
     report: Report,
 ) -> list[CheckResult]:
     by_name = {part.name: part for part in parts}
@@ -187,7 +205,7 @@ def _check_all(
     for done, graph in enumerate(graphs):
         report(f"checking {graph.spec.name}", done, len(graphs))
         weights = by_name[graph.spec.component].weights
-        results.append(check_graph(graph.spec, folder, weights, config, precision))
+        results.append(check_graph(graph.spec, folder, weights, config, precision, device))
     return results
 
 
@@ -198,7 +216,7 @@ def _record(
     parts: Sequence[Component],
     graphs: Sequence[TracedGraph],
     kept: KeptGraphs | None,
-    folder: Path,
+    hashes: dict[str, str],
 ) -> ExportRecord:
     checkpoints = {part.name: part.weights.digest() for part in parts}
     infos = {graph.spec.name: graph_info(graph.model) for graph in graphs}
@@ -208,9 +226,16 @@ def _record(
         config=config,
         checkpoints=checkpoints | (kept.checkpoints if kept else {}),
         graphs=infos | (kept.graphs if kept else {}),
-        files={path.name: sha256_file(path) for path in sorted(folder.iterdir())},
+        files=hashes,
         versions={name: version(name) for name in ("torch", "onnx", "onnxscript")},
     )
+
+
+def _hashes(folder: Path, known: Mapping[str, str]) -> dict[str, str]:
+    """The sha256 of every file, by name."""
+    names = sorted(path.name for path in folder.iterdir())
+    found = ahead(lambda name: known.get(name) or sha256_file(folder / name), names)
+    return dict(zip(names, found, strict=True))
 
 
 def _find_tokenizer(given: Path | None) -> Path | None:

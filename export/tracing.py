@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
-import onnxscript.optimizer
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -22,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from longlive_trt.contract import TRANSPOSED_KEY
 from longlive_trt.errors import ExportError
 from longlive_trt.export.attention_functions import OPSET, add_attention_functions
+from longlive_trt.export.simplifying import simplify
 from longlive_trt.export.torch_types import QUANTIZED_TYPES
 from longlive_trt.precision import PRECISIONS, mark_compute_type
 
@@ -91,7 +91,7 @@ def trace(spec: GraphSpec) -> TracedGraph:
     model.graph.name = spec.name
     _name_sizes(model, spec)
     parameters = _detach_weights(model, spec, {**spec.tables, **_constants(program)})
-    onnxscript.optimizer.optimize(model)
+    simplify(model)
     weights = _attach_weights(model, spec, parameters)
     transposed = _fold_transposes(weights)
     _forget_origins(model)

@@ -172,12 +172,15 @@ LEVEL_COS = "level_cos"
 LEVEL_SIN = "level_sin"
 LEVEL_RATES = "level_rates"
 
-# Self-attention over a cache: functions of the exported graphs, and a plugin of TensorRT.
+# Self-attention over a cache: functions of the exported graphs, and plugins of TensorRT.
 LOCAL_DOMAIN = "longlive"
 ATTENTION_OP = "SinkWindowAttention"
 QUANTIZED_ATTENTION_OP = "QuantizedSinkWindowAttention"
 INTEGER_ATTENTION_OP = "IntegerSinkWindowAttention"
 ATTENTION_PLUGIN = f"{LOCAL_DOMAIN}::{ATTENTION_OP}"
+INTEGER_ATTENTION_PLUGIN = f"{LOCAL_DOMAIN}::{INTEGER_ATTENTION_OP}"
+TRANSPOSED_VALUES_OP = "TransposedValues"
+TRANSPOSED_VALUES_PLUGIN = f"{LOCAL_DOMAIN}::{TRANSPOSED_VALUES_OP}"
 
 # Our kernels as nodes. An operator is named after the type of its outputs, or of each of them.
 KERNEL_DOMAIN = "longlive.cuda"

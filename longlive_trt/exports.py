@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from longlive_trt.ahead import ahead
 from longlive_trt.basics import Report, Tally, unheard
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.dump import config_values
@@ -161,10 +162,10 @@ def check_hashes(folder: Path, record: ExportRecord, report: Report = unheard) -
         if not (folder / name).is_file():
             raise UsageError(f"{folder / name}: missing; export again")
     tally = Tally(report, export_bytes(folder, record))
-    for name, expected in record.files.items():
+    tally.begin(f"checking {folder.name or folder}")
+    hashes = ahead(lambda name: sha256_file(folder / name, tally.add), record.files)
+    for (name, expected), actual in zip(record.files.items(), hashes, strict=True):
         path = folder / name
-        tally.begin(f"checking {name}")
-        actual = sha256_file(path, tally.add)
         if actual != expected:
             raise UsageError(
                 f"{path}: altered since the export (sha256 {actual}, expected {expected}); "

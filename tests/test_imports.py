@@ -19,7 +19,7 @@ PACKAGE = "longlive_trt"
 # rule, such as the commands, may import anything, and nothing below them may import them.
 FOUNDATION = {
     *("errors", "basics", "console", "files", "contract", "dtypes", "architectures", "reading"),
-    *("adapters", "hadamard"),
+    *("adapters", "ahead", "hadamard"),
 }
 ONNX = {"precision", "exports"}
 ENGINES = {*FOUNDATION, *ONNX, "configs", "engines", "engines.bundles"}
@@ -28,6 +28,7 @@ RULES = {
         name: set[str]()
         for name in (
             "errors",
+            "ahead",
             "basics",
             "architectures",
             "hadamard",

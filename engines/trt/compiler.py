@@ -29,11 +29,17 @@ from longlive_trt.engines.trt.monitor import (
     make_monitor,
     run_watched,
 )
-from longlive_trt.engines.trt.plugins import plugin_hashes, register_plugin, uses_plugin
+from longlive_trt.engines.trt.plugins import (
+    plugin_hashes,
+    register_plugin,
+    takes_attention,
+    uses_plugin,
+)
 from longlive_trt.engines.trt.profiles import Profile, profiles
 from longlive_trt.engines.trt.report import REPORT_NAME, GraphReport, count_attention, parse_layers
 from longlive_trt.errors import BundleError, EngineError, UsageError
 from longlive_trt.exports import ExportRecord, GraphInfo, Quantization
+from longlive_trt.plugins.attention.tensorrt_integer import HEAD_DIM
 from longlive_trt.precision import Precision
 from longlive_trt.reading.documents import JSON_BYTES, parse_json
 from longlive_trt.reading.failures import refusing
@@ -54,6 +60,7 @@ class TensorRtCompiler:
         self._target = flavor.target(self._trt, options.gpu)
         self._plugin = uses_plugin(options, flavor, self._target, precision, config)
         self._config = config
+        self._narrow_attention: str | None = None
         self._reports: list[GraphReport] = []
         self._reused: list[dict[str, Any]] = []
 
@@ -72,7 +79,9 @@ class TensorRtCompiler:
 
     @property
     def plugins(self) -> Mapping[str, str]:
-        return plugin_hashes(self._config, self._precision) if self._plugin else {}
+        if not self._plugin:
+            return {}
+        return plugin_hashes(self._config, self._precision, self._narrow_attention)
 
     def decisive(self, config: ModelConfig, component: str) -> object:
         """Engines are made for ranges of sizes, some of which the rollout has."""
@@ -104,15 +113,16 @@ class TensorRtCompiler:
             )
 
     def _check_quantization(self, quantization: Quantization) -> None:
-        if quantization.attention is not None and self._plugin:
+        self._narrow_attention = kind = quantization.attention
+        if kind is not None and self._plugin and not takes_attention(kind, self._config):
             raise UsageError(
-                f"self-attention of the graphs is in {quantization.attention}, and our kernel "
-                f"takes half precision as a plugin; build with --attention standard, or quantize "
-                f"without --attention"
+                f"self-attention of the graphs is in {kind}, and our kernel as a plugin takes half "
+                f"precision, or int8 with heads of {HEAD_DIM}; build with --attention standard, or "
+                f"quantize without --attention"
             )
         if "fp8" in quantization.formats:
             self._require_fp8()
-        if quantization.attention == "int8":
+        if kind == "int8" and not self._plugin:
             logger.warning(
                 "--engine %s has no attention in int8: queries and keys are rounded to it and "
                 "multiplied in half precision",

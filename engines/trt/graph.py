@@ -12,6 +12,7 @@ from onnx_ir.passes.common import InlinePass
 from longlive_trt.contract import ATTENTION_OP, BATCH, LENGTHS_PREFIX, LOCAL_DOMAIN, weights_file
 from longlive_trt.dtypes import FLOAT8
 from longlive_trt.engines.trt.attention import takes_quantized, use_fused_attention
+from longlive_trt.engines.trt.integer_attention import plugin_attributes, to_plugin_inputs
 from longlive_trt.precision import Precision, compute_precision, retype
 
 _LENGTHS_INPUT = 6
@@ -84,11 +85,11 @@ def _as_plugin_nodes(model: ir.Model) -> int:
     for identifier in [key for key in model.functions if key[0] == LOCAL_DOMAIN]:
         del model.functions[identifier]
     nodes = [node for node in model.graph if node.op_type == ATTENTION_OP]
+    nodes += to_plugin_inputs(model)
     for node in nodes:
         node.resize_outputs(2)
         node.outputs[1].name = f"{node.name}.workspace"
-        node.attributes["plugin_namespace"] = ir.AttrString("plugin_namespace", LOCAL_DOMAIN)
-        node.attributes["plugin_version"] = ir.AttrString("plugin_version", "1")
+        node.attributes.update({each.name: each for each in plugin_attributes()})
     return len(nodes)
 
 

@@ -7,7 +7,7 @@ from longlive_trt.configs import ModelConfig
 from longlive_trt.engines.compiler import BuildOptions
 from longlive_trt.engines.trt.flavors import Flavor, Target
 from longlive_trt.errors import UsageError
-from longlive_trt.plugins.attention import tensorrt_plugin
+from longlive_trt.plugins.attention import tensorrt_integer, tensorrt_plugin
 from longlive_trt.plugins.attention.variants import HEAD_DIMS
 from longlive_trt.precision import Precision
 
@@ -43,13 +43,22 @@ def _obstacle(
     return None
 
 
-def plugin_hashes(config: ModelConfig, precision: Precision) -> dict[str, str]:
+def takes_attention(kind: str, config: ModelConfig) -> bool:
+    """Whether our kernel as a plugin has self-attention in these eight bits."""
+    return kind == "int8" and config.transformer.head_dim == tensorrt_integer.HEAD_DIM
+
+
+def plugin_hashes(config: ModelConfig, precision: Precision, kind: str | None) -> dict[str, str]:
+    """``kind``: the eight bits that self-attention is in, if any."""
     head_dim = config.transformer.head_dim
     scale = float(head_dim) ** -0.5
+    if kind is not None:
+        return tensorrt_integer.plugin_hashes(precision.numpy.name, scale)
     kernel = tensorrt_plugin.plugin_hash(precision.numpy.name, head_dim, scale)
     return {tensorrt_plugin.PLUGIN_ID: kernel}
 
 
 def register_plugin() -> Any:
-    """Make TensorRT know the kernel; the engines that hold it need nothing of this."""
+    """Make TensorRT know the kernels; the engines that hold them need nothing of this."""
     tensorrt_plugin.register()
+    tensorrt_integer.register()

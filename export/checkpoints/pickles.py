@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import threading
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +34,7 @@ class PickleFile(TensorFile):
         self.entry = _choose_entry(path, tree, entries)
         self._state: Mapping[str, torch.Tensor] = tree[self.entry] if self.entry else tree
         self._bytes_read = 0
+        self._reading = threading.Lock()
         _require_tensors(path, self._state)
         self.tensors = {
             key: StoredTensor(self, key, tuple(tensor.shape), tensor.dtype)
@@ -40,11 +42,12 @@ class PickleFile(TensorFile):
         }
 
     def read(self, key: str) -> torch.Tensor:
-        if self._mapped and self._bytes_read > _REOPEN_AFTER_BYTES:
-            self._reopen()
-        tensor = self._state[key].detach()
-        self._bytes_read += tensor.nbytes
-        return tensor.clone(memory_format=torch.contiguous_format)
+        with self._reading:
+            if self._mapped and self._bytes_read > _REOPEN_AFTER_BYTES:
+                self._reopen()
+            tensor = self._state[key].detach()
+            self._bytes_read += tensor.nbytes
+            return tensor.clone(memory_format=torch.contiguous_format)
 
     def _reopen(self) -> None:
         self._state = {}

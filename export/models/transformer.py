@@ -236,7 +236,8 @@ def sinusoid(timestep: float, freq_dim: int) -> Tensor:
 
 def rope_angles(positions: Tensor, channels: int) -> Tensor:
     """[len(positions), channels / 2] float64 angles of one axis that owns ``channels``."""
-    exponents = torch.arange(0, channels, 2, dtype=torch.float64) / channels
+    twos = torch.arange(0, channels, 2, dtype=torch.float64, device=positions.device)
+    exponents = twos / channels
     return positions.to(torch.float64)[:, None] * torch.pow(10_000.0, -exponents)
 
 
@@ -247,12 +248,14 @@ def split_rope_channels(head_dim: int) -> tuple[int, int, int]:
 
 
 def rope_table(frames: Tensor, grid: tuple[int, int], head_dim: int) -> Tensor:
-    """[F*P, head_dim / 2] float64 angles for tokens of the given temporal positions."""
+    """[F*P, head_dim / 2] float64 angles for tokens of the given temporal positions, where those
+    are."""
     rows, columns = grid
+    by_place = (torch.arange(size, device=frames.device) for size in grid)
     by_time, by_row, by_column = (
         rope_angles(positions, channels)
         for positions, channels in zip(
-            (frames, torch.arange(rows), torch.arange(columns)),
+            (frames, *by_place),
             split_rope_channels(head_dim),
             strict=True,
         )

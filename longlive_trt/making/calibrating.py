@@ -145,6 +145,7 @@ def calibrate(
             extras=extras,
             sensitivity=sensitivity,
             check=check,
+            device=device,
             report=progress,
         )
     return CalibrationResult(result, scales, sensitivity)

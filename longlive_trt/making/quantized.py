@@ -56,13 +56,13 @@ class BuildPlan:
         from longlive_trt.making.estimates import describe_calibration
 
         source, folder = SourceExport.open(self.onnx), quantized_folder(self.onnx, self.precision)
+        device, compute = default_device()
         if self.calibration is not None:
             scales = read_fitting_calibration(self.calibration, source, self.precision)
         elif self._is_current(folder):
             logger.info("%s: quantized earlier; used again", folder)
             return folder
         else:
-            device, compute = default_device()
             request = CalibrationRequest(
                 recipe=recipe_named(self.precision),
                 prompts=tuple(load_prompts(None)),
@@ -77,7 +77,7 @@ class BuildPlan:
                 folder,
             )
             scales = calibrate_export(source, request, folder, open_tokenizer, report)
-        write_quantized(source, scales, folder, report=report)
+        write_quantized(source, scales, folder, device=device, report=report)
         return folder
 
     def _is_current(self, folder: Path) -> bool:

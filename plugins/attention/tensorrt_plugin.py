@@ -73,9 +73,13 @@ def workspace_floats(head_dim: int, blocks: int) -> int:
 
 def plugin_source(dtype: str, head_dim: int, scale: float, variant: Variant) -> KernelSource:
     """The scale is part of the code: kernel arguments can be pointers and integers only."""
-    (scale_bits,) = struct.unpack("<i", struct.pack("<f", scale * LOG2_E))
-    constants = dict(variant.constants(dtype, head_dim)) | {"LL_SCALE_BITS": scale_bits}
+    constants = dict(variant.constants(dtype, head_dim)) | {"LL_SCALE_BITS": scale_bits(scale)}
     return KernelSource(f"attention/{ENTRY}.cu", ENTRY, constants)
+
+
+def scale_bits(scale: float) -> int:
+    (bits,) = struct.unpack("<i", struct.pack("<f", scale * LOG2_E))
+    return int(bits)
 
 
 def plugin_kernel(
@@ -112,15 +116,19 @@ def register(*, multiprocessors: int | None = None) -> None:
 
     ``multiprocessors`` is the number of thread blocks: those of the GPU, unless given.
     """
-    plugin = _import_plugin_module()
-    namespace, name = PLUGIN_ID.split("::")
-    if namespace in vars(plugin.op) and name in vars(getattr(plugin.op, namespace)):
+    plugin = import_plugin_module()
+    if is_registered(plugin, PLUGIN_ID):
         return
-    blocks = _multiprocessors() if multiprocessors is None else multiprocessors
+    blocks = count_multiprocessors() if multiprocessors is None else multiprocessors
     _register(plugin, blocks)
 
 
-def _import_plugin_module() -> Any:
+def is_registered(plugin: Any, plugin_id: str) -> bool:
+    namespace, name = plugin_id.split("::")
+    return namespace in vars(plugin.op) and name in vars(getattr(plugin.op, namespace))
+
+
+def import_plugin_module() -> Any:
     try:
         return import_module("tensorrt.plugin")
     except ImportError as error:
@@ -129,7 +137,7 @@ def _import_plugin_module() -> Any:
         ) from error
 
 
-def _multiprocessors() -> int:
+def count_multiprocessors() -> int:
     try:
         return driver.device_facts(0).multiprocessors
     except PluginError:
@@ -183,7 +191,7 @@ def _register(plugin: Any, blocks: int) -> None:
         outputs: tuple[desc, desc],
         tactic: int,
     ) -> tuple[str, bytes, plugin.KernelLaunchParams, plugin.SymIntExprs]:
-        kernel = plugin_kernel(_dtype_name(q.dtype), _constant_head_dim(q), scale, tactic)
+        kernel = plugin_kernel(dtype_name(q.dtype), _constant_head_dim(q), scale, tactic)
         launch = plugin.KernelLaunchParams(
             grid_x=blocks, block_x=kernel.threads, shared_mem=kernel.shared_bytes
         )
@@ -201,7 +209,7 @@ def _constant_head_dim(q: Any) -> int:
     return int(extent.constant_value())
 
 
-def _dtype_name(dtype: Any) -> str:
+def dtype_name(dtype: Any) -> str:
     name = {"BF16": "bfloat16", "HALF": "float16"}.get(getattr(dtype, "name", str(dtype)))
     if name is None:
         raise PluginError(f"q has dtype {dtype}: allowed is BF16 or HALF")

@@ -215,11 +215,13 @@ def test_int8_layers_with_fp8_attention_need_a_gpu_with_fp8(
         compiler.check(mixed)
 
 
-def test_our_plugin_is_no_kernel_for_it() -> None:
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+def test_our_plugin_is_no_kernel_for_it(small_config: ModelConfig, kind: str) -> None:
+    """Nor has it int8 with heads of other sizes than 128."""
     compiler = object.__new__(TensorRtCompiler)
-    compiler._plugin = True
-    quantization = Quantization("int8", "int8", "", attention="int8")
-    with pytest.raises(UsageError, match=r"half precision as a plugin; build with --attention"):
+    compiler._plugin, compiler._config = True, small_config
+    quantization = Quantization("int8", "int8", "", attention=kind)
+    with pytest.raises(UsageError, match=r"half precision, or int8 with heads of 128; build with"):
         compiler._check_quantization(quantization)
 
 

@@ -3,6 +3,8 @@
 //
 // LL_BYTES 1: they are float8 E4M3 already, and only change places.
 //
+// LL_PLUGIN 1: as TensorRT launches it, with pointers and integers for arguments.
+//
 // A thread block handles 128 tokens of the destination and one head. A group that other tokens share
 // (at either end of a slot) is written byte by byte.
 #include "common/vectors.cuh"
@@ -12,6 +14,9 @@
 #endif
 #ifndef LL_BYTES
 #define LL_BYTES 0
+#endif
+#ifndef LL_PLUGIN
+#define LL_PLUGIN 0
 #endif
 
 namespace {
@@ -75,10 +80,7 @@ __device__ __forceinline__ void turn(const Loaded (&rows)[4], float factor, uint
 }
 #endif
 
-}  // namespace
-
-extern "C" __global__ void __launch_bounds__(kThreads)
-    transposed_values(const __grid_constant__ Params params) {
+__device__ __forceinline__ void transpose(const Params& params) {
   __shared__ uint32 tile[kHeadDim][kPitch];
   const int head = blockIdx.y % params.heads;
   const int batch = blockIdx.y / params.heads;
@@ -129,3 +131,28 @@ extern "C" __global__ void __launch_bounds__(kThreads)
     }
   }
 }
+
+}  // namespace
+
+#if LL_PLUGIN
+extern "C" __global__ void __launch_bounds__(kThreads)
+    transposed_values_plugin(const uint8* input, int heads, int tokens, int pitch, uint8* output) {
+  Params params{};
+  params.input = input;
+  params.output = output;
+  params.input_head_bytes = kHeadDim;
+  params.input_token_bytes = static_cast<int64>(heads) * kHeadDim;
+  params.input_batch_bytes = params.input_token_bytes * tokens;
+  params.output_row_bytes = pitch;
+  params.output_head_bytes = static_cast<int64>(kHeadDim) * pitch;
+  params.output_batch_bytes = params.output_head_bytes * heads;
+  params.heads = heads;
+  params.tokens = tokens;
+  transpose(params);
+}
+#else
+extern "C" __global__ void __launch_bounds__(kThreads)
+    transposed_values(const __grid_constant__ Params params) {
+  transpose(params);
+}
+#endif

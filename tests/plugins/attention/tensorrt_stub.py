@@ -8,8 +8,10 @@ import enum
 import importlib.util
 import sys
 import types
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 DataType = enum.Enum("DataType", "FLOAT HALF BF16 INT64 INT32 INT8 FP8 INT4")
 TensorFormat = enum.Enum("TensorFormat", "LINEAR")
@@ -38,12 +40,18 @@ class IDimensionExpr:
 
 
 class ExprBuilder:
+    _OPERATIONS: ClassVar = {
+        DimensionOperation.SUM: lambda a, b: a + b,
+        DimensionOperation.PROD: lambda a, b: a * b,
+        DimensionOperation.FLOOR_DIV: lambda a, b: a // b,
+    }
+
     def constant(self, value: int) -> IDimensionExpr:
         return IDimensionExpr(value)
 
     def operation(self, op: Any, a: IDimensionExpr, b: IDimensionExpr) -> IDimensionExpr:
         known = a.value is not None and b.value is not None
-        return IDimensionExpr(a.value + b.value if known else None)
+        return IDimensionExpr(self._OPERATIONS[op](a.value, b.value) if known else None)
 
 
 class Dims(list[int]):
@@ -143,3 +151,63 @@ def install(validator: Path, monkeypatch: Any) -> Any:
         if name.startswith("tensorrt.plugin."):
             monkeypatch.setitem(sys.modules, name, sys.modules.pop(name))
     return plugin
+
+
+class LaunchParams:
+    pass
+
+
+class SymbolSetter(dict[int, Any]):
+    nbSymExprs = 0  # noqa: N815 - TensorRT's name
+
+
+def build_plugin(
+    name: str,
+    types: Sequence[Any],
+    shapes: Sequence[tuple[int | None, ...]],
+    attributes: Mapping[str, Any],
+    tactic: int,
+) -> SimpleNamespace:
+    """The calls that TensorRT makes while it builds an engine, in its order."""
+    import tensorrt
+
+    creator = tensorrt.get_plugin_registry().creators["longlive", name]
+    fields = [PluginField(key, value, None) for key, value in attributes.items()]
+    request = QuickPluginCreationRequest.STRICT_AOT
+    made = creator.create_plugin(name, "longlive", fields, None, request)
+    output_types = made.get_output_data_types(list(types), [len(shape) for shape in shapes])
+    builder, count = ExprBuilder(), len(shapes)
+    symbolic = [[IDimensionExpr(n) for n in shape] for shape in shapes]
+    outputs = made.get_output_shapes(symbolic, [], builder)
+    output_shapes = [tuple(e.value for e in expressions) for expressions in outputs]
+    described = [
+        DynamicPluginTensorDesc(tuple(-1 if n is None else n for n in shape), kind)
+        for shape, kind in zip([*shapes, *output_shapes], [*types, *output_types], strict=True)
+    ]
+    combinations = made.get_supported_format_combinations(described, count)
+    made.configure_plugin(described[:count], described[count:])
+    tactics = made.get_valid_tactics()
+    made.set_tactic(tactic)
+    launch, symbols = LaunchParams(), SymbolSetter()
+    all_symbolic = [*symbolic, *outputs]
+    made.get_launch_params(all_symbolic, described, count, launch, symbols, builder)
+    inside, outside = [d.desc for d in described[:count]], [d.desc for d in described[count:]]
+    kernel_name, code = made.get_kernel(inside, outside)
+    return SimpleNamespace(
+        output_types=output_types,
+        output_shapes=output_shapes,
+        combinations=combinations,
+        tactics=tactics,
+        launch=launch,
+        arguments=[symbols[i].expr.value for i in range(symbols.nbSymExprs)],
+        name=kernel_name,
+        code=code,
+    )
+
+
+def parameter_kinds(code: bytes, entry: str) -> list[str]:
+    """The types of a kernel's parameters, as its PTX declares them."""
+    text = code.decode()
+    signature = text[text.index(f".entry {entry}(") :]
+    signature = signature[: signature.index(")")]
+    return [line.split()[1] for line in signature.splitlines() if ".param" in line]

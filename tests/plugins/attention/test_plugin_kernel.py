@@ -2,13 +2,18 @@
 
 import ctypes
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from longlive_trt.plugins.attention import tensorrt_integer
 from longlive_trt.plugins.attention.tensorrt_plugin import TACTICS, plugin_kernel, workspace_floats
+from longlive_trt.plugins.attention.value_layout import padded_tokens, transposed_values
 from longlive_trt.plugins.cuda import driver
-from tests.plugins.conftest import make_problem
+from tests.plugins.attention.integer_model import Rounded, exact
+from tests.plugins.attention.test_integer_error import ALLOWED, SETS
+from tests.plugins.conftest import make_problem, relative
 
 pytestmark = pytest.mark.gpu
 
@@ -89,3 +94,76 @@ def test_without_a_workspace_tiles_are_cut_along_their_rows(need_gpu):
     problem = make_problem(1, 1560, 12, [(3120, 4680), (1560, 1560)])
     launch(problem, plugin_kernel("bfloat16", 128, 128**-0.5, 1), blocks, None)
     assert problem.error() <= 2 * problem.reference_error()
+
+
+def on_device(values, dtype):
+    return torch.from_numpy(np.ascontiguousarray(values)).to("cuda").to(dtype)
+
+
+def run_kernel(kernel, grid, tensors, integers, outputs):
+    arguments = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
+    arguments += [ctypes.c_int(number) for number in integers]
+    arguments += [ctypes.c_void_p(tensor.data_ptr()) for tensor in outputs]
+    loaded = driver.load_image(kernel.ptx, "ptx", kernel.name, kernel.shared_bytes, 0)
+    stream = torch.cuda.current_stream().cuda_stream
+    loaded.launch(grid, kernel.threads, kernel.shared_bytes, stream, arguments)
+
+
+def turned(v):
+    """[1, tokens, 1, 128] float8, by the plugin, in memory that was full of NaN."""
+    tokens, width = v.shape[1], padded_tokens(v.shape[1])
+    out = torch.full((1, 1, 128, width), 0x7F, dtype=torch.uint8, device="cuda")
+    kernel, grid = tensorrt_integer.values_kernel(), (tokens // 128 + 1, 1)
+    run_kernel(kernel, grid, [v], (1, tokens, width), [out])
+    return out
+
+
+@pytest.mark.parametrize("tokens", [1, 15, 16, 100, 128, 1560])
+def test_values_are_turned_as_the_layout_says(need_gpu, tokens):
+    need_gpu((9, 0), exactly=True)
+    values = torch.randn(1, tokens, 1, 128, device="cuda").to(torch.float8_e4m3fn)
+    codes = values.view(torch.uint8).cpu().numpy()
+    expected = transposed_values(codes)
+    is_token = transposed_values(np.ones_like(codes)) == 1
+    np.testing.assert_array_equal(turned(values).cpu().numpy()[is_token], expected[is_token])
+
+
+@pytest.mark.parametrize("tactic", tensorrt_integer.TACTICS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("tokens", [1, 32, 300])
+@pytest.mark.parametrize("name", SETS)
+def test_integers_err_as_little_as_in_our_own_launch(need_gpu, name, tokens, dtype, tactic):
+    """Outliers and means included; what lies beyond the valid length is NaN."""
+    blocks = need_gpu((9, 0), exactly=True).multiprocessors
+    q, k, v = SETS[name]
+    q = np.resize(q, (tokens, 128))
+    x = Rounded.of(q, k, v)
+    valid = len(k) - tokens
+    unused = ((0, 70), (0, 0))
+    cached = (
+        np.pad(x.k[:valid], unused, constant_values=-127),
+        np.pad(x.v[:valid], unused, constant_values=np.nan),
+    )
+    queries, own_k, kept_k = (
+        on_device(part[None, :, None], torch.int8) for part in (x.q, x.k[valid:], cached[0])
+    )
+    own_v, kept_v = (
+        turned(on_device(part[None, :, None], torch.float8_e4m3fn))
+        for part in (x.v[valid:], cached[1])
+    )
+    units = (x.q_scale[None, :, None], np.array([x.k_scale]), np.array([x.v_scale]))
+    scales = [on_device(unit, torch.float32) for unit in units]
+    length = torch.tensor([valid], dtype=torch.int64, device="cuda")
+    out = torch.full(queries.shape, torch.nan, dtype=getattr(torch, dtype), device="cuda")
+    workspace = torch.full((tensorrt_integer.workspace_floats(blocks),), torch.nan, device="cuda")
+    run_kernel(
+        tensorrt_integer.attention_kernel(dtype, 128**-0.5, tactic),
+        (blocks,),
+        [queries, own_k, own_v, kept_k, kept_v, length, *scales, out],
+        (1, 1, tokens, valid + 70, own_v.shape[3], kept_v.shape[3]),
+        [out, workspace],
+    )
+    found = out[0, :, 0].double().cpu() + torch.from_numpy(x.center)
+    # A row more or less of 32 is no fair sample of the error.
+    allowed = ALLOWED[name] * (2 if tokens == 1 else 1)
+    assert relative(found, torch.from_numpy(exact(q, k, v))) <= allowed

@@ -1,7 +1,6 @@
 """The plugin's contract with TensorRT, through TensorRT's own validator and its build sequence."""
 
 import struct
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -40,59 +39,13 @@ def shapes(batch=1, tokens=4680, heads=12, head_dim=128, cached=14040):
     return [own, own, own, cache, cache, (1,)]
 
 
-class LaunchParams:
-    pass
-
-
-class SymbolSetter(dict):
-    nbSymExprs = 0  # noqa: N815 - TensorRT's name
-
-
-def create(scale=SCALE):
-    creator = trt_registry().get_creator("SinkWindowAttention", "1", "longlive")
-    fields = [trt.PluginField("scale", np.array([scale], np.float32), None)]
-    request = trt.QuickPluginCreationRequest.STRICT_AOT
-    return creator.create_plugin("SinkWindowAttention", "longlive", fields, None, request)
-
-
-def trt_registry():
-    import tensorrt
-
-    return tensorrt.get_plugin_registry()
-
-
-def build(dtype=trt.DataType.BF16, tactic=1, input_shapes=None, workspace=None):
-    """The calls that TensorRT makes while it builds an engine, in its order."""
-    input_shapes = input_shapes or shapes()
-    types = [dtype] * 5 + [trt.DataType.INT64]
-    made = create()
-    output_types = made.get_output_data_types(types, [4, 4, 4, 4, 4, 1])
-    builder = trt.ExprBuilder()
-    symbolic = [[trt.IDimensionExpr(n) for n in shape] for shape in input_shapes]
-    outputs = made.get_output_shapes(symbolic, [], builder)
-    output_shapes = [tuple(e.value for e in expressions) for expressions in outputs]
-    described = [
-        trt.DynamicPluginTensorDesc(tuple(-1 if n is None else n for n in shape), kind)
-        for shape, kind in zip(
-            [*input_shapes, *output_shapes], [*types, *output_types], strict=True
-        )
-    ]
-    combinations = made.get_supported_format_combinations(described, 6)
-    made.configure_plugin(described[:6], described[6:])
-    tactics = made.get_valid_tactics()
-    made.set_tactic(tactic)
-    launch, symbols = LaunchParams(), SymbolSetter()
-    made.get_launch_params(symbolic, described, 6, launch, symbols, builder)
-    name, code = made.get_kernel([d.desc for d in described[:6]], [d.desc for d in described[6:]])
-    return SimpleNamespace(
-        output_types=output_types,
-        output_shapes=output_shapes,
-        combinations=combinations,
-        tactics=tactics,
-        launch=launch,
-        arguments=[symbols[i].expr.value for i in range(symbols.nbSymExprs)],
-        name=name,
-        code=code,
+def build(dtype=trt.DataType.BF16, tactic=1, input_shapes=None):
+    return trt.build_plugin(
+        "SinkWindowAttention",
+        [dtype] * 5 + [trt.DataType.INT64],
+        input_shapes or shapes(),
+        {"scale": np.array([SCALE], np.float32)},
+        tactic,
     )
 
 
@@ -136,10 +89,7 @@ def test_the_launch_is_the_variants(registered, tactic):
 
 
 def test_the_kernels_parameters_are_inputs_then_integers_then_outputs(registered):
-    text = build().code.decode()
-    signature = text[text.index(f".entry {ENTRY}(") :]
-    signature = signature[: signature.index(")")]
-    kinds = [line.split()[1] for line in signature.splitlines() if ".param" in line]
+    kinds = trt.parameter_kinds(build().code, ENTRY)
     assert kinds == [".u64"] * 6 + [".u32"] * 4 + [".u64"] * 2
 
 
