@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import longlive_trt as ll
 from benchmarks.harness import RESULTS, ROOT, cpu_name, parser, replace_table, write_report
 from benchmarks.quality.catalog import GROUPS
-from benchmarks.quality.lab import AFTER, REFERENCE, Lab, Trial, weights
+from benchmarks.quality.lab import AFTER, REFERENCE, Lab, Trial
 from benchmarks.quality.records import Records
 from benchmarks.quality.rows import (
     Row,
@@ -17,6 +17,7 @@ from benchmarks.quality.rows import (
     likeness_cell,
     measured_on,
     measured_rows,
+    measured_with,
     share_cell,
     verdict,
 )
@@ -36,7 +37,7 @@ def main() -> None:
         found = measured_rows(lab, trials, lab.cases(lengths(given), given.seeds))
     rows = kept_rows(RESULT, "trials", found)
     facts = {"command": "python -m benchmarks.quality.trials", "machine": cpu_name()}
-    write_report({**facts, "weights": weights(), "trials": rows}, RESULT)
+    write_report({**facts, **measured_with(), "trials": rows}, RESULT)
     replace_table(PAGE, "weights", [measured_on()])
     for name, group in GROUPS.items():
         tabled = switch_table if name == "switches" else table

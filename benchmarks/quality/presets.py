@@ -18,15 +18,17 @@ from PIL import Image, ImageDraw, ImageFont
 import longlive_trt as ll
 from benchmarks.harness import RESULTS, ROOT, parser, replace_table, write_report
 from benchmarks.quality import catalog
-from benchmarks.quality.lab import Lab, Trial, weights
+from benchmarks.quality.lab import Lab, Trial
 from benchmarks.quality.records import Records
 from benchmarks.quality.rows import (
     FEW,
     Row,
+    distance_cell,
     kept_rows,
     likeness_cell,
     measured_on,
     measured_rows,
+    measured_with,
     share_cell,
     verdict,
 )
@@ -62,7 +64,7 @@ def main() -> None:
     rows = kept_rows(RESULT, "presets", found)
     cpu = json.loads(SPEEDS.read_text())["presets"] if SPEEDS.is_file() else {}
     gpu = {**_before("gpu"), **dict(_gpu_rows(given.gpu))}
-    write_report({"weights": weights(), "presets": rows, "gpu": gpu}, RESULT)
+    write_report({**measured_with(), "presets": rows, "gpu": gpu}, RESULT)
     write_measured("demo", key, {n: _measured(r) for n, r in rows.items() if r["videos"] >= FEW})
     write_page(rows, cpu, gpu)
 
@@ -111,16 +113,17 @@ def _measured(row: Row) -> Measured:
 
 def _quality_table(rows: Mapping[str, Row]) -> Iterator[str]:
     yield (
-        "| | shown, % | changed, % | kept, % | together | PSNR, dB | SSIM | Fréchet | flicker | "
-        "drift of sharpness, % | videos |"
+        "| | shown, % | changed, % | kept, % | together | PSNR, dB | SSIM | Fréchet: to balanced | "
+        "to the world | flicker | drift of sharpness, % | videos |"
     )
-    yield "|---" * 11 + "|"
+    yield "|---" * 12 + "|"
     for name in sorted(rows, key=lambda name: (name != BASE, name)):
         row, alone = rows[name], rows[name]["likeness"].get("psnr") == [100.0, 0.0]
         cells = [share_cell(row, p, alone=alone) for p in ("adherence", "changed", "kept")]
         cells += ["-", "-", "-"] if alone else [verdict(row), likeness_cell(row, "psnr", 1)]
         cells += [] if alone else [likeness_cell(row, "ssim", 3)]
-        cells += [_of_all(row, "frechet"), likeness_cell(row, "flicker", 2)]
+        cells += ["-" if alone else distance_cell(row, "frechet")]
+        cells += [distance_cell(row, "frechet_world"), likeness_cell(row, "flicker", 2)]
         cells += [_of_all(row, "drift_sharpness"), str(row["videos"])]
         yield f"| {name} | {' | '.join(cells)} |"
 

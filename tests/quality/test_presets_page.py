@@ -25,7 +25,8 @@ def row(percent: float, difference: float, psnr: float = 30.0) -> dict[str, Any]
     shown = {"percent": percent, "difference": difference, "standard_error": 0.5, "attributes": 99}
     parts = ("adherence", "changed", "kept", "together")
     return {
-        "videos": 19, "shown": dict.fromkeys(parts, shown), "of_all": {"frechet": 12.0},
+        "videos": 19, "shown": dict.fromkeys(parts, shown),
+        "of_all": {"frechet": 12.0, "frechet_world": 5.0}, "chance": {"frechet": 0.4},
         "by_seed": {part: [percent - 1, percent + 1] for part in parts},
         "likeness": {"psnr": [psnr, 0.0], "ssim": [0.9, 0.01], "flicker": [0.4, 0.1]},
     }  # fmt: skip
@@ -37,9 +38,12 @@ CPU = {"balanced": speeds(200, 19.0), "turbo": speeds(100, 23.0)}
 
 def test_the_table_of_quality() -> None:
     balanced, turbo, ultra = list(presets._quality_table(ROWS))[2:]
-    assert balanced.startswith("| balanced | 94.0 ± 1.0 | 94.0 ± 1.0 | 94.0 ± 1.0 | - | - | - |")
+    assert balanced.startswith(
+        "| balanced | 94.0 ± 1.0 | 94.0 ± 1.0 | 94.0 ± 1.0 | - | - | - | - | 5.00 |"
+    )
     assert "93.5 ± 1.0 (-0.5 ± 0.5)" in turbo and "| loses 1.5 at most | 30.0 ± 0.0 |" in turbo
     assert "| loses 33.0 to 35.0 |" in ultra
+    assert "| 12.00 (0.40) | 5.00 |" in turbo, "a distance, and what chance comes to"
     assert len({line.count("|") for line in presets._quality_table(ROWS)}) == 1
 
 

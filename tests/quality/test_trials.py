@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.quality import catalog, ideas, rows
-from benchmarks.quality.lab import REFERENCE, Lab, Trial, weights
+from benchmarks.quality.lab import REFERENCE, Lab, Trial
 from benchmarks.quality.paired import flicker_at_cut, share, shown_after
 from benchmarks.quality.records import Records
 from longlive_trt.demo.geometry import model_config
@@ -129,11 +129,13 @@ def row(videos: int, difference: float = 0.0) -> dict[str, Any]:
 def test_an_earlier_result_of_the_same_weights_stays(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     assert rows.kept_rows(path, "trials", {"a": row(3)})["a"]["videos"] == 3
-    before = {"weights": weights(), "trials": {"a": row(5), "b": row(2)}}
+    before = {**rows.measured_with(), "trials": {"a": row(5), "b": row(2)}}
     path.write_text(json.dumps(before))
     found = rows.kept_rows(path, "trials", {"a": row(3), "b": row(4)})
     assert {name: one["videos"] for name, one in found.items()} == {"a": 5, "b": 4}
     path.write_text(json.dumps({**before, "weights": {"transformer": "others"}}))
+    assert rows.kept_rows(path, "trials", {"b": row(1)}).keys() == {"b"}
+    path.write_text(json.dumps({**before, "format": 0}))
     assert rows.kept_rows(path, "trials", {"b": row(1)}).keys() == {"b"}
 
 
