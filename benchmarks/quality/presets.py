@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 import longlive_trt as ll
 from benchmarks.harness import RESULTS, ROOT, parser, replace_table, write_report
 from benchmarks.quality import catalog
-from benchmarks.quality.lab import Lab, Trial
+from benchmarks.quality.lab import Lab, Trial, weights
 from benchmarks.quality.records import Records
 from benchmarks.quality.rows import (
     FEW,
@@ -38,16 +38,21 @@ from benchmarks.quality.trials import add_lengths, lengths
 from longlive_trt.configs import load_preset
 from longlive_trt.files import publish_file
 from longlive_trt.quality.cases import Case
-from longlive_trt.quality.measured import Measured, write_measured
+from longlive_trt.quality.measured import Figures, Measured, Rate, write_figures
 from longlive_trt.quality.report.charts import scatter_chart
 
 PAGE = ROOT / "docs" / "presets.md"
 PICTURES = ROOT / "docs" / "presets"
 RESULT = RESULTS / "presets_demo.json"
+_PROMISED, _GPU_COLUMNS = "H200", "transformer, ms | VAE, ms | frames/s"
 _PLAIN_STYLE = (
     "<style>text{font:11px sans-serif;fill:#667080}.name{fill:#1c1f24}.grid{stroke:#e3e4e0}"
     ".line{fill:none;stroke:#b9bfc7;stroke-dasharray:4 4}.c0{fill:#2f6fdb}.c5{fill:#8b93a0}</style>"
 )
+
+
+Speeds = Mapping[str, Mapping[str, float]]
+"""By preset."""
 
 
 def main() -> None:
@@ -56,23 +61,44 @@ def main() -> None:
     options.add_argument("--gpu", type=Path, nargs="*", default=[], help="reports of `bench --out`")
     given = options.parse_args()
     with ll.load("demo") as pipeline:
-        lab, key = Lab(pipeline, Records(given.work)), pipeline.bundle.manifest.key
+        lab = Lab(pipeline, Records(given.work))
         cases = lab.cases(lengths(given), given.seeds)
         found = measured_rows(lab, catalog.presets(), cases)
         PICTURES.mkdir(parents=True, exist_ok=True)
         _save_strip(PICTURES / "strip.png", lab, cases)
     rows = kept_rows(RESULT, "presets", found)
-    cpu = json.loads(SPEEDS.read_text())["presets"] if SPEEDS.is_file() else {}
-    gpu = {**_before("gpu"), **dict(_gpu_rows(given.gpu))}
-    write_report({**measured_with(), "presets": rows, "gpu": gpu}, RESULT)
-    write_measured("demo", key, {n: _measured(r) for n, r in rows.items() if r["videos"] >= FEW})
-    write_page(rows, cpu, gpu)
+    gpus = gpu_speeds(_before("gpus"), given.gpu)
+    write_report({**measured_with(), "presets": rows, "gpus": gpus}, RESULT)
+    machine, cpu = _cpu_speeds()
+    write_figures("demo", shipped(rows, {machine: cpu, **gpus}))
+    write_page(rows, cpu, gpus)
 
 
-def write_page(rows: Mapping[str, Row], cpu: Mapping[str, Any], gpu: Mapping[str, Any]) -> None:
+def _cpu_speeds() -> tuple[str, Speeds]:
+    """The machine that they were measured on, and what was."""
+    if not SPEEDS.is_file():
+        return "", {}
+    report = json.loads(SPEEDS.read_text())
+    return report["machine"], report["presets"]
+
+
+def shipped(rows: Mapping[str, Row], speeds_by_device: Mapping[str, Speeds]) -> Figures:
+    """What `longlive-trt presets` lists."""
+    return Figures(
+        weights(),
+        {name: _measured(row) for name, row in rows.items() if row["videos"] >= FEW},
+        {
+            device: {name: Rate(s["block_ms"], s["frames_per_s"]) for name, s in of.items()}
+            for device, of in speeds_by_device.items()
+            if of
+        },
+    )
+
+
+def write_page(rows: Mapping[str, Row], cpu: Speeds, gpus: Mapping[str, Speeds]) -> None:
     replace_table(PAGE, "weights", [measured_on()])
     replace_table(PAGE, "quality", list(_quality_table(rows)))
-    replace_table(PAGE, "speed", list(_speed_table(cpu, gpu)))
+    replace_table(PAGE, "speed", list(_speed_table(cpu, gpus)))
     drawn = _pareto(rows, cpu)
     if drawn is not None:
         (PICTURES / "pareto.svg").write_text(drawn, encoding="utf-8")
@@ -88,12 +114,17 @@ def _before(name: str) -> dict[str, Any]:
     return values
 
 
-def _gpu_rows(paths: Sequence[Path]) -> Iterator[tuple[str, dict[str, float]]]:
-    """By the preset that each report's command names."""
+def gpu_speeds(before: Mapping[str, Speeds], paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """By GPU, then by the preset that each report's command names."""
+    gpus = {device: dict(of) for device, of in before.items()}
     for path in paths:
         report = json.loads(path.read_text())
-        words = report["command"].split()
-        yield words[words.index("--preset") + 1], speeds([report])
+        words, gpu = report["command"].split(), report["machine"]["gpu"]
+        if gpu is None or "--preset" not in words:
+            raise SystemExit(f"--gpu {path}: not a report of `bench --preset NAME` on a GPU")
+        name = words[words.index("--preset") + 1]
+        gpus.setdefault(gpu["name"], {})[name] = speeds([report])
+    return gpus
 
 
 def _measured(row: Row) -> Measured:
@@ -132,16 +163,20 @@ def _of_all(row: Row, name: str) -> str:
     return f"{row['of_all'][name]:.1f}" if name in row["of_all"] else "-"
 
 
-def _speed_table(cpu: Mapping[str, Any], gpu: Mapping[str, Any]) -> Iterator[str]:
+def _speed_table(cpu: Speeds, gpus: Mapping[str, Speeds]) -> Iterator[str]:
+    """A group of columns for each GPU; those that are promised stand there before they come."""
+    gpus = gpus or {_PROMISED: {}}
+    columns = [f"{device.removeprefix('NVIDIA ')}: {_GPU_COLUMNS}" for device in gpus]
     yield (
         "| | steps (first block) | window | decoder | CPU: transformer, ms | VAE, ms | block, ms "
-        "(p99) | frames/s | against balanced | GiB | H200: transformer, ms | VAE, ms | frames/s |"
+        f"(p99) | frames/s | against balanced | GiB | {' | '.join(columns)} |"
     )
-    yield "|---" * 13 + "|"
-    for name in dict.fromkeys((BASE, *(t.name for t in catalog.presets()), *cpu, *gpu)):
+    yield "|---" * (10 + 3 * len(gpus)) + "|"
+    listed = (name for of in (cpu, *gpus.values()) for name in of)
+    for name in dict.fromkeys((BASE, *(t.name for t in catalog.presets()), *listed)):
         own = _cpu_cells(cpu.get(name), cpu.get(BASE))
-        cells = [*_settings(name), *own, *_gpu_cells(gpu.get(name))]
-        yield f"| {name} | {' | '.join(cells)} |"
+        others = [cell for of in gpus.values() for cell in _gpu_cells(of.get(name))]
+        yield f"| {name} | {' | '.join([*_settings(name), *own, *others])} |"
 
 
 def _cpu_cells(cpu: Mapping[str, float] | None, base: Mapping[str, float] | None) -> list[str]:
