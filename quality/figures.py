@@ -1,7 +1,7 @@
 """Figures of an evaluation as values."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean, pstdev
 from typing import Any
@@ -10,13 +10,18 @@ Values = dict[str, Any]
 _DIGITS = 4
 
 
+def spread(numbers: Sequence[float]) -> float | None:
+    """One number has none."""
+    return pstdev(numbers) if len(numbers) > 1 else None
+
+
 @dataclass(frozen=True)
 class Figure:
     """Of the videos, each counted once; ``spread`` is their standard deviation."""
 
     mean: float
     spread: float | None
-    """None where there is one number of all videos together."""
+    """None of one video, and where there is one number of all videos together."""
     count: int
     chance: float | None = None
     """What chance alone comes to, of a distance."""
@@ -24,10 +29,10 @@ class Figure:
     @classmethod
     def of(cls, numbers: Iterable[float | None]) -> "Figure | None":
         known = [number for number in numbers if number is not None and math.isfinite(number)]
-        return cls(mean(known), pstdev(known), len(known)) if known else None
+        return cls(mean(known), spread(known), len(known)) if known else None
 
     def values(self) -> Values:
-        return {name: v and round(v, _DIGITS) for name, v in asdict(self).items()}
+        return {name: None if v is None else round(v, _DIGITS) for name, v in asdict(self).items()}
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,18 @@
 """Figures of an evaluation: means and spreads over its videos, and curves over time."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from statistics import mean, pstdev
+from statistics import mean
 from typing import Any
 
 import numpy as np
 
 from longlive_trt.quality.cases import CHANGED, END_S, ENDS, KEPT, LONG, PROMPT, SHOWN
 from longlive_trt.quality.distances import distances
-from longlive_trt.quality.figures import Figure, Metric
+from longlive_trt.quality.figures import Figure, Metric, spread
 from longlive_trt.quality.instruments import EVERY
 from longlive_trt.quality.metrics.adherence import share_shown, shares_by_attribute
 from longlive_trt.quality.metrics.course import relative_change
-from longlive_trt.quality.metrics.similarity import psnr_db
+from longlive_trt.quality.metrics.similarity import IDENTICAL_DB, psnr_db
 
 Line = Mapping[str, Any]
 Values = dict[str, Any]
@@ -77,7 +77,7 @@ def _shares(
     if share is None:
         return None
     each = [s for s in map(share_shown, by_video) if s is not None]
-    return Figure(100 * share, 100 * pstdev(each), len(each))
+    return Figure(100 * share, spread([100 * s for s in each]), len(each))
 
 
 def pairs_of(
@@ -138,7 +138,7 @@ def curves(lines: Sequence[Line], fps: float) -> dict[str, dict[str, list[list[f
     compared = [line["against"] for line in single if line["against"]]
     if compared:
         errors = _mean_series([each["squared_error"] for each in compared])
-        drawn["PSNR (dB)"] = {"against the reference": _points(map(psnr_db, errors), 1 / fps)}
+        drawn["PSNR (dB)"] = {"against the reference": _psnr_points(errors, 1 / fps)}
         alike = {"SSIM": "ssim", "MS-SSIM": "ms_ssim", "LPIPS": "lpips"}
         drawn["likeness"] = {
             title: _points(_mean_series([each[name] for each in compared]), EVERY / fps)
@@ -177,6 +177,12 @@ def _mean_series(series: Sequence[Sequence[float]]) -> list[float]:
 
 def _points(values: Iterable[float], step_s: float) -> list[list[float]]:
     return [[round(n * step_s, 3), round(value, 4)] for n, value in enumerate(values)]
+
+
+def _psnr_points(errors: Sequence[float], step_s: float) -> list[list[float]]:
+    """Without pictures that are equal, if others are not: what those count for is far above."""
+    points = _points(map(psnr_db, errors), step_s)
+    return [point for point in points if point[1] < IDENTICAL_DB] or points
 
 
 def case_values(line: Line) -> Values:

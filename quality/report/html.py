@@ -63,8 +63,18 @@ def _tile(metric: Values) -> str:
     unit = f"<small>{escape(metric['unit'])}</small>" if metric["unit"] else ""
     return (
         f'<div class="tile"><b>{number_of(metric["own"], metric["unit"])}{unit}</b>'
-        f"<span>{escape(metric['title'])}</span></div>"
+        f"<span>{escape(metric['title'])}</span>{_beside(metric)}</div>"
     )
+
+
+def _beside(metric: Values) -> str:
+    """What a tile's figure is to be seen with."""
+    told = []
+    if metric["other"]:
+        told.append(f"reference {number_of(metric['other'], metric['unit'])}")
+    if metric["own"]["chance"] is not None:
+        told.append(spread_of(metric["own"], metric["unit"]))
+    return f"<em>{escape(', '.join(told))}</em>" if told else ""
 
 
 def _table(values: Values) -> str:

@@ -89,7 +89,13 @@ def spread_of(figure: Mapping[str, Any] | None, unit: str) -> str:
 
 def notes_of(values: Mapping[str, Any]) -> list[str]:
     """What is to be known of single figures."""
-    return [f"{m['title']}: {m['note']}" for m in values["metrics"] if m["note"]]
+    titles: dict[str, list[str]] = {}
+    for metric in values["metrics"]:
+        if metric["note"]:
+            titles.setdefault(metric["note"], []).append(metric["title"])
+    notes = [f"{', '.join(named)}: {note}" for note, named in titles.items()]
+    reader = f"clips are read by the encoder of {values['clips_read_by']}"
+    return [*notes, reader] if notes and values["clips_read_by"] else notes
 
 
 def _written(value: float, unit: str) -> str:

@@ -71,6 +71,21 @@ def test_a_bundle_alone_has_figures_of_its_own_only() -> None:
     assert "PSNR (dB)" not in curves(alone, FPS)
 
 
+def test_one_video_has_no_spread() -> None:
+    alone = by_name(LINES[:1])
+    assert alone["psnr"].own.spread is None and alone["adherence"].own.spread is None
+
+
+def test_equal_pictures_do_not_flatten_the_curve() -> None:
+    changing = line(0, 1.0, "sea")
+    changing["against"]["squared_error"] = [0.0] * 9 + [65.025] * 31
+    (points,) = curves([changing], FPS)["PSNR (dB)"].values()
+    assert points[0] == [round(9 / FPS, 3), 30.0] and len(points) == 31
+    changing["against"]["squared_error"] = [0.0] * 40
+    (points,) = curves([changing], FPS)["PSNR (dB)"].values()
+    assert len(points) == 40
+
+
 def test_drift_is_that_of_long_videos() -> None:
     long = line(0, 1.0, "sea", "long")
     long["own"]["sharpness"] = [10.0] * 200 + [11.0] * 200
@@ -92,7 +107,8 @@ def values() -> dict[str, Any]:
         "model": "m", "video_size": [12, 20], "fps": FPS, "bundle": maker, "reference": maker,
         "videos": {"prompt": 2}, "metrics": [m.values() for m in metrics(LINES, FPS)],
         "attributes": {"own": {"place": 0.5}, "other": {"place": 1.0}},
-        "curves": curves(LINES, FPS), "cases": [case_values(each) for each in LINES],
+        "clips_read_by": "m", "curves": curves(LINES, FPS),
+        "cases": [case_values(each) for each in LINES],
     }  # fmt: skip
 
 
@@ -108,7 +124,10 @@ def test_the_table_has_a_row_for_every_figure() -> None:
     assert "| PSNR, dB | 35.0 | 5.0 | - | higher |" in rows
     assert sum(row.startswith("| ") for row in rows) == 1 + len(metrics(LINES, FPS))
     assert "| Fréchet distance | - | - | - | lower |" in rows
-    assert "* Fréchet distance: too few videos: 2, and a distance needs 8" in rows
+    assert rows[-2:] == [
+        "* Fréchet distance: too few videos: 2, and a distance needs 8",
+        "* clips are read by the encoder of m",
+    ]
 
 
 def test_chance_stands_where_a_spread_would() -> None:
