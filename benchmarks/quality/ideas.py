@@ -22,6 +22,7 @@ from benchmarks.quality.rows import (
     verdict,
 )
 from benchmarks.quality.trials import add_lengths, lengths
+from benchmarks.quality.work import cache_cell, work_cell
 
 PAGE = ROOT / "docs" / "optimization-log.md"
 RESULT = RESULTS / "optimization_log.json"
@@ -46,13 +47,15 @@ def main() -> None:
 
 def table(rows: Mapping[str, Row], trials: Sequence[Trial]) -> Iterator[str]:
     yield (
-        "| | shown, % | changed, % | kept, % | together | PSNR, dB | flicker | sharpness | videos |"
+        "| | work, %: demo / 1.3B | cache, % | shown, % | changed, % | kept, % | together "
+        "| PSNR, dB | flicker | sharpness | videos |"
     )
-    yield "|---" * 9 + "|"
+    yield "|---" * 11 + "|"
     for trial in (REFERENCE, *trials):
         row = rows.get(trial.name)
         cells = _cells(row, alone=trial is REFERENCE) if row else ["not measured", *["-"] * 7]
-        yield f"| {trial.title} | {' | '.join(cells)} |"
+        counted = (work_cell(trial), cache_cell(trial))
+        yield f"| {trial.title} | {' | '.join([*counted, *cells])} |"
 
 
 def _cells(row: Row, *, alone: bool) -> Iterator[str]:

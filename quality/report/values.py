@@ -94,7 +94,7 @@ def notes_of(values: Mapping[str, Any]) -> list[str]:
         if metric["note"]:
             titles.setdefault(metric["note"], []).append(metric["title"])
     notes = [f"{', '.join(named)}: {note}" for note, named in titles.items()]
-    reader = f"clips are read by the encoder of {values['clips_read_by']}"
+    reader = f"Clips are read by the encoder of {values['clips_read_by']}"
     return [*notes, reader] if notes and values["clips_read_by"] else notes
 
 

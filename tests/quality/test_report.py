@@ -126,7 +126,7 @@ def test_the_table_has_a_row_for_every_figure() -> None:
     assert "| Fréchet distance | - | - | - | lower |" in rows
     assert rows[-2:] == [
         "* Fréchet distance: too few videos: 2, and a distance needs 8",
-        "* clips are read by the encoder of m",
+        "* Clips are read by the encoder of m",
     ]
 
 

@@ -142,8 +142,9 @@ def test_an_earlier_result_of_the_same_weights_stays(tmp_path: Path) -> None:
 def test_the_tables_of_the_log() -> None:
     found = {"reference": row(19), "steps-1": row(19, -3.0), "steps-3": row(9)}
     table = list(ideas.table(found, catalog.STEPS))
-    assert "| 1 step | 90.0 (-3.0 ± 0.5) |" in table[3] and "loses 2.0 to 4.0" in table[3]
-    assert table[4].startswith("| 2 steps | not measured | - |")
+    assert "| 1 step | 80 / 53 | 100 | 90.0 (-3.0 ± 0.5) |" in table[3]
+    assert "loses 2.0 to 4.0" in table[3]
+    assert table[4].startswith("| 2 steps | 86 / 69 | 100 | not measured | - |")
     assert "| too few videos |" in table[5]
     switches = list(ideas.switch_table(found, catalog.SWITCHES))
     assert "| `exact` | 0 | 50 | 90 | 90 | 100 | 90.0 | 90.0 | 2.50 | 19 |" in switches
