@@ -5,34 +5,26 @@ from html import escape
 from itertools import accumulate
 from typing import Any
 
+from benchmarks.quality.svg import picture
 from longlive_trt.quality.report.charts import nice_step
 
 _WIDTH, _HEIGHT = 860, 350
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 20, 54, 72
 _BAND = 20
 _LINES = 4
-_STYLE = """<style>
-svg{background:#fff;font:12px system-ui,"Segoe UI",Roboto,sans-serif}
-text{fill:#667080}.title{fill:#1c1f24;font-size:15px;font-weight:600}.in{fill:#fff;font-weight:600}
+_STYLE = """
+.in{fill:#fff;font-weight:600}.busy{fill:#d9722b;opacity:.1}.target{stroke:#1c1f24}
 .on{paint-order:stroke;stroke:#fff;stroke-width:4px;stroke-linejoin:round}
-.grid{stroke:#e6e7e3}.busy{fill:#d9722b;opacity:.1}.target{stroke:#1c1f24;stroke-dasharray:5 4}
-.free{stroke:#d9722b}.held{stroke:#2f6fdb}.line{fill:none;stroke-width:1.8;stroke-linejoin:round}
 .rung0{fill:#2f6fdb}.rung1{fill:#2c8a57}.rung2{fill:#b58a10}.rung3{fill:#8a5fc0}.rung4{fill:#8b93a0}
-@media (prefers-color-scheme:dark){svg{background:#161b22}text{fill:#8d97a5}.title{fill:#e8eaee}
-.grid{stroke:#262d37}.target{stroke:#e8eaee}.in{fill:#0e1116}.on{stroke:#161b22}.free{stroke:#f09a5a}
-.held{stroke:#6ea2ff}.rung0{fill:#6ea2ff}.rung1{fill:#5cc08a}.rung2{fill:#d9b64a}
-.rung3{fill:#b797ea}}
-</style>"""
+@media (prefers-color-scheme:dark){.in{fill:#0e1116}.on{stroke:#161b22}.target{stroke:#e8eaee}
+.rung0{fill:#6ea2ff}.rung1{fill:#5cc08a}.rung2{fill:#d9b64a}.rung3{fill:#b797ea}}"""
 
 
 def drawn(report: Mapping[str, Any]) -> str:
     """``report``: as ``benchmarks.quality.competition`` keeps it."""
     plot = _Plot(report)
     body = "".join((*plot.ground(), *plot.lines(), *plot.band(), *plot.words()))
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">'
-        f"{_STYLE}{body}</svg>\n"
-    )
+    return picture(_WIDTH, _HEIGHT, body, _STYLE)
 
 
 class _Plot:
@@ -66,10 +58,10 @@ class _Plot:
             )
 
     def lines(self) -> Iterator[str]:
-        for kind, run in (("free", self._free), ("held", self._held)):
+        for kind, run in (("orange", self._free), ("blue", self._held)):
             yield f'<polyline class="line {kind}" points="{self._path(run["block_ms"])}"/>'
         y = self._y(self._target)
-        yield f'<line class="target" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>'
+        yield f'<line class="target dashed" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>'
         yield f'<text class="on" x="{_LEFT + 6}" y="{y - 7}">target {self._target:g} ms</text>'
 
     def _path(self, block_ms: Sequence[float]) -> str:
@@ -98,7 +90,7 @@ class _Plot:
     def words(self) -> Iterator[str]:
         yield f'<text class="title" x="{_LEFT}" y="24">Milliseconds from block to block</text>'
         x = _WIDTH - _RIGHT - 190
-        for place, (kind, name) in enumerate((("free", "not held"), ("held", "held"))):
+        for place, (kind, name) in enumerate((("orange", "not held"), ("blue", "held"))):
             left = x + 100 * place
             yield (
                 f'<line class="line {kind}" x1="{left}" x2="{left + 22}" y1="20" y2="20"/>'

@@ -9,7 +9,7 @@ python -m benchmarks.quality.presets --gpu NAME.json ... # and of `bench --prese
 import base64
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import longlive_trt as ll
 from benchmarks.harness import RESULTS, ROOT, parser, replace_table, write_report
 from benchmarks.quality import catalog
 from benchmarks.quality.lab import Lab, Trial, weights
+from benchmarks.quality.pareto_plot import Point, drawn
 from benchmarks.quality.records import Records
 from benchmarks.quality.rows import (
     FEW,
@@ -39,18 +40,11 @@ from longlive_trt.configs import load_preset
 from longlive_trt.files import publish_file
 from longlive_trt.quality.cases import Case
 from longlive_trt.quality.measured import Figures, Measured, Rate, write_figures
-from longlive_trt.quality.report.charts import scatter_chart
 
 PAGE = ROOT / "docs" / "presets.md"
 PICTURES = ROOT / "docs" / "presets"
 RESULT = RESULTS / "presets_demo.json"
 _PROMISED, _GPU_COLUMNS = "H200", "transformer, ms | VAE, ms | frames/s"
-_PLAIN_STYLE = (
-    "<style>text{font:11px sans-serif;fill:#667080}.name{fill:#1c1f24}.grid{stroke:#e3e4e0}"
-    ".line{fill:none;stroke:#b9bfc7;stroke-dasharray:4 4}.c0{fill:#2f6fdb}.c5{fill:#8b93a0}</style>"
-)
-
-
 Speeds = Mapping[str, Mapping[str, float]]
 """By preset."""
 
@@ -99,11 +93,11 @@ def write_page(rows: Mapping[str, Row], cpu: Speeds, gpus: Mapping[str, Speeds])
     replace_table(PAGE, "weights", [measured_on()])
     replace_table(PAGE, "quality", list(_quality_table(rows)))
     replace_table(PAGE, "speed", list(_speed_table(cpu, gpus)))
-    drawn = _pareto(rows, cpu)
-    if drawn is not None:
-        (PICTURES / "pareto.svg").write_text(drawn, encoding="utf-8")
+    plot = _pareto(rows, cpu)
+    if plot is not None:
+        (PICTURES / "pareto.svg").write_text(plot, encoding="utf-8")
     shown = "![Speed against quality](presets/pareto.svg)"
-    replace_table(PAGE, "pareto", [shown if drawn else "The plot waits for the speeds."])
+    replace_table(PAGE, "pareto", [shown if plot else "The plot waits for the speeds."])
 
 
 def _before(name: str) -> dict[str, Any]:
@@ -212,25 +206,14 @@ def _settings(name: str) -> tuple[str, str, str]:
     return count, str(rollout.get("window_frames", 12)), preset.build.decoder or "full"
 
 
-def _pareto(rows: Mapping[str, Row], cpu: Mapping[str, Any]) -> str | None:
-    """Frames a second, and attributes shown; those that nothing beats in both are joined."""
+def _pareto(rows: Mapping[str, Row], cpu: Speeds) -> str | None:
+    """Frames a second, and attributes shown, with two standard errors of the difference."""
     points = {
-        name: (cpu[name]["frames_per_s"], row["shown"]["together"]["percent"])
+        name: Point(cpu[name]["frames_per_s"], found["percent"], 2 * found["standard_error"])
         for name, row in rows.items()
-        if name in cpu and row["shown"].get("together")
+        if name in cpu and (found := row["shown"].get("together"))
     }
-    if len(points) < 2:
-        return None
-    front = [name for name, point in points.items() if not _is_beaten(point, points.values())]
-    axes = ("frames/s on two cores", "shown, %")
-    figure = scatter_chart("speed against quality", points, *axes, front)
-    svg = figure[figure.index("<svg") : figure.index("</svg>")] + "</svg>"
-    named = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    return named.replace(">", ">" + _PLAIN_STYLE, 1) + "\n"
-
-
-def _is_beaten(point: tuple[float, float], others: Iterable[tuple[float, float]]) -> bool:
-    return any(a >= point[0] and b >= point[1] and (a, b) != point for a, b in others)
+    return drawn(points) if len(points) > 1 else None
 
 
 def _save_strip(path: Path, lab: Lab, cases: Sequence[Case]) -> None:

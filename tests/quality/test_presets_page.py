@@ -8,9 +8,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks.quality import presets
+from benchmarks.quality import pareto_plot, presets
 from benchmarks.quality import speeds as speed_module
 from benchmarks.quality.lab import weights
+from benchmarks.quality.pareto_plot import Point, front
 from longlive_trt.demo.geometry import model_config
 from longlive_trt.quality import measured
 from longlive_trt.quality.measured import Figures, shipped_figures, write_figures
@@ -65,13 +66,31 @@ def test_the_table_of_speed() -> None:
     assert next(presets._speed_table(CPU, {})) == speed[0], "a column may wait for its GPU"
 
 
-def test_the_front_is_what_nothing_beats() -> None:
+def test_the_plot_of_speed_and_quality() -> None:
     drawn = presets._pareto(ROWS, CPU)
     assert drawn is not None
     root = ElementTree.fromstring(drawn)  # noqa: S314 - our own
     assert root.tag.endswith("svg") and "turbo" in drawn and "ultra" not in drawn
-    assert presets._is_beaten((1, 1), [(1, 1), (2, 1)]) and not presets._is_beaten((1, 1), [(1, 1)])
     assert presets._pareto(ROWS, {}) is None
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    points = {"a": Point(10, 95), "b": Point(20, 94), "c": Point(20, 93), "d": Point(10, 95)}
+    assert front(points) == ["a", "b", "d"]
+
+
+def test_names_do_not_lie_on_each_other() -> None:
+    points = {f"preset-{n}": Point(25 + n % 3, 95 + 0.05 * (n % 4), 1.0) for n in range(9)}
+    points |= {"same": points["preset-0"], "far": Point(60, 94)}
+    root = ElementTree.fromstring(pareto_plot.drawn(points))  # noqa: S314 - our own
+    names = [e for e in root.iter() if e.attrib.get("class") == "name"]
+    assert "preset-0, same" in [e.text for e in names]
+    boxes = [(float(e.attrib["x"]), float(e.attrib["y"]), len(e.text or "")) for e in names]
+    for n, (x, y, letters) in enumerate(boxes):
+        assert x > 0 and x + 6 * letters < 860 and 0 < y < 420
+        for other_x, other_y, other_letters in boxes[:n]:
+            apart = x > other_x + 6 * other_letters or other_x > x + 6 * letters
+            assert apart or abs(y - other_y) >= 10
 
 
 def test_reports_of_a_gpu_are_taken_by_their_command(tmp_path: Path) -> None:

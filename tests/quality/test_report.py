@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from longlive_trt.quality.instruments import still
-from longlive_trt.quality.report.charts import bar_chart, line_chart, nice_step, scatter_chart
+from longlive_trt.quality.report.charts import bar_chart, line_chart, nice_step
 from longlive_trt.quality.report.html import page
 from longlive_trt.quality.report.markdown import markdown
 from longlive_trt.quality.summary import case_values, curves, metrics
@@ -144,7 +144,6 @@ def test_charts_are_sound_and_stay_inside() -> None:
         line_chart("t <1>", series),
         line_chart("one value", {"a": [[0, 5.0]]}),
         bar_chart("bars", {"place": [0.5, 1.0]}, ["own", "other"]),
-        scatter_chart("p", {"x": (1, 2), "y": (2, 1)}, "speed", "quality", ["x", "y"]),
     ):
         root = ElementTree.fromstring(chart)  # noqa: S314 - our own
         points = [
