@@ -99,9 +99,9 @@ class _Plot:
         middle = sum(self._x(block) for block in self._ends[:2]) / 2
         above = f'y="{_TOP - 8}" text-anchor="middle"'
         yield f'<text x="{middle:.1f}" {above}>other programs run</text>'
-        step = nice_step(self._ends[-1] / 8)
+        step = int(nice_step(self._ends[-1] / 8)) or 1
         for number in range(int(self._ends[-1] / step) + 1):
-            block = round(number * step)
+            block = number * step
             yield (
                 f'<text x="{self._x(block)}" y="{_HEIGHT - 20}" text-anchor="middle">{block}</text>'
             )
