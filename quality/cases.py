@@ -12,6 +12,10 @@ COUNT = Range(0, 10_000)
 SECONDS = Range(0, 86_400, above=True)
 
 PROMPT, TIMELINE, LONG = "prompt", "timeline", "long"
+SHOWN, CHANGED, KEPT = ("all", "first"), ("changed",), ("kept",)
+"""Spans, by what their adherence counts for."""
+ENDS = ("beginning", "end")
+"""Those of a long video."""
 TURNING_BLOCKS = 2
 """After a switch, within which one scene may still turn into the next."""
 END_S = 10.0
@@ -67,6 +71,15 @@ class Case:
 
     def prompt_of(self, latent_frame: int) -> str:
         return self.texts[max(frame for frame in self.texts if frame <= latent_frame)]
+
+    @property
+    def scenes(self) -> list[Span]:
+        """The stretches of one scene each, with all that is stated of it."""
+        shows: dict[tuple[int, int], dict[str, str]] = {}
+        for span in self.spans:
+            if span.name in (*SHOWN, *CHANGED, *KEPT, *ENDS):
+                shows.setdefault((span.begin, span.end), {}).update(span.shows)
+        return [Span("scene", begin, end, stated) for (begin, end), stated in shows.items()]
 
 
 def cases(asked: PromptSet, config: ModelConfig, lengths: Lengths) -> list[Case]:

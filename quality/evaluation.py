@@ -21,7 +21,7 @@ from longlive_trt.quality.rolling import Maker, require_comparable, roll
 from longlive_trt.runtime.interrupts import StopRequest
 from longlive_trt.runtime.presets import runtime_config
 
-FORMAT = 1
+FORMAT = 2
 
 Notify = Callable[[str], None]
 
@@ -63,6 +63,7 @@ class Evaluation:
             asdict(self.lengths),
             {name: _digest(path) for name, path in self.weights.items()},
             self.extras.judges,
+            self.extras.clips and self.extras.clips.model,
         ]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 

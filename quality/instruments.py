@@ -11,8 +11,8 @@ import numpy as np
 from longlive_trt.quality.cases import Case
 from longlive_trt.quality.metrics.adherence import judged
 from longlive_trt.quality.metrics.clip import ClipScore
+from longlive_trt.quality.metrics.clips import ClipCutter, ClipReader, clip_starts
 from longlive_trt.quality.metrics.course import Course
-from longlive_trt.quality.metrics.frechet import features
 from longlive_trt.quality.metrics.lpips import Lpips
 from longlive_trt.quality.metrics.similarity import (
     Pixels,
@@ -21,9 +21,10 @@ from longlive_trt.quality.metrics.similarity import (
     squared_error,
     ssim,
 )
+from longlive_trt.quality.metrics.world import world_clips
 
 EVERY = 4
-"""Pictures from one that is looked at closely to the next: SSIM, LPIPS, features."""
+"""Pictures from one that is looked at closely to the next: SSIM, LPIPS."""
 MOMENTS = 6
 """Pictures of a video that a report shows."""
 _WIDEST = 320
@@ -34,11 +35,13 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Extras:
-    """What is measured with weights of the user's own, and of the demo model."""
+    """What is measured with weights of the user's own, of a VAE, and of the demo model."""
 
     lpips: Lpips | None = None
     clip: ClipScore | None = None
+    clips: ClipReader | None = None
     judges: bool = False
+    """Whether pictures are of the demo's world, and it is there to compare them with."""
 
 
 def close_looks(first: int, count: int) -> slice:
@@ -55,18 +58,25 @@ class Watch:
     """Of the whole video."""
     extras: Extras
     _course: Course = field(default_factory=Course)
-    _points: list[list[float]] = field(default_factory=list)
+    _clips: list[list[float]] = field(default_factory=list)
+    _cutter: ClipCutter | None = None
     _clip: list[float] = field(default_factory=list)
     _spans: dict[int, list[Pixels]] = field(default_factory=dict)
     _shown: dict[int, Mapping[str, str]] = field(default_factory=dict)
     _stills: list[str] = field(default_factory=list)
     _done: int = 0
 
+    def __post_init__(self) -> None:
+        if self.extras.clips is not None:
+            length = self.extras.clips.pictures
+            starts = [start for scene in starts_of(self.case, length) for start in scene]
+            self._cutter = ClipCutter(starts, length)
+
     def add(self, block: Pixels, prompt: str) -> None:
         first, self._done = self._done, self._done + len(block)
         self._course.add(block)
-        close = block[close_looks(first, len(block))]
-        self._points += [_rounded(row) for row in features(close)] if len(close) else []
+        if self._cutter is not None and self.extras.clips is not None:
+            self._clips += [_rounded(self.extras.clips(clip)) for clip in self._cutter.add(block)]
         if self.extras.clip is not None:
             self._clip += _rounded(self.extras.clip(block[-1:], prompt))
         self._stills += [still(block[n - first]) for n in self.moments if first <= n < self._done]
@@ -96,9 +106,31 @@ class Watch:
         ]
         course = {name: _rounded(series) for name, series in self._course.values().items()}
         return {
-            **course, "clip": self._clip, "features": self._points, "shown": shown,
+            **course, "clip": self._clip, "clips": self._clips, "shown": shown,
             "stills": self._stills,
         }  # fmt: skip
+
+
+def starts_of(case: Case, pictures: int) -> list[list[int]]:
+    """Where clips begin in a case's video, by its scenes."""
+    return clip_starts(((scene.begin, scene.end) for scene in case.scenes), pictures)
+
+
+@dataclass
+class World:
+    """What the demo's world draws in a video's place."""
+
+    reader: ClipReader
+    fps: float
+
+    def values(self, case: Case) -> Values:
+        points: list[list[float]] = []
+        by_scene = zip(case.scenes, starts_of(case, self.reader.pictures), strict=True)
+        for number, (scene, starts) in enumerate(by_scene):
+            seconds, seed = [start / self.fps for start in starts], case.seed * 10 + number
+            clips = world_clips(scene.shows, seconds, self.reader.pictures, seed)
+            points += [_rounded(self.reader(clip)) for clip in clips]
+        return {"clips": points}
 
 
 @dataclass

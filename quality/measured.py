@@ -28,24 +28,40 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class _File:
-    bundle: str
-    """The key of the bundle that was measured."""
+class Rate:
+    """Of one preset on one device."""
+
+    block_ms: float
+    video_frames_per_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Figures:
+    weights: dict[str, str] = field(default_factory=dict)
+    """The first digits of the sha256 of what was measured, by component."""
     presets: dict[str, Measured] = field(default_factory=dict)
+    speeds: dict[str, dict[str, Rate]] = field(default_factory=dict)
+    """By device, then by preset."""
+
+    def are_of(self, checkpoints: Mapping[str, str]) -> bool:
+        """Whether these weights were measured; a bundle may lack a component."""
+        known = [name for name in self.weights if name in checkpoints]
+        return bool(known) and all(checkpoints[n].startswith(self.weights[n]) for n in known)
 
 
-def measured_presets(model: str) -> Mapping[str, Measured]:
-    """By preset; nothing for a model that nothing is known of."""
+def shipped_figures(model: str, checkpoints: Mapping[str, str]) -> Figures:
+    """``checkpoints``: a bundle's sha256 by component; nothing is known of other weights."""
     path = measured_file(model)
     if not model.isidentifier() or not path.is_file():
-        return {}
-    return structured(_File, parse_json(path.read_bytes())).presets
+        return Figures()
+    figures = structured(Figures, parse_json(path.read_bytes()))
+    return figures if figures.are_of(checkpoints) else Figures()
 
 
 def measured_file(model: str) -> Path:
     return _FOLDER / f"presets-{model}.json"
 
 
-def write_measured(model: str, bundle_key: str, presets: Mapping[str, Measured]) -> None:
-    text = json.dumps(asdict(_File(bundle_key, dict(presets))), indent=1)
+def write_figures(model: str, figures: Figures) -> None:
+    text = json.dumps(asdict(figures), indent=1)
     measured_file(model).write_text(text + "\n", encoding="utf-8")

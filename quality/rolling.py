@@ -6,7 +6,7 @@ from itertools import zip_longest
 
 from longlive_trt.errors import UsageError
 from longlive_trt.quality.cases import Case
-from longlive_trt.quality.instruments import Comparison, Extras, Values, Watch
+from longlive_trt.quality.instruments import Comparison, Extras, Values, Watch, World
 from longlive_trt.runtime.pipeline import Pipeline
 from longlive_trt.runtime.plan import Plan, VideoOptions, plan_video
 from longlive_trt.runtime.prompting.switches import SwitchMode
@@ -81,13 +81,14 @@ def roll(
     on_block: Callable[[], bool],
 ) -> Values | None:
     """All that was measured; None if ``on_block`` asked to stop."""
+    line = {**_described(case), "world": _world(case, own, extras)}
     with own.video(case) as video:
         pictures = video.plan.video_frames(0, case.blocks)
         watch = Watch(case, pictures, extras)
         if other is None:
             if not _watch(video, watch, case, on_block):
                 return None
-            return {**_described(case), "own": watch.values(), "other": None, "against": None}
+            return {**line, "own": watch.values(), "other": None, "against": None}
         with other.video(case) as reference:
             second, comparison = Watch(case, pictures, extras), Comparison(extras)
             for a, b in _pairs(video, reference):
@@ -98,9 +99,14 @@ def roll(
                 if not on_block():
                     return None
     return {
-        **_described(case), "own": watch.values(), "other": second.values(),
-        "against": comparison.values(),
+        **line, "own": watch.values(), "other": second.values(), "against": comparison.values(),
     }  # fmt: skip
+
+
+def _world(case: Case, own: Maker, extras: Extras) -> Values | None:
+    if extras.clips is None or not extras.judges:
+        return None
+    return World(extras.clips, own.pipeline.config.fps).values(case)
 
 
 def _watch(video: Video, watch: Watch, case: Case, on_block: Callable[[], bool]) -> bool:

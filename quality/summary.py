@@ -1,54 +1,24 @@
 """Figures of an evaluation: means and spreads over its videos, and curves over time."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from statistics import mean, pstdev
+from statistics import mean
 from typing import Any
 
 import numpy as np
 
-from longlive_trt.quality.cases import END_S, LONG, PROMPT
+from longlive_trt.quality.cases import CHANGED, END_S, ENDS, KEPT, LONG, PROMPT, SHOWN
+from longlive_trt.quality.distances import distances
+from longlive_trt.quality.figures import Figure, Metric, spread
 from longlive_trt.quality.instruments import EVERY
 from longlive_trt.quality.metrics.adherence import share_shown, shares_by_attribute
 from longlive_trt.quality.metrics.course import relative_change
-from longlive_trt.quality.metrics.frechet import frechet_distance
-from longlive_trt.quality.metrics.similarity import psnr_db
+from longlive_trt.quality.metrics.similarity import IDENTICAL_DB, psnr_db
 
 Line = Mapping[str, Any]
 Values = dict[str, Any]
 
 _SKIPPED_S = 1.0
 """A video begins out of nothing."""
-_LEAST_POINTS = 24
-
-
-@dataclass(frozen=True)
-class Figure:
-    """Of the videos, each counted once; ``spread`` is their standard deviation."""
-
-    mean: float
-    spread: float | None
-    """None where there is one number of all videos together."""
-    count: int
-
-    @classmethod
-    def of(cls, numbers: Iterable[float | None]) -> "Figure | None":
-        known = [number for number in numbers if number is not None and math.isfinite(number)]
-        return cls(mean(known), pstdev(known), len(known)) if known else None
-
-
-@dataclass(frozen=True)
-class Metric:
-    """``own`` is the bundle's; ``other`` the reference's, where it has one of its own."""
-
-    name: str
-    title: str
-    unit: str
-    better: str
-    """``higher``, ``lower``, or ``""`` where the reference's is as good as any."""
-    own: Figure | None
-    other: Figure | None = None
 
 
 def metrics(lines: Sequence[Line], fps: float) -> list[Metric]:
@@ -57,12 +27,12 @@ def metrics(lines: Sequence[Line], fps: float) -> list[Metric]:
     long = [line for line in lines if line["kind"] == LONG]
     every = [
         *_likeness(short or lines),
-        _frechet(lines),
+        *distances(lines),
         *_shown(lines),
         *(_course(name, title, short or lines) for name, title in _COURSE.items()),
         *(_drift(name, long, fps) for name in ("sharpness", "saturation", "motion")),
     ]
-    return [metric for metric in every if metric is not None and metric.own is not None]
+    return [metric for metric in every if metric.own is not None or metric.note]
 
 
 _COURSE = {
@@ -84,24 +54,12 @@ def _likeness(lines: Sequence[Line]) -> Iterable[Metric]:
         yield Metric(name, title, unit, better, Figure.of(of(each) for each in compared))
 
 
-def _frechet(lines: Sequence[Line]) -> Metric | None:
-    pairs = [line for line in lines if line["other"]]
-    own, other = (
-        np.array([p for line in pairs for p in line[side]["features"]], np.float64)
-        for side in ("own", "other")
-    )
-    if min(len(own), len(other)) < _LEAST_POINTS:
-        return None
-    figure = Figure(frechet_distance(own, other), None, len(own))
-    return Metric("frechet", "Fréchet distance", "", "lower", figure)
-
-
 def _shown(lines: Sequence[Line]) -> Iterable[Metric]:
     yield _both("clip", "CLIP score", "", "higher", lines, lambda v: _mean(v["clip"]))
     for name, title, spans in (
-        ("adherence", "attributes shown", ("all", "first")),
-        ("changed", "changed at a switch", ("changed",)),
-        ("kept", "kept at a switch", ("kept",)),
+        ("adherence", "attributes shown", SHOWN),
+        ("changed", "changed at a switch", CHANGED),
+        ("kept", "kept at a switch", KEPT),
     ):
         own, other = (
             _shares(pairs_of(lines, side, spans), side_lines(lines, side, spans))
@@ -119,7 +77,7 @@ def _shares(
     if share is None:
         return None
     each = [s for s in map(share_shown, by_video) if s is not None]
-    return Figure(100 * share, 100 * pstdev(each), len(each))
+    return Figure(100 * share, spread([100 * s for s in each]), len(each))
 
 
 def pairs_of(
@@ -140,7 +98,7 @@ def side_lines(
 
 
 def attributes(lines: Sequence[Line], side: str) -> dict[str, float]:
-    return shares_by_attribute(pairs_of(lines, side, ("all", "first", "changed", "kept")))
+    return shares_by_attribute(pairs_of(lines, side, (*SHOWN, *CHANGED, *KEPT)))
 
 
 def _course(name: str, title: str, lines: Sequence[Line]) -> Metric:
@@ -172,20 +130,6 @@ def _mean(numbers: Sequence[float]) -> float | None:
     return mean(numbers) if numbers else None
 
 
-def metric_values(metric: Metric) -> Values:
-    return {**asdict(metric), "own": _figure(metric.own), "other": _figure(metric.other)}
-
-
-def _figure(figure: Figure | None) -> Values | None:
-    if figure is None:
-        return None
-    return {
-        "mean": round(figure.mean, 4),
-        "spread": None if figure.spread is None else round(figure.spread, 4),
-        "count": figure.count,
-    }
-
-
 def curves(lines: Sequence[Line], fps: float) -> dict[str, dict[str, list[list[float]]]]:
     """By title, then by line: points (seconds, value), the mean of the videos of one prompt."""
     single = [line for line in lines if line["kind"] == PROMPT]
@@ -194,7 +138,7 @@ def curves(lines: Sequence[Line], fps: float) -> dict[str, dict[str, list[list[f
     compared = [line["against"] for line in single if line["against"]]
     if compared:
         errors = _mean_series([each["squared_error"] for each in compared])
-        drawn["PSNR (dB)"] = {"against the reference": _points(map(psnr_db, errors), 1 / fps)}
+        drawn["PSNR (dB)"] = {"against the reference": _psnr_points(errors, 1 / fps)}
         alike = {"SSIM": "ssim", "MS-SSIM": "ms_ssim", "LPIPS": "lpips"}
         drawn["likeness"] = {
             title: _points(_mean_series([each[name] for each in compared]), EVERY / fps)
@@ -235,10 +179,16 @@ def _points(values: Iterable[float], step_s: float) -> list[list[float]]:
     return [[round(n * step_s, 3), round(value, 4)] for n, value in enumerate(values)]
 
 
+def _psnr_points(errors: Sequence[float], step_s: float) -> list[list[float]]:
+    """Without pictures that are equal, if others are not: what those count for is far above."""
+    points = _points(map(psnr_db, errors), step_s)
+    return [point for point in points if point[1] < IDENTICAL_DB] or points
+
+
 def case_values(line: Line) -> Values:
     """One video's own figures."""
     against, own = line["against"], line["own"]
-    shown = pairs_of([line], "own", ("all", "first", "changed", "kept", "beginning", "end"))
+    shown = pairs_of([line], "own", (*SHOWN, *CHANGED, *KEPT, *ENDS))
     values: Values = {key: line[key] for key in ("kind", "number", "seed", "texts")}
     values["shown"] = [{k: s[k] for k in ("span", "stated", "shown")} for s in own["shown"]]
     values["adherence"] = share_shown(shown)

@@ -310,6 +310,11 @@ class Engines(Closing):
         first, following = (self.get(graph, "decoding to pictures") for graph in graphs)
         return first, following, renewed_in_place(self.bundle, graphs[1])
 
+    def encoder(self) -> EncoderStream:
+        """For whoever reads one clip after another; the VAE's encoder stays loaded."""
+        first, following = (self.get(graph, "reading clips") for graph in ENCODER_GRAPHS)
+        return EncoderStream(first, following, self._memory("decoding"))
+
     def encode(self, pictures: Iterable[Array]) -> Array:
         """A clip's latents [1, frames, C, h, w]; the VAE's encoder is loaded for this alone."""
         with ExitStack() as closing:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import longlive_trt as ll
 from benchmarks.harness import RESULTS, ROOT, cpu_name, parser, replace_table, write_report
 from benchmarks.quality.catalog import GROUPS
-from benchmarks.quality.lab import AFTER, REFERENCE, Lab, Trial, weights
+from benchmarks.quality.lab import AFTER, REFERENCE, Lab, Trial
 from benchmarks.quality.records import Records
 from benchmarks.quality.rows import (
     Row,
@@ -17,10 +17,12 @@ from benchmarks.quality.rows import (
     likeness_cell,
     measured_on,
     measured_rows,
+    measured_with,
     share_cell,
     verdict,
 )
 from benchmarks.quality.trials import add_lengths, lengths
+from benchmarks.quality.work import cache_cell, work_cell
 
 PAGE = ROOT / "docs" / "optimization-log.md"
 RESULT = RESULTS / "optimization_log.json"
@@ -36,7 +38,7 @@ def main() -> None:
         found = measured_rows(lab, trials, lab.cases(lengths(given), given.seeds))
     rows = kept_rows(RESULT, "trials", found)
     facts = {"command": "python -m benchmarks.quality.trials", "machine": cpu_name()}
-    write_report({**facts, "weights": weights(), "trials": rows}, RESULT)
+    write_report({**facts, **measured_with(), "trials": rows}, RESULT)
     replace_table(PAGE, "weights", [measured_on()])
     for name, group in GROUPS.items():
         tabled = switch_table if name == "switches" else table
@@ -45,13 +47,15 @@ def main() -> None:
 
 def table(rows: Mapping[str, Row], trials: Sequence[Trial]) -> Iterator[str]:
     yield (
-        "| | shown, % | changed, % | kept, % | together | PSNR, dB | flicker | sharpness | videos |"
+        "| | work, %: demo / 1.3B | cache, % | shown, % | changed, % | kept, % | together "
+        "| PSNR, dB | flicker | sharpness | videos |"
     )
-    yield "|---" * 9 + "|"
+    yield "|---" * 11 + "|"
     for trial in (REFERENCE, *trials):
         row = rows.get(trial.name)
         cells = _cells(row, alone=trial is REFERENCE) if row else ["not measured", *["-"] * 7]
-        yield f"| {trial.title} | {' | '.join(cells)} |"
+        counted = (work_cell(trial), cache_cell(trial))
+        yield f"| {trial.title} | {' | '.join([*counted, *cells])} |"
 
 
 def _cells(row: Row, *, alone: bool) -> Iterator[str]:

@@ -6,8 +6,9 @@ video. What a line's key holds is all that decides the figures: weights, setting
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,14 +19,15 @@ from longlive_trt.configs.dump import config_values
 from longlive_trt.demo.geometry import WEIGHTS
 from longlive_trt.demo.shipped import SUMS
 from longlive_trt.quality.cases import TIMELINE, Case, Lengths, Span, cases
-from longlive_trt.quality.instruments import Comparison, Extras, Watch
+from longlive_trt.quality.instruments import EVERY, Comparison, Extras, Watch, World
+from longlive_trt.quality.metrics.clips import ClipReader
 from longlive_trt.quality.metrics.similarity import Pixels
 from longlive_trt.quality.prompts import read_prompts, shipped_file
 from longlive_trt.quality.rolling import Maker
 from longlive_trt.runtime.pipeline import Pipeline
 from longlive_trt.runtime.presets import runtime_config
 
-FORMAT = 2
+FORMAT = 3
 AFTER = 5
 """Blocks after a switch that are judged one by one."""
 STILLS_OF = 2
@@ -90,7 +92,8 @@ class Lab:
         for case in wanted:
             line, other = (self.records.get(self.key(t, case)) for t in (trial, REFERENCE))
             if line is not None and other is not None:
-                found.append({**line, "other": other["own"]})
+                world = other.get("world")
+                found.append({**line, "other": other["own"], "world": world})
         return found
 
     def cases(self, lengths: Lengths, seeds: int) -> list[Case]:
@@ -118,7 +121,7 @@ class Lab:
         )
 
     def _measured(self, trial: Trial, case: Case) -> Line:
-        extras = Extras(judges=True)
+        extras = Extras(judges=True, clips=self._clips)
         pictures = self._pictures(case)
         watch, comparison = Watch(case, pictures, extras), Comparison(extras)
         reference = None if trial is REFERENCE else self._reference(case)
@@ -131,9 +134,15 @@ class Lab:
         own = watch.values()
         if case.number >= STILLS_OF or case.seed >= 1000:
             own["stills"] = []
-        against = comparison.values() if reference is not None else _no_difference(own)
-        return {"kind": case.kind, "number": case.number, "seed": case.seed, "own": own,
-                "against": against}  # fmt: skip
+        line = {"kind": case.kind, "number": case.number, "seed": case.seed, "own": own}
+        if reference is not None:
+            return {**line, "against": comparison.values()}
+        world = World(self._clips, self.pipeline.config.fps).values(case)
+        return {**line, "against": _no_difference(pictures), "world": world}
+
+    @cached_property
+    def _clips(self) -> ClipReader:
+        return ClipReader(self.pipeline.engines.encoder, self.pipeline.config)
 
     def _video(self, trial: Trial, case: Case) -> Iterator[Pixels]:
         if trial.idea is not None:
@@ -155,11 +164,11 @@ class Lab:
         return config.video_frames(case.blocks * config.rollout.frames_per_block)
 
 
-def _no_difference(own: Mapping[str, Any]) -> dict[str, list[float]]:
+def _no_difference(pictures: int) -> dict[str, list[float]]:
     """Of a video and itself."""
-    looks = len(own["features"])
+    looks = len(range(0, pictures, EVERY))
     return {
-        "squared_error": [0.0] * len(own["flicker"]),
+        "squared_error": [0.0] * pictures,
         "ssim": [1.0] * looks,
         "ms_ssim": [1.0] * looks,
     }

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from longlive_trt.quality.cases import LONG, TIMELINE
+from longlive_trt.quality.cases import CHANGED, KEPT, LONG, SHOWN, TIMELINE
 from longlive_trt.quality.metrics.similarity import psnr_db
 from longlive_trt.quality.summary import pairs_of
 
 Line = Mapping[str, Any]
-SHOWN, CHANGED, KEPT = ("all", "first"), ("changed",), ("kept",)
 EVERYTHING = (*SHOWN, *CHANGED, *KEPT)
 PARTS = {"adherence": SHOWN, "changed": CHANGED, "kept": KEPT, "together": EVERYTHING}
 _CERTAIN = 2.0

@@ -9,7 +9,7 @@ python -m benchmarks.quality.presets --gpu NAME.json ... # and of `bench --prese
 import base64
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,17 @@ import longlive_trt as ll
 from benchmarks.harness import RESULTS, ROOT, parser, replace_table, write_report
 from benchmarks.quality import catalog
 from benchmarks.quality.lab import Lab, Trial, weights
+from benchmarks.quality.pareto_plot import Point, drawn
 from benchmarks.quality.records import Records
 from benchmarks.quality.rows import (
     FEW,
     Row,
+    distance_cell,
     kept_rows,
     likeness_cell,
     measured_on,
     measured_rows,
+    measured_with,
     share_cell,
     verdict,
 )
@@ -36,16 +39,14 @@ from benchmarks.quality.trials import add_lengths, lengths
 from longlive_trt.configs import load_preset
 from longlive_trt.files import publish_file
 from longlive_trt.quality.cases import Case
-from longlive_trt.quality.measured import Measured, write_measured
-from longlive_trt.quality.report.charts import scatter_chart
+from longlive_trt.quality.measured import Figures, Measured, Rate, write_figures
 
 PAGE = ROOT / "docs" / "presets.md"
 PICTURES = ROOT / "docs" / "presets"
 RESULT = RESULTS / "presets_demo.json"
-_PLAIN_STYLE = (
-    "<style>text{font:11px sans-serif;fill:#667080}.name{fill:#1c1f24}.grid{stroke:#e3e4e0}"
-    ".line{fill:none;stroke:#b9bfc7;stroke-dasharray:4 4}.c0{fill:#2f6fdb}.c5{fill:#8b93a0}</style>"
-)
+_PROMISED, _GPU_COLUMNS = "H200", "transformer, ms | VAE, ms | frames/s"
+Speeds = Mapping[str, Mapping[str, float]]
+"""By preset."""
 
 
 def main() -> None:
@@ -54,28 +55,49 @@ def main() -> None:
     options.add_argument("--gpu", type=Path, nargs="*", default=[], help="reports of `bench --out`")
     given = options.parse_args()
     with ll.load("demo") as pipeline:
-        lab, key = Lab(pipeline, Records(given.work)), pipeline.bundle.manifest.key
+        lab = Lab(pipeline, Records(given.work))
         cases = lab.cases(lengths(given), given.seeds)
         found = measured_rows(lab, catalog.presets(), cases)
         PICTURES.mkdir(parents=True, exist_ok=True)
         _save_strip(PICTURES / "strip.png", lab, cases)
     rows = kept_rows(RESULT, "presets", found)
-    cpu = json.loads(SPEEDS.read_text())["presets"] if SPEEDS.is_file() else {}
-    gpu = {**_before("gpu"), **dict(_gpu_rows(given.gpu))}
-    write_report({"weights": weights(), "presets": rows, "gpu": gpu}, RESULT)
-    write_measured("demo", key, {n: _measured(r) for n, r in rows.items() if r["videos"] >= FEW})
-    write_page(rows, cpu, gpu)
+    gpus = gpu_speeds(_before("gpus"), given.gpu)
+    write_report({**measured_with(), "presets": rows, "gpus": gpus}, RESULT)
+    machine, cpu = _cpu_speeds()
+    write_figures("demo", shipped(rows, {machine: cpu, **gpus}))
+    write_page(rows, cpu, gpus)
 
 
-def write_page(rows: Mapping[str, Row], cpu: Mapping[str, Any], gpu: Mapping[str, Any]) -> None:
+def _cpu_speeds() -> tuple[str, Speeds]:
+    """The machine that they were measured on, and what was."""
+    if not SPEEDS.is_file():
+        return "", {}
+    report = json.loads(SPEEDS.read_text())
+    return report["machine"], report["presets"]
+
+
+def shipped(rows: Mapping[str, Row], speeds_by_device: Mapping[str, Speeds]) -> Figures:
+    """What `longlive-trt presets` lists."""
+    return Figures(
+        weights(),
+        {name: _measured(row) for name, row in rows.items() if row["videos"] >= FEW},
+        {
+            device: {name: Rate(s["block_ms"], s["frames_per_s"]) for name, s in of.items()}
+            for device, of in speeds_by_device.items()
+            if of
+        },
+    )
+
+
+def write_page(rows: Mapping[str, Row], cpu: Speeds, gpus: Mapping[str, Speeds]) -> None:
     replace_table(PAGE, "weights", [measured_on()])
     replace_table(PAGE, "quality", list(_quality_table(rows)))
-    replace_table(PAGE, "speed", list(_speed_table(cpu, gpu)))
-    drawn = _pareto(rows, cpu)
-    if drawn is not None:
-        (PICTURES / "pareto.svg").write_text(drawn, encoding="utf-8")
+    replace_table(PAGE, "speed", list(_speed_table(cpu, gpus)))
+    plot = _pareto(rows, cpu)
+    if plot is not None:
+        (PICTURES / "pareto.svg").write_text(plot, encoding="utf-8")
     shown = "![Speed against quality](presets/pareto.svg)"
-    replace_table(PAGE, "pareto", [shown if drawn else "The plot waits for the speeds."])
+    replace_table(PAGE, "pareto", [shown if plot else "The plot waits for the speeds."])
 
 
 def _before(name: str) -> dict[str, Any]:
@@ -86,12 +108,17 @@ def _before(name: str) -> dict[str, Any]:
     return values
 
 
-def _gpu_rows(paths: Sequence[Path]) -> Iterator[tuple[str, dict[str, float]]]:
-    """By the preset that each report's command names."""
+def gpu_speeds(before: Mapping[str, Speeds], paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """By GPU, then by the preset that each report's command names."""
+    gpus = {device: dict(of) for device, of in before.items()}
     for path in paths:
         report = json.loads(path.read_text())
-        words = report["command"].split()
-        yield words[words.index("--preset") + 1], speeds([report])
+        words, gpu = report["command"].split(), report["machine"]["gpu"]
+        if gpu is None or "--preset" not in words:
+            raise SystemExit(f"--gpu {path}: not a report of `bench --preset NAME` on a GPU")
+        name = words[words.index("--preset") + 1]
+        gpus.setdefault(gpu["name"], {})[name] = speeds([report])
+    return gpus
 
 
 def _measured(row: Row) -> Measured:
@@ -111,16 +138,17 @@ def _measured(row: Row) -> Measured:
 
 def _quality_table(rows: Mapping[str, Row]) -> Iterator[str]:
     yield (
-        "| | shown, % | changed, % | kept, % | together | PSNR, dB | SSIM | Fréchet | flicker | "
-        "drift of sharpness, % | videos |"
+        "| | shown, % | changed, % | kept, % | together | PSNR, dB | SSIM | Fréchet: to balanced | "
+        "to the world | flicker | drift of sharpness, % | videos |"
     )
-    yield "|---" * 11 + "|"
+    yield "|---" * 12 + "|"
     for name in sorted(rows, key=lambda name: (name != BASE, name)):
         row, alone = rows[name], rows[name]["likeness"].get("psnr") == [100.0, 0.0]
         cells = [share_cell(row, p, alone=alone) for p in ("adherence", "changed", "kept")]
         cells += ["-", "-", "-"] if alone else [verdict(row), likeness_cell(row, "psnr", 1)]
         cells += [] if alone else [likeness_cell(row, "ssim", 3)]
-        cells += [_of_all(row, "frechet"), likeness_cell(row, "flicker", 2)]
+        cells += ["-" if alone else distance_cell(row, "frechet")]
+        cells += [distance_cell(row, "frechet_world"), likeness_cell(row, "flicker", 2)]
         cells += [_of_all(row, "drift_sharpness"), str(row["videos"])]
         yield f"| {name} | {' | '.join(cells)} |"
 
@@ -129,16 +157,20 @@ def _of_all(row: Row, name: str) -> str:
     return f"{row['of_all'][name]:.1f}" if name in row["of_all"] else "-"
 
 
-def _speed_table(cpu: Mapping[str, Any], gpu: Mapping[str, Any]) -> Iterator[str]:
+def _speed_table(cpu: Speeds, gpus: Mapping[str, Speeds]) -> Iterator[str]:
+    """A group of columns for each GPU; those that are promised stand there before they come."""
+    gpus = gpus or {_PROMISED: {}}
+    columns = [f"{device.removeprefix('NVIDIA ')}: {_GPU_COLUMNS}" for device in gpus]
     yield (
         "| | steps (first block) | window | decoder | CPU: transformer, ms | VAE, ms | block, ms "
-        "(p99) | frames/s | against balanced | GiB | H200: transformer, ms | VAE, ms | frames/s |"
+        f"(p99) | frames/s | against balanced | GiB | {' | '.join(columns)} |"
     )
-    yield "|---" * 13 + "|"
-    for name in dict.fromkeys((BASE, *(t.name for t in catalog.presets()), *cpu, *gpu)):
+    yield "|---" * (10 + 3 * len(gpus)) + "|"
+    listed = (name for of in (cpu, *gpus.values()) for name in of)
+    for name in dict.fromkeys((BASE, *(t.name for t in catalog.presets()), *listed)):
         own = _cpu_cells(cpu.get(name), cpu.get(BASE))
-        cells = [*_settings(name), *own, *_gpu_cells(gpu.get(name))]
-        yield f"| {name} | {' | '.join(cells)} |"
+        others = [cell for of in gpus.values() for cell in _gpu_cells(of.get(name))]
+        yield f"| {name} | {' | '.join([*_settings(name), *own, *others])} |"
 
 
 def _cpu_cells(cpu: Mapping[str, float] | None, base: Mapping[str, float] | None) -> list[str]:
@@ -174,25 +206,14 @@ def _settings(name: str) -> tuple[str, str, str]:
     return count, str(rollout.get("window_frames", 12)), preset.build.decoder or "full"
 
 
-def _pareto(rows: Mapping[str, Row], cpu: Mapping[str, Any]) -> str | None:
-    """Frames a second, and attributes shown; those that nothing beats in both are joined."""
+def _pareto(rows: Mapping[str, Row], cpu: Speeds) -> str | None:
+    """Frames a second, and attributes shown, with two standard errors of the difference."""
     points = {
-        name: (cpu[name]["frames_per_s"], row["shown"]["together"]["percent"])
+        name: Point(cpu[name]["frames_per_s"], found["percent"], 2 * found["standard_error"])
         for name, row in rows.items()
-        if name in cpu and row["shown"].get("together")
+        if name in cpu and (found := row["shown"].get("together"))
     }
-    if len(points) < 2:
-        return None
-    front = [name for name, point in points.items() if not _is_beaten(point, points.values())]
-    axes = ("frames/s on two cores", "shown, %")
-    figure = scatter_chart("speed against quality", points, *axes, front)
-    svg = figure[figure.index("<svg") : figure.index("</svg>")] + "</svg>"
-    named = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    return named.replace(">", ">" + _PLAIN_STYLE, 1) + "\n"
-
-
-def _is_beaten(point: tuple[float, float], others: Iterable[tuple[float, float]]) -> bool:
-    return any(a >= point[0] and b >= point[1] and (a, b) != point for a, b in others)
+    return drawn(points) if len(points) > 1 else None
 
 
 def _save_strip(path: Path, lab: Lab, cases: Sequence[Case]) -> None:

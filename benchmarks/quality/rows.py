@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import pstdev
 from typing import Any
 
-from benchmarks.quality.lab import AFTER, Lab, Trial, weights
+from benchmarks.quality.lab import AFTER, FORMAT, Lab, Trial, weights
 from benchmarks.quality.paired import (
     PARTS,
     Share,
@@ -22,7 +22,8 @@ Row = dict[str, Any]
 LIKENESS = ("psnr", "ssim", "ms_ssim", "flicker", "sharpness")
 FEW = 10
 """Videos from which on a spread says anything."""
-_OF_ALL = ("frechet", "drift_sharpness")
+DISTANCES = ("frechet", "frechet_world")
+_OF_ALL = (*DISTANCES, "drift_sharpness")
 _SEED = 1000
 """Seeds of one round of videos are below its next multiple, but for those of other kinds."""
 _KINDS = 100_000
@@ -54,6 +55,9 @@ def _row(lab: Lab, trial: Trial, cases: Sequence[Case]) -> Row:
             if (values := likeness(lines, name))
         },
         "of_all": {name: round(f.mean, 3) for name in _OF_ALL if (f := found.get(name))},
+        "chance": {
+            name: round(f.chance, 3) for name in DISTANCES if (f := found.get(name)) and f.chance
+        },
         "shown_after": [round(part, 4) for part in shown_after(lines, AFTER)],
         "flicker_at_cut": round(flicker_at_cut(lines, config), 4),
     }
@@ -79,17 +83,26 @@ def _percent(found: Share | None) -> float | None:
 
 
 def kept_rows(path: Path, name: str, new: Mapping[str, Row]) -> dict[str, Row]:
-    """With those of an earlier result of the same weights, where they are of more videos."""
+    """With those of an earlier result of the same weights, where they are of more videos.
+
+    An earlier result measured in another way is no result.
+    """
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return dict(new)
-    old = before.get(name, {}) if before.get("weights") == weights() else {}
+    is_alike = all(before.get(key) == value for key, value in measured_with().items())
+    old = before.get(name, {}) if is_alike else {}
     best = dict(old)
     for key, row in new.items():
         if row["videos"] >= old.get(key, row)["videos"]:
             best[key] = row
     return best
+
+
+def measured_with() -> dict[str, Any]:
+    """What results must have in common to be put together."""
+    return {"format": FORMAT, "weights": weights()}
 
 
 def measured_on() -> str:
@@ -119,6 +132,15 @@ def verdict(row: Row) -> str:
     if whole.least_lost:
         return f"loses {whole.least_lost:.1f} to {whole.most_lost:.1f}"
     return f"loses {whole.most_lost:.1f} at most"
+
+
+def distance_cell(row: Row, name: str) -> str:
+    """In brackets what chance alone comes to."""
+    if name not in row["of_all"]:
+        return "-"
+    chance = row["chance"].get(name)
+    told = f" ({chance:.2f})" if chance else ""
+    return f"{row['of_all'][name]:.2f}{told}"
 
 
 def likeness_cell(row: Row, name: str, digits: int) -> str:

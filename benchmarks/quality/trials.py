@@ -81,9 +81,9 @@ def _measure(tasks: Sequence[Task], given: Namespace) -> None:
     try:
         for number, done in enumerate(as_completed([pool.submit(_run, t) for t in tasks]), 1):
             print(f"{number} of {len(tasks)}: {done.result()}", flush=True)
-    except BrokenProcessPool:
+    except (BrokenProcessPool, KeyboardInterrupt):
         raise SystemExit(
-            "a process ended; what was measured is kept, and the same command goes on"
+            "it ended early; what was measured is kept, and the same command goes on"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

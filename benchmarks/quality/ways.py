@@ -1,7 +1,7 @@
 """Ideas that the product does not have, computed in torch on the demo model.
 
 Each is exact without its change (``tests/quality/test_rolling.py``). None is a speed-up here: what
-one would save is counted in ``work``, as a share of the multiplications of a block's passes.
+one would save is counted (``benchmarks/quality/work.py``).
 """
 
 import json

@@ -4,6 +4,7 @@ The folder is one of Hugging Face's: ``config.json``, the weights, and the token
 ``preprocessor_config.json`` says of sizes and colors is taken from there.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ class ClipScore:
         quieten: Any = loading.disable_progress_bar
         quieten()
         try:
-            model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, weights_only=True)
+            loaded: Any = CLIPModel.from_pretrained(
+                folder, local_files_only=True, weights_only=True, output_loading_info=True
+            )
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -38,6 +41,8 @@ class ClipScore:
                 f"--clip {folder}: not to be opened ({reason[0][:160]}); give the whole folder of "
                 f"a CLIP model"
             ) from None
+        model, loading_info = loaded
+        _require_weights(model, loading_info, folder)
         self._model = model.eval()
         self._size = int(model.config.vision_config.image_size)
         self._mean, self._std = _colors(folder)
@@ -90,6 +95,21 @@ class ClipScore:
             raise CheckpointError(
                 f"--clip {folder}: {_CONFIG} describes {kind}, not clip; give a CLIP model's folder"
             )
+
+
+def _require_weights(model: Any, loading_info: Mapping[str, Any], folder: Path) -> None:
+    """What a file lacks would be drawn at random."""
+    import torch
+
+    missing = sorted(map(str, loading_info["missing_keys"]))
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(
+            f"--clip {folder}: its weights lack {missing[0]}{more}; give the whole folder of a "
+            "CLIP model"
+        )
+    if not all(torch.isfinite(tensor).all() for tensor in model.state_dict().values()):
+        raise CheckpointError(f"--clip {folder}: its weights hold NaN or infinity; fetch it again")
 
 
 def _embedding(features: Any) -> Any:

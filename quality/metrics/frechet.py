@@ -1,47 +1,58 @@
-"""How far two collections of pictures are apart: a Fréchet distance of plain features.
+"""How far two collections of videos are apart: a Fréchet distance, and how much of it is chance.
 
-The features are colors, contrasts and edges on a grid, in percent. They need no weights, so the
-number is no FID; it ranks builds and settings of one model.
+Points are what :mod:`longlive_trt.quality.metrics.clips` makes of clips. Those of one video are
+alike, so what a video counts for is one draw: chance is what the distance comes to where the two
+videos of a pair are exchanged at random.
 """
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from longlive_trt.quality.metrics.similarity import Pixels
-
 Points = npt.NDArray[np.float64]
+"""[n, numbers]"""
+Kind = Literal["full", "diagonal"]
 
-_GRID = 4
-
-
-def features(pictures: Pixels) -> Points:
-    """One row a picture of [n, height, width, 3]: 16 cells of 6 numbers."""
-    unit = pictures.astype(np.float32) / 2.55
-    luma = unit.mean(axis=3)
-    across, down = (np.abs(np.diff(luma, axis=axis, append=0)) for axis in (2, 1))
-    across[:, :, -1], down[:, -1] = 0, 0
-    planes = np.concatenate([unit, np.stack([luma**2, across, down], axis=3)], axis=3)
-    cells = _by_cell(planes)
-    # The spread of brightness within a cell, of the mean of its squares.
-    mean = cells[..., :3].mean(axis=-1)
-    cells[..., 3] = np.sqrt(np.maximum(cells[..., 3] - mean**2, 0))
-    return cells.reshape(len(pictures), -1).astype(np.float64)
+LEAST_VIDEOS = 8
+"""There are 128 ways to exchange the videos of 8 pairs."""
+FULL_VIDEOS, FULL_POINTS = 16, 3
+"""Videos, and points for each number, from which on covariances are estimated too."""
+_SPLITS, _CERTAIN = 100, 0.95
 
 
-def _by_cell(planes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    rows, columns = (
-        np.linspace(0, side, _GRID, endpoint=False).astype(int) for side in planes.shape[1:3]
+@dataclass(frozen=True)
+class Distance:
+    value: float
+    chance: float
+    """Of 20 random exchanges 19 come to this or less."""
+    kind: Kind
+    points: int
+    """Of one side."""
+
+
+def distance_of(pairs: Sequence[tuple[Points, Points]]) -> Distance | None:
+    """One pair for each video: its own points, and those of what it is compared with.
+
+    None of too few videos. Of few ones only means and spreads are compared ("diagonal").
+    """
+    if len(pairs) < LEAST_VIDEOS:
+        return None
+    points, numbers = sum(len(own) for own, _ in pairs), pairs[0][0].shape[1]
+    is_full = len(pairs) >= FULL_VIDEOS and points >= FULL_POINTS * numbers
+    measure = frechet_distance if is_full else diagonal_distance
+    return Distance(
+        value=_between(pairs, measure),
+        chance=_chance(pairs, measure),
+        kind="full" if is_full else "diagonal",
+        points=points,
     )
-    sums = np.add.reduceat(np.add.reduceat(planes, rows, axis=1), columns, axis=2)
-    heights, widths = (
-        np.diff([*starts, side])
-        for starts, side in zip((rows, columns), planes.shape[1:3], strict=True)
-    )
-    return np.asarray(sums / np.outer(heights, widths)[None, :, :, None], np.float32)
 
 
 def frechet_distance(a: Points, b: Points) -> float:
-    """Of two normal distributions with the means and covariances of points [n, d]."""
+    """Of two normal distributions with the means and covariances of points."""
     gap = a.mean(axis=0) - b.mean(axis=0)
     first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     root = _root(first)
@@ -49,7 +60,34 @@ def frechet_distance(a: Points, b: Points) -> float:
     return max(0.0, float(gap @ gap + np.trace(first) + np.trace(second) - 2 * shared))
 
 
+def diagonal_distance(a: Points, b: Points) -> float:
+    """The same of distributions whose numbers have nothing to do with each other."""
+    gap = a.mean(axis=0) - b.mean(axis=0)
+    spread = a.std(axis=0, ddof=1) - b.std(axis=0, ddof=1)
+    return float(gap @ gap + spread @ spread)
+
+
 def _root(covariance: Points) -> Points:
     """The symmetric square root."""
     values, vectors = np.linalg.eigh(covariance)
     return np.asarray((vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T)
+
+
+Measure = Callable[[Points, Points], float]
+
+
+def _between(pairs: Sequence[tuple[Points, Points]], measure: Measure) -> float:
+    return measure(*(np.concatenate(side) for side in zip(*pairs, strict=True)))
+
+
+def _chance(pairs: Sequence[tuple[Points, Points]], measure: Measure) -> float:
+    random = np.random.default_rng(0)
+    drawn = [_between(_exchanged(pairs, random), measure) for _ in range(_SPLITS)]
+    return float(np.quantile(drawn, _CERTAIN))
+
+
+def _exchanged(
+    pairs: Sequence[tuple[Points, Points]], random: np.random.Generator
+) -> list[tuple[Points, Points]]:
+    swapped = random.random(len(pairs)) < 0.5
+    return [(b, a) if swap else (a, b) for (a, b), swap in zip(pairs, swapped, strict=True)]

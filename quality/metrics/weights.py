@@ -1,8 +1,10 @@
 """Weights of networks that judge pictures: files of the user's own, and nothing is executed."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
+from longlive_trt.console.printing import plain
 from longlive_trt.errors import CheckpointError, UsageError
 from longlive_trt.reading.failures import ReadingError, refusing
 from longlive_trt.reading.files import file_size
@@ -23,7 +25,13 @@ def load_tensors(path: Path, option: str) -> dict[str, Any]:
             f"{option} {path}: not tensors by name alone; give a state dict, such as "
             "torch.save(model.state_dict(), ...) writes"
         )
-    return {name: tensor.float() for name, tensor in tensors.items() if tensor.is_floating_point()}
+    numbers = {name: t.float() for name, t in tensors.items() if t.is_floating_point()}
+    odd = next((name for name, t in numbers.items() if not torch.isfinite(t).all()), None)
+    if odd is not None:
+        raise CheckpointError(
+            f"{option} {path}: {plain(odd)} holds NaN or infinity; fetch the file again"
+        )
+    return numbers
 
 
 def _safetensors(path: Path, option: str) -> dict[str, Any]:
@@ -41,15 +49,18 @@ def _pickled(path: Path, option: str) -> dict[str, Any]:
 
     with refusing(CheckpointError, f"{option} {path}", "give a file of weights alone"):
         try:
-            values = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore"):
+                values = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             # What a foreign file makes torch raise is of any kind.
-            reason = str(error).strip().splitlines()
-            raise ReadingError(f"no weights that torch reads ({_first(reason)})") from None
+            raise ReadingError(f"no weights that torch reads{_reason(error)}") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{option} {path}: no state dict, but a {type(values).__name__}")
     return values
 
 
-def _first(lines: list[str]) -> str:
-    return lines[0].split(". ")[0][:120] if lines else "it is empty"
+def _reason(error: Exception) -> str:
+    """In brackets, where it has words."""
+    lines = str(error).strip().splitlines()
+    first = lines[0].split(". ")[0][:120] if lines else ""
+    return f" ({first})" if " " in first else ""

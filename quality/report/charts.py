@@ -1,4 +1,4 @@
-"""Lines over time, scattered points and bars, as SVG that takes its colors from the page."""
+"""Lines over time and bars, as SVG that takes its colors from the page."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -52,29 +52,6 @@ def line_chart(title: str, series: Mapping[str, Points], x_unit: str = "s") -> s
     ]
     body = _grid(across, up, x_unit) + "".join(lines)
     return _figure(title, list(series), body, _HEIGHT)
-
-
-def scatter_chart(
-    title: str, points: Mapping[str, tuple[float, float]], x_title: str, y_title: str,
-    front: Sequence[str] = (),
-) -> str:  # fmt: skip
-    """Named points; those of the front are joined, by rising x."""
-    xs, ys = zip(*points.values(), strict=True)
-    across = _Scale(*_with_room(min(xs), max(xs)), _LEFT, _WIDTH - _RIGHT - 40)
-    up = _Scale(*_with_room(min(ys), max(ys)), _HEIGHT - _BOTTOM - 12, _TOP)
-    joined = sorted(points[name] for name in front)
-    line = f'<polyline class="line front" points="{_path(joined, across, up)}"/>'
-    marks = "".join(
-        f'<circle class="{"dot c0" if name in front else "dot c5"}" cx="{across(x)}" '
-        f'cy="{up(y)}" r="4.5"/><text class="name" x="{across(x) + 7}" y="{up(y) - 6}">'
-        f"{escape(name)}</text>"
-        for name, (x, y) in points.items()
-    )
-    axes = (
-        f'<text class="tick" x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 4}" text-anchor="end">'
-        f'{escape(x_title)}</text><text class="tick" x="4" y="10">{escape(y_title)}</text>'
-    )
-    return _figure(title, [], _grid(across, up, "") + line + marks + axes, _HEIGHT)
 
 
 def bar_chart(title: str, rows: Mapping[str, Sequence[float]], names: Sequence[str]) -> str:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from longlive_trt.quality.report.charts import bar_chart, line_chart
-from longlive_trt.quality.report.values import number_of, spread_of, title_of
+from longlive_trt.quality.report.values import notes_of, number_of, spread_of, title_of
 from longlive_trt.quality.summary import Line
 
 _STYLE = Path(__file__).with_name("page.css")
-_TILES = ("psnr", "ssim", "ms_ssim", "lpips", "clip", "adherence", "changed", "flicker", "frechet")
+_TILES = ("psnr", "ssim", "ms_ssim", "lpips", "clip", "adherence", "changed", "flicker", "frechet",
+          "frechet_world")  # fmt: skip
 _SHOWN_AT_ONCE = 8
 
 Values = Mapping[str, Any]
@@ -54,7 +55,7 @@ def _counted(kind: str, count: int) -> str:
 
 def _tiles(values: Values) -> str:
     by_name = {metric["name"]: metric for metric in values["metrics"]}
-    tiles = [_tile(by_name[name]) for name in _TILES if name in by_name]
+    tiles = [_tile(by_name[name]) for name in _TILES if by_name.get(name, {}).get("own")]
     return f'<div class="tiles">{"".join(tiles)}</div>'
 
 
@@ -62,21 +63,33 @@ def _tile(metric: Values) -> str:
     unit = f"<small>{escape(metric['unit'])}</small>" if metric["unit"] else ""
     return (
         f'<div class="tile"><b>{number_of(metric["own"], metric["unit"])}{unit}</b>'
-        f"<span>{escape(metric['title'])}</span></div>"
+        f"<span>{escape(metric['title'])}</span>{_beside(metric)}</div>"
     )
+
+
+def _beside(metric: Values) -> str:
+    """What a tile's figure is to be seen with."""
+    told = []
+    if metric["other"]:
+        told.append(f"reference {number_of(metric['other'], metric['unit'])}")
+    if metric["own"]["chance"] is not None:
+        told.append(spread_of(metric["own"], metric["unit"]))
+    return f"<em>{escape(', '.join(told))}</em>" if told else ""
 
 
 def _table(values: Values) -> str:
     heading = title_of(values["reference"]) if values["reference"] else ""
     rows = "".join(_row(metric, bool(heading)) for metric in values["metrics"])
+    notes = "".join(f'<p class="note">{escape(note)}.</p>' for note in notes_of(values))
     other = f'<th class="n">reference ({escape(heading)})</th>' if heading else ""
     return (
         '<h2>Figures</h2><div class="table"><table><tr><th></th><th class="n">bundle</th>'
         f'{other}<th>better</th><th class="n">videos</th></tr>{rows}</table></div>'
         '<p class="note">Mean of the videos, with their standard deviation. PSNR, SSIM and LPIPS '
         "compare picture by picture with the reference's video of the same seed: once two videos "
-        "take different ways, they tell how far apart those are, and not which one is better."
-        "</p>"
+        "take different ways, they tell how far apart those are, and not which one is better. A "
+        "distance says something where it is above what chance comes to in 19 of 20 exchanges of "
+        f"videos.</p>{notes}"
     )
 
 
@@ -85,15 +98,17 @@ def _row(metric: Values, has_reference: bool) -> str:
     cells = [f"<td>{escape(metric['title'])}</td>", _cell(metric["own"], metric["unit"], unit)]
     if has_reference:
         cells.append(_cell(metric["other"], metric["unit"], unit))
-    count = metric["own"]["count"]
+    count = metric["own"]["count"] if metric["own"] else ""
     cells.append(f'<td>{escape(metric["better"])}</td><td class="n">{count}</td>')
     return f"<tr>{''.join(cells)}</tr>"
 
 
 def _cell(figure: Values | None, kind: str, unit: str) -> str:
     if figure is None:
-        return '<td class="n"></td>'
-    spread = "" if figure["spread"] is None else f"<small>± {spread_of(figure, kind)}</small>"
+        return '<td class="n">-</td>'
+    sign = "± " if figure["chance"] is None else ""
+    told = spread_of(figure, kind)
+    spread = "" if told == "-" else f"<small>{sign}{told}</small>"
     return f'<td class="n">{number_of(figure, kind)}{escape(unit)}{spread}</td>'
 
 

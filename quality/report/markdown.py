@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from longlive_trt.quality.report.values import number_of, spread_of, title_of
+from longlive_trt.quality.report.values import notes_of, number_of, spread_of, title_of
 
 
 def markdown(values: Mapping[str, Any]) -> str:
@@ -32,3 +32,5 @@ def _lines(values: Mapping[str, Any]) -> Iterator[str]:
             metric["better"] or "-",
         )
         yield "| " + " | ".join(cells) + " |"
+    yield ""
+    yield from (f"* {note}" for note in notes_of(values))

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from longlive_trt.quality.report.values import number_of, spread_of, title_of
+from longlive_trt.quality.report.values import notes_of, number_of, spread_of, title_of
 
 
 def show(values: Mapping[str, Any], console: Console) -> None:
@@ -24,3 +24,5 @@ def show(values: Mapping[str, Any], console: Console) -> None:
         cells.append(spread_of(metric["own"], unit))
         table.add_row(*cells, *([number_of(metric["other"], unit)] if reference else []))
     console.print(table)
+    for note in notes_of(values):
+        console.print(note)

@@ -13,7 +13,6 @@ from longlive_trt.quality.summary import (
     attributes,
     case_values,
     curves,
-    metric_values,
     metrics,
 )
 from longlive_trt.runtime.bench.record import cpu_name
@@ -35,9 +34,10 @@ def report_values(evaluation: Evaluation, lines: Sequence[Line], command: str) -
         "bundle": _maker(own),
         "reference": None if other is None else _maker(other),
         "settings": asdict(evaluation.lengths),
+        "clips_read_by": evaluation.extras.clips and evaluation.extras.clips.model,
         "weights": {name: str(path) for name, path in evaluation.weights.items()},
         "videos": {kind: sum(line["kind"] == kind for line in lines) for kind in _kinds(lines)},
-        "metrics": [metric_values(metric) for metric in metrics(lines, config.fps)],
+        "metrics": [metric.values() for metric in metrics(lines, config.fps)],
         "attributes": {
             side: {name: round(share, 4) for name, share in attributes(lines, side).items()}
             for side in ("own", "other")
@@ -78,8 +78,24 @@ def number_of(figure: Mapping[str, Any] | None, unit: str) -> str:
     return "-" if figure is None else _written(figure["mean"], unit)
 
 
-def spread_of(figure: Mapping[str, Any], unit: str) -> str:
+def spread_of(figure: Mapping[str, Any] | None, unit: str) -> str:
+    """Of the videos; of a distance, what chance alone comes to."""
+    if figure is None:
+        return "-"
+    if figure["chance"] is not None:
+        return f"chance: {_written(figure['chance'], unit)}"
     return "-" if figure["spread"] is None else _written(figure["spread"], unit)
+
+
+def notes_of(values: Mapping[str, Any]) -> list[str]:
+    """What is to be known of single figures."""
+    titles: dict[str, list[str]] = {}
+    for metric in values["metrics"]:
+        if metric["note"]:
+            titles.setdefault(metric["note"], []).append(metric["title"])
+    notes = [f"{', '.join(named)}: {note}" for note, named in titles.items()]
+    reader = f"Clips are read by the encoder of {values['clips_read_by']}"
+    return [*notes, reader] if notes and values["clips_read_by"] else notes
 
 
 def _written(value: float, unit: str) -> str:

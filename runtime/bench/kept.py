@@ -5,6 +5,7 @@ machine are not a bundle's own, which travels.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -21,18 +22,17 @@ from longlive_trt.runtime.bench.measurement import Measurements
 from longlive_trt.runtime.bench.record import cpu_name
 from longlive_trt.runtime.bench.report import Figures, Statistics
 
-FORMAT = 1
+FORMAT = 2
 AS_EXPORTED = ""
 """The name of a run without a preset."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Of one preset."""
+    """Of one preset on one device."""
 
     rollout: dict[str, object]
     """What it was measured with; a preset that says something else now was not measured."""
-    device: str
     block_ms: float
     block_p99_ms: float
     video_frames_per_s: float | None
@@ -43,7 +43,8 @@ class Speed:
 @dataclass(frozen=True)
 class _Kept:
     format: int
-    presets: dict[str, Speed] = field(default_factory=dict)
+    presets: dict[str, dict[str, Speed]] = field(default_factory=dict)
+    """By preset, then by device: machines may share a user's cache."""
 
 
 def speed_of(measurements: Measurements, shown: Figures) -> Speed | None:
@@ -52,16 +53,19 @@ def speed_of(measurements: Measurements, shown: Figures) -> Speed | None:
     if block is None:
         return None
     readings = [r.process_bytes for each in measurements.readings.values() for r in each]
-    gpu = measurements.gpu
     return Speed(
         rollout=rollout_values(shown.bundle.config.rollout),
-        device=gpu.name if gpu else cpu_name(),
         block_ms=round(block.p50, 2),
         block_p99_ms=round(block.p99, 2),
         video_frames_per_s=shown.rates["overlapped"] and round(shown.rates["overlapped"], 2),
         memory_bytes=max(readings, default=0),
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def device_of(measurements: Measurements) -> str:
+    gpu = measurements.gpu
+    return gpu.name if gpu else f"{len(os.sched_getaffinity(0))} x {cpu_name()}"
 
 
 def rollout_values(rollout: RolloutConfig) -> dict[str, object]:
@@ -72,8 +76,8 @@ def rollout_values(rollout: RolloutConfig) -> dict[str, object]:
     }
 
 
-def kept_speeds(bundle_key: str) -> Mapping[str, Speed]:
-    """By preset; nothing where nothing is kept, or it cannot be read."""
+def kept_speeds(bundle_key: str) -> Mapping[str, Mapping[str, Speed]]:
+    """By preset, then by device; nothing where nothing is kept, or it cannot be read."""
     try:
         values = parse_json(read_bytes(_path(bundle_key), JSON_BYTES))
         kept = structured(_Kept, values)
@@ -82,9 +86,10 @@ def kept_speeds(bundle_key: str) -> Mapping[str, Speed]:
     return kept.presets if kept.format == FORMAT else {}
 
 
-def keep_speed(bundle_key: str, preset: str, speed: Speed) -> Path:
+def keep_speed(bundle_key: str, preset: str, device: str, speed: Speed) -> Path:
     path = _path(bundle_key)
-    presets = {**kept_speeds(bundle_key), preset: speed}
+    presets = {name: dict(by_device) for name, by_device in kept_speeds(bundle_key).items()}
+    presets.setdefault(preset, {})[device] = speed
     path.parent.mkdir(parents=True, exist_ok=True)
     with publish_file(path) as partial:
         text = json.dumps(asdict(_Kept(FORMAT, presets)), indent=1, sort_keys=True)

@@ -12,7 +12,7 @@ from longlive_trt.runtime.memory.base import Buffer, HostMemory, Memory, Tensor,
 
 
 class EncoderStream:
-    """A whole clip, once: the first picture is a latent frame, then every few pictures are one."""
+    """Whole clips: the first picture is a latent frame, then every few pictures are one."""
 
     def __init__(self, first: Engine, following: Engine, memory: Memory | None = None) -> None:
         self._memory = memory or HostMemory()

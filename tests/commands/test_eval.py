@@ -3,17 +3,21 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from longlive_trt.cli import main
 from longlive_trt.commands._voice import Voice
 from longlive_trt.commands.running import eval as eval_command
 from longlive_trt.engines.bundles.bundle import MANIFEST_NAME, read_manifest
+from longlive_trt.loading import load
 from longlive_trt.quality import evaluation
+from longlive_trt.quality.rolling import Maker
 from tests.commands.conftest import Refused
 from tests.commands.running import snapshot
 
@@ -60,10 +64,43 @@ def test_a_bundle_alone_and_a_bundle_that_is_the_same(video_bundle: Path, prompt
     assert run(video_bundle, *few, "--out", "alone.html") == 0
     names = {metric["name"] for metric in report("alone.json")["metrics"]}
     assert names == {"flicker", "sharpness", "saturation", "motion"}
+    assert report("alone.json")["clips_read_by"] == read_manifest(video_bundle).config.name
     shutil.copytree(video_bundle, "copy")
     assert run(video_bundle, "--against", "copy", *few, "--out", "same.md") == 0
-    found = {metric["name"]: metric["own"]["mean"] for metric in report("same.json")["metrics"]}
-    assert found["psnr"] == 100 and found["ssim"] == pytest.approx(1)
+    found = {metric["name"]: metric["own"] for metric in report("same.json")["metrics"]}
+    assert found["psnr"]["mean"] == 100 and found["ssim"]["mean"] == pytest.approx(1)
+
+
+def test_distances_of_clips(video_bundle: Path, prompts: Path) -> None:
+    """Of as many videos as a distance needs, and of one less."""
+    asked = [{"prompt": f"a cat, number {n}"} for n in range(8)]
+    prompts.write_text(json.dumps({"format": 1, "prompts": asked}))
+    few = ("--seconds", 1, "--long", 0, "--prompt-set", prompts)
+    assert run(video_bundle, *few, "--set", "rollout.steps=[1000]", "--out", "all.json") == 0
+    values = report("all.json")
+    (found,) = (metric for metric in values["metrics"] if metric["name"] == "frechet")
+    assert found["own"]["mean"] > 0 and found["own"]["count"] == 8
+    assert found["own"]["chance"] is not None and "means and spreads alone" in found["note"]
+    assert run(video_bundle, *few, *FASTER, "--prompts", 7, "--out", "few.json") == 0
+    (found,) = (m for m in report("few.json")["metrics"] if m["name"] == "frechet")
+    assert found["own"] is None and found["note"].startswith("too few videos: 7")
+    assert "too few videos: 7" in Path("few.html").read_text()
+
+
+@pytest.mark.usefixtures("in_empty_folder")
+def test_without_an_encoder_the_demo_reads_the_clips(
+    video_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here any other bundle is called the demo."""
+    graphs = read_manifest(video_bundle).graphs
+    without = changed(
+        video_bundle, graphs={n: g for n, g in graphs.items() if not n.startswith("encode")}
+    )
+    monkeypatch.setattr(eval_command, "find_bundle", lambda _path, _voice: video_bundle)
+    with ExitStack() as stack, load(without) as pipeline:
+        reader = eval_command._clip_reader(Maker(pipeline), None, stack, Voice())
+        assert reader.pictures == 9
+        assert len(reader(np.zeros((9, 70, 90, 3), np.uint8))) == 3 * 16
 
 
 def test_an_interrupted_run_goes_on(
@@ -163,9 +200,9 @@ def test_the_demo_is_judged_only_where_torch_is(
     class Demo:
         config = model_config()
 
-    assert eval_command._extras(Demo(), None, None, Voice()).judges  # type: ignore[arg-type]
+    assert eval_command._judges(Demo(), Voice())  # type: ignore[arg-type]
     monkeypatch.setattr(eval_command, "can_judge", lambda: False)
-    assert not eval_command._extras(Demo(), None, None, Voice()).judges  # type: ignore[arg-type]
+    assert not eval_command._judges(Demo(), Voice())  # type: ignore[arg-type]
     assert "pip install" in capsys.readouterr().err
 
 

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from longlive_trt.cli import main
+from longlive_trt.commands.running import presets as presets_command
 from longlive_trt.configs import load_preset
 from longlive_trt.engines.bundles.bundle import MANIFEST_NAME, open_bundle, read_manifest
+from longlive_trt.quality.measured import Figures, Measured, Rate
 from longlive_trt.runtime import presets
-from longlive_trt.runtime.bench.kept import kept_speeds
+from longlive_trt.runtime.bench.kept import keep_speed, kept_speeds
 from longlive_trt.runtime.pipeline import Pipeline
 from tests.commands.conftest import Refused
 from tests.commands.running import generate_latents, succeeds
@@ -128,11 +130,38 @@ def listed(*options: object, capsys: pytest.CaptureFixture[str]) -> dict[str, An
 def test_the_list(video_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = listed("--bundle", video_bundle, capsys=capsys)
     assert "needs a bundle with precision fp8" in rows["turbo-fp8"]["missing"]
-    assert rows["turbo"]["missing"] is None and rows["turbo"]["here"] is None
+    assert rows["turbo"]["missing"] is None and rows["turbo"]["here"] == {}
     assert rows["turbo"]["measured"] is None, "nothing is known of this model"
     succeeds("presets", "--bundle", video_bundle)
     shown = capsys.readouterr().out
-    assert "turbo-fp8" in shown and "Nothing is measured here yet" in shown
+    assert f"Nothing is measured here yet: longlive-trt bench --bundle {video_bundle}" in shown
+    assert f"No quality is known of these weights: longlive-trt eval {video_bundle}" in shown
+    lines = reversed(shown.splitlines())
+    table = {line.split()[0]: line.split()[1:] for line in lines if line}
+    assert table["turbo"][:4] == ["2", "(4)", "12", "full"], "as a video would be made"
+    assert table["low-memory"][:3] == ["4", "12", "full"]
+
+
+def test_shipped_figures_are_listed_by_device(
+    video_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = Figures(
+        presets={"turbo": Measured(shown=93.5, psnr_db=28.62, ssim=0.83, videos=40)},
+        speeds={"2 x CPU": {"turbo": Rate(391.4, 30.7)}, "NVIDIA L4": {"ultra": Rate(20.0)}},
+    )
+    monkeypatch.setattr(presets_command, "shipped_figures", lambda _model, _sums: figures)
+    rows = listed("--bundle", video_bundle, capsys=capsys)
+    assert rows["turbo"]["measured"]["shown"] == 93.5
+    assert rows["turbo"]["elsewhere"] == {
+        "2 x CPU": {"block_ms": 391.4, "video_frames_per_s": 30.7}
+    }
+    succeeds("presets", "--bundle", video_bundle)
+    shown = capsys.readouterr().out
+    assert "2 x CPU" in shown and "NVIDIA L4" in shown and "No quality is known" not in shown
+    lines = shown.splitlines()
+    turbo, ultra = (next(x for x in lines if x.startswith(n)).split() for n in ("turbo ", "ultra "))
+    assert turbo[5:] == ["93.5", "28.6", "0.830", "391", "(30.7)", "-"]
+    assert ultra[-2:] == ["-", "20"]
 
 
 def test_what_bench_measured_is_listed(
@@ -141,15 +170,21 @@ def test_what_bench_measured_is_listed(
     quick = ("--blocks", 2, "--switches", 0, "--seconds", 0, "--warmup", 0)
     succeeds("bench", "--bundle", video_bundle, *quick, "--preset", "ultra")
     row = listed("--bundle", video_bundle, capsys=capsys)["ultra"]
-    assert row["here"]["block_ms"] > 0 and row["here"]["memory_bytes"] > 0
-    assert row["here"]["rollout"]["steps"] == [1000]
+    ((device, here),) = row["here"].items()
+    assert here["block_ms"] > 0 and here["memory_bytes"] > 0
+    assert here["rollout"]["steps"] == [1000]
     succeeds("presets", "--bundle", video_bundle)
-    assert f"{row['here']['block_ms']:.0f}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"{here['block_ms']:.0f}" in shown and "here, " in shown
     key = read_manifest(video_bundle).key
     assert set(kept_speeds(key)) == {"ultra"}
+    # Another machine with the same home folder.
+    keep_speed(key, "ultra", "NVIDIA L4", replace(kept_speeds(key)["ultra"][device], block_ms=7))
+    here = listed("--bundle", video_bundle, capsys=capsys)["ultra"]["here"]
+    assert here["NVIDIA L4"]["block_ms"] == 7 and device in here
     path = next(Path(p) for p in _cache().rglob(f"{key}.json"))
     path.write_text(path.read_text().replace("1000", "900"))
-    assert listed("--bundle", video_bundle, capsys=capsys)["ultra"]["here"] is None
+    assert listed("--bundle", video_bundle, capsys=capsys)["ultra"]["here"] == {}
     path.write_text("{")
     assert kept_speeds(key) == {}
 

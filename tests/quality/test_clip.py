@@ -95,6 +95,27 @@ def test_a_folder_that_is_not_what_it_says(folder: Path, tmp_path: Path) -> None
     refused("image_mean is no list of three numbers")
 
 
+def test_weights_that_are_not_whole(folder: Path, tmp_path: Path) -> None:
+    """The library would draw what is missing at random, and say so in a warning."""
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    tensors = load_file(folder / "model.safetensors")
+
+    def refused(changed: dict[str, torch.Tensor], words: str) -> None:
+        save_file(changed, broken / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(CheckpointError, match=words) as error:
+            ClipScore(broken)
+        assert str(broken) in str(error.value) and "\n" not in str(error.value)
+
+    refused({n: t for n, t in tensors.items() if "projection" not in n}, "lack .* and 1 more; give")
+    refused({"other": torch.zeros(3)}, "its weights lack .* more; give the whole folder")
+    name = "text_projection.weight"
+    refused({**tensors, name: torch.zeros(5, 5)}, "not to be opened|lack")
+    refused({**tensors, name: tensors[name] * float("nan")}, "NaN or infinity")
+
+
 def test_no_such_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--clip .*gone: no such folder"):
         ClipScore(tmp_path / "gone")

@@ -1,5 +1,6 @@
 """LPIPS with random weights, against torchmetrics' own network of the same weights."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,13 +102,16 @@ def test_weights_that_are_not_what_they_say(state: dict[str, torch.Tensor], tmp_
     refused({**state, **wide}, "a linear layer of 7 channels for a tap of 64")
     odd = {"net.slice3.6.weight": torch.zeros(384, 5, 3, 3)}
     refused({**state, **odd}, "do not follow each other")
+    nan = {"lin3.model.1.weight": torch.full((1, 384, 1, 1), float("nan"))}
+    refused({**state, **nan}, "lin3.model.1.weight holds NaN or infinity")
 
 
-@pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04" + bytes(100)])
+@pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04" + bytes(100), b"junk" * 9])
 def test_files_that_are_no_weights(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes(content)
-    with pytest.raises(CheckpointError, match="no weights that torch reads"):
+    with pytest.raises(CheckpointError, match="no weights that torch reads") as error:
         Lpips(tmp_path / "w.pth")
+    assert not re.search(r"\(\d*\)", str(error.value)), "a reason has words"
 
 
 def test_code_in_a_file_of_weights_is_not_executed(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.quality import catalog, ideas, rows
-from benchmarks.quality.lab import REFERENCE, Lab, Trial, weights
+from benchmarks.quality.lab import REFERENCE, Lab, Trial
 from benchmarks.quality.paired import flicker_at_cut, share, shown_after
 from benchmarks.quality.records import Records
 from longlive_trt.demo.geometry import model_config
@@ -129,19 +129,22 @@ def row(videos: int, difference: float = 0.0) -> dict[str, Any]:
 def test_an_earlier_result_of_the_same_weights_stays(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     assert rows.kept_rows(path, "trials", {"a": row(3)})["a"]["videos"] == 3
-    before = {"weights": weights(), "trials": {"a": row(5), "b": row(2)}}
+    before = {**rows.measured_with(), "trials": {"a": row(5), "b": row(2)}}
     path.write_text(json.dumps(before))
     found = rows.kept_rows(path, "trials", {"a": row(3), "b": row(4)})
     assert {name: one["videos"] for name, one in found.items()} == {"a": 5, "b": 4}
     path.write_text(json.dumps({**before, "weights": {"transformer": "others"}}))
+    assert rows.kept_rows(path, "trials", {"b": row(1)}).keys() == {"b"}
+    path.write_text(json.dumps({**before, "format": 0}))
     assert rows.kept_rows(path, "trials", {"b": row(1)}).keys() == {"b"}
 
 
 def test_the_tables_of_the_log() -> None:
     found = {"reference": row(19), "steps-1": row(19, -3.0), "steps-3": row(9)}
     table = list(ideas.table(found, catalog.STEPS))
-    assert "| 1 step | 90.0 (-3.0 ± 0.5) |" in table[3] and "loses 2.0 to 4.0" in table[3]
-    assert table[4].startswith("| 2 steps | not measured | - |")
+    assert "| 1 step | 80 / 53 | 100 | 90.0 (-3.0 ± 0.5) |" in table[3]
+    assert "loses 2.0 to 4.0" in table[3]
+    assert table[4].startswith("| 2 steps | 86 / 69 | 100 | not measured | - |")
     assert "| too few videos |" in table[5]
     switches = list(ideas.switch_table(found, catalog.SWITCHES))
     assert "| `exact` | 0 | 50 | 90 | 90 | 100 | 90.0 | 90.0 | 2.50 | 19 |" in switches

@@ -26,7 +26,7 @@ from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
 from longlive_trt.files import publish_file, real_path
 from longlive_trt.reading.ranges import Range
-from longlive_trt.runtime.bench.kept import AS_EXPORTED, keep_speed, speed_of
+from longlive_trt.runtime.bench.kept import AS_EXPORTED, device_of, keep_speed, speed_of
 from longlive_trt.runtime.bench.lane import (
     BLOCKS,
     SECONDS,
@@ -190,7 +190,8 @@ def _keep(
     try:
         for each in shown:
             if (speed := speed_of(measurements, each)) is not None:
-                keep_speed(each.bundle.manifest.key, preset or AS_EXPORTED, speed)
+                key, device = each.bundle.manifest.key, device_of(measurements)
+                keep_speed(key, preset or AS_EXPORTED, device, speed)
     except (OSError, UsageError) as error:
         voice.note(f"the speed is not kept for `longlive-trt presets` ({error})")
 

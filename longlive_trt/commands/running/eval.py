@@ -14,16 +14,18 @@ from longlive_trt.commands._numbers import real, whole
 from longlive_trt.commands._reporting import command_line
 from longlive_trt.commands._voice import Voice, examples, overwrite_option, speaking
 from longlive_trt.console.printing import console
+from longlive_trt.contract import ENCODER_GRAPHS
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.errors import UsageError
 from longlive_trt.extras import missing_module_message
-from longlive_trt.loading import load
+from longlive_trt.loading import DEMO, load
 from longlive_trt.quality.cases import COUNT, SECONDS, Lengths
 from longlive_trt.quality.evaluation import Evaluation, claimed, measure
 from longlive_trt.quality.instruments import Extras
 from longlive_trt.quality.ledger import Ledger
 from longlive_trt.quality.metrics.adherence import can_judge, is_demo
 from longlive_trt.quality.metrics.clip import ClipScore
+from longlive_trt.quality.metrics.clips import ClipReader
 from longlive_trt.quality.metrics.lpips import Lpips
 from longlive_trt.quality.prompts import read_prompts, shipped_file
 from longlive_trt.quality.report.files import check_report, write_report
@@ -122,7 +124,12 @@ def command(
             other,
             asked,
             lengths,
-            _extras(pipeline, lpips, clip, voice),
+            Extras(
+                lpips=Lpips(lpips) if lpips is not None else None,
+                clip=ClipScore(clip) if clip is not None else None,
+                clips=_clip_reader(own, other, stack, voice),
+                judges=_judges(pipeline, voice),
+            ),
             {name: path for name, path in weights.items() if path is not None},
         )
         stack.enter_context(claimed(out))
@@ -167,13 +174,18 @@ def _reference(
     )
 
 
-def _extras(pipeline: Pipeline, lpips: Path | None, clip: Path | None, voice: Voice) -> Extras:
-    judges = is_demo(pipeline.config)
-    if judges and not can_judge():
+def _clip_reader(own: Maker, other: Maker | None, stack: ExitStack, voice: Voice) -> ClipReader:
+    """With the reference's encoder, or the bundle's; where neither has one, with the demo's."""
+    pipelines = [maker.pipeline for maker in (other, own) if maker is not None]
+    reading = (p for p in pipelines if all(map(p.bundle.has, ENCODER_GRAPHS)))
+    pipeline = next(reading, None)
+    if pipeline is None:
+        pipeline = stack.enter_context(load(find_bundle(Path(DEMO), voice), device="cpu"))
+    return ClipReader(pipeline.engines.encoder, pipeline.config)
+
+
+def _judges(pipeline: Pipeline, voice: Voice) -> bool:
+    if is_demo(pipeline.config) and not can_judge():
         voice.note(f"what the demo's videos show is not judged: {missing_module_message('torch')}")
-        judges = False
-    return Extras(
-        lpips=Lpips(lpips) if lpips is not None else None,
-        clip=ClipScore(clip) if clip is not None else None,
-        judges=judges,
-    )
+        return False
+    return is_demo(pipeline.config)
