@@ -106,7 +106,7 @@ class CudaDecoder(RememberingDecoder):
         """
         if not self._is_single or not rest:
             return
-        part, made = (_between(x["rest"], 0, 1, rest) for x in (self._start, self._pictures))
+        part, made = (between(x["rest"], 0, 1, rest) for x in (self._start, self._pictures))
         self.pieces.run(part, made)
 
     def _passage_over(self, streams: DecodingStreams, block_frames: int) -> Passage:
