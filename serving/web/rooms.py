@@ -15,8 +15,6 @@ from longlive_trt.serving.web.room import House, Room
 
 logger = logging.getLogger(__name__)
 
-_KEPT_S = 15 * 60
-"""So long can the recording of a session be fetched that is over."""
 _TICK_S = 0.05
 _STATS_S = 1.0
 _TICKET_S = 30.0
@@ -193,7 +191,8 @@ class Rooms:
         self._call_next()
 
     def _forget_old(self, room: Room) -> None:
-        if room.ended is not None and time.monotonic() - room.ended_s > _KEPT_S:
+        kept_s = self._house.settings.kept_s
+        if room.ended is not None and time.monotonic() - room.ended_s > kept_s:
             room.session.discard()
             self._rooms.pop(room.id, None)
 
