@@ -136,7 +136,7 @@ class Rooms:
         ticket.turn.clear()
         self._reserved -= 1
         self._rooms[room.id] = room
-        room.on_end = lambda: self._ended(room)
+        room.on_end = self._ended
         logger.info("session started", extra={"session": room.id})
         self._measure()
         return room
@@ -148,16 +148,19 @@ class Rooms:
         while True:
             await asyncio.sleep(_TICK_S)
             now = time.monotonic()
-            for room in list(self._rooms.values()):
-                room.tick(now)
-                self._forget_old(room)
-            for name, ticket in list(self._tickets.items()):
-                if now - ticket.asked_s > _TICKET_S:
-                    self.forget(name)
-                    self.step_back(ticket)
+            self._tick(now)
             if now - told >= _STATS_S:
                 told = now
                 self._tell_stats()
+
+    def _tick(self, now: float) -> None:
+        for room in list(self._rooms.values()):
+            room.tick(now)
+            self._forget_old(room)
+        for name, ticket in list(self._tickets.items()):
+            if now - ticket.asked_s > _TICKET_S:
+                self.forget(name)
+                self.step_back(ticket)
 
     async def drain(self) -> list[str]:
         """Nobody comes in any more; what runs is saved and ends. The states' ids."""
