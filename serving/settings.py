@@ -60,6 +60,8 @@ class Settings:
     """A session whose last viewer left waits so long."""
     idle_s: float = 15 * 60
     """A session that nobody steers ends after so long."""
+    kept_s: float = 15 * 60
+    """So long can the recording of a session be fetched that is over."""
     remake_patience_s: float = 30
     """A recording by another decoder is refused where running sessions leave no time so long."""
     jpeg_quality: int = 80

@@ -77,7 +77,7 @@ def move_rows(report: dict[str, Any]) -> list[str]:
 def churn_rows(reports: list[dict[str, Any]]) -> list[str]:
     rows = [
         "| minutes | sessions | ended otherwise than by their viewers | hosts killed | moves "
-        "| pause p50, p95 | blocks | pictures lost | memory after the 16th minute |",
+        "| pause p50, p95 | blocks | pictures lost | memory once recordings go |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for report in reports:
@@ -87,7 +87,7 @@ def churn_rows(reports: list[dict[str, Any]]) -> list[str]:
             f"| {report['minutes']:.0f} | {sessions['begun']} | {early} | {report['kills']} "
             f"| {sessions['moves']} | {pause['p50']:.1f} s, {pause['p95']:.1f} s "
             f"| {sessions['blocks']:,} | {sessions['pictures lost']} "
-            f"| {_growth(report['growth_mib_after_16_min'])} |"
+            f"| {_growth(report['growth_mib'])} |"
         )
     return rows
 

@@ -32,13 +32,13 @@ class Painted:
 class Painter:
     """What a block shows follows from the seed and from everything before it."""
 
-    def __init__(self, block_s: float = 0.0, state_bytes: int = 0) -> None:
+    def __init__(self, block_s: float = 0.0, state_bytes: int = 0, fps: int = _FPS) -> None:
         self.block_s, self.state_bytes = block_s, state_bytes
         self.facts = ModelFacts(
             name="painter",
             width=_WIDTH,
             height=_HEIGHT,
-            fps=Fraction(_FPS),
+            fps=Fraction(fps),
             block_latents=_LATENTS,
             temporal_factor=_FACTOR,
             bundle_key="0" * 64,

@@ -9,11 +9,14 @@ ROLES = ("Gateway", "Host", "ProxyActor", "ServeController")
 
 
 def memory_mib() -> dict[str, dict[str, float]]:
-    """By role and process."""
+    """By role and process: what is its own. Pages of files come and go with the machine's memory,
+    and so does what it shares with Ray's store.
+    """
     found: dict[str, dict[str, float]] = {role: {} for role in ROLES}
     for role, process in _all():
         with suppress(psutil.Error):
-            found[role][str(process.pid)] = round(process.memory_info().rss / 2**20, 1)
+            memory = process.memory_info()
+            found[role][str(process.pid)] = round((memory.rss - memory.shared) / 2**20, 1)
     return found
 
 

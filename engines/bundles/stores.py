@@ -221,7 +221,9 @@ class Store:
             except Exception as error:
                 # fsspec reports a server that cannot be reached as a file that does not exist.
                 if delay_s is None or not is_transient(error):
-                    raise self._failure(name, error) from error
+                    if _says_enough(error):
+                        raise
+                    raise self._unreachable(name, error) from error
                 logger.warning("%s/%s: %s; trying again", self.url, name, reason(error))
                 time.sleep(delay_s)
         raise AssertionError("unreachable")
@@ -283,15 +285,18 @@ class Store:
             partial.unlink(missing_ok=True)
             ownership.release()
 
-    def _failure(self, name: str, error: Exception) -> Exception:
-        if isinstance(error, BundleError | FileNotFoundError) and not is_transient(error):
-            return error
-        if isinstance(error, OSError) and error.errno in _DISK_FULL:
-            return error
+    def _unreachable(self, name: str, error: Exception) -> UnreachableError:
         advice = "check the address and the connection, and run the command again"
         if _status(error) in (401, 403) or isinstance(error, PermissionError):
             advice = "sign in to the store, or ask for access"
         return UnreachableError(f"{self.url}/{name}: {reason(error)}; {advice}")
+
+
+def _says_enough(error: Exception) -> bool:
+    """As it is. Raised from itself it would be a circle, around all that its frames hold."""
+    if isinstance(error, BundleError | FileNotFoundError) and not is_transient(error):
+        return True
+    return isinstance(error, OSError) and error.errno in _DISK_FULL
 
 
 class _Heard(Callback):  # type: ignore[misc]

@@ -324,13 +324,15 @@ class Host:
         """Their gateways are gone; and what is long over is forgotten."""
         while True:
             await asyncio.sleep(SILENCE_S / 4)
-            before = time.monotonic() - SILENCE_S
-            for channel in list(self._channels.values()):
-                if channel.heard_s < before:
-                    channel.hang_up()
-            for session, keeper in list(self._keepers.items()):
-                if keeper.room.ended is not None and not self._live.rooms.knows(session):
-                    del self._keepers[session]
+            self._tidy(time.monotonic() - SILENCE_S)
+
+    def _tidy(self, heard_s: float) -> None:
+        for channel in list(self._channels.values()):
+            if channel.heard_s < heard_s:
+                channel.hang_up()
+        for session, keeper in list(self._keepers.items()):
+            if keeper.room.ended is not None and not self._live.rooms.knows(session):
+                del self._keepers[session]
 
 
 class _HostConversation(Conversation):

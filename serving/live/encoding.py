@@ -84,6 +84,10 @@ class _Arriving:
 
 
 class Encoding:
+    """What the thread is given. What it works with is its own, and goes when it ends: of a session
+    that is over, no encoder is kept with the recording.
+    """
+
     def __init__(
         self,
         plan: Plan,
@@ -98,12 +102,22 @@ class Encoding:
         on_failure: Callable[[BaseException], None],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._plan, self._encoder, self._recording = plan, encoder, recording
-        self._latents = latents
-        self._outlet, self._costs, self._quality = outlet, costs, jpeg_quality
-        self._on_block, self._on_failure, self._now = on_block, on_failure, now
+        work = _Work(
+            plan,
+            encoder,
+            recording,
+            outlet,
+            costs,
+            latents,
+            jpeg_quality,
+            on_block,
+            on_failure,
+            now,
+        )
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="encode", daemon=True)
+        self._thread = threading.Thread(
+            target=work.run, args=(self._jobs,), name="encode", daemon=True
+        )
         self._thread.start()
 
     def put(self, made: MadeBlock, block: int, epoch: int) -> None:
@@ -122,49 +136,63 @@ class Encoding:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            try:
-                self._work(job)
-            except Exception as error:  # whatever it is, the session must end and say so
-                self._on_failure(error)
 
-    def _work(self, job: _Job) -> None:
+@dataclass(frozen=True, eq=False)
+class _Work:
+    plan: Plan
+    encoder: BlockEncoder
+    recording: Recording
+    outlet: Outlet
+    costs: Costs
+    latents: KeptLatents | None
+    jpeg_quality: int
+    on_block: Callable[[int, MadeBlock], None]
+    on_failure: Callable[[BaseException], None]
+    now: Callable[[], float]
+
+    def run(self, jobs: "queue.SimpleQueue[_Job | None]") -> None:
+        while (job := jobs.get()) is not None:
+            try:
+                self._do(job)
+            except Exception as error:  # whatever it is, the session must end and say so
+                self.on_failure(error)
+
+    def _do(self, job: _Job) -> None:
         if job.is_hidden:
             assert job.hidden is not None
-            if self._plan.hidden.holds(job.hidden):
-                job.hidden.samples = list(self._encoder.encode(job.made.frames))
+            if self.plan.hidden.holds(job.hidden):
+                job.hidden.samples = list(self.encoder.encode(job.made.frames))
             return
-        if not self._plan.stands(job.block, job.epoch):
+        if not self.plan.stands(job.block, job.epoch):
             return
-        begun, pictures = self._now(), _Arriving(job.made.pictures(), self._now)
+        begun, pictures = self.now(), _Arriving(job.made.pictures(), self.now)
         ready = job.hidden.samples if job.hidden else []
-        samples = iter(ready) if ready else self._encoder.encode(pictures)
+        samples = iter(ready) if ready else self.encoder.encode(pictures)
         for number, sample in enumerate(samples):
             if not self._publish(job, number, sample, pictures):
                 return
         if job.hidden is None:
-            self._costs.observe("decode", pictures.first_s)
-        self._costs.observe("encode", self._now() - begun - pictures.waited_s)
-        self._on_block(job.block, job.made)
+            self.costs.observe("decode", pictures.first_s)
+        self.costs.observe("encode", self.now() - begun - pictures.waited_s)
+        self.on_block(job.block, job.made)
 
     def _publish(self, job: _Job, number: int, sample: Sample, pictures: _Arriving) -> bool:
-        plan = self._plan
+        plan = self.plan
         frame = plan.clock.first_frame(job.block) + number
-        jpeg = encode_jpeg(pictures[number], self._quality) if self._outlet.wants_jpeg else None
+        jpeg = encode_jpeg(pictures[number], self.jpeg_quality) if self.outlet.wants_jpeg else None
         with plan.lock:
             # Nothing that was taken back gets past this lock. The block on screen may still be
             # encoded when a prompt takes back what follows it: its pictures stay.
             if not plan.stands(job.block, job.epoch):
                 return False
-            plan.playhead.handed_out(frame, self._now())
-            self._recording.add(frame, sample)
+            plan.playhead.handed_out(frame, self.now())
+            self.recording.add(frame, sample)
             is_last = number + 1 == plan.clock.frames_of(job.block)
-            if is_last and self._latents is not None:
-                self._latents.add(job.block, job.made.latents)
+            if is_last and self.latents is not None:
+                self.latents.add(job.block, job.made.latents)
             pts = plan.clock.pts_us(frame)
             if frame >= plan.playhead.begin:
-                self._outlet.picture(
+                self.outlet.picture(
                     EncodedPicture(plan.epoch, job.block, frame, pts, sample, jpeg, is_last)
                 )
         return True

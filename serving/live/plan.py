@@ -308,6 +308,13 @@ class Plan:
             edits, self._edits = self._edits, []
             return edits
 
+    def close(self) -> None:
+        """Nothing more is made: hidden blocks go, with their pictures and the states after them."""
+        with self.lock:
+            self._draft, self._draft_state = None, "none"
+            self.hidden.drop("discarded")
+            self._edits.clear()
+
     def first_unseen(self, now: float) -> int:
         with self.lock:
             limit = self.made + (1 if self._in_flight else 0)

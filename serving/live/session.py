@@ -361,6 +361,7 @@ class LiveSession:
             return
         self._is_closed = True
         self._generator.remove(self)
+        self.plan.close()
         self._maker.close()
         self._encoding.close()
 

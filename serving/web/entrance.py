@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import traceback
 from typing import Any
 
 from pydantic import ValidationError
@@ -64,10 +65,10 @@ class Entrance:
         code = NORMAL
         try:
             await self._converse()
-        except OverError as over:
-            code = over.code
-        except WebSocketDisconnect:
-            code = GOING_AWAY
+        except (OverError, WebSocketDisconnect) as end:
+            code = end.code if isinstance(end, OverError) else GOING_AWAY
+            # They hold the task that it ended, which holds it: a circle around all of this.
+            traceback.clear_frames(end.__traceback__)
         except Exception:  # a defect of ours must end this socket and nothing else
             logger.exception("conversation failed")
             code = FAILED

@@ -266,6 +266,16 @@ class Hub:
                 self._jpeg_viewers -= 1
         viewer.close()
 
+    def end(self) -> None:
+        """The session is over: its pictures go now, and not with its recording. Its room goes too,
+        which holds this one: what is no circle is freed as soon as it is forgotten.
+        """
+        self._recent.clear()
+        self._on_change = self._on_finish = lambda: None
+        self._on_failure = lambda _error: None
+        self._on_first_picture = lambda _now: None
+        self.on_applied = lambda _cue, _epoch: None
+
     def tell(self, message: Message) -> None:
         for viewer in self.viewers:
             viewer.message(message)

@@ -89,7 +89,7 @@ class Room:
         """Those that come by HTTP."""
         self.is_job = False
         """Made for itself, whether or not anybody watches."""
-        self.on_end: Callable[[], None] = lambda: None
+        self.on_end: Callable[[Room], None] = lambda _room: None
         # What came out before anybody watches is made ahead only.
         self.session.pause()
 
@@ -278,8 +278,9 @@ class Room:
         self.ended = done
         self.ended_s = time.monotonic()
         logger.info("session ended", extra={"session": self.id, "reason": reason, "frames": frames})
+        self._hub.end()
         self.over.set()
-        self.on_end()
+        self.on_end(self)
         return self.ended
 
     @property

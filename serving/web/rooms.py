@@ -15,8 +15,6 @@ from longlive_trt.serving.web.room import House, Room
 
 logger = logging.getLogger(__name__)
 
-_KEPT_S = 15 * 60
-"""So long can the recording of a session be fetched that is over."""
 _TICK_S = 0.05
 _STATS_S = 1.0
 _TICKET_S = 30.0
@@ -138,7 +136,7 @@ class Rooms:
         ticket.turn.clear()
         self._reserved -= 1
         self._rooms[room.id] = room
-        room.on_end = lambda: self._ended(room)
+        room.on_end = self._ended
         logger.info("session started", extra={"session": room.id})
         self._measure()
         return room
@@ -150,16 +148,19 @@ class Rooms:
         while True:
             await asyncio.sleep(_TICK_S)
             now = time.monotonic()
-            for room in list(self._rooms.values()):
-                room.tick(now)
-                self._forget_old(room)
-            for name, ticket in list(self._tickets.items()):
-                if now - ticket.asked_s > _TICKET_S:
-                    self.forget(name)
-                    self.step_back(ticket)
+            self._tick(now)
             if now - told >= _STATS_S:
                 told = now
                 self._tell_stats()
+
+    def _tick(self, now: float) -> None:
+        for room in list(self._rooms.values()):
+            room.tick(now)
+            self._forget_old(room)
+        for name, ticket in list(self._tickets.items()):
+            if now - ticket.asked_s > _TICKET_S:
+                self.forget(name)
+                self.step_back(ticket)
 
     async def drain(self) -> list[str]:
         """Nobody comes in any more; what runs is saved and ends. The states' ids."""
@@ -193,7 +194,8 @@ class Rooms:
         self._call_next()
 
     def _forget_old(self, room: Room) -> None:
-        if room.ended is not None and time.monotonic() - room.ended_s > _KEPT_S:
+        kept_s = self._house.settings.kept_s
+        if room.ended is not None and time.monotonic() - room.ended_s > kept_s:
             room.session.discard()
             self._rooms.pop(room.id, None)
 

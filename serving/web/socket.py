@@ -56,12 +56,10 @@ class Conversation(Entrance):
     # ---- getting in --------------------------------------------------------------------------
 
     def _make_viewer(self, start: SessionStart) -> Viewer:
-        def count(dropped: int) -> None:
-            self._live.metrics.dropped(dropped)
-
+        on_drop = self._live.metrics.dropped
         if start.format == "m4s":
-            return FragmentViewer(Timing(self._live.model.facts.fps), count)
-        return Viewer(start.format, count)
+            return FragmentViewer(Timing(self._live.model.facts.fps), on_drop)
+        return Viewer(start.format, on_drop)
 
     async def _enter(self, start: SessionStart, viewer: Viewer) -> None:
         try:

@@ -109,6 +109,17 @@ def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
         Registry("https://example.invalid/store").require_exclusive()
 
 
+def test_what_is_not_there_is_no_cause_of_itself(url: str) -> None:
+    """It would be a circle, and with its frames all that they hold would wait for a collector."""
+
+    def attempt() -> None:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    with pytest.raises(FileNotFoundError) as caught:
+        Store(url).patiently("name", attempt)
+    assert caught.value.__cause__ is None
+
+
 def test_a_lost_answer_is_no_lost_claim(monkeypatch: pytest.MonkeyPatch) -> None:
     """The file was created, the word of it was not heard, and the second try finds it there."""
     registry = Registry("memory://lost-answer")
