@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from longlive_trt.reading.documents import parse_json
@@ -50,12 +50,13 @@ class Figures:
 
 
 def shipped_figures(model: str, checkpoints: Mapping[str, str]) -> Figures:
-    """``checkpoints``: a bundle's sha256 by component; nothing is known of other weights."""
+    """``checkpoints``: a bundle's sha256 by component. Of other weights no quality is known; speed
+    does not depend on them."""
     path = measured_file(model)
     if not model.isidentifier() or not path.is_file():
         return Figures()
     figures = structured(Figures, parse_json(path.read_bytes()))
-    return figures if figures.are_of(checkpoints) else Figures()
+    return figures if figures.are_of(checkpoints) else replace(figures, presets={})
 
 
 def measured_file(model: str) -> Path:
