@@ -68,17 +68,23 @@ def test_a_terminal_that_goes_away_keeps_the_video(
     number: signal.Signals, video_bundle: Path, tmp_path: Path
 ) -> None:
     arguments = ("--prompt", "a", "--seconds", "inf", "--out", "v.mp4")
+    # Signals that are ignored, as under nohup, are inherited.
+    before = signal.signal(number, signal.SIG_DFL)
     with subprocess.Popen(
         [*CLI, "generate", "--bundle", str(video_bundle), *arguments],
         cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
     ) as process:  # fmt: skip
+        signal.signal(number, before)
         assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith("block 1"):
-                break
-        process.stderr.close()
-        process.send_signal(number)
-        assert process.wait(timeout=60) == 130
+        try:
+            for line in process.stderr:
+                if line.startswith("block 1"):
+                    break
+            process.stderr.close()
+            process.send_signal(number)
+            assert process.wait(timeout=60) == 130
+        finally:
+            process.kill()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v.mp4", "v.mp4.json"]
 
 

@@ -33,6 +33,8 @@ _ARENAS = "2"
 """Of the C library's allocator: with one for each of a worker's 40 threads, what one of them freed
 is not used by the others, and a host's memory grows for hours.
 """
+_PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20"}
+"""Three times 5 s, and Serve gives its gate up: a busy machine takes longer to start a process."""
 
 
 def serve_fleet(
@@ -137,7 +139,8 @@ def _join_or_start(fleet: FleetSettings) -> None:
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     # Workers find the package where this process does.
     paths = os.pathsep.join(path for path in sys.path if path)
-    environment = {"env_vars": {"PYTHONPATH": paths, "MALLOC_ARENA_MAX": _ARENAS}}
+    variables = {"PYTHONPATH": paths, "MALLOC_ARENA_MAX": _ARENAS, **_PATIENCE}
+    environment = {"env_vars": variables}
     quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
     if os.environ.get("RAY_ADDRESS"):
         try:
