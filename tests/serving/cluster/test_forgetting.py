@@ -9,7 +9,6 @@ import gc
 import json
 import secrets
 import time
-import tracemalloc
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -151,26 +150,3 @@ def test_what_is_forgotten_is_freed_at_once(tmp_path: Path) -> None:
                 assert [one() for one in (*rooms, *sessions)] == [None] * 6
 
     asyncio.run(run())
-
-
-@pytest.mark.exhaustive
-@pytest.mark.timeout(900)
-def test_hundreds_of_sessions_leave_nothing(tmp_path: Path) -> None:
-    async def sizes() -> list[int]:
-        async with a_host(tmp_path) as host:
-            found = []
-            for round_ in range(5):
-                for number in range(80):
-                    await visit(host, 80 * round_ + number, blocks=2)
-                await until_forgotten(host)
-                gc.collect()
-                if not tracemalloc.is_tracing():
-                    tracemalloc.start()
-                found.append(tracemalloc.get_traced_memory()[0])
-            return found
-
-    try:
-        first, *_, last = asyncio.run(sizes())[1:]
-    finally:
-        tracemalloc.stop()
-    assert last - first < 64 << 10
