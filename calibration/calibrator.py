@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from longlive_trt.ahead import ahead
 from longlive_trt.basics import Report
 from longlive_trt.calibration.calibration_file import Calibration, Origin, value_hash
 from longlive_trt.calibration.modelopt import RangeWatcher
@@ -25,7 +24,7 @@ from longlive_trt.calibration.values import merged
 from longlive_trt.calibration.videos import Video, plan_videos, run_video
 from longlive_trt.configs import ModelConfig, VaeConfig
 from longlive_trt.errors import UsageError
-from longlive_trt.export.checkpoints.opening import Weights
+from longlive_trt.export.checkpoints.weights import Weights, fill
 from longlive_trt.export.components import SEEDS
 from longlive_trt.export.models.transformer import Transformer
 from longlive_trt.export.torch_types import TORCH_TYPES
@@ -146,9 +145,7 @@ def load_model(config: ModelConfig, weights: Weights, compute: str, device: str)
     with torch.device("meta"):
         model = Transformer(config.transformer)
     model.to(dtype).to_empty(device=device).requires_grad_(False)
-    parameters = dict(model.named_parameters())
-    for parameter, values in zip(parameters.values(), ahead(weights.load, parameters), strict=True):
-        parameter.copy_(values)
+    fill(model, weights)
     return model.eval()
 
 

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longlive_trt.ahead import ahead
 from longlive_trt.configs import ModelConfig
-from longlive_trt.export.checkpoints.opening import Weights
+from longlive_trt.export.checkpoints.weights import Weights, fill
 from longlive_trt.export.models.text_encoder import TextEncoder
 from longlive_trt.export.torch_types import TORCH_TYPES
 
@@ -77,8 +76,5 @@ class EncodedTexts:
         with torch.device("meta"):
             encoder = TextEncoder(self._config.text_encoder)
         encoder.to(self._dtype).to_empty(device=self._device).requires_grad_(False)
-        parameters = dict(encoder.named_parameters())
-        loaded = ahead(self._weights.load, parameters)
-        for parameter, values in zip(parameters.values(), loaded, strict=True):
-            parameter.copy_(values)
+        fill(encoder, self._weights)
         return encoder.eval()

@@ -239,6 +239,17 @@ def transposed_weights(model: ir.Model, path: Path) -> set[str]:
         return set(field(tuple[str, ...], names, TRANSPOSED_KEY))
 
 
+def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """A tensor under a name of its own: what is there under it already, if anything is."""
+    existing = graph.initializers.get(name)
+    if existing is not None:
+        return existing
+    shape, type_ = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
+    value = ir.Value(name=name, shape=shape, type=type_, const_value=tensor)
+    graph.initializers[name] = value
+    return value
+
+
 def graph_info(model: ir.Model) -> GraphInfo:
     def infos(values: Sequence[ir.Value]) -> tuple[TensorInfo, ...]:
         return tuple(_tensor_info(value) for value in values)

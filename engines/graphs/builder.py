@@ -15,6 +15,7 @@ from longlive_trt.contract import (
     weights_file,
 )
 from longlive_trt.dtypes import BY_NAME
+from longlive_trt.exports import add_initializer
 from longlive_trt.plugins.kernels.base import spec_of
 from longlive_trt.precision import Precision
 
@@ -50,13 +51,7 @@ class GraphBuilder:
 
     def weight(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         """A tensor under a name of its own; values are read when the graph is saved."""
-        existing = self._graph.initializers.get(name)
-        if existing is not None:
-            return existing
-        value = _typed(name, tensor.shape.numpy(), tensor.dtype)
-        value.const_value = tensor
-        self._graph.initializers[name] = value
-        return value
+        return add_initializer(self._graph, name, tensor)
 
     def constant(self, values: Any, dtype: Any) -> ir.Value:
         """A small array of plain numbers."""

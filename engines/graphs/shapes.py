@@ -14,6 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from longlive_trt.contract import evaluate_size
+from longlive_trt.exports import add_initializer
 
 _EXAMPLES = 2, 3
 """Of the size that stays open; one size of a reshape may differ between them."""
@@ -33,8 +34,9 @@ def fix_shapes(model: ir.Model, sizes: Mapping[str, int], open_size: str) -> Non
     )
     for node, name in zip(nodes, names, strict=True):
         shape = np.where(first[name] == second[name], first[name], _FOUND)
-        constant = ir.tensor(shape, name=f"{name}.fixed")
-        node.replace_input_with(1, _initializer(model.graph, constant))
+        fixed = f"{name}.fixed"
+        constant = add_initializer(model.graph, fixed, ir.tensor(shape, name=fixed))
+        node.replace_input_with(1, constant)
     RemoveUnusedNodesPass()(model)
 
 
@@ -115,17 +117,3 @@ def _shape_of(node: ir.Node) -> ir.Value:
     shape = node.inputs[1]
     assert shape is not None
     return shape
-
-
-def _initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
-    existing = graph.initializers.get(str(tensor.name))
-    if existing is not None:
-        return existing
-    value = ir.Value(
-        name=tensor.name,
-        shape=ir.Shape(tensor.shape.numpy()),
-        type=ir.TensorType(tensor.dtype),
-        const_value=tensor,
-    )
-    graph.initializers[str(tensor.name)] = value
-    return value

@@ -22,7 +22,7 @@ from longlive_trt.engines.graphs.vae import save_sharing
 from longlive_trt.precision import Precision, retype
 
 _OPSET = 18
-"""The last with a kernel on GPUs for every operator of these graphs: for Resize, that is."""
+"""ONNX Runtime lists kernels on GPUs for all of its operators, and not of the exported opset's."""
 
 
 def build_taehv_graphs(

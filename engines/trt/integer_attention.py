@@ -11,6 +11,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from longlive_trt.contract import INTEGER_ATTENTION_OP, LOCAL_DOMAIN, TRANSPOSED_VALUES_OP
 from longlive_trt.errors import EngineError
+from longlive_trt.exports import add_initializer
 
 _UNIT = "longlive.unit"
 _Q, _K_NEW, _V_NEW, _K_CACHE, _V_CACHE, _LENGTH = range(6)
@@ -75,15 +76,7 @@ def _inputs(node: ir.Node, value: ir.Value | None, op_type: str) -> list[ir.Valu
 
 
 def _unit(graph: ir.Graph) -> ir.Value:
-    if _UNIT not in graph.initializers:
-        tensor = ir.tensor(np.ones((), np.float32), name=_UNIT)
-        graph.initializers[_UNIT] = ir.Value(
-            name=_UNIT,
-            type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(()),
-            const_value=tensor,
-        )
-    return graph.initializers[_UNIT]
+    return add_initializer(graph, _UNIT, ir.tensor(np.ones((), np.float32), name=_UNIT))
 
 
 def _integers(node: ir.Node, quotient: ir.Value, unit: ir.Value) -> ir.Value:

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 
 import torch
 
+from longlive_trt.ahead import ahead
+
 
 class Weights(ABC):
     """Named tensors, in the order of the model's state dict; none is kept once loaded."""
@@ -30,6 +32,13 @@ class Weights(ABC):
     @abstractmethod
     def digest(self) -> str:
         """A sha256 that is equal only where every tensor is."""
+
+
+def fill(model: torch.nn.Module, weights: Weights) -> None:
+    """Give every parameter its values; the next ones are read meanwhile."""
+    parameters = dict(model.named_parameters())
+    for parameter, values in zip(parameters.values(), ahead(weights.load, parameters), strict=True):
+        parameter.copy_(values)
 
 
 def combined_digest(*parts: object) -> str:

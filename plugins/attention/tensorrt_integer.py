@@ -36,6 +36,7 @@ from longlive_trt.plugins.attention.tensorrt_plugin import (
     import_plugin_module,
     is_registered,
     scale_bits,
+    symbols,
 )
 from longlive_trt.plugins.attention.value_layout import VALUE_GROUP
 from longlive_trt.plugins.attention.variants import NARROW_HEAD_DIM, Variant
@@ -169,7 +170,7 @@ def _register_attention(plugin: Any, blocks: int) -> None:
         batch, tokens, heads, _ = q.shape_expr
         pitches = (values.shape_expr[3] for values in (v_new, v_cache))
         sizes = (batch, heads, tokens, k_cache.shape_expr[1], *pitches)
-        return kernel.name, kernel.ptx, launch, _symbols(plugin, sizes)
+        return kernel.name, kernel.ptx, launch, symbols(plugin, *sizes)
 
 
 def _register_values(plugin: Any) -> None:
@@ -197,14 +198,7 @@ def _register_values(plugin: Any) -> None:
             grid_x=tokens // _VALUE_TOKENS + 1, grid_y=batch * heads, block_x=kernel.threads
         )
         sizes = (heads, tokens, outputs[0].shape_expr[3])
-        return kernel.name, kernel.ptx, launch, _symbols(plugin, sizes)
-
-
-def _symbols(plugin: Any, sizes: tuple[Any, ...]) -> Any:
-    symbols = plugin.SymIntExprs(len(sizes))
-    for index, size in enumerate(sizes):
-        symbols[index] = plugin.SymInt32(size)
-    return symbols
+        return kernel.name, kernel.ptx, launch, symbols(plugin, *sizes)
 
 
 def _require_head_dim(tensor: Any, name: str) -> None:

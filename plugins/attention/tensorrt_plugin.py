@@ -196,10 +196,16 @@ def _register(plugin: Any, blocks: int) -> None:
             grid_x=blocks, block_x=kernel.threads, shared_mem=kernel.shared_bytes
         )
         batch, tokens, heads, _ = q.shape_expr
-        arguments = plugin.SymIntExprs(4)
-        for index, value in enumerate((batch, heads, tokens, k_cache.shape_expr[1])):
-            arguments[index] = plugin.SymInt32(value)
-        return kernel.name, kernel.ptx, launch, arguments
+        sizes = (batch, heads, tokens, k_cache.shape_expr[1])
+        return kernel.name, kernel.ptx, launch, symbols(plugin, *sizes)
+
+
+def symbols(plugin: Any, *sizes: Any) -> Any:
+    """What a kernel is launched with, beside its tensors."""
+    expressions = plugin.SymIntExprs(len(sizes))
+    for index, size in enumerate(sizes):
+        expressions[index] = plugin.SymInt32(size)
+    return expressions
 
 
 def _constant_head_dim(q: Any) -> int:

@@ -104,7 +104,7 @@ class CudaDecoder(RememberingDecoder):
         meets it, and a prompt's first pictures shall not wait for that. What it leaves is
         overwritten.
         """
-        if not self._is_single or not rest:
+        if not (self._is_single and rest and self.pieces.vary):
             return
         part, made = (between(x["rest"], 0, 1, rest) for x in (self._start, self._pictures))
         self.pieces.run(part, made)

@@ -31,6 +31,11 @@ class Pieces(Protocol):
         """What the next latent frame reads."""
         ...
 
+    @property
+    def vary(self) -> bool:
+        """Whether engines meet pieces of several sizes."""
+        ...
+
     def latents(self, latent_frames: int) -> Buffer:
         """What a piece is made of."""
         ...
@@ -78,6 +83,10 @@ class WholePieces:
     @property
     def caches(self) -> Mapping[str, Tensor]:
         return self._caches[self._flips % 2]
+
+    @property
+    def vary(self) -> bool:
+        return not self._frame_by_frame
 
     def latents(self, latent_frames: int) -> Buffer:
         spec = self._following.inputs[LATENTS]
@@ -131,6 +140,10 @@ class TiledPieces:
     @property
     def caches(self) -> Mapping[str, Tensor]:
         return self._frames.caches
+
+    @property
+    def vary(self) -> bool:
+        return False
 
     def latents(self, latent_frames: int) -> Buffer:
         spec, sizes = self._base.following.inputs[LATENTS], self._frames.plan.sizes

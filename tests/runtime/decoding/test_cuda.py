@@ -116,6 +116,25 @@ def test_whole_blocks_give_the_pictures_of_single_frames(machine: Machine, expec
     assert (difference > 0).mean() < 1e-3
 
 
+def test_a_single_frame_is_met_before_a_prompt_asks_for_one(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine seeks its convolutions where it meets a new size, which takes a second."""
+    following, met, runs = machine.engines[1], [], []
+    bind = following.bind
+
+    def noted(inputs: Any, outputs: Any) -> Any:
+        met.append(inputs["latents"].shape[1])
+        return bind(inputs, outputs)
+
+    monkeypatch.setattr(following, "bind", noted)
+    monkeypatch.setattr(following, "before_run", lambda: runs.append(met[-1]))
+    machine.decoder().close()
+    assert runs == [1]
+    machine.decoder(frame_by_frame=True).close()
+    assert runs == [1], "it meets no other size"
+
+
 def test_frame_by_frame_gives_the_same_bits(machine: Machine, expected: Array) -> None:
     decoder = machine.decoder(frame_by_frame=True)
     assert np.array_equal(decoded(machine, decoder), expected)
