@@ -156,9 +156,17 @@ class _Run:
 
     def _tell_end(self, interrupted: bool) -> None:
         finished = self._kept(self._meter.finished(self._outputs.shown, interrupted))
-        with interrupts_deferred():
-            for writer in self._writers:
-                self._write_record(writer)
+        try:
+            with interrupts_deferred():
+                for writer in self._writers:
+                    self._write_record(writer)
+        except KeyboardInterrupt:
+            # All is written: that it was pressed again does not hide what.
+            self._tell(finished)
+            raise
+        self._tell(finished)
+
+    def _tell(self, finished: Finished) -> None:
         if self._pace is not None:
             self._progress.notice(self._pace.summary())
         if not self._lacks_an_output:

@@ -1,6 +1,7 @@
 """The block loop: outputs whole whatever happens, and nothing that grows."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,27 @@ def test_a_second_interrupt_keeps_what_was_made(bundle: Bundle, tmp_path: Path) 
         generate(bundle, tmp_path, progress, 5, video=pictures)
     assert frames_in(tmp_path / "frames") in (9, 21)
     assert (tmp_path / "s").is_file()
+
+
+def test_an_interrupt_while_the_record_is_written_hides_no_end(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = generation.write_sidecar
+
+    def press() -> None:
+        if len(progress.blocks) == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    def press_again(*arguments: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        write(*arguments)
+
+    monkeypatch.setattr(generation, "write_sidecar", press_again)
+    progress, path = Recorder(press), tmp_path / "v.mp4"
+    with pytest.raises(KeyboardInterrupt):
+        generate(bundle, tmp_path, progress, 9, video=str(path))
+    assert [(end.video_frames, end.interrupted) for end in progress.ends] == [(21, True)]
+    assert path.with_name("v.mp4.json").is_file()
 
 
 def at_block(number: int, error: BaseException, patch: pytest.MonkeyPatch) -> None:
