@@ -1,7 +1,8 @@
 """What can go wrong for a caller: a code for programs, a sentence for people, a status for HTTP."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Code = Literal[
     "bad_request",
@@ -81,3 +82,14 @@ def unknown_session() -> ProblemError:
     return ProblemError(
         "not_found", "There is no such session here, or it is over. Start a new one."
     )
+
+
+def fault_in_words(fault: Mapping[str, Any]) -> str:
+    """What pydantic found, as a sentence for who wrote it."""
+    context = fault.get("ctx", {})
+    if fault["type"] == "json_invalid":
+        return f"That is not JSON: {context['error']}."
+    if fault["type"] == "union_tag_invalid":
+        return f"There is no message {context['tag']!r}; there are {context['expected_tags']}."
+    where = ".".join(str(part) for part in fault["loc"])
+    return f"{where}: {fault['msg']}" if where else str(fault["msg"])

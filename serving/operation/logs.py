@@ -32,10 +32,16 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(values, ensure_ascii=False, default=str)
 
 
+def _is_a_fault(record: logging.LogRecord) -> bool:
+    """A socket that was refused by an HTTP answer is one to uvicorn, and is none."""
+    return "without completing handshake" not in record.getMessage()
+
+
 def set_up(*, prompts: bool) -> None:
     """On stderr, for our own logger and the web server's."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(prompts=prompts))
+    handler.addFilter(_is_a_fault)
     for name, level in (
         ("longlive_trt", logging.INFO),
         ("uvicorn", logging.WARNING),

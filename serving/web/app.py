@@ -17,7 +17,7 @@ from longlive_trt import __version__
 from longlive_trt.errors import LongLiveError
 from longlive_trt.serving import protocol
 from longlive_trt.serving.operation.metrics import CONTENT_TYPE
-from longlive_trt.serving.problems import Code, ProblemError
+from longlive_trt.serving.problems import Code, ProblemError, fault_in_words
 from longlive_trt.serving.web import sessions, videos
 from longlive_trt.serving.web.bodies import Drained, ErrorBody, Health, Model, Models, Readiness
 from longlive_trt.serving.web.entrance import LATER
@@ -191,9 +191,7 @@ def add_answers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def of_input(_request: Request, error: RequestValidationError) -> JSONResponse:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        return answer(ProblemError("bad_request", f"{where}: {fault['msg']}"))
+        return answer(ProblemError("bad_request", fault_in_words(error.errors()[0])))
 
     @app.exception_handler(HTTPException)
     async def of_routing(_request: Request, error: HTTPException) -> JSONResponse:

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from longlive_trt.serving.problems import ProblemError
+from longlive_trt.serving.problems import ProblemError, fault_in_words
 from longlive_trt.serving.protocol import (
     ErrorMessage,
     SessionInteraction,
@@ -159,7 +159,7 @@ class Entrance:
         try:
             message = parse_client_message(data)
         except ValidationError as error:
-            self._fault("bad_request", _first_fault(error))
+            self._fault("bad_request", fault_in_words(error.errors(include_input=False)[0]))
             return None
         except (ValueError, RecursionError):
             self._fault("bad_request", "That message is not JSON.")
@@ -195,9 +195,3 @@ def error_message(problem: ProblemError, event_id: str | None = None) -> ErrorMe
 
 def pong(ping: SessionPing) -> str:
     return SessionPong(sent_ms=ping.sent_ms).model_dump_json()
-
-
-def _first_fault(error: ValidationError) -> str:
-    fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = ".".join(str(part) for part in fault["loc"])
-    return f"{where}: {fault['msg']}" if where else str(fault["msg"])

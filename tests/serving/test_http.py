@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import shutil
 import ssl
 import subprocess
@@ -9,14 +10,17 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import av
 import pytest
+from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from longlive_trt.errors import BundleError
+from longlive_trt.serving.operation import logs
 from longlive_trt.serving.server import bind, make_server
 from longlive_trt.serving.settings import Limits, Settings
 from tests.fakes.live import FakeModel, color_of
@@ -133,7 +137,7 @@ def test_full(start_server: StartServer) -> None:
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        (b"{", "JSON"),
+        (b"{", "That is not JSON: "),
         (b"[]", "dictionary"),
         ({"prompt": 5}, "prompt"),
         ({"prompt": "x" * 4001}, "4000"),
@@ -379,26 +383,37 @@ def test_states_that_are_too_many_make_room(start_server: StartServer) -> None:
     assert found == [404, 404, 201, 201]
 
 
-def test_logs_are_json_and_hold_no_prompt(capsys: pytest.CaptureFixture[str]) -> None:
-    import logging
-
-    from longlive_trt.serving.operation import logs
-
+@pytest.fixture
+def set_up_logs() -> Iterator[Callable[..., None]]:
     names = ("longlive_trt", "uvicorn", "websockets")
     before = {n: (logging.getLogger(n).handlers, logging.getLogger(n).propagate) for n in names}
-    try:
-        for prompts in (False, True):
-            logs.set_up(prompts=prompts)
-            log = logging.getLogger("longlive_trt.serving")
-            log.info("prompt", extra={"session": "s1", "prompt": "my secret"})
-            line = json.loads(capsys.readouterr().err)
-            assert (line["event"], line["session"], line["level"]) == ("prompt", "s1", "info")
-            assert ("prompt" in line) is prompts
-    finally:
-        for name, (handlers, propagate) in before.items():
-            logger = logging.getLogger(name)
-            logger.handlers, logger.propagate = handlers, propagate
-            logger.setLevel(logging.NOTSET)
+    yield logs.set_up
+    for name, (handlers, propagate) in before.items():
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(logging.NOTSET)
+
+
+@pytest.mark.parametrize("prompts", [False, True])
+def test_logs_are_json_and_hold_no_prompt(
+    set_up_logs: Callable[..., None], capsys: pytest.CaptureFixture[str], prompts: bool
+) -> None:
+    set_up_logs(prompts=prompts)
+    log = logging.getLogger("longlive_trt.serving")
+    log.info("prompt", extra={"session": "s1", "prompt": "my secret"})
+    line = json.loads(capsys.readouterr().err)
+    assert (line["event"], line["session"], line["level"]) == ("prompt", "s1", "info")
+    assert ("prompt" in line) is prompts
+
+
+def test_who_is_refused_is_no_fault_of_the_server(
+    live: Running, set_up_logs: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_up_logs(prompts=False)
+    with pytest.raises(InvalidStatus, match="403"):
+        live.connect(origin="https://evil.example")
+    live.start().wait("video.start")
+    assert '"level": "error"' not in capsys.readouterr().err
 
 
 def test_over_tls(tmp_path: Path) -> None:

@@ -361,7 +361,9 @@ def test_what_is_no_message_is_told(live: Running, data: str | bytes) -> None:
 def test_before_the_start_too(live: Running) -> None:
     socket = live.connect()
     socket.connection.send("{")
-    assert socket.wait("error")["code"] == "bad_request"
+    assert "That is not JSON" in socket.wait("error")["message"]
+    socket.send("session.jump")
+    assert "no message 'session.jump'; there are 'session.start'" in socket.wait("error")["message"]
     socket.send("session.pause")
     assert socket.wait("error")["code"] == "not_started"
     socket.send("session.start", prompt="a red car", format="h264")
