@@ -4,6 +4,7 @@ Each is run from the root of a checkout, such as ``python -m benchmarks.soak BUN
 """
 
 import argparse
+import json
 import platform
 import re
 import shlex
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from longlive_trt.runtime.noise import SeededNoise
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 SAMPLE_EVERY_S = 0.02
+
+Row = dict[str, Any]
+"""Of a report that is a table."""
 
 
 def parser(doc: str | None, *, out: bool = True) -> argparse.ArgumentParser:
@@ -53,6 +57,24 @@ def write_report(report: Mapping[str, Any], out: Path | None) -> None:
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(to_json(dict(report)), encoding="utf-8")
+
+
+def kept_rows(
+    path: Path,
+    name: str,
+    new: Mapping[str, Row],
+    alike: Mapping[str, Any],
+    size: Callable[[Row], float],
+) -> dict[str, Row]:
+    """With those of an earlier report that are larger; one that was measured otherwise has none."""
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return dict(new)
+    is_alike = all(before.get(key) == value for key, value in alike.items())
+    old = before.get(name, {}) if is_alike else {}
+    larger = {key: row for key, row in new.items() if key not in old or size(row) >= size(old[key])}
+    return {**old, **larger}
 
 
 def replace_table(page: Path, name: str, rows: Sequence[str]) -> None:

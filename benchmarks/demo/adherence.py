@@ -23,9 +23,10 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.demo.report import ablation, summaries, write_tables
+from benchmarks.demo.report import FEWER, FIRST, ablation, summaries, write_tables
 from benchmarks.demo.watching import drift, reconstruction, switched
-from benchmarks.harness import RESULTS, ROOT, command, cpu_name, parser, write_report
+from benchmarks.harness import RESULTS, ROOT, command, cpu_name, kept_rows, parser, write_report
+from benchmarks.quality.lab import weights
 from longlive_trt import loading
 from longlive_trt.engines.loader import DEVICES, load_engine
 from longlive_trt.errors import UsageError
@@ -38,7 +39,6 @@ WORK = ROOT / "out" / "adherence"
 PROCESSES = 2
 PROMPTS = {"base": 200, "drift": 16, "vae": 48}
 """Of a full run; other rows have fewer."""
-_OTHERS = 60
 
 Line = dict[str, Any]
 
@@ -69,6 +69,11 @@ ROWS = {
     "int8": Row("INT8", switched, precision="int8"),
     "drift": Row("120 s", drift),
     "vae": Row("autoencoder", reconstruction),
+}
+TITLES = {
+    "base": ROWS["base"].title,
+    FIRST: f"the first {FEWER} of them",
+    **{name: row.title for name, row in ROWS.items()},
 }
 BY_DEFAULT = tuple(name for name in ROWS if name not in ("bf16", "fp8", "int8"))
 """The others need a bundle of their own: --bundle."""
@@ -134,7 +139,7 @@ def _work(names: Sequence[str], chosen: Any) -> None:
         for name in names:
             row = ROWS[name]
             if row.precision == precision or row.make is reconstruction:
-                count = chosen.prompts or PROMPTS.get(name, _OTHERS)
+                count = chosen.prompts or PROMPTS.get(name, FEWER)
                 share = range(chosen.share, count, chosen.processes)
                 measure(pipeline, name, share, chosen.work, chosen.share)
             elif precision != "fp32":
@@ -171,12 +176,15 @@ def lines(work: Path, name: str) -> Iterator[Line]:
 
 def report(work: Path) -> dict[str, Any]:
     measured = {name: list(lines(work, name)) for name in ROWS}
-    rows = summaries({name: found for name, found in measured.items() if found})
+    found = summaries({name: found for name, found in measured.items() if found})
+    alike = {"weights": weights(["full"])}
+    rows = kept_rows(RESULT, "rows", found, alike, lambda row: row.get("prompts", row.get("clips")))
     return {
         "command": command(),
         "machine": cpu_name(),
         "python": platform.python_version(),
-        "rows": {name: {"title": ROWS[name].title, **row} for name, row in rows.items()},
+        **alike,
+        "rows": {name: {"title": TITLES[name], **rows[name]} for name in TITLES if name in rows},
     }
 
 

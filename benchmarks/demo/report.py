@@ -15,26 +15,21 @@ SINGLE_TARGET, SWITCH_TARGET = 0.95, 0.90
 DRIFT_TARGET, SHARPNESS_TARGET = 0.03, 0.10
 PSNR_TARGET_DB = 32.0
 
+FIRST, FEWER = "first", 60
+"""The model as it is on the first prompts, which are those of the ablation's other rows."""
+
 
 def summaries(measured: Mapping[str, Sequence[Line]]) -> dict[str, dict[str, Any]]:
     """By row; a prompt that was measured twice, with two bundles, counts as the last time."""
     kinds = {"drift": _drift, "vae": reconstructed}
     latest = {name: _latest(lines) for name, lines in measured.items()}
-    rows = {
+    if "base" in latest:
+        latest[FIRST] = [line for line in latest["base"] if line["number"] < FEWER]
+    return {
         name: {"bundle": lines[0]["bundle"], **kinds.get(name, shown_after_switch)(lines)}
         for name, lines in latest.items()
+        if lines
     }
-    for name, row in rows.items():
-        if name not in ("base", *kinds) and "base" in latest:
-            row["as_it_is"] = _same_prompts(latest["base"], latest[name])
-    return rows
-
-
-def _same_prompts(base: Sequence[Line], others: Sequence[Line]) -> dict[str, float]:
-    """The model as it is, on the prompts of another row; rows have the first so many."""
-    numbers = {line["number"] for line in others}
-    found = shown_after_switch([line for line in base if line["number"] in numbers])
-    return {part: found[part]["share"] for part in ("single", "changed", "kept")}
 
 
 def _latest(lines: Iterable[Line]) -> list[Line]:
@@ -151,11 +146,5 @@ def ablation(rows: Mapping[str, Any]) -> Iterable[str]:
     yield "|---|---|---|---|---|"
     for name, row in rows.items():
         if name not in ("drift", "vae"):
-            cells = [_share(row, part) for part in ("single", "changed", "kept")]
+            cells = [f"{row[part]['share']:.1%}" for part in ("single", "changed", "kept")]
             yield f"| {row['title']} | " + " | ".join(cells) + f" | {row['prompts']} |"
-
-
-def _share(row: Mapping[str, Any], part: str) -> str:
-    """With that of the same prompts by the model as it is in brackets."""
-    share = f"{row[part]['share']:.1%}"
-    return f"{share} ({row['as_it_is'][part]:.1%})" if "as_it_is" in row else share

@@ -1,11 +1,12 @@
 """A setting's figures as plain values, as the JSON keeps them, and as cells of a page's tables."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import pstdev
 from typing import Any
 
+from benchmarks import harness
+from benchmarks.harness import Row
 from benchmarks.quality.lab import AFTER, FORMAT, Lab, Trial, weights
 from benchmarks.quality.paired import (
     PARTS,
@@ -18,7 +19,6 @@ from benchmarks.quality.paired import (
 from longlive_trt.quality.cases import Case
 from longlive_trt.quality.summary import metrics
 
-Row = dict[str, Any]
 LIKENESS = ("psnr", "ssim", "ms_ssim", "flicker", "sharpness")
 FEW = 10
 """Videos from which on a spread says anything."""
@@ -83,21 +83,8 @@ def _percent(found: Share | None) -> float | None:
 
 
 def kept_rows(path: Path, name: str, new: Mapping[str, Row]) -> dict[str, Row]:
-    """With those of an earlier result of the same weights, where they are of more videos.
-
-    An earlier result measured in another way is no result.
-    """
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return dict(new)
-    is_alike = all(before.get(key) == value for key, value in measured_with().items())
-    old = before.get(name, {}) if is_alike else {}
-    best = dict(old)
-    for key, row in new.items():
-        if row["videos"] >= old.get(key, row)["videos"]:
-            best[key] = row
-    return best
+    """With those of an earlier result, where they are of more videos."""
+    return harness.kept_rows(path, name, new, measured_with(), lambda row: row["videos"])
 
 
 def measured_with() -> dict[str, Any]:
