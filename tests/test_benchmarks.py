@@ -240,3 +240,50 @@ def test_adherence_goes_on_where_it_was(
     adherence.write_report(report, kept)
     assert adherence.report(tmp_path / "nothing")["rows"] == rows
     assert rows["2-steps"]["single"]["attributes"] >= 6
+
+
+# ---- precisions ------------------------------------------------------------------------------
+
+
+def judged(work: Path, name: str, shown: float, prompts: int) -> None:
+    def metric(own: float, other: float | None) -> Any:
+        figures = [
+            None if mean is None else {"mean": mean, "spread": 1.0, "count": prompts}
+            for mean in (own, other)
+        ]
+        return dict(zip(("own", "other"), figures, strict=True))
+
+    report = {
+        "bundle": {"engine": "onnxruntime"},
+        "machine": {"cpu": "one", "cores": 2},
+        "videos": {"prompt": prompts, "long": 1},
+        "metrics": [
+            {"name": "psnr", **metric(41.25, None)},
+            {"name": "adherence", **metric(shown, 95.5)},
+            {"name": "saturation", **metric(1, 1)},
+        ],
+    }
+    (work / f"report-{name}").mkdir(parents=True)
+    (work / f"report-{name}" / "report.json").write_text(json.dumps(report))
+
+
+def test_precisions_stand_below_what_they_are_compared_with(tmp_path: Path) -> None:
+    from benchmarks.demo import precisions
+
+    judged(tmp_path, "int8", 94.0, 4)
+    judged(tmp_path, "fp8-sm90", 93.0, 9)
+    rows = {"INT8": precisions.Bench(tmp_path, None).row("int8")}
+    assert precisions.Bench(tmp_path, None).row("fp8") is None
+    rows["FP8"] = precisions.Bench(tmp_path, "sm90").row("fp8")
+    lines = list(precisions.table({name: row for name, row in rows.items() if row}))
+    assert lines[2:] == [
+        "| fp32 | - | - | 95.5 | - | - | - | - | 10 |",
+        "| INT8-SmoothQuant | 41.2 | - | 94.0 | - | - | - | - | 5 |",
+        "| FP8, on a GPU | 41.2 | - | 93.0 | - | - | - | - | 10 |",
+    ]
+
+
+def test_precisions_of_no_name_are_refused() -> None:
+    pytest.importorskip("torch")
+    with pytest.raises(AssertionError, match="--rows int3: no such row; there are fp16, bf16"):
+        run("demo.precisions", "--rows", "fp8,int3")

@@ -178,7 +178,7 @@ def report(work: Path) -> dict[str, Any]:
     measured = {name: list(lines(work, name)) for name in ROWS}
     found = summaries({name: found for name, found in measured.items() if found})
     alike = {"weights": weights(["full"])}
-    rows = kept_rows(RESULT, "rows", found, alike, lambda row: row.get("prompts", row.get("clips")))
+    rows = kept_rows(RESULT, "rows", found, alike, _videos)
     return {
         "command": command(),
         "machine": cpu_name(),
@@ -186,6 +186,10 @@ def report(work: Path) -> dict[str, Any]:
         **alike,
         "rows": {name: {"title": TITLES[name], **rows[name]} for name in TITLES if name in rows},
     }
+
+
+def _videos(row: Line) -> int:
+    return int(row["prompts"] if "prompts" in row else row["clips"])
 
 
 if __name__ == "__main__":

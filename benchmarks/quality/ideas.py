@@ -7,12 +7,11 @@ python -m benchmarks.quality.ideas         # writes what is there
 from collections.abc import Iterator, Mapping, Sequence
 
 import longlive_trt as ll
-from benchmarks.harness import RESULTS, ROOT, cpu_name, parser, replace_table, write_report
+from benchmarks.harness import RESULTS, ROOT, Row, cpu_name, parser, replace_table, write_report
 from benchmarks.quality.catalog import GROUPS
 from benchmarks.quality.lab import AFTER, REFERENCE, Lab, Trial
 from benchmarks.quality.records import Records
 from benchmarks.quality.rows import (
-    Row,
     kept_rows,
     likeness_cell,
     measured_on,

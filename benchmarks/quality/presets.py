@@ -13,17 +13,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 import longlive_trt as ll
-from benchmarks.harness import RESULTS, ROOT, parser, replace_table, write_report
+from benchmarks.harness import RESULTS, ROOT, Row, parser, replace_table, write_report
 from benchmarks.quality import catalog
 from benchmarks.quality.lab import Lab, Trial, weights
 from benchmarks.quality.pareto_plot import Point, drawn
 from benchmarks.quality.records import Records
 from benchmarks.quality.rows import (
     FEW,
-    Row,
     distance_cell,
     kept_rows,
     likeness_cell,
@@ -35,9 +34,9 @@ from benchmarks.quality.rows import (
 )
 from benchmarks.quality.speeds import BASE, speeds
 from benchmarks.quality.speeds import RESULT as SPEEDS
+from benchmarks.quality.strip import NamedRow, save_strip
 from benchmarks.quality.trials import add_lengths, lengths
 from longlive_trt.configs import load_preset
-from longlive_trt.files import publish_file
 from longlive_trt.quality.cases import Case
 from longlive_trt.quality.measured import Figures, Measured, Rate, write_figures
 
@@ -59,7 +58,8 @@ def main() -> None:
         cases = lab.cases(lengths(given), given.seeds)
         found = measured_rows(lab, catalog.presets(), cases)
         PICTURES.mkdir(parents=True, exist_ok=True)
-        _save_strip(PICTURES / "strip.png", lab, cases)
+        if stills := list(_stills(lab, cases)):
+            save_strip(PICTURES / "strip.png", stills)
     rows = kept_rows(RESULT, "presets", found)
     gpus = gpu_speeds(_before("gpus"), given.gpu)
     write_report({**measured_with(), "presets": rows, "gpus": gpus}, RESULT)
@@ -216,30 +216,13 @@ def _pareto(rows: Mapping[str, Row], cpu: Speeds) -> str | None:
     return drawn(points) if len(points) > 1 else None
 
 
-def _save_strip(path: Path, lab: Lab, cases: Sequence[Case]) -> None:
+def _stills(lab: Lab, cases: Sequence[Case]) -> Iterator[NamedRow]:
     """The same prompt and noise under every preset, a row each."""
-    rows = []
     for name in (BASE, *(t.name for t in catalog.presets() if t.name != BASE)):
         lines = lab.lines(Trial(name, preset=name), cases[:1])
         stills = lines[0]["own"]["stills"] if lines else []
-        rows.append((name, [Image.open(io.BytesIO(base64.b64decode(s))) for s in stills]))
-    rows = [(name, pictures) for name, pictures in rows if pictures]
-    if not rows:
-        return
-    width, height = rows[0][1][0].size
-    label, gap, font = 130, 4, ImageFont.load_default(17)
-    columns = len(rows[0][1])
-    page = Image.new(
-        "RGB", (label + columns * (width + gap), len(rows) * (height + gap)), (14, 17, 22)
-    )
-    draw = ImageDraw.Draw(page)
-    for number, (name, pictures) in enumerate(rows):
-        top = number * (height + gap)
-        draw.text((12, top + height // 2 - 10), name, fill=(236, 238, 241), font=font)
-        for column, picture in enumerate(pictures):
-            page.paste(picture, (label + column * (width + gap), top))
-    with publish_file(path) as partial:
-        page.save(partial, "PNG", optimize=True)
+        if stills:
+            yield name, [Image.open(io.BytesIO(base64.b64decode(still))) for still in stills]
 
 
 if __name__ == "__main__":

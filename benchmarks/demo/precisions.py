@@ -1,0 +1,269 @@
+"""What each precision costs the demo model, whose weights are trained.
+
+    python -m benchmarks.demo.precisions               # an hour or two on two cores; can be resumed
+    python -m benchmarks.demo.precisions --rows fp16,bf16,fp8 --gpu sm90     # the GPU's kernels
+    python -m benchmarks.demo.precisions --table       # docs/quality.md of what was measured
+
+The shipped weights are exported, calibrated with prompts that are not among those of the
+comparison, built, and judged by ``longlive-trt eval`` against the model in fp32. On a CPU the
+graphs round as they were exported and multiply in float32; with --gpu the kernels are those of
+users. Calibrations lie beside the bundles and are used where they are there, so that another
+machine needs no ModelOpt.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import longlive_trt as ll
+from benchmarks.harness import (
+    RESULTS,
+    ROOT,
+    Row,
+    command,
+    kept_rows,
+    parser,
+    replace_table,
+    write_report,
+)
+from benchmarks.quality.lab import weights
+from benchmarks.quality.strip import save_strip
+from longlive_trt.demo.geometry import MODEL_FILE, WEIGHTS
+from longlive_trt.demo.words import tokenizer_json
+
+RESULT = RESULTS / "demo_precisions.json"
+PAGE, STRIP = ROOT / "docs" / "quality.md", ROOT / "docs" / "demo" / "precisions.png"
+WORK = ROOT / "out" / "precisions"
+CALIBRATED_WITH = (
+    "A red car drives through the desert at sunset",
+    "A white sailboat on the sea at night",
+    "A green steam train in the mountains, in the snow",
+    "A yellow hot air balloon over the meadow at noon",
+    "A blue bird flies slowly through the forest in the fog",
+    "A purple car hurries to the left through the city at night, in the rain",
+    "An orange train crosses the forest on a clear morning",
+    "A white bird glides to the left over the sea, fog",
+)
+SHOWN = {
+    "0s": "A red car drives through the desert at sunset",
+    "3s": "A red car drives through the city at night, in the rain",
+}
+MOMENTS = (8, 24, 40, 64, 80, 96)
+"""Pictures of the strip; the prompt changes at the 49th."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    title: str
+    precision: str
+    quantized: tuple[str, ...] = ()
+    """Options of ``calibrate`` besides."""
+
+
+ALL_OF_FP8 = ("--attention", "int8", "--vae-precision", "int8")
+VARIANTS = {
+    "fp16": Variant("fp16", "fp16"),
+    "bf16": Variant("bf16", "bf16"),
+    "fp8": Variant("FP8", "fp8"),
+    "fp8-attention": Variant("FP8; attention in int8, cached values in FP8", "fp8", ALL_OF_FP8[:2]),
+    "fp8-whole": Variant("the same; decoder in INT8", "fp8", ALL_OF_FP8),
+    "int8": Variant("INT8-SmoothQuant", "int8", ("--smoothquant",)),
+}
+BY_DEFAULT = ("fp16", "fp8", "fp8-attention", "fp8-whole", "int8")
+"""ONNX Runtime has no bf16 on a CPU."""
+_CALIBRATED = {"fp8": ALL_OF_FP8, "int8": ("--smoothquant",)}
+
+
+def main() -> None:
+    options = parser(__doc__, out=False)
+    options.add_argument("--rows", default=",".join(BY_DEFAULT), help="names with commas between")
+    options.add_argument("--gpu", metavar="ARCHITECTURE", help="build for it, and run there")
+    options.add_argument("--prompts", type=int, default=10)
+    options.add_argument("--timelines", type=int, default=4)
+    options.add_argument("--long-seconds", type=float, default=60)
+    options.add_argument("--work", type=Path, default=WORK)
+    options.add_argument("--table", action="store_true", help="write what was measured")
+    chosen = options.parse_args()
+    names = chosen.rows.split(",")
+    unknown = [name for name in names if name not in VARIANTS]
+    if unknown:
+        raise SystemExit(
+            f"--rows {','.join(unknown)}: no such row; there are {', '.join(VARIANTS)}"
+        )
+    bench = Bench(chosen.work, chosen.gpu)
+    if not chosen.table:
+        lengths = ("--prompts", "--timelines", "--long-seconds")
+        values = (chosen.prompts, chosen.timelines, chosen.long_seconds)
+        asked = [str(part) for pair in zip(lengths, values, strict=True) for part in pair]
+        for name in names:
+            bench.judge(name, asked)
+    found = {name: row for name in VARIANTS if (row := bench.row(name)) is not None}
+    print("\n".join(table(found)))
+    if chosen.table:
+        rows = kept_rows(
+            RESULT, "rows", found, measured_with(), lambda row: sum(row["videos"].values())
+        )
+        write_report({"command": command(), **measured_with(), "rows": rows}, RESULT)
+        replace_table(PAGE, "demo precisions", list(table(rows)))
+        save_strip(STRIP, list(bench.stills(names)))
+
+
+def measured_with() -> dict[str, Any]:
+    return {"weights": weights(["full"])}
+
+
+class Bench:
+    """Exports, calibrations, bundles and reports of one folder, each made once."""
+
+    def __init__(self, work: Path, gpu: str | None) -> None:
+        self._work, self._gpu = work, gpu
+        work.mkdir(parents=True, exist_ok=True)
+
+    def judge(self, name: str, lengths: list[str]) -> None:
+        if not self._report(name).is_file():
+            bundle, report = self.bundle(name), self._report(name)
+            out = ("--out", str(report.parent))
+            _run("eval", str(bundle), "--against", "demo", "--long", "1", *lengths, *out)
+
+    def row(self, name: str) -> Row | None:
+        if not self._report(name).is_file():
+            return None
+        report = json.loads(self._report(name).read_text(encoding="utf-8"))
+        metrics = {metric["name"]: metric for metric in report["metrics"]}
+        return {
+            "title": VARIANTS[name].title + (", on a GPU" if self._gpu else ""),
+            "engine": report["bundle"]["engine"],
+            "machine": report["machine"]["cpu"],
+            "videos": report["videos"],
+            "metrics": {key: _figures(metrics[key]) for key in COLUMNS if key in metrics},
+        }
+
+    def bundle(self, name: str) -> Path:
+        variant = VARIANTS[name]
+        folder = self._folder("bundle", name)
+        gpu = ("--gpu", self._gpu) if self._gpu else ()
+        exported = self._quantized(name) if variant.precision in _CALIBRATED else self._export()
+        # What is there already, and sound, is left as it is.
+        _run(
+            "build",
+            "--onnx",
+            str(exported),
+            "--precision",
+            variant.precision,
+            *gpu,
+            "--out",
+            str(folder),
+        )
+        return folder
+
+    def stills(self, names: list[str]) -> Iterator[tuple[str, list[Image.Image]]]:
+        """The same prompts and noise under each precision."""
+        yield "fp32", _pictures("demo")
+        for name in names:
+            if self._report(name).is_file():
+                yield name, _pictures(str(self.bundle(name)))
+
+    def _export(self) -> Path:
+        folder, tokenizer = self._work / "onnx", self._work / "tokenizer"
+        if not folder.exists():
+            tokenizer.mkdir(exist_ok=True)
+            (tokenizer / "tokenizer.json").write_text(tokenizer_json(), encoding="utf-8")
+            parts = ("transformer", "vae", "text_encoder")
+            given = [
+                (f"--{part.replace('_', '-')}", str(WEIGHTS / f"{part}.safetensors"))
+                for part in parts
+            ]
+            _run("export", "--config", str(MODEL_FILE), *(word for pair in given for word in pair),
+                 "--tokenizer", str(tokenizer), "--out", str(folder))  # fmt: skip
+        return folder
+
+    def _quantized(self, name: str) -> Path:
+        folder, variant = self._folder("onnx", name), VARIANTS[name]
+        if not folder.exists():
+            scales = self._scales(variant.precision)
+            self._calibrate(folder, variant, "--calibration", str(scales))
+        return folder
+
+    def _scales(self, precision: str) -> Path:
+        """Of one set of rollouts, whatever is quantized with them."""
+        path = self._work / f"{precision}.calibration.safetensors"
+        if not path.exists():
+            prompts = self._work / "prompts.txt"
+            prompts.write_text("\n".join(CALIBRATED_WITH) + "\n", encoding="utf-8")
+            folder = self._work / f"onnx-{precision}-calibrated"
+            variant = Variant("", precision, _CALIBRATED[precision])
+            self._calibrate(folder, variant, "--prompts", str(prompts), "--blocks", "6")
+            shutil.copyfile(folder / "calibration.safetensors", path)
+        return path
+
+    def _calibrate(self, folder: Path, variant: Variant, *options: str) -> None:
+        _run("calibrate", "--onnx", str(self._export()), "--precision", variant.precision,
+             *variant.quantized, *options, "--no-check", "--out", str(folder))  # fmt: skip
+
+    def _report(self, name: str) -> Path:
+        return self._folder("report", name) / "report.json"
+
+    def _folder(self, kind: str, name: str) -> Path:
+        suffix = f"-{self._gpu}" if self._gpu and kind != "onnx" else ""
+        return self._work / f"{kind}-{name}{suffix}"
+
+
+def _run(*arguments: str) -> None:
+    print("longlive-trt", *arguments, flush=True)
+    quiet = [sys.executable, "-m", "longlive_trt", *arguments, "--quiet"]
+    if subprocess.run(quiet, cwd=ROOT).returncode:
+        raise SystemExit("that failed; what was made is kept, and the same command goes on")
+
+
+def _pictures(bundle: str) -> list[Image.Image]:
+    with ll.load(bundle) as pipeline, pipeline.video(SHOWN, seconds=6.5, seed=1) as video:
+        frames = np.concatenate([block.frames for block in video])
+    return [Image.fromarray(frames[moment]) for moment in MOMENTS]
+
+
+def _figures(metric: Mapping[str, Any]) -> dict[str, Any]:
+    return {side: metric[side] for side in ("own", "other")}
+
+
+COLUMNS = {
+    "psnr": ("PSNR, dB", 1),
+    "ssim": ("SSIM", 3),
+    "adherence": ("shown, %", 1),
+    "changed": ("changed, %", 1),
+    "kept": ("kept, %", 1),
+    "flicker": ("flicker", 2),
+    "drift_sharpness": ("drift of sharpness, %", 1),
+}
+
+
+def table(rows: Mapping[str, Row]) -> Iterator[str]:
+    """The reference's own figures are in the first line."""
+    yield "| | " + " | ".join(title for title, _ in COLUMNS.values()) + " | videos |"
+    yield "|---" * (len(COLUMNS) + 2) + "|"
+    if rows:
+        whole = max(rows.values(), key=lambda row: sum(row["videos"].values()))
+        yield _line("fp32", whole, "other")
+    for row in rows.values():
+        yield _line(row["title"], row, "own")
+
+
+def _line(title: str, row: Row, side: str) -> str:
+    cells = [_cell(row["metrics"].get(name), side, digits) for name, (_, digits) in COLUMNS.items()]
+    return f"| {title} | " + " | ".join(cells) + f" | {sum(row['videos'].values())} |"
+
+
+def _cell(metric: Mapping[str, Any] | None, side: str, digits: int) -> str:
+    figure = metric and metric[side]
+    return f"{figure['mean']:.{digits}f}" if figure else "-"
+
+
+if __name__ == "__main__":
+    main()
