@@ -17,6 +17,7 @@ from longlive_trt.serving.cluster.journal import Journal
 from longlive_trt.serving.cluster.line import Line, Place
 from longlive_trt.serving.cluster.settings import FleetSettings
 from longlive_trt.serving.cluster.store.registry import Deed, News, Registry, is_session_id
+from longlive_trt.serving.operation.memory import Freed
 from longlive_trt.serving.problems import ProblemError, unknown_session
 from longlive_trt.serving.settings import Settings
 from longlive_trt.serving.web.entrance import RESTARTING
@@ -66,6 +67,7 @@ class Gateway:
         self.figures = GatewayFigures(self)
         self._moves: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.sockets: set[Conversing] = set()
+        self.freed = Freed()
         self.is_closing = False
 
     async def close(self) -> None:

@@ -248,6 +248,7 @@ async def realtime(socket: WebSocket) -> None:
         await relay.run()
     finally:
         gateway.sockets.discard(relay)
+        gateway.freed.more()
 
 
 def _facts(view: HostView) -> HostFacts:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from longlive_trt.serving.live.session import LiveSession
-from longlive_trt.serving.operation.memory import give_back
+from longlive_trt.serving.operation.memory import Freed
 from longlive_trt.serving.problems import ProblemError, unknown_session
 from longlive_trt.serving.web.hub import Hub
 from longlive_trt.serving.web.room import House, Room
@@ -40,7 +40,7 @@ class Rooms:
         self._reserved = 0
         self.is_draining = False
         self._lengths: deque[float] = deque(maxlen=20)
-        self._has_freed = False
+        self._freed = Freed()
         self.on_queue: Callable[[], None] = lambda: None
 
     @property
@@ -154,7 +154,6 @@ class Rooms:
             if now - told >= _STATS_S:
                 told = now
                 self._tell_stats()
-                await self._give_back()
 
     def _tick(self, now: float) -> None:
         for room in list(self._rooms.values()):
@@ -164,11 +163,6 @@ class Rooms:
             if now - ticket.asked_s > _TICKET_S:
                 self.forget(name)
                 self.step_back(ticket)
-
-    async def _give_back(self) -> None:
-        if self._has_freed:
-            self._has_freed = False
-            await asyncio.to_thread(give_back)
 
     async def drain(self) -> list[str]:
         """Nobody comes in any more; what runs is saved and ends. The states' ids."""
@@ -199,7 +193,7 @@ class Rooms:
 
     def _ended(self, room: Room) -> None:
         self._lengths.append(time.time() - room.created_s)
-        self._has_freed = True
+        self._freed.more()
         self._call_next()
 
     def _forget_old(self, room: Room) -> None:
@@ -207,7 +201,7 @@ class Rooms:
         if room.ended is not None and time.monotonic() - room.ended_s > kept_s:
             room.session.discard()
             self._rooms.pop(room.id, None)
-            self._has_freed = True
+            self._freed.more()
 
     def _tell_stats(self) -> None:
         for room in self._rooms.values():

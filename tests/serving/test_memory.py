@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from longlive_trt.serving.web import rooms
+from longlive_trt.serving.operation import memory
 from tests.serving.conftest import Running
 
 IN_HEAPS_OF_THREADS = """
@@ -48,7 +48,7 @@ def test_heaps_of_threads_that_are_gone() -> None:
 
 def test_a_session_that_ends(live: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[bool] = []
-    monkeypatch.setattr(rooms, "give_back", lambda: given.append(True))
+    monkeypatch.setattr(memory, "give_back", lambda: given.append(True))
     socket = live.start()
     socket.picture()
     assert not given
