@@ -271,15 +271,15 @@ def test_precisions_stand_below_what_they_are_compared_with(tmp_path: Path) -> N
     from benchmarks.demo import precisions
 
     judged(tmp_path, "int8", 94.0, 4)
-    judged(tmp_path, "fp8-sm90", 93.0, 9)
-    rows = {"INT8": precisions.Bench(tmp_path, None).row("int8")}
-    assert precisions.Bench(tmp_path, None).row("fp8") is None
-    rows["FP8"] = precisions.Bench(tmp_path, "sm90").row("fp8")
+    judged(tmp_path, "fp8", 93.0, 9)
+    bench = precisions.Bench(tmp_path, "cpu")
+    rows = {name: bench.row(name) for name in ("int8", "fp8", "fp16")}
+    assert rows["fp16"] is None
     lines = list(precisions.table({name: row for name, row in rows.items() if row}))
     assert lines[2:] == [
         "| fp32 | - | - | 95.5 | - | - | - | - | 10 |",
         "| INT8-SmoothQuant | 41.2 | - | 94.0 | - | - | - | - | 5 |",
-        "| FP8, on a GPU | 41.2 | - | 93.0 | - | - | - | - | 10 |",
+        "| FP8 | 41.2 | - | 93.0 | - | - | - | - | 10 |",
     ]
 
 

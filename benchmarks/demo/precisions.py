@@ -1,13 +1,13 @@
 """What each precision costs the demo model, whose weights are trained.
 
     python -m benchmarks.demo.precisions               # an hour or two on two cores; can be resumed
-    python -m benchmarks.demo.precisions --rows fp16,bf16,fp8 --gpu sm90     # the GPU's kernels
+    python -m benchmarks.demo.precisions --rows bf16,fp8 --device cuda
     python -m benchmarks.demo.precisions --table       # docs/quality.md of what was measured
 
 The shipped weights are exported, calibrated with prompts that are not among those of the
-comparison, built, and judged by ``longlive-trt eval`` against the model in fp32. On a CPU the
-graphs round as they were exported and multiply in float32; with --gpu the kernels are those of
-users. Calibrations lie beside the bundles and are used where they are there, so that another
+comparison, built, and judged by ``longlive-trt eval`` against the model in fp32. Eight-bit graphs
+round as they were exported and multiply in float32: our kernels for a GPU take no decoder such as
+the demo's. Calibrations lie beside the bundles and are used where they are there, so that another
 machine needs no ModelOpt.
 """
 
@@ -15,7 +15,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,11 @@ from benchmarks.harness import (
     write_report,
 )
 from benchmarks.quality.lab import weights
-from benchmarks.quality.strip import save_strip
+from benchmarks.quality.strip import NamedRow, save_strip
+from longlive_trt import loading
+from longlive_trt.demo.assembly import GRAPHS
 from longlive_trt.demo.geometry import MODEL_FILE, WEIGHTS
-from longlive_trt.demo.words import tokenizer_json
+from longlive_trt.engines.loader import DEVICES, DeviceChoice
 
 RESULT = RESULTS / "demo_precisions.json"
 PAGE, STRIP = ROOT / "docs" / "quality.md", ROOT / "docs" / "demo" / "precisions.png"
@@ -85,7 +87,7 @@ _CALIBRATED = {"fp8": ALL_OF_FP8, "int8": ("--smoothquant",)}
 def main() -> None:
     options = parser(__doc__, out=False)
     options.add_argument("--rows", default=",".join(BY_DEFAULT), help="names with commas between")
-    options.add_argument("--gpu", metavar="ARCHITECTURE", help="build for it, and run there")
+    options.add_argument("--device", choices=DEVICES, default="cpu")
     options.add_argument("--prompts", type=int, default=10)
     options.add_argument("--timelines", type=int, default=4)
     options.add_argument("--long-seconds", type=float, default=60)
@@ -98,13 +100,11 @@ def main() -> None:
         raise SystemExit(
             f"--rows {','.join(unknown)}: no such row; there are {', '.join(VARIANTS)}"
         )
-    bench = Bench(chosen.work, chosen.gpu)
+    bench = Bench(chosen.work, chosen.device)
     if not chosen.table:
-        lengths = ("--prompts", "--timelines", "--long-seconds")
-        values = (chosen.prompts, chosen.timelines, chosen.long_seconds)
-        asked = [str(part) for pair in zip(lengths, values, strict=True) for part in pair]
+        lengths = {name: vars(chosen)[name] for name in ("prompts", "timelines", "long_seconds")}
         for name in names:
-            bench.judge(name, asked)
+            bench.judge(name, **lengths)
     found = {name: row for name in VARIANTS if (row := bench.row(name)) is not None}
     print("\n".join(table(found)))
     if chosen.table:
@@ -123,15 +123,15 @@ def measured_with() -> dict[str, Any]:
 class Bench:
     """Exports, calibrations, bundles and reports of one folder, each made once."""
 
-    def __init__(self, work: Path, gpu: str | None) -> None:
-        self._work, self._gpu = work, gpu
+    def __init__(self, work: Path, device: DeviceChoice) -> None:
+        self._work, self._device = work, device
         work.mkdir(parents=True, exist_ok=True)
 
-    def judge(self, name: str, lengths: list[str]) -> None:
-        if not self._report(name).is_file():
-            bundle, report = self.bundle(name), self._report(name)
-            out = ("--out", str(report.parent))
-            _run("eval", str(bundle), "--against", "demo", "--long", "1", *lengths, *out)
+    def judge(self, name: str, **lengths: object) -> None:
+        report = self._report(name)
+        if not report.is_file():
+            made = {**lengths, "long": 1, "device": self._device, "out": report.parent}
+            _run("eval", self.bundle(name), against=loading.DEMO, **made)
 
     def row(self, name: str) -> Row | None:
         if not self._report(name).is_file():
@@ -139,57 +139,39 @@ class Bench:
         report = json.loads(self._report(name).read_text(encoding="utf-8"))
         metrics = {metric["name"]: metric for metric in report["metrics"]}
         return {
-            "title": VARIANTS[name].title + (", on a GPU" if self._gpu else ""),
+            "title": VARIANTS[name].title,
             "engine": report["bundle"]["engine"],
-            "machine": report["machine"]["cpu"],
+            "device": self._device,
             "videos": report["videos"],
             "metrics": {key: _figures(metrics[key]) for key in COLUMNS if key in metrics},
         }
 
     def bundle(self, name: str) -> Path:
-        variant = VARIANTS[name]
-        folder = self._folder("bundle", name)
-        gpu = ("--gpu", self._gpu) if self._gpu else ()
-        exported = self._quantized(name) if variant.precision in _CALIBRATED else self._export()
+        precision, folder = VARIANTS[name].precision, self._work / f"bundle-{name}"
+        exported = self._quantized(name) if precision in _CALIBRATED else self._export()
         # What is there already, and sound, is left as it is.
-        _run(
-            "build",
-            "--onnx",
-            str(exported),
-            "--precision",
-            variant.precision,
-            *gpu,
-            "--out",
-            str(folder),
-        )
+        _run("build", onnx=exported, precision=precision, out=folder)
         return folder
 
-    def stills(self, names: list[str]) -> Iterator[tuple[str, list[Image.Image]]]:
+    def stills(self, names: Sequence[str]) -> Iterator[NamedRow]:
         """The same prompts and noise under each precision."""
-        yield "fp32", _pictures("demo")
+        yield "fp32", _pictures(loading.DEMO)
         for name in names:
             if self._report(name).is_file():
                 yield name, _pictures(str(self.bundle(name)))
 
     def _export(self) -> Path:
-        folder, tokenizer = self._work / "onnx", self._work / "tokenizer"
+        folder = self._work / "onnx"
         if not folder.exists():
-            tokenizer.mkdir(exist_ok=True)
-            (tokenizer / "tokenizer.json").write_text(tokenizer_json(), encoding="utf-8")
             parts = ("transformer", "vae", "text_encoder")
-            given = [
-                (f"--{part.replace('_', '-')}", str(WEIGHTS / f"{part}.safetensors"))
-                for part in parts
-            ]
-            _run("export", "--config", str(MODEL_FILE), *(word for pair in given for word in pair),
-                 "--tokenizer", str(tokenizer), "--out", str(folder))  # fmt: skip
+            files = {part: WEIGHTS / f"{part}.safetensors" for part in parts}
+            _run("export", config=MODEL_FILE, **files, tokenizer=GRAPHS, out=folder)
         return folder
 
     def _quantized(self, name: str) -> Path:
-        folder, variant = self._folder("onnx", name), VARIANTS[name]
+        folder, variant = self._work / f"onnx-{name}", VARIANTS[name]
         if not folder.exists():
-            scales = self._scales(variant.precision)
-            self._calibrate(folder, variant, "--calibration", str(scales))
+            self._calibrate(folder, variant, calibration=self._scales(variant.precision))
         return folder
 
     def _scales(self, precision: str) -> Path:
@@ -200,25 +182,23 @@ class Bench:
             prompts.write_text("\n".join(CALIBRATED_WITH) + "\n", encoding="utf-8")
             folder = self._work / f"onnx-{precision}-calibrated"
             variant = Variant("", precision, _CALIBRATED[precision])
-            self._calibrate(folder, variant, "--prompts", str(prompts), "--blocks", "6")
+            self._calibrate(folder, variant, prompts=prompts, blocks=6)
             shutil.copyfile(folder / "calibration.safetensors", path)
         return path
 
-    def _calibrate(self, folder: Path, variant: Variant, *options: str) -> None:
-        _run("calibrate", "--onnx", str(self._export()), "--precision", variant.precision,
-             *variant.quantized, *options, "--no-check", "--out", str(folder))  # fmt: skip
+    def _calibrate(self, folder: Path, variant: Variant, **options: object) -> None:
+        words = ("calibrate", *variant.quantized, "--no-check")
+        _run(*words, onnx=self._export(), precision=variant.precision, **options, out=folder)
 
     def _report(self, name: str) -> Path:
-        return self._folder("report", name) / "report.json"
-
-    def _folder(self, kind: str, name: str) -> Path:
-        suffix = f"-{self._gpu}" if self._gpu and kind != "onnx" else ""
-        return self._work / f"{kind}-{name}{suffix}"
+        return self._work / f"report-{name}" / "report.json"
 
 
-def _run(*arguments: str) -> None:
-    print("longlive-trt", *arguments, flush=True)
-    quiet = [sys.executable, "-m", "longlive_trt", *arguments, "--quiet"]
+def _run(*words: object, **options: object) -> None:
+    named = ((f"--{name.replace('_', '-')}", value) for name, value in options.items())
+    given = [str(word) for word in (*words, *(part for pair in named for part in pair))]
+    print("longlive-trt", *given, flush=True)
+    quiet = [sys.executable, "-m", "longlive_trt", *given, "--quiet"]
     if subprocess.run(quiet, cwd=ROOT).returncode:
         raise SystemExit("that failed; what was made is kept, and the same command goes on")
 
