@@ -11,11 +11,14 @@ import secrets
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 pytest.importorskip("fastapi")
@@ -28,6 +31,7 @@ from longlive_trt.serving.cluster.settings import FleetSettings
 from longlive_trt.serving.live import session as of_session
 from longlive_trt.serving.live.hidden import Speculation
 from longlive_trt.serving.media.h264 import BlockEncoder
+from longlive_trt.serving.operation.memory import give_back
 from longlive_trt.serving.protocol import LAST_OF_BLOCK, Picture
 from longlive_trt.serving.settings import Settings
 from longlive_trt.serving.web.room import Room
@@ -150,3 +154,33 @@ def test_what_is_forgotten_is_freed_at_once(tmp_path: Path) -> None:
                 assert [one() for one in (*rooms, *sessions)] == [None] * 6
 
     asyncio.run(run())
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(600)
+def test_a_host_takes_no_more_memory_with_every_session(tmp_path: Path) -> None:
+    """In a process of its own: this one's memory moves by what other tests have left behind."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        sizes = pool.submit(sizes_of_a_busy_host, tmp_path).result(580)
+    # The first hundred fill what the C library keeps for the next.
+    settled = sizes[len(sizes) // 2 :]
+    assert max(settled) - settled[0] < 2 << 20, sizes
+
+
+def sizes_of_a_busy_host(folder: Path) -> list[int]:
+    """What its process has for itself, after every 20 of 280 sessions."""
+    of_host.SILENCE_S = 0.4
+
+    async def sizes() -> list[int]:
+        found = []
+        async with a_host(folder) as host:
+            for number in range(280):
+                await visit(host, number, 12)
+                if number % 20 == 19:
+                    await until_forgotten(host)
+                    gc.collect()
+                    give_back()
+                    found.append(psutil.Process().memory_full_info().uss)
+        return found
+
+    return asyncio.run(sizes())
