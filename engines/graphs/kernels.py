@@ -1,10 +1,11 @@
 """Which kernels the written graphs of an export may have nodes of, known before any is written."""
 
-from longlive_trt.configs import VaeConfig
+from longlive_trt.configs import TaehvConfig
 from longlive_trt.contract import COMPONENT_OF, DECODER_GRAPHS, PROMPT, STEP, VAE_NEXT
 from longlive_trt.exports import ExportRecord, Quantization
 
 _VAE = {"vae_stack", "vae_sum", "vae_head", "vae_pixels", "vae_frames"}
+_TAEHV = {"vae_stack", "vae_colors"}
 _ALWAYS = {
     STEP: {
         *("gemm", "layer_norm", "residual_norm", "rms_norm", "qkv_norm_rope"),
@@ -27,12 +28,11 @@ def kernels_of(record: ExportRecord) -> set[str]:
 
 
 def _of_decoder(record: ExportRecord, graph: str) -> set[str]:
-    """Of Wan's decoders; the tiny ones are of standard operators."""
     component = COMPONENT_OF[graph]
-    if component not in DECODER_GRAPHS or not isinstance(
-        record.config.decoder(component), VaeConfig
-    ):
+    if component not in DECODER_GRAPHS:
         return set()
+    if isinstance(record.config.decoder(component), TaehvConfig):
+        return _TAEHV
     first, _ = DECODER_GRAPHS[component]
     return {*_VAE, "vae_zeros"} if graph == first else _VAE
 

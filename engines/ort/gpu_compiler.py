@@ -57,7 +57,7 @@ from longlive_trt.precision import PRECISIONS, Precision, retype
 logger = logging.getLogger(__name__)
 
 KERNEL_GRAPHS = (STEP, PROMPT, *VAE_GRAPHS)
-_GRAPHS_VERSION = 3
+_GRAPHS_VERSION = 4
 """Of what is written; another one with every change of the written graphs."""
 _FOLLOWING = {following for _, following in DECODER_GRAPHS.values()}
 _VAE_PRECISION = PRECISIONS["fp16"]
@@ -109,7 +109,7 @@ class OnnxRuntimeGpuCompiler:
             written = [_GRAPHS_VERSION, compute, self._attention, rope, apart]
             return [*written, values["transformer"], values["latent"]]
         if component in DECODER_GRAPHS:
-            return [compute, self._batch, values["latent"], values[component]]
+            return [_GRAPHS_VERSION, compute, self._batch, values["latent"], values[component]]
         return compute
 
     def reuse(self, graphs: Collection[str], donor: Path) -> None:

@@ -26,6 +26,7 @@ from longlive_trt.plugins.kernels.vae import (
     VaeSum,
     VaeZeros,
 )
+from longlive_trt.plugins.kernels.vae_colors import VaeColors
 from longlive_trt.plugins.kernels.vae_conv import VaeConv, VaeQuantize
 
 KERNELS: Mapping[str, type[GraphKernel]] = {
@@ -41,6 +42,7 @@ KERNELS: Mapping[str, type[GraphKernel]] = {
     "rms_norm": RmsNorm,
     "rotate": Rotate,
     "transposed_values": TransposedValues,
+    "vae_colors": VaeColors,
     "vae_conv": VaeConv,
     "vae_frames": VaeFrames,
     "vae_head": VaeHead,
