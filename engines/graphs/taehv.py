@@ -172,11 +172,10 @@ class _Writer(PictureLayers):
             # A video's first pictures are no whole number of latent frames.
             skipped=vae.temporal_factor - 1 if self.first else 0,
         )
-        made, size = self.counted(contract.LATENT_FRAMES, vae.temporal_factor), self.size
-        shape = (self.batch, made, COLORS, *size)
-        self.builder.output(contract.FRAMES, frames, shape, frames.dtype)
-        shape = (self.batch, made, *size, COLORS)
-        self.builder.output(contract.PIXELS, pictures, shape, pictures.dtype)
+        made = self.batch, self.counted(contract.LATENT_FRAMES, vae.temporal_factor)
+        add = self.builder.output
+        add(contract.FRAMES, frames, (*made, COLORS, *self.size), frames.dtype)
+        add(contract.PIXELS, pictures, (*made, *self.size, COLORS), pictures.dtype)
 
     def _convolved(
         self, x: ir.Value, name: str, width: int, channels: int, *, taps: int = 1
@@ -196,8 +195,9 @@ class _Writer(PictureLayers):
     def _seen(self, before: _Pending) -> ir.Value:
         """Each frame behind the one before it, and the memory renewed."""
         history = self.history(filled(before.channels))
-        seen, renewed = self._stacked(before, "stacked", history)
-        self.renew(renewed, filled(before.channels))
+        outputs = self._stacked(before, "stacked", history)
+        seen: ir.Value = outputs[0]
+        self.renew(outputs[1], filled(before.channels))
         return seen
 
     def _computed(self, before: _Pending) -> ir.Value:

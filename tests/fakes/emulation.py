@@ -1,4 +1,4 @@
-"""The convolutions' sources, compiled and run on a CPU, thread by thread (``gpu/emulated.h``)."""
+"""Kernels' sources, compiled and run on a CPU, thread by thread (``gpu/emulated.h``)."""
 
 import ctypes
 import re
@@ -24,6 +24,9 @@ _HEADERS = Path(__file__).parent / "gpu"
 _INSTEAD = {
     r"extern __shared__ __align__\(1024\) uint8 memory\[\];": (
         "uint8* memory = emulated::here->base();"
+    ),
+    r"extern __shared__ __align__\(16\) uint8 shared\[\];": (
+        "uint8* shared = emulated::here->base();"
     ),
     r'asm volatile\("ld\.volatile\.shared\.v2[^;]*;"[^;]*;': (
         "std::memcpy(&pair, emulated::memory_at(address), 8);"

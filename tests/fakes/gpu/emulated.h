@@ -1,4 +1,4 @@
-// One Hopper GPU on a CPU, as far as our convolutions' sources ask for it: every thread of a few thread
+// One Hopper GPU on a CPU, as far as the emulated sources ask for it: every thread of a few thread
 // blocks is a thread here. Barriers count arrivals and bytes as mbarriers do. Products of matrices
 // are computed when they are waited for, and not before: what is freed too early is seen.
 #pragma once
@@ -80,6 +80,7 @@ struct Block {
   Meeting warps[32];
   Meeting groups[1024];  // of lanes, by the number of the first one
   float exchanged[1024];
+  uint32 fragments[1024][6];  // of both operands of a warp's product
 
   uint8* base() {
     const auto start = reinterpret_cast<uintptr_t>(memory.data());
@@ -233,6 +234,10 @@ struct Map {
 
 // ---- basics -------------------------------------------------------------------------------------
 
+template <typename T>
+constexpr T smaller(T a, T b) {
+  return a < b ? a : b;
+}
 inline constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 // As Hopper counts: the rank of a block in its cluster lies above the offset.
 inline uint32 shared_address(const void* pointer) {
@@ -265,6 +270,14 @@ inline float __shfl_xor_sync(uint32 lanes, float x, int offset) {
 }
 inline float __fdividef(float x, float y) { return x / y; }
 inline float __expf(float x) { return std::exp(x); }
+inline uint32 __vmaxs2(uint32 a, uint32 b) {
+  int16_t ours[2], theirs[2];
+  std::memcpy(ours, &a, 4);
+  std::memcpy(theirs, &b, 4);
+  for (int i = 0; i < 2; ++i) ours[i] = ours[i] > theirs[i] ? ours[i] : theirs[i];
+  std::memcpy(&a, ours, 4);
+  return a;
+}
 inline float quad_sum(float x) {
   float* all = emulated::here->exchanged;
   all[threadIdx.x] = x;
@@ -331,6 +344,34 @@ inline uint2 pack_bytes_int8(const Eight& e, float factor, int zero = 0) {
     const float steps = std::fmin(std::fmax(std::nearbyint(x * factor) + zero, -127.0f), 127.0f);
     return static_cast<uint8>(static_cast<int8>(steps));
   });
+}
+
+// ---- products by one warp -----------------------------------------------------------------------
+
+namespace emulated {
+
+inline float half_of(unsigned thread, int word, int k) {
+  float halves[2];
+  unpack_halves(here->fragments[threadIdx.x / 32 * 32 + thread][word], halves[0], halves[1]);
+  return halves[k % 2];
+}
+
+}  // namespace emulated
+
+template <int>
+void multiply_add(float (&d)[4], const uint32 (&a)[4], uint32 b0, uint32 b1) {
+  uint32* own = emulated::here->fragments[threadIdx.x];
+  std::memcpy(own, a, sizeof a);
+  own[4] = b0, own[5] = b1;
+  __syncwarp();
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane_id() / 4 + i / 2 * 8, column = lane_id() % 4 * 2 + i % 2;
+    for (int k = 0; k < 16; ++k) {
+      const float left = emulated::half_of(row % 8 * 4 + k % 8 / 2, row / 8 + k / 8 * 2, k);
+      d[i] += left * emulated::half_of(column * 4 + k % 8 / 2, 4 + k / 8, k);
+    }
+  }
+  __syncwarp();
 }
 
 // ---- asynchronous machinery ---------------------------------------------------------------------
