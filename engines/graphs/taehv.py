@@ -32,7 +32,7 @@ from longlive_trt.precision import Precision
 
 _SQUASH = 3.0
 _BLOCKS = 3
-_ENTRANCE, _FIRST_STAGE, _STAGE_LAYERS = 1, 3, 6
+_ENTRANCE, _FIRST_STAGE = 1, 3
 """Numbers in a checkpoint, where activations and doublings are layers too."""
 _TAPS = 2
 """Frames that a memory block sees."""
