@@ -195,7 +195,6 @@ KERNEL_OPERATORS = {
     "uint8": "KernelUInt8",
     "float8_e4m3": "KernelFloat8E4M3",
     "int8": "KernelInt8",
-    "float32, uint8": "KernelFloatAndUInt8",
     "float32, float8_e4m3": "KernelFloatAndFloat8E4M3",
     "float16, float8_e4m3": "KernelFloat16AndFloat8E4M3",
     "bfloat16, float8_e4m3": "KernelBFloat16AndFloat8E4M3",

@@ -54,7 +54,8 @@ def passes(vae: TaehvConfig) -> Iterator[Case]:
             ("last of a stage", LAST, 1),
         ):
             yield f"{size[-1]} ch, {what}", "vae_stack", {"taps": 2, **flags}, size, count
-    yield "pictures", "vae_colors", {"frames_of_place": made}, pictures, 1
+    flags = {"frames_of_place": made, "pictures": True}
+    yield "pictures", "vae_colors", flags, pictures, 1
 
 
 def convolutions(vae: TaehvConfig) -> Iterator[Convolution]:

@@ -11,7 +11,6 @@ folded into 2x2 over the small one, as the decoder has them.
 
 import math
 from collections.abc import Iterable, Iterator
-from itertools import cycle
 from typing import Any
 
 import torch
@@ -33,9 +32,9 @@ LAUNCHES = 4
 
 Case = tuple[str, str, dict[str, Any], Size, int]
 OUTPUT_TYPES = {
-    "vae_pixels": [torch.uint8],
-    "vae_frames": [torch.float32],
-    "vae_colors": [torch.float32, torch.uint8],
+    "vae_pixels": torch.uint8,
+    "vae_frames": torch.float32,
+    "vae_colors": torch.uint8,
 }
 
 CASES: list[Case] = [
@@ -108,12 +107,9 @@ def make_job(
     """What launches it, and how many bytes it reads and writes."""
     kernel, gpu = KERNELS[name](**flags), Gpu()
     inputs = make_inputs(name, flags, size, dtype)
-    types = cycle(OUTPUT_TYPES.get(name, [dtype]))
+    output_type = OUTPUT_TYPES.get(name, dtype)
     shapes = kernel.output_shapes([tuple(tensor.shape) for tensor in inputs])
-    outputs = [
-        torch.empty(shape, dtype=output_type, device="cuda")
-        for shape, output_type in zip(shapes, types, strict=False)
-    ]
+    outputs = [torch.empty(shape, dtype=output_type, device="cuda") for shape in shapes]
     sources, targets = (
         [as_device_tensor(tensor, "tensor") for tensor in group] for group in (inputs, outputs)
     )

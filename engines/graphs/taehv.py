@@ -115,6 +115,9 @@ class _Writer(PictureLayers):
             number += 3
         self._present(hidden, f"decoder.{number + 1}")
         self.remember()
+        # A run wants either, and leaves the other's convolution out.
+        for output in (contract.FRAMES, contract.PIXELS):
+            self.builder.mark_servants(output)
 
     def _entrance(self, latents: Precision) -> _Pending:
         add, vae, name = self.builder.op, self._vae, f"decoder.{_ENTRANCE}"
@@ -162,20 +165,23 @@ class _Writer(PictureLayers):
             (SUMS, channels),
             lambda: _filled(self._array(f"{name}.weight").transpose(2, 3, 0, 1), {3: channels}),
         )
-        frames, pictures = self.builder.kernel(
-            "vae_colors",
-            *(colors.x, kernel, self._bias(f"{name}.bias", COLORS)),
-            outputs=2,
-            dtype=f"{FLOAT32.name}, {UINT8.name}",
-            batch=self.batch,
-            frames_of_place=colors.frames_of_place,
-            # A video's first pictures are no whole number of latent frames.
-            skipped=vae.temporal_factor - 1 if self.first else 0,
-        )
+        bias = self._bias(f"{name}.bias", COLORS)
         made = self.batch, self.counted(contract.LATENT_FRAMES, vae.temporal_factor)
-        add = self.builder.output
-        add(contract.FRAMES, frames, (*made, COLORS, *self.size), frames.dtype)
-        add(contract.PIXELS, pictures, (*made, *self.size, COLORS), pictures.dtype)
+        for output, pictures, element, frame in (
+            (contract.FRAMES, False, FLOAT32, (COLORS, *self.size)),
+            (contract.PIXELS, True, UINT8, (*self.size, COLORS)),
+        ):
+            value = self.builder.kernel(
+                "vae_colors",
+                *(colors.x, kernel, bias),
+                dtype=element.name,
+                pictures=pictures,
+                batch=self.batch,
+                frames_of_place=colors.frames_of_place,
+                # A video's first pictures are no whole number of latent frames.
+                skipped=vae.temporal_factor - 1 if self.first else 0,
+            )
+            self.builder.output(output, value, (*made, *frame), value.dtype)
 
     def _convolved(
         self, x: ir.Value, name: str, width: int, channels: int, *, taps: int = 1

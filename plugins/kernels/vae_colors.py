@@ -11,7 +11,7 @@ from longlive_trt.errors import PluginError
 from longlive_trt.plugins.cuda.kernel import CudaKernel
 from longlive_trt.plugins.cuda.parameters import INT, POINTER, ParameterStruct
 from longlive_trt.plugins.cuda.placement import Placement
-from longlive_trt.plugins.cuda.tensors import DeviceTensor
+from longlive_trt.plugins.cuda.tensors import DeviceTensor, require_dtype
 from longlive_trt.plugins.kernels.base import OneKernel, Shape
 from longlive_trt.plugins.kernels.vae_tensors import (
     COLORS,
@@ -40,18 +40,19 @@ class VaeColors(OneKernel):
     """ReLU of a spread x, 3x3 into three colors, plus bias, from 0 to 1.
 
     Inputs: x [frames, H / 2 + 1, W / 2 + 1, frames of a place * 4 C] (``vae_tensors.gathered``),
-    the weight [27, C], by row, column and color, and the bias [3]. Outputs: float32 planes
-    [batch, frames, 3, H, W], and 8-bit pictures [batch, frames, H, W, 3]; the first ``skipped``
-    frames of each row of the batch are left out.
+    the weight [27, C], by row, column and color, and the bias [3]. The output: float32 planes
+    [batch, frames, 3, H, W] or, if it makes ``pictures``, 8 bits [batch, frames, H, W, 3]. The
+    first ``skipped`` frames of each row of the batch are left out.
     """
 
+    pictures: bool
     batch: int = 1
     frames_of_place: int = 1
     skipped: int = 0
     kernel: ClassVar[CudaKernel] = CudaKernel(
         "vae/vae_colors.cu",
         ParameterStruct(
-            **dict.fromkeys(("x", "weight", "bias", "planes", "pictures"), POINTER),
+            **dict.fromkeys(("x", "weight", "bias", "output"), POINTER),
             **dict.fromkeys(("frames", "skipped", "height", "width", "strips", "rows"), INT),
         ),
     )
@@ -69,24 +70,22 @@ class VaeColors(OneKernel):
                 f"vae_colors has an input {list(x)}: it takes up to {MAX_COLORS_CHANNELS} "
                 f"channels, and more than {self.skipped} frames for each row of the batch"
             )
-        return [
-            (self.batch, made, COLORS, height, width),
-            (self.batch, made, height, width, COLORS),
-        ]
+        frame = (height, width, COLORS) if self.pictures else (COLORS, height, width)
+        return [(self.batch, made, *frame)]
 
     def launch(
         self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], place: Placement
     ) -> None:
-        x, weight, bias = inputs
-        planes, pictures = outputs
-        *_, height, width = planes.shape
-        channels, strips = weight.shape[1], -(-width // _COLUMNS)
+        (x, weight, bias), (output,) = inputs, outputs
+        require_dtype(output, "output", ["uint8" if self.pictures else "float32"])
+        frames, height, width, channels = spread_shape(x.shape, self.frames_of_place)
+        made = frames - self.batch * self.skipped
+        strips = -(-width // _COLUMNS)
         parameters = {
             "x": vector_address(x, "x", x),
             "weight": vector_address(weight, "weight", x),
             "bias": bias.pointer,
-            "planes": planes.pointer,
-            "pictures": pictures.pointer,
+            "output": output.pointer,
             "frames": x.shape[0] // self.batch,
             "skipped": self.skipped,
             "height": height,
@@ -94,9 +93,13 @@ class VaeColors(OneKernel):
             "strips": strips,
             "rows": _ROWS,
         }
-        constants = {"LL_DIM": channels, "LL_FRAMES_OF_PLACE": self.frames_of_place}
+        constants = {
+            "LL_DIM": channels,
+            "LL_FRAMES_OF_PLACE": self.frames_of_place,
+            "LL_PICTURES": int(self.pictures),
+        }
         blocks = -(-strips * -(-height // _ROWS) // _WARPS)
-        grid = (blocks, planes.shape[0] * planes.shape[1])
+        grid = (blocks, made)
         launch_pass(
             *(self.kernel, parameters, constants, x, place, grid, 32 * _WARPS),
             shared_bytes=colors_shared_bytes(channels),
@@ -108,8 +111,10 @@ class VaeColors(OneKernel):
         shown = pixels.reshape(self.batch, -1, *pixels.shape[1:])[:, self.skipped :]
         kernel = weight.astype(np.float32).reshape(_TAPS, _TAPS, COLORS, -1)
         unit = np.clip(_convolved(shown, kernel) + bias.astype(np.float32), 0, 1)
-        outputs[0][...] = np.moveaxis(unit, -1, 2)
-        outputs[1][...] = (unit * np.float32(255)).astype(np.uint8)
+        if self.pictures:
+            outputs[0][...] = (unit * np.float32(255)).astype(np.uint8)
+        else:
+            outputs[0][...] = np.moveaxis(unit, -1, 2)
 
 
 def colors_shared_bytes(channels: int) -> int:

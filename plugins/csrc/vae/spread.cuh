@@ -14,12 +14,13 @@ namespace {
 constexpr int kFramesOfPlace = LL_FRAMES_OF_PLACE;
 constexpr int kPixelsOfPlace = 4 * kFramesOfPlace;
 
-// A pixel's place in a frame, counted in pixels, is the sum of its row's and its column's.
+// A pixel's place in a frame, counted in pixels, is the sum of its row's and its column's. Eight columns
+// on, from -1 too, it is as many places further.
 __device__ __forceinline__ int spread_row(int row, int width) {
   return (row + 1) / 2 * (width / 2 + 1) * kPixelsOfPlace + row % 2 * 2;
 }
 __device__ __forceinline__ int spread_column(int column) {
-  return (column + 1) / 2 * kPixelsOfPlace + column % 2;
+  return (column + 1) / 2 * kPixelsOfPlace + (column & 1);
 }
 
 // Of the frames that lie together.

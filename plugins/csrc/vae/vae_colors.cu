@@ -1,5 +1,5 @@
 // The last convolution of a decoder without taps in time: ReLU of what is spread, 3x3 into three colors,
-// from 0 to 1, as float32 planes and as 8-bit pictures.
+// from 0 to 1, as float32 planes or, with LL_PICTURES, in eight bits.
 //
 // A row of activations contributes to three rows of pictures, and a pixel to three columns of them, so
 // one matrix product gives 27 sums for each input pixel: 3 rows x 3 columns x 3 colors. A warp goes down
@@ -11,6 +11,10 @@
 #include "common/mma.cuh"
 #include "vae/pictures.cuh"
 #include "vae/spread.cuh"
+
+#ifndef LL_PICTURES
+#define LL_PICTURES 1
+#endif
 
 namespace {
 
@@ -33,8 +37,7 @@ struct Params {
   const uint8* x;       // [batch * frames, height / 2 + 1, width / 2 + 1, frames of a place, 4, LL_DIM]
   const uint8* weight;  // [27, LL_DIM]: by row, column and color
   const uint16* bias;
-  float* planes;        // [batch, frames, 3, height, width]
-  uint8* pictures;      // [batch, frames, height, width, 3]
+  void* output;         // planes [batch, frames, 3, height, width], pictures with colors last
   int frames;           // of x, of each row of the batch
   int skipped;          // pictures that are not made: the first of each row of the batch
   int height;
@@ -42,29 +45,10 @@ struct Params {
   int strips;
   int rows;             // of a warp
 };
-static_assert(sizeof(Params) == 64, "as plugins/kernels/vae_colors.py lays it out");
+static_assert(sizeof(Params) == 56, "as plugins/kernels/vae_colors.py lays it out");
 
 using Sums = float[kTilesM][kTilesN][4];
 using Quad = uint4[kTilesM][2];  // of pixels lane / 4 and lane / 4 + 8 of each tile: four lanes' chunks
-
-// Where the columns of a lane's pixels lie in a row; nowhere, beyond the picture.
-struct Columns {
-  int place[kTilesM][2];
-};
-
-__device__ __forceinline__ Columns columns_of(int first, int width) {
-  Columns columns;
-#pragma unroll
-  for (int m = 0; m < kTilesM; ++m) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int column = first + m * 16 + half * 8 + lane_id() / 4;
-      const bool inside = column >= 0 && column < width;
-      columns.place[m][half] = inside ? spread_column(column) : -1;
-    }
-  }
-  return columns;
-}
 
 // Which of the weights' rows is a column of sums: those of the open rows of pictures move on by one with
 // every row of pixels, so that sums stay where they are.
@@ -86,45 +70,32 @@ __device__ __forceinline__ void load_weights(uint4* weights, const uint8* source
   }
 }
 
-__device__ __forceinline__ void load_quad(Quad& words, const uint8* row, bool inside,
-                                          const Columns& columns, int quad) {
-  const int chunk = quad * 4 + lane_id() % 4;
-#pragma unroll
-  for (int m = 0; m < kTilesM; ++m) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int place = columns.place[m][half];
-      const bool wanted = inside && place >= 0 && (kChunks % 4 == 0 || chunk < kChunks);
-      words[m][half] = wanted
-                           ? load_passing(row + static_cast<int64>(place) * kPixelBytes + chunk * 16)
-                           : make_uint4(0, 0, 0, 0);
-    }
-  }
-}
-
 // As whole numbers, halves below zero are below zero.
 __device__ __forceinline__ uint32 relu_halves(uint32 packed) { return __vmaxs2(packed, 0); }
 
+__device__ __forceinline__ void relu_quad(Quad& active, const Quad& words) {
+#pragma unroll
+  for (int i = 0; i < 2 * kTilesM; ++i) {
+    const uint4 four = words[i / 2][i % 2];
+    active[i / 2][i % 2] = make_uint4(relu_halves(four.x), relu_halves(four.y),
+                                      relu_halves(four.z), relu_halves(four.w));
+  }
+}
+
 template <int kPhase>
-__device__ __forceinline__ void add_quad(Sums& sums, const Quad& words, const uint4* weights,
+__device__ __forceinline__ void add_quad(Sums& sums, const Quad& active, const uint4* weights,
                                          int quad) {
-  uint4 b[kTilesN];
 #pragma unroll
   for (int n = 0; n < kTilesN; ++n) {
-    b[n] = weights[((kPhase * kTilesN + n) * kQuads + quad) * 32 + lane_id()];
-  }
+    const uint4 b = weights[((kPhase * kTilesN + n) * kQuads + quad) * 32 + lane_id()];
 #pragma unroll
-  for (int m = 0; m < kTilesM; ++m) {
-    const uint4 upper = words[m][0];
-    const uint4 lower = words[m][1];
-    const uint32 first[4] = {relu_halves(upper.x), relu_halves(lower.x), relu_halves(upper.y),
-                             relu_halves(lower.y)};
-    const uint32 second[4] = {relu_halves(upper.z), relu_halves(lower.z), relu_halves(upper.w),
-                              relu_halves(lower.w)};
-#pragma unroll
-    for (int n = 0; n < kTilesN; ++n) {
-      multiply_add<kElement>(sums[m][n], first, b[n].x, b[n].y);
-      multiply_add<kElement>(sums[m][n], second, b[n].z, b[n].w);
+    for (int m = 0; m < kTilesM; ++m) {
+      const uint4 upper = active[m][0];
+      const uint4 lower = active[m][1];
+      const uint32 first[4] = {upper.x, lower.x, upper.y, lower.y};
+      const uint32 second[4] = {upper.z, lower.z, upper.w, lower.w};
+      multiply_add<kElement>(sums[m][n], first, b.x, b.y);
+      multiply_add<kElement>(sums[m][n], second, b.z, b.w);
     }
   }
 }
@@ -156,15 +127,18 @@ __device__ __forceinline__ void store_row(const Params& params, const float* scr
   if (lane >= 1 && lane <= kOutColumns && column + lane < params.width) {
     const int64 plane = static_cast<int64>(params.height) * params.width;
     const int64 pixel = static_cast<int64>(row) * params.width + column + lane;
-    float* planes = params.planes + blockIdx.y * kColors * plane + pixel;
-    uint8* picture = params.pictures + (blockIdx.y * plane + pixel) * kColors;
+    const int64 frame = blockIdx.y * kColors * plane;
 #pragma unroll
     for (int color = 0; color < kColors; ++color) {
       const float* left = scratch + (lane - 1) * kRowSums + color;
       const float sum = left[0] + left[kRowSums + kColors] + left[2 * kRowSums + 2 * kColors];
       const float value = clamped(sum + to_float(params.bias[color]), 0.0f);
-      planes[color * plane] = value;
-      picture[color] = static_cast<uint8>(static_cast<uint32>(value * 255.0f));
+      if constexpr (LL_PICTURES) {
+        uint8* picture = static_cast<uint8*>(params.output) + frame + pixel * kColors;
+        picture[color] = static_cast<uint8>(static_cast<uint32>(value * 255.0f));
+      } else {
+        static_cast<float*>(params.output)[frame + color * plane + pixel] = value;
+      }
     }
   }
   __syncwarp();
@@ -172,21 +146,30 @@ __device__ __forceinline__ void store_row(const Params& params, const float* scr
 
 // What a warp works on, and how far it is.
 struct Strip {
-  const uint8* frame;
+  const uint8* pixels;  // of the frame, the lane's column and its chunk
   const uint4* weights;
   float* scratch;
-  Columns columns;
   int column;  // of its first pixel: one before its first output
   int row;     // of pixels
+  int begin;   // of its rows of pictures
   int end;     // of its rows of pixels
-  int step;
 };
 
-__device__ __forceinline__ void load_item(Quad& words, const Params& params, const Strip& strip,
+// Zeros beyond the picture, and in channels that fill up a quad.
+__device__ __forceinline__ void load_quad(Quad& words, const Params& params, const Strip& strip,
                                           int row, int quad) {
-  const bool inside = row >= 0 && row < params.height && row < strip.end;
-  const int64 offset = inside ? spread_row(row, params.width) : 0;
-  load_quad(words, strip.frame + offset * kPixelBytes, inside, strip.columns, quad);
+  constexpr int64 kEightColumnsBytes = 4 * kPixelsOfPlace * kPixelBytes;
+  const bool inside = row >= 0 && row < params.height && row < strip.end &&
+                      (kChunks % 4 == 0 || quad * 4 + lane_id() % 4 < kChunks);
+  const int64 offset = static_cast<int64>(inside ? spread_row(row, params.width) : 0) * kPixelBytes;
+  const uint8* pixel = strip.pixels + offset + quad * 64;
+#pragma unroll
+  for (int i = 0; i < 2 * kTilesM; ++i) {
+    const int column = strip.column + lane_id() / 4 + 8 * i;
+    const bool wanted = inside && column >= 0 && column < params.width;
+    words[i / 2][i % 2] =
+        wanted ? load_passing(pixel + i * kEightColumnsBytes) : make_uint4(0, 0, 0, 0);
+  }
 }
 
 // One row of pixels; the next quad of chunks is on its way while one is multiplied.
@@ -195,18 +178,16 @@ __device__ __forceinline__ void go_down(Sums& sums, Quad& words, const Params& p
                                         Strip& strip) {
 #pragma unroll kUnrolled
   for (int quad = 0; quad < kQuads; ++quad) {
-    Quad next;
+    Quad active;
+    relu_quad(active, words);
     const bool ends = quad + 1 == kQuads;
-    load_item(next, params, strip, strip.row + ends, ends ? 0 : quad + 1);
-    add_quad<kPhase>(sums, words, strip.weights, quad);
-#pragma unroll
-    for (int i = 0; i < 2 * kTilesM; ++i) words[i / 2][i % 2] = next[i / 2][i % 2];
+    load_quad(words, params, strip, strip.row + ends, ends ? 0 : quad + 1);
+    add_quad<kPhase>(sums, active, strip.weights, quad);
   }
   // Two rows of pixels after its first, a row of pictures is complete; before, nothing is.
   take_out<(kPhase + 1) % kTaps>(sums, strip.scratch);
-  if (strip.step >= 2) store_row(params, strip.scratch, strip.row - 1, strip.column);
+  if (strip.row > strip.begin) store_row(params, strip.scratch, strip.row - 1, strip.column);
   ++strip.row;
-  ++strip.step;
 }
 
 // Of the frame that these blocks make, the first pixel in x.
@@ -232,17 +213,17 @@ extern "C" __global__ void __launch_bounds__(kThreads, 4)
   const int first_row = item / params.strips * params.rows;
   if (first_row >= params.height) return;
   Strip strip;
-  strip.frame = frame_of(params);
   strip.weights = weights;
   strip.scratch = reinterpret_cast<float*>(weights + kWeights) + warp * kScratch;
   strip.column = item % params.strips * kOutColumns - 1;
-  strip.columns = columns_of(strip.column, params.width);
+  const int place = spread_column(strip.column + lane_id() / 4);
+  strip.pixels = frame_of(params) + place * kPixelBytes + lane_id() % 4 * 16;
+  strip.begin = first_row;
   strip.row = first_row - 1;
   strip.end = smaller(first_row + params.rows, params.height) + 1;
-  strip.step = 0;
   Sums sums{};
   Quad words;
-  load_item(words, params, strip, strip.row, 0);
+  load_quad(words, params, strip, strip.row, 0);
   while (true) {
     go_down<0>(sums, words, params, strip);
     if (strip.row == strip.end) break;

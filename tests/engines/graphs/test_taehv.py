@@ -199,8 +199,18 @@ def test_a_block_is_this_many_launches(built: Path) -> None:
     assert {kind: kinds.count(kind) for kind in ("Conv", "vae_stack", "vae_colors")} == {
         "Conv": 31,
         "vae_stack": 30,
-        "vae_colors": 1,
+        "vae_colors": 2,
     }
+
+
+def test_a_run_makes_frames_or_pictures(built: Path) -> None:
+    specs = [
+        json.loads(node.attributes["spec"].as_string())
+        for node in ir.load(built / "vae_next.onnx").graph
+        if node.domain == KERNEL_DOMAIN
+    ]
+    serving = [(spec["kernel"], spec["serves"]) for spec in specs if "serves" in spec]
+    assert serving == [("vae_colors", "frames"), ("vae_colors", "pixels")]
 
 
 @pytest.mark.parametrize("name", ["bf16", "fp32"])

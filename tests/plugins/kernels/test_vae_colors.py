@@ -1,5 +1,6 @@
 """Pictures of what is spread: what the kernel means against torch, and on a GPU against float64."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from longlive_trt.basics import Array
 from longlive_trt.errors import PluginError
 from longlive_trt.export.models.vae import in_eight_bits
 from longlive_trt.plugins.cuda.compilation import CompilerName, KernelSource, choose_compiler
+from longlive_trt.plugins.kernels.base import GraphKernel
 from longlive_trt.plugins.kernels.registry import KERNELS
 from longlive_trt.plugins.kernels.vae_colors import MAX_COLORS_CHANNELS, colors_shared_bytes
 from tests.plugins.kernels.arrays import computed, launched, random_array, spread
@@ -35,6 +37,14 @@ def colors_inputs(
     bias = random_array((3,), dtype, 4, 0.2) + np.asarray(0.5, dtype)
     x = spread(pixels, flags.get("frames_of_place", 1))
     return [x, weight, bias.astype(dtype)], pixels
+
+
+def both(
+    run: Callable[..., list[Array]], flags: dict[str, Any], inputs: list[Array]
+) -> list[Array]:
+    """Planes, and pictures."""
+    kernels = [KERNELS["vae_colors"](**flags, pictures=pictures) for pictures in (False, True)]
+    return [run(kernel, inputs, dtype)[0] for kernel, dtype in zip(kernels, TYPES, strict=True)]
 
 
 def exact(inputs: list[Array], pixels: Array, flags: dict[str, Any]) -> tuple[Array, Array]:
@@ -72,7 +82,7 @@ def test_pictures_are_a_convolution(
     size: tuple[int, int], flags: dict[str, Any], dtype: str
 ) -> None:
     inputs, pixels = colors_inputs(4, size, 24, dtype, flags)
-    check(computed(KERNELS["vae_colors"](**flags), inputs, *TYPES), inputs, pixels, flags)
+    check(both(computed, flags, inputs), inputs, pixels, flags)
 
 
 def test_it_fits_into_the_shared_memory_of_every_architecture() -> None:
@@ -95,7 +105,7 @@ def test_shapes_that_do_not_fit_are_refused(
     flags: dict[str, Any], shapes: list[tuple[int, ...]], message: str
 ) -> None:
     with pytest.raises(PluginError, match=message):
-        KERNELS["vae_colors"](**flags).output_shapes(shapes)
+        KERNELS["vae_colors"](**flags, pictures=True).output_shapes(shapes)
 
 
 @pytest.mark.parametrize("compiler", ["nvcc", "nvrtc"])
@@ -110,6 +120,10 @@ def test_the_source_compiles(channels: int, compiler: CompilerName) -> None:
     assert chosen.compile(source, "sm_90a", "cubin")
 
 
+def on_device(kernel: GraphKernel, inputs: list[Array], dtype: np.dtype[Any]) -> list[Array]:
+    return launched(kernel, inputs, getattr(torch, dtype.name), fill=77)
+
+
 @pytest.fixture
 def gpu(need_gpu: Any) -> Any:
     return need_gpu((8, 0))
@@ -122,8 +136,6 @@ def gpu(need_gpu: Any) -> Any:
 @pytest.mark.parametrize("flags", FLAGS, ids=str)
 def test_pictures_on_the_gpu(flags: dict[str, Any], channels: int, dtype: str) -> None:
     """Sizes around those of a warp's strip and of the rows that it goes down."""
-    kernel = KERNELS["vae_colors"](**flags)
     for frames, size in ((4, (2, 2)), (4, (34, 62)), (6, (66, 30)), (4, (30, 94))):
         inputs, pixels = colors_inputs(frames, size, channels, dtype, flags)
-        found = launched(kernel, inputs, torch.float32, torch.uint8, fill=77)
-        check(found, inputs, pixels, flags)
+        check(both(on_device, flags, inputs), inputs, pixels, flags)
