@@ -3,7 +3,7 @@
 Every name is spelled here and nowhere else in the product. docs/architecture.md has the shapes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 
 from longlive_trt.errors import EngineError
@@ -145,13 +145,43 @@ def tile_sizes(height: int, width: int) -> dict[str, int]:
     return {TILE_HEIGHT: height, TILE_WIDTH: width}
 
 
+_ROUNDED_UP = "|"
+
+
 def multiple_of(size: str, factor: int) -> str:
     return f"{factor}*{size}"
 
 
+def padded_to(size: str, multiple: int) -> str:
+    """What is no multiple is rounded up to one."""
+    return f"{size}{_ROUNDED_UP}{multiple}"
+
+
+def transposed(shape: Sequence[int | str], group: int) -> tuple[int | str, ...]:
+    """Of kept values [batch, tokens, heads, head_dim], as attention in eight bits reads them."""
+    batch, tokens, *channels = shape
+    return batch, *channels, padded_to(str(tokens), group)
+
+
+def not_transposed(shape: Sequence[int | str]) -> tuple[int | str, ...]:
+    """The same of values that lie so, or as they lie anyway."""
+    if not is_transposed(shape):
+        return tuple(shape)
+    batch, *channels, tokens = shape
+    return batch, str(tokens).partition(_ROUNDED_UP)[0], *channels
+
+
+def is_transposed(shape: Sequence[int | str]) -> bool:
+    return _ROUNDED_UP in str(shape[-1:])
+
+
 def evaluate_size(expression: int | str, sizes: Mapping[str, int]) -> int:
-    """A number, a size's name, or a product of such: ``24*cache_frames``."""
-    return prod(_factor(factor.strip(), sizes) for factor in str(expression).split("*"))
+    """A number, a size's name, or a product of such, ``24*cache_frames``, perhaps rounded up to a
+    multiple: ``24*cache_frames|16``."""
+    product, _, multiple = str(expression).partition(_ROUNDED_UP)
+    size = prod(_factor(factor.strip(), sizes) for factor in product.split("*"))
+    step = max(1, _factor(multiple, {})) if multiple else 1
+    return -(-size // step) * step
 
 
 def _factor(text: str, sizes: Mapping[str, int]) -> int:

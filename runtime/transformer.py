@@ -33,10 +33,12 @@ from longlive_trt.contract import (
     V_CACHE,
     V_NEW,
     WINDOW_FRAMES,
+    is_transposed,
     next_of,
     stem_of,
 )
 from longlive_trt.engines.base import Binding, Engine
+from longlive_trt.plugins.attention.value_layout import plain_values, transposed_values
 from longlive_trt.plugins.cuda.marks import mark
 from longlive_trt.runtime.memory.base import (
     Buffer,
@@ -98,6 +100,9 @@ class TransformerPasses:
         self._tensors = self._memory.reserve(self._buffers(), "keys, values and latents")
         self.cache = self._part(K_CACHE, V_CACHE)
         self._new = self._part(K_NEW, V_NEW)
+        self._transposed = {
+            spec.name for spec in named(engine.inputs, V_CACHE) if is_transposed(spec.shape)
+        }
         self.prompt = self._part(CONTEXT_K, CONTEXT_V)
         self._write_levels()
         self._results = [self._tensors[f"result.{which}"] for which in range(2)]
@@ -175,6 +180,20 @@ class TransformerPasses:
             self._recaching[key] = self._bind_recache(*key)
         return self._recaching[key]
 
+    def saved(self) -> dict[str, Array]:
+        """The cache on the host, by token, however it lies here."""
+        arrays = {name: self._memory.fetch(cached).result() for name, cached in self.cache.items()}
+        for name in self._transposed:
+            arrays[name] = plain_values(arrays[name], self._layout.slots * self._tokens)
+        return arrays
+
+    def restore(self, saved: Mapping[str, Array]) -> None:
+        """The cache as it was saved."""
+        for name, cached in self.cache.items():
+            array = saved[name]
+            lies_by_token = name not in self._transposed
+            self._memory.write(cached, array if lies_by_token else transposed_values(array))
+
     def _bind_recache(self, frames: int, slots: int) -> "_Recaching":
         specs = {LATENTS: self._engine.inputs[LATENTS]}
         specs |= {spec.name: spec for spec in named(self._engine.outputs, K_NEW, V_NEW)}
@@ -246,8 +265,11 @@ class TransformerPasses:
         assert self._batch == 1
         sizes = {BATCH: self._batch, STEP_FRAMES: self._layout.block, CACHE_FRAMES: slots}
         specs = self._engine.inputs
+        # Of what lies transposed, a row goes on behind the slots; a pass reads as far as keys go.
         return {
-            name: self._memory.view(tensor, specs[name].sized(**sizes))
+            name: tensor
+            if name in self._transposed
+            else self._memory.view(tensor, specs[name].sized(**sizes))
             for name, tensor in self.cache.items()
         }
 
@@ -296,8 +318,9 @@ class TransformerPasses:
             Span(copy.slot * tokens, copy.source_frame * tokens, copy.frames * tokens)
             for copy in copies
         ]
-        pairs = [(cached, new[next_of(name)]) for name, cached in self.cache.items()]
-        self._memory.commit(pairs, spans)
+        pairs = {name: (cached, new[next_of(name)]) for name, cached in self.cache.items()}
+        transposed = [pairs.pop(name) for name in sorted(self._transposed)]
+        self._memory.commit(pairs.values(), spans, transposed)
 
 
 class _Position:

@@ -25,7 +25,9 @@ from longlive_trt.contract import (
     V_NEW,
     evaluate_size,
     latent_sizes,
+    not_transposed,
     numbered,
+    stem_of,
 )
 from longlive_trt.engines.base import Engine, TensorSpec, specs_of
 from longlive_trt.engines.bundles.bundle import Bundle
@@ -86,7 +88,8 @@ def _require(
             f"{where}: its configuration asks for a tensor {name} of graph {graph}, which that "
             f"does not have; {advice}"
         )
-    found = tuple(map(_known, tensor.shape))
+    is_value = stem_of(name) in (V_CACHE, V_NEW)
+    found = tuple(map(_known, not_transposed(tensor.shape) if is_value else tensor.shape))
     # The first axis is the batch.
     expected = (None, *sizes)
     pairs = zip(found, expected, strict=False)

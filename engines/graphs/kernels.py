@@ -20,8 +20,9 @@ def kernels_of(record: ExportRecord) -> set[str]:
     if VAE_NEXT in record.graphs and record.quantization and record.quantization.vae:
         kernels |= {"vae_conv", "vae_quantize"}
     if STEP in record.graphs:
-        kernels |= _self_attention(record.quantization)
-        if record.config.rollout.rope == "relative":
+        is_relative = record.config.rollout.rope == "relative"
+        kernels |= _self_attention(record.quantization, is_relative)
+        if is_relative:
             kernels.add("rotate")
     return kernels
 
@@ -37,7 +38,7 @@ def _of_decoder(record: ExportRecord, graph: str) -> set[str]:
     return {*_VAE, "vae_zeros"} if graph == first else _VAE
 
 
-def _self_attention(quantization: Quantization | None) -> set[str]:
+def _self_attention(quantization: Quantization | None, is_relative: bool) -> set[str]:
     if quantization is None:
         return {"attention"}
     kernels = {"quantize"}
@@ -45,7 +46,9 @@ def _self_attention(quantization: Quantization | None) -> set[str]:
         kernels |= {"narrow_heads", "widen_heads"}
     if quantization.attention is None:
         return {*kernels, "attention"}
-    kernels |= {"narrow_attention", "narrow_heads", "transposed_values"}
-    # Attention in int8 is in the compute type where there is no kernel for it.
-    in_compute_type = {"attention", "widen_heads"}
-    return kernels | in_compute_type if quantization.attention == "int8" else kernels
+    kernels |= {"narrow_attention", "narrow_heads"}
+    if quantization.attention == "int8":
+        # It is in the compute type where there is no kernel for it.
+        return kernels | {"attention", "widen_heads"}
+    is_rounded_anew = quantization.cache != "fp8" or is_relative
+    return kernels | {"transposed_values"} if is_rounded_anew else kernels

@@ -15,10 +15,11 @@ from longlive_trt import contract
 from longlive_trt.configs import ModelConfig
 from longlive_trt.contract import numbered
 from longlive_trt.dtypes import FLOAT8
-from longlive_trt.engines.graphs.builder import GraphBuilder
-from longlive_trt.engines.graphs.self_attention import SelfAttention
+from longlive_trt.engines.graphs.builder import GraphBuilder, Size
+from longlive_trt.engines.graphs.self_attention import SelfAttention, kind_of
 from longlive_trt.engines.graphs.writer import GraphWriter
 from longlive_trt.errors import UsageError
+from longlive_trt.plugins.attention.value_layout import VALUE_GROUP
 from longlive_trt.plugins.attention.variants import HEAD_DIMS
 from longlive_trt.precision import Precision
 
@@ -62,6 +63,14 @@ def _require_supported(config: ModelConfig) -> None:
 
 
 class StepWriter(GraphWriter):
+    def sizes_of(self, value: ir.Value) -> Sequence[Size]:
+        """What is remembered as attention reads it need not be transposed in every pass."""
+        sizes = super().sizes_of(value)
+        is_kept = contract.stem_of(str(value.name)) in (contract.V_CACHE, contract.V_NEW)
+        if is_kept and kind_of(self).reads_kept_values:
+            return contract.transposed(sizes, VALUE_GROUP)
+        return sizes
+
     def write(self) -> GraphBuilder:
         time, block_time = self._time()
         table = self._modulations(time, block_time)

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from longlive_trt.configs import ModelConfig
-from longlive_trt.contract import LEVEL_INPUTS, TRANSFORMER, numbered, weight_prefix
-from longlive_trt.dtypes import FLOAT8, INT8, INT64
+from longlive_trt.contract import CACHE_OF, LEVEL_INPUTS, TRANSFORMER, numbered, weight_prefix
+from longlive_trt.dtypes import BY_ONNX, FLOAT8, INT8, INT64, QUANTIZED_TYPES
 from longlive_trt.engines.graphs.builder import GraphBuilder, GraphWeights, Size
 from longlive_trt.engines.graphs.linear import Linears
 from longlive_trt.errors import UsageError
@@ -46,14 +46,27 @@ class GraphWriter:
     def _input(self, value: ir.Value) -> ir.Value:
         name = str(value.name)
         is_plain = name in LEVEL_INPUTS or value.dtype in _KEPT_TYPES
-        return self.graph.input(name, _sizes(value), value.dtype if is_plain else None)
+        return self.graph.input(name, self.sizes_of(value), value.dtype if is_plain else None)
 
     def finish(self, outputs: dict[str, ir.Value]) -> GraphBuilder:
         for value in self._exported.graph.outputs:
             name = str(value.name)
             dtype = value.dtype if value.dtype in _KEPT_TYPES else None
-            self.graph.output(name, outputs[name], _sizes(value), dtype)
+            self.graph.output(name, outputs[name], self.sizes_of(value), dtype)
         return self.graph
+
+    def sizes_of(self, value: ir.Value) -> Sequence[Size]:
+        """Of an input or an output of the exported graph, here."""
+        assert value.shape is not None
+        return [size if isinstance(size, int) else str(size.value) for size in value.shape]
+
+    def kept_dtype(self, part: str) -> str | None:
+        """Of cached keys or values ("k", "v"); None for the compute type."""
+        name = numbered(CACHE_OF[part], 0)
+        dtypes = {str(value.name): value.dtype for value in self._exported.graph.inputs}
+        dtype = dtypes[name]
+        element = BY_ONNX[int(dtype)] if dtype is not None else None
+        return element.name if element in QUANTIZED_TYPES else None
 
     def per_layer(self, stem: str) -> list[ir.Value]:
         return [self.inputs[numbered(stem, layer)] for layer in range(self.sizes.layers)]
@@ -95,8 +108,3 @@ class GraphWriter:
     def has_narrow_attention(self) -> bool:
         """Whether a kernel reads and writes its heads in eight bits."""
         return self._hopper and self.sizes.head_dim == NARROW_HEAD_DIM
-
-
-def _sizes(value: ir.Value) -> list[Size]:
-    assert value.shape is not None
-    return [size if isinstance(size, int) else str(size.value) for size in value.shape]

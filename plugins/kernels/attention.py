@@ -12,7 +12,7 @@ from longlive_trt.plugins.attention import hopper, portable
 from longlive_trt.plugins.attention.arguments import KVPiece, Scales
 from longlive_trt.plugins.attention.hopper import SinkWindowAttention
 from longlive_trt.plugins.attention.portable import PortableAttention
-from longlive_trt.plugins.attention.value_layout import value_order
+from longlive_trt.plugins.attention.value_layout import plain_values
 from longlive_trt.plugins.attention.variants import check_kind
 from longlive_trt.plugins.cuda.kernel import CudaKernel
 from longlive_trt.plugins.cuda.placement import Placement
@@ -124,7 +124,9 @@ class NarrowAttention(Attending):
         q, k, k_cache = (single(inputs[index]) for index in (0, 1, 3))
         q_scale, k_scale, v_scale = (single(scale)[..., None] for scale in inputs[6:])
         valid = max(0, min(int(inputs[5][0]), k_cache.shape[1]))
-        values = [_plain_values(v, k.shape[1]) for v, k in ((inputs[2], k), (inputs[4], k_cache))]
+        values = [
+            single(plain_values(v, k.shape[1])) for v, k in ((inputs[2], k), (inputs[4], k_cache))
+        ]
         keys = np.concatenate([k_cache[:, :valid], k], axis=1)
         joined = np.concatenate([values[1][:, :valid], values[0]], axis=1)
         result = attended(q * q_scale, keys * k_scale, joined * v_scale, self.scale)
@@ -155,10 +157,3 @@ def _by_head(scale: DeviceTensor) -> DeviceTensor:
     (batch, tokens, heads), (of_batch, of_token, of_head) = scale.shape, scale.strides
     strides = (of_batch, of_head, of_token)
     return replace(scale, shape=(batch, heads, tokens), strides=strides)
-
-
-def _plain_values(transposed: Array, tokens: int) -> Float32:
-    """[B, tokens, heads, head_dim] of the layout that 8-bit attention reads."""
-    plain = np.empty_like(transposed)
-    plain[..., value_order(transposed.shape[-1])] = transposed
-    return single(plain[..., :tokens].transpose(0, 3, 1, 2))

@@ -11,12 +11,7 @@ from longlive_trt.plugins.kernels.attention import Attention, CrossAttention, Na
 from longlive_trt.plugins.kernels.base import GraphKernel
 from longlive_trt.plugins.kernels.gemm import Gemm
 from longlive_trt.plugins.kernels.layer_norm import LayerNorm, ResidualNorm
-from longlive_trt.plugins.kernels.quantize import (
-    NarrowHeads,
-    Quantize,
-    TransposedValues,
-    WidenHeads,
-)
+from longlive_trt.plugins.kernels.quantize import NarrowHeads, Quantize, WidenHeads
 from longlive_trt.plugins.kernels.rows import QkvNormRope, RmsNorm, Rotate
 from longlive_trt.plugins.kernels.vae import (
     VaeFrames,
@@ -27,6 +22,7 @@ from longlive_trt.plugins.kernels.vae import (
     VaeZeros,
 )
 from longlive_trt.plugins.kernels.vae_conv import VaeConv, VaeQuantize
+from longlive_trt.plugins.kernels.values import TransposedValues
 
 KERNELS: Mapping[str, type[GraphKernel]] = {
     "attention": Attention,

@@ -19,6 +19,7 @@ pytest.importorskip("modelopt")
 from longlive_trt.calibration.calibration_file import load_calibration
 from longlive_trt.calibration.folders import SourceExport, write_quantized
 from longlive_trt.calibration.recipes import FP8, INT8, Extras
+from longlive_trt.contract import is_transposed, not_transposed
 from longlive_trt.engines.build import build
 from longlive_trt.engines.compiler import BuildOptions
 from longlive_trt.engines.graphs.kernels import kernels_of
@@ -26,6 +27,7 @@ from longlive_trt.engines.graphs.step import build_step_graphs
 from longlive_trt.engines.ort.cpu import build_graph
 from longlive_trt.errors import UsageError
 from longlive_trt.exports import RECORD_NAME, Quantization, read_export
+from longlive_trt.plugins.attention.value_layout import plain_values, transposed_values
 from longlive_trt.precision import PRECISIONS
 from tests.fakes.sessions import kernel_session
 from tests.shared import Shared
@@ -40,6 +42,8 @@ KINDS = {
     "attention and int8 cache": Extras(attention=FP8, cache=INT8),
     "attention in int8": Extras(attention=INT8),
 }
+TRANSPOSED = ("attention and cache", "attention in int8")
+"""What attention reads in the cache as it lies there."""
 QUICK_KINDS = ("products", "attention in int8")
 # Every layer's inputs are rounded to eight bits; where two programs differ in the last bit, a few
 # values in a thousand fall on the other side.
@@ -134,6 +138,19 @@ def run(session: Any, given: Mapping[str, Any]) -> Arrays:
     }
 
 
+def run_by_token(session: Any, given: Mapping[str, Any]) -> Arrays:
+    """The same of a graph whose values lie transposed, given and given back by token."""
+    transposed = {
+        spec.name
+        for spec in (*session.get_inputs(), *session.get_outputs())
+        if is_transposed(spec.shape)
+    }
+    laid_out = {n: transposed_values(x) if n in transposed else x for n, x in given.items()}
+    tokens = given["k_cache.0"].shape[1] // CACHE_FRAMES * FRAMES
+    found = run(session, laid_out)
+    return {n: plain_values(x, tokens) if n in transposed else x for n, x in found.items()}
+
+
 def plain_array(value: Any, dtype: Any) -> Any:
     size = int(np.prod(value.shape())) * dtype.itemsize
     memory = ctypes.string_at(value.data_ptr(), size)
@@ -169,14 +186,19 @@ def test_the_graphs_agree(
     written = written_session(source, tmp_path / "written")
     for of in ("get_inputs", "get_outputs"):
         found, expected = (
-            [(value.name, value.type, value.shape) for value in getattr(session, of)()]
+            [
+                (value.name, value.type, list(not_transposed(value.shape)))
+                for value in getattr(session, of)()
+            ]
             for session in (written, reference)
         )
         assert found == expected
+    lies_transposed = any(is_transposed(value.shape) for value in written.get_inputs())
+    assert lies_transposed == (kind in TRANSPOSED and (rope == "absolute" or "int8" in kind))
     allowed = WITH_PROBABILITIES if KINDS[kind].attention else SAME_ROUNDING
     for valid_frames in (0, 4):
         given = feed(reference, valid_frames)
-        expected, found = run(reference, given), run(written, given)
+        expected, found = run(reference, given), run_by_token(written, given)
         for name, value in expected.items():
             assert relative_error(found[name], value) <= allowed, (name, valid_frames)
 
@@ -205,7 +227,8 @@ def test_eight_bits_stay_eight_bits(quantized: Callable[..., Path], tmp_path: Pa
     found = kernels(tmp_path)
     assert found["qkv_norm_rope", "KernelFloat8E4M3"] == LAYERS
     assert found["narrow_attention", "KernelFloat8E4M3"] == LAYERS
-    assert not {kernel for kernel, _ in found} & {"widen_heads", "narrow_heads", "attention"}
+    kernels_found = {kernel for kernel, _ in found}
+    assert not kernels_found & {"widen_heads", "narrow_heads", "attention", "transposed_values"}
 
 
 @pytest.mark.parametrize(
@@ -233,7 +256,8 @@ def test_int8_stays_int8(quantized: Callable[..., Path], tmp_path: Path) -> None
     found = kernels(tmp_path)
     assert found["qkv_norm_rope", "KernelTwoInt8Float8E4M3AndFloat"] == LAYERS
     assert found["narrow_attention", "KernelFloat8E4M3"] == LAYERS
-    assert not {kernel for kernel, _ in found} & {"widen_heads", "narrow_heads", "attention"}
+    kernels_found = {kernel for kernel, _ in found}
+    assert not kernels_found & {"widen_heads", "narrow_heads", "attention", "transposed_values"}
 
 
 @pytest.mark.exhaustive
@@ -247,7 +271,8 @@ def test_keys_that_are_turned_in_every_pass_are_rounded_then(
     assert found["qkv_norm_rope", "KernelTwoInt8Float8E4M3FloatAndBFloat16"] == LAYERS
     assert found["rotate", "KernelInt8"] == LAYERS
     assert found["narrow_attention", "KernelFloat8E4M3"] == LAYERS
-    assert not {kernel for kernel, _ in found} & {"widen_heads", "narrow_heads", "attention"}
+    kernels_found = {kernel for kernel, _ in found}
+    assert not kernels_found & {"widen_heads", "narrow_heads", "attention", "transposed_values"}
     assert {kernel for kernel, _ in found} <= kernels_of(read_export(source))
     graph = ir.load(tmp_path / "step.onnx").graph
     types = {str(value.name): value.dtype for value in (*graph.inputs, *graph.outputs)}

@@ -80,6 +80,7 @@ struct Block {
   Meeting warps[32];
   Meeting groups[1024];  // of lanes, by the number of the first one
   float exchanged[1024];
+  alignas(16) uint8 fixed[48 << 10];  // arrays in shared memory that the source declares
 
   uint8* base() {
     const auto start = reinterpret_cast<uintptr_t>(memory.data());
@@ -250,6 +251,22 @@ inline int __float_as_int(float value) {
   return bits;
 }
 inline uint32 __float_as_uint(float value) { return static_cast<uint32>(__float_as_int(value)); }
+template <typename T>
+constexpr T smaller(T a, T b) {
+  return a < b ? a : b;
+}
+template <typename T>
+constexpr T larger(T a, T b) {
+  return a > b ? a : b;
+}
+inline uint32 __byte_perm(uint32 a, uint32 b, uint32 selector) {
+  const uint64 bytes = static_cast<uint64>(b) << 32 | a;
+  uint32 chosen = 0;
+  for (int i = 0; i < 4; ++i) {
+    chosen |= static_cast<uint32>(bytes >> (selector >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+  }
+  return chosen;
+}
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline void __syncthreads() { emulated::meet(emulated::here->named[16], blockDim.x, true); }
 inline void __syncwarp() { emulated::meet(emulated::here->warps[threadIdx.x / 32], 32, true); }
@@ -322,6 +339,13 @@ uint2 packed_bytes(const Eight& e, const Round& round) {
   uint2 words;
   std::memcpy(&words, bytes, 8);
   return words;
+}
+inline uint32 pack_e4m3(float b0, float b1, float b2, float b3) {
+  const uint8 bytes[4] = {emulated::to_e4m3(b0), emulated::to_e4m3(b1), emulated::to_e4m3(b2),
+                          emulated::to_e4m3(b3)};
+  uint32 packed;
+  std::memcpy(&packed, bytes, 4);
+  return packed;
 }
 inline uint2 pack_bytes_e4m3(const Eight& e, float factor) {
   return packed_bytes(e, [=](float x) { return emulated::to_e4m3(x * factor); });

@@ -6,7 +6,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from longlive_trt.plugins.attention.value_layout import value_position
-from longlive_trt.plugins.kernels.quantize import quantize_values
+from longlive_trt.plugins.kernels.values import quantize_values
 from tests.plugins.conftest import random_normal
 
 pytestmark = pytest.mark.gpu
