@@ -145,16 +145,13 @@ def tile_sizes(height: int, width: int) -> dict[str, int]:
     return {TILE_HEIGHT: height, TILE_WIDTH: width}
 
 
-_ROUNDED_UP = "|"
-
-
 def multiple_of(size: str, factor: int) -> str:
     return f"{factor}*{size}"
 
 
 def padded_to(size: str, multiple: int) -> str:
     """What is no multiple is rounded up to one."""
-    return f"{size}{_ROUNDED_UP}{multiple}"
+    return f"{size}|{multiple}"
 
 
 def transposed(shape: Sequence[int | str], group: int) -> tuple[int | str, ...]:
@@ -168,17 +165,22 @@ def not_transposed(shape: Sequence[int | str]) -> tuple[int | str, ...]:
     if not is_transposed(shape):
         return tuple(shape)
     batch, *channels, tokens = shape
-    return batch, str(tokens).partition(_ROUNDED_UP)[0], *channels
+    return batch, _size_and_multiple(tokens)[0], *channels
 
 
 def is_transposed(shape: Sequence[int | str]) -> bool:
-    return _ROUNDED_UP in str(shape[-1:])
+    return any(_size_and_multiple(size)[1] for size in shape[-1:])
+
+
+def _size_and_multiple(size: int | str) -> tuple[str, str]:
+    before, _, after = str(size).partition("|")
+    return before, after
 
 
 def evaluate_size(expression: int | str, sizes: Mapping[str, int]) -> int:
     """A number, a size's name, or a product of such, ``24*cache_frames``, perhaps rounded up to a
     multiple: ``24*cache_frames|16``."""
-    product, _, multiple = str(expression).partition(_ROUNDED_UP)
+    product, multiple = _size_and_multiple(expression)
     size = prod(_factor(factor.strip(), sizes) for factor in product.split("*"))
     step = max(1, _factor(multiple, {})) if multiple else 1
     return -(-size // step) * step
