@@ -17,8 +17,7 @@ from longlive_trt.configs.dump import config_values
 from longlive_trt.contract import (
     BATCH,
     CACHE_FRAMES,
-    CONTEXT_K,
-    CONTEXT_V,
+    CONTEXT_STEMS,
     HISTORY,
     K_CACHE,
     LATENTS,
@@ -294,7 +293,7 @@ def _expected(state: SavedState, bundle: Bundle, layout: RingLayout) -> dict[str
     config, graphs = state.config, bundle.manifest.graphs
     sizes = {BATCH: state.batch, STEP_FRAMES: layout.block, CACHE_FRAMES: layout.slots}
     step = specs_of(graphs[STEP].inputs)
-    kept = named(step, K_CACHE, V_CACHE, CONTEXT_K, CONTEXT_V)
+    kept = named(step, K_CACHE, V_CACHE, *CONTEXT_STEMS)
     by_token = [replace(spec, shape=not_transposed(spec.shape)) for spec in kept]
     expected = buffers(by_token, **sizes)
     if state.vae_frames is not None:

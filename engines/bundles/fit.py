@@ -88,7 +88,7 @@ def _require(
             f"{where}: its configuration asks for a tensor {name} of graph {graph}, which that "
             f"does not have; {advice}"
         )
-    is_value = stem_of(name) in (V_CACHE, V_NEW)
+    is_value = stem_of(name) in (V_CACHE, V_NEW, CONTEXT_V)
     found = tuple(map(_known, not_transposed(tensor.shape) if is_value else tensor.shape))
     # The first axis is the batch.
     expected = (None, *sizes)
@@ -104,8 +104,8 @@ def _require(
 
 def _known(size: int | str) -> int | None:
     """None for a size that is a name alone; ``24*cache_frames`` tells the tokens of a frame."""
-    if isinstance(size, int):
-        return size
+    if isinstance(size, int) or size.isdecimal():
+        return int(size)
     names = [factor.strip() for factor in size.split("*") if not factor.strip().isdecimal()]
     # Tokens and pictures are so many for each frame; latents of any size tell nothing.
     is_product = len(names) == 1 and "*" in size and names[0] not in latent_sizes(0, 0)

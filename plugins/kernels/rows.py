@@ -42,19 +42,32 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class RmsNorm(OneKernel):
-    """x [..., dim] and weight [dim] to [..., heads, head_dim]."""
+    """x [..., dim] and weight [dim] to [..., heads, head_dim].
+
+    With ``hadamard`` each head is multiplied by the matrix of ``longlive_trt.hadamard`` and leaves
+    as int8; the second output is the scale of each row of it, float32 [..., heads].
+    """
 
     heads: int
     epsilon: float = 1e-6
+    hadamard: bool = False
     kernel: ClassVar[CudaKernel] = CudaKernel(
         "rows/rms_norm.cu",
-        ParameterStruct(input=POINTER, weight=POINTER, output=POINTER, rows=INT, epsilon=FLOAT),
+        ParameterStruct(
+            input=POINTER,
+            weight=POINTER,
+            output=POINTER,
+            row_scale=POINTER,
+            rows=INT,
+            epsilon=FLOAT,
+        ),
     )
 
     def output_shapes(self, inputs: Sequence[Shape]) -> Sequence[Shape]:
         x, weight = inputs
         require_shape("weight", weight, x[-1:])
-        return [split_shape(x, self.heads)]
+        shape = split_shape(x, self.heads)
+        return [shape, shape[:-1]] if self.hadamard else [shape]
 
     def launch(
         self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], place: Placement
@@ -63,19 +76,29 @@ class RmsNorm(OneKernel):
         rows, dim = math.prod(x.shape[:-1]), x.shape[-1]
         if rows == 0:
             return
-        check_rows(x, [weight, *outputs], dim)
+        check_rows(x, [weight, *([] if self.hadamard else outputs)], dim)
         parameters = {
             "input": x.pointer,
             "weight": weight.pointer,
             "output": outputs[0].pointer,
+            "row_scale": outputs[1].pointer if self.hadamard else 0,
             "rows": rows,
             "epsilon": self.epsilon,
         }
-        launch_rows(self.kernel, parameters, {}, x, dim, place)
+        constants = {}
+        if self.hadamard:
+            check_narrow(outputs, [INT8])
+            constants = {"LL_INT8": 1, "LL_HEAD_DIM": check_head_dim(dim, self.heads)}
+        launch_rows(self.kernel, parameters, constants, x, dim, place)
 
     def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         x, weight = map(single, inputs)
-        outputs[0][...] = (rms_normalized(x, self.epsilon) * weight).reshape(outputs[0].shape)
+        normed = (rms_normalized(x, self.epsilon) * weight).reshape(outputs[0].shape)
+        if self.hadamard:
+            normed = hadamard.multiplied(normed)
+            outputs[1][...] = row_scales(normed)
+            normed = in_eight_bits(normed, outputs[1][..., None], INT8)
+        outputs[0][...] = normed
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ pytest.importorskip("modelopt")
 from longlive_trt.calibration.calibration_file import load_calibration
 from longlive_trt.calibration.folders import SourceExport, write_quantized
 from longlive_trt.calibration.recipes import FP8, INT8, Extras
-from longlive_trt.contract import is_transposed, not_transposed
+from longlive_trt.contract import evaluate_size, is_transposed, not_transposed
 from longlive_trt.engines.build import build
 from longlive_trt.engines.compiler import BuildOptions
 from longlive_trt.engines.graphs.kernels import kernels_of
@@ -114,13 +114,14 @@ def feed(session: Any, valid_frames: int) -> Arrays:
 
 def counted(size: int | str) -> int:
     sizes = {"batch": BATCH, "frames": FRAMES, "cache_frames": CACHE_FRAMES}
-    if isinstance(size, int):
-        return size
-    *factor, name = size.split("*")
-    return int(np.prod([int(x) for x in factor])) * sizes[name]
+    return evaluate_size(size, sizes)
 
 
 def run(session: Any, given: Mapping[str, Any]) -> Arrays:
+    return {name: x.astype(np.float64) for name, x in stored(session, given).items()}
+
+
+def stored(session: Any, given: Mapping[str, Any]) -> Arrays:
     """ONNX Runtime's Python takes and gives FP8 by address only."""
     binding = session.io_binding()
     for spec in session.get_inputs():
@@ -154,7 +155,7 @@ def run_by_token(session: Any, given: Mapping[str, Any]) -> Arrays:
 def plain_array(value: Any, dtype: Any) -> Any:
     size = int(np.prod(value.shape())) * dtype.itemsize
     memory = ctypes.string_at(value.data_ptr(), size)
-    return np.frombuffer(memory, dtype).reshape(value.shape()).astype(np.float64)
+    return np.frombuffer(memory, dtype).reshape(value.shape())
 
 
 def kernels(folder: Path, graph: str = "step") -> Counter[tuple[str, str]]:
@@ -258,6 +259,33 @@ def test_int8_stays_int8(quantized: Callable[..., Path], tmp_path: Path) -> None
     assert found["narrow_attention", "KernelFloat8E4M3"] == LAYERS
     kernels_found = {kernel for kernel, _ in found}
     assert not kernels_found & {"widen_heads", "narrow_heads", "attention", "transposed_values"}
+
+
+def test_attention_to_the_prompt_in_eight_bits(
+    quantized: Callable[..., Path], tmp_path: Path, relative_error: Any
+) -> None:
+    """From states to the keys, values and units of a prompt, and from them to latents."""
+    source = quantized("absolute", "products")
+    config = read_export(source).config
+    sessions = {}
+    for narrow in (False, True):
+        folder = tmp_path / str(narrow)
+        folder.mkdir()
+        build_step_graphs(config, source, PRECISIONS["fp32"], folder, narrow_cross=narrow)
+        sessions[narrow] = [kernel_session(folder / f"{name}.onnx") for name in ("prompt", "step")]
+    assert kernels(tmp_path / "True")["narrow_cross_attention", "KernelFloat8E4M3"] == LAYERS
+    text = (BATCH, config.transformer.text_len, config.transformer.text_dim)
+    states = np.random.default_rng(1).standard_normal(text, np.float32)
+    latents = {}
+    for narrow, (prompt, step) in sessions.items():
+        context = stored(prompt, {"text_states": states})
+        if narrow:
+            assert context["context_k.0"].dtype == np.int8
+            # Every head fills its units.
+            assert (np.abs(context["context_k.0"]).max((0, 1, 3)) == 127).all()
+        given = feed(step, 4) | context
+        latents[narrow] = run(step, given)["latents_next"]
+    assert 1e-4 < relative_error(latents[True], latents[False]) <= WITH_PROBABILITIES
 
 
 @pytest.mark.exhaustive
