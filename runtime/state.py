@@ -293,9 +293,9 @@ def _expected(state: SavedState, bundle: Bundle, layout: RingLayout) -> dict[str
     config, graphs = state.config, bundle.manifest.graphs
     sizes = {BATCH: state.batch, STEP_FRAMES: layout.block, CACHE_FRAMES: layout.slots}
     step = specs_of(graphs[STEP].inputs)
-    kept = named(step, K_CACHE, V_CACHE, *CONTEXT_STEMS)
-    by_token = [replace(spec, shape=not_transposed(spec.shape)) for spec in kept]
-    expected = buffers(by_token, **sizes)
+    cache = named(step, K_CACHE, V_CACHE)
+    by_token = [replace(spec, shape=not_transposed(spec.shape)) for spec in cache]
+    expected = buffers([*by_token, *named(step, *CONTEXT_STEMS)], **sizes)
     if state.vae_frames is not None:
         _, following = decoder_named(bundle, state.decoder).graphs
         histories = named(specs_of(graphs[following].inputs), HISTORY)

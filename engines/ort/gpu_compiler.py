@@ -8,6 +8,7 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -201,12 +202,16 @@ class OnnxRuntimeGpuCompiler:
 
     def _build_step_graphs(self, source: GraphSource, folder: Path) -> None:
         exported, hopper = source.path.parent, self._gpu.has_hopper_attention
-        arguments = (source.config, exported, self._precision, folder)
-        kinds = {"hopper": hopper, "narrow_cross": self._cross_attention is not None}
+        write = partial(
+            build_step_graphs,
+            *(source.config, exported, self._precision, folder),
+            hopper=hopper,
+            narrow_cross=self._cross_attention is not None,
+        )
         if self._matrices is None:
-            build_step_graphs(*arguments, **kinds)
+            write()
             return
-        layouts = build_step_graphs(*arguments, **kinds, is_separate=is_adapted)
+        layouts = write(is_separate=is_adapted)
         for name, layout in layouts.items():
             path = exported / f"{name}.onnx"
             self._matrices.collect(load_graph(path), path)

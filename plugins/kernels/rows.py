@@ -95,10 +95,11 @@ class RmsNorm(OneKernel):
         x, weight = map(single, inputs)
         normed = (rms_normalized(x, self.epsilon) * weight).reshape(outputs[0].shape)
         if self.hadamard:
-            normed = hadamard.multiplied(normed)
-            outputs[1][...] = row_scales(normed)
-            normed = in_eight_bits(normed, outputs[1][..., None], INT8)
-        outputs[0][...] = normed
+            mixed = hadamard.multiplied(normed)
+            outputs[1][...] = row_scales(mixed)
+            outputs[0][...] = in_eight_bits(mixed, outputs[1][..., None], INT8)
+        else:
+            outputs[0][...] = normed
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from longlive_trt.plugins.kernels.base import OneKernel, Shape, require_scale
 from longlive_trt.plugins.kernels.rows import FLOAT8, HALVES, narrowed, single
 
 _THREADS = 256
-_MOVED = CudaKernel(
+MOVED = CudaKernel(
     "rows/moved_values.cu",
     ParameterStruct(
         input=POINTER,
@@ -202,7 +202,7 @@ def move_values(
     groups = (target_first + tokens - 1) // VALUE_GROUP - target_first // VALUE_GROUP + 1
     if not rows or not tokens:
         return
-    _MOVED.launch(
+    MOVED.launch(
         {
             "input": source.pointer,
             "output": target.pointer,

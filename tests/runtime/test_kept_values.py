@@ -26,6 +26,8 @@ CONFIG = configure(MINIS["absolute"], origin="test")
 SIZES, TOKENS = CONFIG.transformer, CONFIG.tokens_per_frame
 FLOAT, FLOAT8 = np.dtype(np.float32), np.dtype(ml_dtypes.float8_e4m3fn)
 LAYOUT = RingLayout.of(CONFIG, 30)
+LAYERS = 5
+"""So many that copies are captured."""
 SMALL = Level(CONFIG.rollout.steps, RingLayout(3, 3, 9, False, False, False))
 
 
@@ -47,8 +49,7 @@ class Step:
         self.inputs = {
             **{name: TensorSpec(name, dtype, shape) for name, (shape, dtype) in plain.items()},
             **self._kept("k_cache", "v_cache", "cache_frames"),
-            "context_k.0": TensorSpec("context_k.0", FLOAT, text),
-            "context_v.0": TensorSpec("context_v.0", FLOAT, text),
+            **{name: TensorSpec(name, FLOAT, text) for name in ("context_k.0", "context_v.0")},
         }
         self.outputs = {
             "latents_next": TensorSpec("latents_next", FLOAT, latents),
@@ -58,7 +59,8 @@ class Step:
     def _kept(self, keys: str, values: str, frames: str) -> dict[str, TensorSpec]:
         shape = ("batch", f"{TOKENS}*{frames}", SIZES.heads, SIZES.head_dim)
         lying = contract.transposed(shape, VALUE_GROUP) if self.transposed else shape
-        specs = (TensorSpec(f"{keys}.0", FLOAT, shape), TensorSpec(f"{values}.0", FLOAT8, lying))
+        specs = [TensorSpec(f"{keys}.{layer}", FLOAT, shape) for layer in range(LAYERS)]
+        specs += [TensorSpec(f"{values}.{layer}", FLOAT8, lying) for layer in range(LAYERS)]
         return {spec.name: spec for spec in specs}
 
     def bind(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> Any:
@@ -67,21 +69,22 @@ class Step:
 
         class Binding:
             def run(self) -> None:
-                made = step.made(inputs["frame_index"])
                 for name, array in outputs.items():
-                    if name == "v_new.0":
+                    stem, _, layer = name.rpartition(".")
+                    made = step.made(inputs["frame_index"], int(layer or 0))
+                    if stem == contract.V_NEW:
                         array[...] = transposed_values(made) if step.transposed else made
-                    elif name == "k_new.0":
+                    elif stem == contract.K_NEW:
                         array[...] = made.astype(np.float32)
 
         return Binding()
 
-    def made(self, frames: Array) -> Array:
+    def made(self, frames: Array, layer: int) -> Array:
         count = len(frames) * TOKENS
         codes = np.arange(count * SIZES.heads * SIZES.head_dim).reshape(
             1, count, SIZES.heads, SIZES.head_dim
         )
-        codes = (codes * 7 + np.repeat(frames, TOKENS)[None, :, None, None] * 31) % 127
+        codes = (codes * (7 + layer) + np.repeat(frames, TOKENS)[None, :, None, None] * 31) % 127
         return codes.astype(np.uint8).view(FLOAT8)
 
     def close(self) -> None: ...

@@ -367,7 +367,7 @@ def test_layers_left_out_stay_in_the_compute_type(
     assert kernels(tmp_path / "written")["gemm", "KernelFloat8E4M3"] == LAYERS - 1
 
 
-def changed(source: Path, folder: Path, quantization: Quantization) -> Path:
+def changed(source: Path, folder: Path, quantization: Quantization | None) -> Path:
     """A record alone: what is refused is refused before anything is read."""
     folder.mkdir()
     record = replace(read_export(source), quantization=quantization, files={})
@@ -396,6 +396,16 @@ def test_what_has_no_kernel_is_refused(
     source = changed(quantized("absolute", "products"), tmp_path / "source", quantization)
     with pytest.raises(UsageError, match=message):
         build(source, tmp_path / "out", "bf16", options=BuildOptions(gpu=gpu))
+    assert not (tmp_path / "out").exists()
+
+
+def test_attention_to_the_prompt_in_eight_bits_is_refused_where_it_has_no_kernel(
+    quantized: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = changed(quantized("absolute", "products"), tmp_path / "source", None)
+    options = BuildOptions(gpu="sm89", cross_attention="int8")
+    with pytest.raises(UsageError, match=r"--cross-attention int8 --gpu sm89: .* takes sm90"):
+        build(source, tmp_path / "out", "bf16", options=options)
     assert not (tmp_path / "out").exists()
 
 

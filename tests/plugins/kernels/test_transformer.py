@@ -646,6 +646,11 @@ def test_impossible_parameters(kernel: str, parameters: dict[str, Any], message:
             [(1, 5, 48), (16,), (16,), (5, 4), (5, 4), (2,), (2,), (2,)],
             "with a Hadamard matrix of k and v",
         ),
+        (
+            *("qkv_norm_rope", {"heads": 2, "transposed": True}),
+            [(1, 5, 48), (16,), (16,), (5, 4), (5, 4)],
+            "values are transposed in eight bits only",
+        ),
     ],
 )
 def test_shapes_that_do_not_fit(
@@ -699,6 +704,8 @@ def test_numpy_takes_any_head(relative_error: Any) -> None:
         ("qkv_norm_rope", {"LL_HEAD_DIM": 128, "LL_PLAIN": 1}),
         ("qkv_norm_rope", {"LL_HEAD_DIM": 64, "LL_PLAIN": 0, "LL_HADAMARD": 1}),
         ("rms_norm", {}),
+        ("rms_norm", {"LL_INT8": 1, "LL_HEAD_DIM": 128}),
+        ("head_units", {}),
         ("rotate", {"LL_HEAD_DIM": 64}),
         ("rotate", {"LL_HEAD_DIM": 128, "LL_INT8": 1}),
     ],
@@ -714,9 +721,22 @@ def test_kernels_compile(
     compilation.find_nvcc() is None and not compilation.nvrtc_is_available(),
     reason="neither nvcc nor NVRTC is installed",
 )
-@pytest.mark.parametrize("entry", ["quantize", "narrow_heads", "widen_heads", "transposed_values"])
-def test_kernels_of_eight_bits_compile(entry: str, tmp_path: Path) -> None:
-    source = KernelSource(f"rows/{entry}.cu", entry, {"LL_ELEMENT": 1})
+@pytest.mark.parametrize(
+    ("entry", "constants"),
+    [
+        *((name, {}) for name in ("quantize", "narrow_heads", "widen_heads")),
+        *((name, {}) for name in ("transposed_values", "moved_values")),
+        ("qkv_norm_rope", {"LL_PLAIN": 0, "LL_QUANTIZE": 2, "LL_TRANSPOSED": 1}),
+        (
+            "qkv_norm_rope",
+            {"LL_PLAIN": 1, "LL_QUANTIZE": 3, "LL_HADAMARD": 1, "LL_TRANSPOSED": 1},
+        ),
+    ],
+)
+def test_kernels_of_eight_bits_compile(
+    entry: str, constants: dict[str, int], tmp_path: Path
+) -> None:
+    source = KernelSource(f"rows/{entry}.cu", entry, {"LL_ELEMENT": 1, **constants})
     assert entry.encode() in compile_kernel(source, "sm_90a", cache_dir=tmp_path)
 
 
