@@ -17,7 +17,8 @@ from longlive_trt.plugins.kernels.base import GraphKernel
 from longlive_trt.plugins.kernels.gemm import Gemm
 from longlive_trt.plugins.kernels.layer_norm import LayerNorm, ResidualNorm
 from longlive_trt.plugins.kernels.quantize import HeadUnits, NarrowHeads, Quantize, WidenHeads
-from longlive_trt.plugins.kernels.rows import QkvNormRope, RmsNorm, Rotate
+from longlive_trt.plugins.kernels.rms_norm import RmsNorm
+from longlive_trt.plugins.kernels.rows import QkvNormRope, Rotate
 from longlive_trt.plugins.kernels.vae import (
     VaeFrames,
     VaeHead,

@@ -21,7 +21,7 @@ struct Params {
   int rows;
   float epsilon;
 };
-static_assert(sizeof(Params) == 40, "as plugins/kernels/rows.py lays it out");
+static_assert(sizeof(Params) == 40, "as plugins/kernels/rms_norm.py lays it out");
 
 __device__ __forceinline__ void store_output(const Params& params, int64 row, int vector,
                                              const Eight& x) {
