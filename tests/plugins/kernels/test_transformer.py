@@ -483,7 +483,7 @@ EIGHT_BITS = {
     "rms int8 64": integer_rms_norm(5, 64),
     "head units": head_units(),
     "cross-attention int8": integer_cross_attention(),
-    "cross-attention int8 narrow": integer_cross_attention(0.005),
+    "cross-attention int8 narrow": integer_cross_attention(0.02),
     "rotate int8": integer_rotate(12, 128),
     "rotate int8 64": integer_rotate(5, 64),
     **{
