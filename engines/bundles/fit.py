@@ -24,6 +24,7 @@ from longlive_trt.contract import (
     V_CACHE,
     V_NEW,
     evaluate_size,
+    is_transposed,
     latent_sizes,
     not_transposed,
     numbered,
@@ -89,7 +90,9 @@ def _require(
             f"does not have; {advice}"
         )
     is_value = stem_of(name) in (V_CACHE, V_NEW, CONTEXT_V)
-    found = tuple(map(_known, not_transposed(tensor.shape) if is_value else tensor.shape))
+    shape = not_transposed(tensor.shape) if is_value else tensor.shape
+    # Nothing else may lie so.
+    found = () if is_transposed(shape) else tuple(map(_known, shape))
     # The first axis is the batch.
     expected = (None, *sizes)
     pairs = zip(found, expected, strict=False)
