@@ -3,7 +3,7 @@
 Every name is spelled here and nowhere else in the product. docs/architecture.md has the shapes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 
 from longlive_trt.errors import EngineError
@@ -93,6 +93,10 @@ K_NEW = "k_new"
 V_NEW = "v_new"
 CONTEXT_K = "context_k"
 CONTEXT_V = "context_v"
+CONTEXT_K_SCALE = "context_k_scale"
+CONTEXT_V_SCALE = "context_v_scale"
+"""Of a prompt's keys and values in eight bits, [1, heads]."""
+CONTEXT_STEMS = (CONTEXT_K, CONTEXT_V, CONTEXT_K_SCALE, CONTEXT_V_SCALE)
 HISTORY = "cache"
 HISTORY_NEXT = "cache_next"
 CACHE_OF = {"k": K_CACHE, "v": V_CACHE}
@@ -149,9 +153,41 @@ def multiple_of(size: str, factor: int) -> str:
     return f"{factor}*{size}"
 
 
+def padded_to(size: str, multiple: int) -> str:
+    """What is no multiple is rounded up to one."""
+    return f"{size}|{multiple}"
+
+
+def transposed(shape: Sequence[int | str], group: int) -> tuple[int | str, ...]:
+    """Of kept values [batch, tokens, heads, head_dim], as attention in eight bits reads them."""
+    batch, tokens, *channels = shape
+    return batch, *channels, padded_to(str(tokens), group)
+
+
+def not_transposed(shape: Sequence[int | str]) -> tuple[int | str, ...]:
+    """The same of values that lie so, or as they lie anyway."""
+    if not is_transposed(shape):
+        return tuple(shape)
+    batch, *channels, tokens = shape
+    return batch, _size_and_multiple(tokens)[0], *channels
+
+
+def is_transposed(shape: Sequence[int | str]) -> bool:
+    return any(_size_and_multiple(size)[1] for size in shape[-1:])
+
+
+def _size_and_multiple(size: int | str) -> tuple[str, str]:
+    before, _, after = str(size).partition("|")
+    return before, after
+
+
 def evaluate_size(expression: int | str, sizes: Mapping[str, int]) -> int:
-    """A number, a size's name, or a product of such: ``24*cache_frames``."""
-    return prod(_factor(factor.strip(), sizes) for factor in str(expression).split("*"))
+    """A number, a size's name, or a product of such, ``24*cache_frames``, perhaps rounded up to a
+    multiple: ``24*cache_frames|16``."""
+    product, multiple = _size_and_multiple(expression)
+    size = prod(_factor(factor.strip(), sizes) for factor in product.split("*"))
+    step = max(1, _factor(multiple, {})) if multiple else 1
+    return -(-size // step) * step
 
 
 def _factor(text: str, sizes: Mapping[str, int]) -> int:
@@ -195,6 +231,7 @@ KERNEL_OPERATORS = {
     "uint8": "KernelUInt8",
     "float8_e4m3": "KernelFloat8E4M3",
     "int8": "KernelInt8",
+    "int8, float32": "KernelInt8AndFloat",
     "float32, float8_e4m3": "KernelFloatAndFloat8E4M3",
     "float16, float8_e4m3": "KernelFloat16AndFloat8E4M3",
     "bfloat16, float8_e4m3": "KernelBFloat16AndFloat8E4M3",

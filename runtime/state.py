@@ -17,8 +17,7 @@ from longlive_trt.configs.dump import config_values
 from longlive_trt.contract import (
     BATCH,
     CACHE_FRAMES,
-    CONTEXT_K,
-    CONTEXT_V,
+    CONTEXT_STEMS,
     HISTORY,
     K_CACHE,
     LATENTS,
@@ -26,6 +25,7 @@ from longlive_trt.contract import (
     STEP_FRAMES,
     V_CACHE,
     latent_sizes,
+    not_transposed,
     numbered,
 )
 from longlive_trt.dtypes import FLOAT8
@@ -158,8 +158,7 @@ def save_state(
     session.settle()
     for frame, latent in session.history.items():
         require_finite(latent, f"{path}: latent frame {frame}")
-    memory = session.memory
-    tensors: dict[str, Array] = _fetched(memory, {**session.passes.cache, **session.context})
+    tensors = session.passes.saved() | _fetched(session.memory, session.context)
     tensors |= {f"latent.{frame}": latent for frame, latent in session.history.items()}
     decoder = session.decoder
     if decoder is not None:
@@ -294,7 +293,9 @@ def _expected(state: SavedState, bundle: Bundle, layout: RingLayout) -> dict[str
     config, graphs = state.config, bundle.manifest.graphs
     sizes = {BATCH: state.batch, STEP_FRAMES: layout.block, CACHE_FRAMES: layout.slots}
     step = specs_of(graphs[STEP].inputs)
-    expected = buffers(named(step, K_CACHE, V_CACHE, CONTEXT_K, CONTEXT_V), **sizes)
+    cache = named(step, K_CACHE, V_CACHE)
+    by_token = [replace(spec, shape=not_transposed(spec.shape)) for spec in cache]
+    expected = buffers([*by_token, *named(step, *CONTEXT_STEMS)], **sizes)
     if state.vae_frames is not None:
         _, following = decoder_named(bundle, state.decoder).graphs
         histories = named(specs_of(graphs[following].inputs), HISTORY)
@@ -323,8 +324,7 @@ def _require_blend(state: SavedState, config: ModelConfig) -> None:
 
 def restore(session: Session, state: SavedState) -> None:
     """Put a new session of the same configuration where the saved one stood."""
-    for name, cached in session.passes.cache.items():
-        session.memory.write(cached, state.tensors[name])
+    session.passes.restore(state.tensors)
     session.history.restore(
         {
             int(name.removeprefix("latent.")): np.array(latent)

@@ -5,7 +5,7 @@ its positions, runs the bound passes on the noise that was brought before, and c
 and values to their slots.
 """
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -19,8 +19,7 @@ from longlive_trt.contract import (
     BATCH,
     CACHE_FRAMES,
     CACHE_INDEX,
-    CONTEXT_K,
-    CONTEXT_V,
+    CONTEXT_STEMS,
     FRAME_INDEX,
     K_CACHE,
     K_NEW,
@@ -33,10 +32,12 @@ from longlive_trt.contract import (
     V_CACHE,
     V_NEW,
     WINDOW_FRAMES,
+    is_transposed,
     next_of,
     stem_of,
 )
 from longlive_trt.engines.base import Binding, Engine
+from longlive_trt.plugins.attention.value_layout import plain_values, transposed_values
 from longlive_trt.plugins.cuda.marks import mark
 from longlive_trt.runtime.memory.base import (
     Buffer,
@@ -51,7 +52,7 @@ from longlive_trt.runtime.memory.base import (
 from longlive_trt.runtime.ring import Copy, PassPlan, RingLayout
 
 Context = Mapping[str, Tensor]
-"""``context_k.{l}`` and ``context_v.{l}`` of one prompt."""
+"""``context_k.{l}`` and ``context_v.{l}`` of one prompt, and their scales where they have some."""
 
 _AHEAD = 2
 _CLEAN = Pass(timestep=0.0, sigma=0.0, sigma_next=0.0)
@@ -98,7 +99,10 @@ class TransformerPasses:
         self._tensors = self._memory.reserve(self._buffers(), "keys, values and latents")
         self.cache = self._part(K_CACHE, V_CACHE)
         self._new = self._part(K_NEW, V_NEW)
-        self.prompt = self._part(CONTEXT_K, CONTEXT_V)
+        self._transposed = {
+            spec.name for spec in named(engine.inputs, V_CACHE) if is_transposed(spec.shape)
+        }
+        self.prompt = self._part(*CONTEXT_STEMS)
         self._write_levels()
         self._results = [self._tensors[f"result.{which}"] for which in range(2)]
         self.noise = [self._memory.inlet(self._noise(which)) for which in range(2)]
@@ -113,8 +117,11 @@ class TransformerPasses:
 
     def use_context(self, context: Context) -> None:
         """Condition all following passes on a prompt."""
-        pairs = [(self.prompt[name], tensor) for name, tensor in context.items()]
-        self._memory.copy(pairs, [Span(0, 0, pairs[0][0].shape[1])])
+        by_entries: dict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for name, tensor in context.items():
+            by_entries[tensor.shape[1]].append((self.prompt[name], tensor))
+        for entries, pairs in by_entries.items():
+            self._memory.copy(pairs, [Span(0, 0, entries)])
 
     @property
     def place(self) -> int:
@@ -175,6 +182,20 @@ class TransformerPasses:
             self._recaching[key] = self._bind_recache(*key)
         return self._recaching[key]
 
+    def saved(self) -> dict[str, Array]:
+        """The cache on the host, by token, however it lies here."""
+        arrays = {name: self._memory.fetch(cached).result() for name, cached in self.cache.items()}
+        for name in self._transposed:
+            arrays[name] = plain_values(arrays[name], self._layout.slots * self._tokens)
+        return arrays
+
+    def restore(self, saved: Mapping[str, Array]) -> None:
+        """The cache as it was saved."""
+        for name, cached in self.cache.items():
+            array = saved[name]
+            lies_by_token = name not in self._transposed
+            self._memory.write(cached, array if lies_by_token else transposed_values(array))
+
     def _bind_recache(self, frames: int, slots: int) -> "_Recaching":
         specs = {LATENTS: self._engine.inputs[LATENTS]}
         specs |= {spec.name: spec for spec in named(self._engine.outputs, K_NEW, V_NEW)}
@@ -196,7 +217,7 @@ class TransformerPasses:
     def _buffers(self) -> dict[str, Buffer]:
         inputs, outputs = self._engine.inputs, self._engine.outputs
         sizes = {BATCH: self._batch, STEP_FRAMES: self._layout.block}
-        kept = named(inputs, K_CACHE, V_CACHE, CONTEXT_K, CONTEXT_V)
+        kept = named(inputs, K_CACHE, V_CACHE, *CONTEXT_STEMS)
         latents = Buffer.of(inputs[LATENTS], **sizes)
         return {
             **buffers(kept, cache_frames=self._layout.slots, **sizes),
@@ -246,8 +267,11 @@ class TransformerPasses:
         assert self._batch == 1
         sizes = {BATCH: self._batch, STEP_FRAMES: self._layout.block, CACHE_FRAMES: slots}
         specs = self._engine.inputs
+        # Of what lies transposed, a row goes on behind the slots; a pass reads as far as keys go.
         return {
-            name: self._memory.view(tensor, specs[name].sized(**sizes))
+            name: tensor
+            if name in self._transposed
+            else self._memory.view(tensor, specs[name].sized(**sizes))
             for name, tensor in self.cache.items()
         }
 
@@ -296,8 +320,9 @@ class TransformerPasses:
             Span(copy.slot * tokens, copy.source_frame * tokens, copy.frames * tokens)
             for copy in copies
         ]
-        pairs = [(cached, new[next_of(name)]) for name, cached in self.cache.items()]
-        self._memory.commit(pairs, spans)
+        pairs = {name: (cached, new[next_of(name)]) for name, cached in self.cache.items()}
+        transposed = [pairs.pop(name) for name in sorted(self._transposed)]
+        self._memory.commit(pairs.values(), spans, transposed)
 
 
 class _Position:

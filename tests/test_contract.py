@@ -129,13 +129,30 @@ def test_what_takes_the_place_of_an_input(name: str, following: str) -> None:
 
 @pytest.mark.parametrize(
     ("expression", "size"),
-    [(3, 3), ("3", 3), ("cache_frames", 9), ("24*cache_frames", 216), ("cache_frames * 6", 54)],
+    [
+        (3, 3),
+        ("3", 3),
+        ("cache_frames", 9),
+        ("24*cache_frames", 216),
+        ("cache_frames * 6", 54),
+        ("15*cache_frames|16", 144),
+    ],
 )
 def test_sizes(expression: int | str, size: int) -> None:
     assert contract.evaluate_size(expression, {"cache_frames": 9, "batch": 1}) == size
     assert contract.multiple_of("cache_frames", 24) == "24*cache_frames"
+    assert contract.padded_to("24*cache_frames", 16) == "24*cache_frames|16"
 
 
 def test_a_size_that_nobody_chose() -> None:
     with pytest.raises(EngineError, match="'frames', which was not chosen; known: batch"):
         contract.evaluate_size("6*frames", {"batch": 1})
+
+
+def test_values_that_lie_transposed_are_known_by_their_shape() -> None:
+    by_token = ("batch", "24*cache_frames", 12, 128)
+    lying = contract.transposed(by_token, 16)
+    assert lying == ("batch", 12, 128, "24*cache_frames|16")
+    assert contract.is_transposed(lying) and not contract.is_transposed(by_token)
+    assert not contract.is_transposed(())
+    assert contract.not_transposed(lying) == contract.not_transposed(by_token) == by_token

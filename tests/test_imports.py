@@ -68,7 +68,8 @@ RULES = {
     },
     "runtime": {
         *FOUNDATION,
-        *("configs", "exports", "engines", "engines.bundles", "plugins.cuda"),
+        *("configs", "exports", "engines", "engines.bundles"),
+        *("plugins.cuda", "plugins.attention", "plugins.kernels"),
     },
     "export.models": {*FOUNDATION, "configs"},
     "export.checkpoints": {*FOUNDATION, "configs"},

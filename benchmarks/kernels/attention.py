@@ -34,7 +34,7 @@ from longlive_trt.plugins.attention.tensorrt_plugin import plugin_kernel, worksp
 from longlive_trt.plugins.attention.value_layout import padded_tokens
 from longlive_trt.plugins.attention.variants import FLOAT8, INT8, Variant, choose_variant
 from longlive_trt.plugins.cuda import driver
-from longlive_trt.plugins.kernels.quantize import quantize_values
+from longlive_trt.plugins.kernels.values import quantize_values
 
 HEADS, HEAD_DIM = 12, 128
 SCALE = HEAD_DIM**-0.5

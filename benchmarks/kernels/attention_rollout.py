@@ -21,7 +21,7 @@ from longlive_trt.export.models.transformer import Transformer, full_attention
 from longlive_trt.plugins.attention.arguments import KVPiece, Scales
 from longlive_trt.plugins.attention.hopper import SinkWindowAttention
 from longlive_trt.plugins.attention.value_layout import padded_tokens
-from longlive_trt.plugins.kernels.quantize import quantize_values
+from longlive_trt.plugins.kernels.values import quantize_values
 
 DATA = ROOT / "tests" / "data" / "transformer"
 CASES = ("noswitch", "switch15_global_sink", "switch6")

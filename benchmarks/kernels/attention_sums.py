@@ -18,7 +18,7 @@ from longlive_trt.plugins.attention.arguments import KVPiece, Scales
 from longlive_trt.plugins.attention.hopper import SinkWindowAttention
 from longlive_trt.plugins.attention.value_layout import padded_tokens
 from longlive_trt.plugins.attention.variants import Variant
-from longlive_trt.plugins.kernels.quantize import quantize_values
+from longlive_trt.plugins.kernels.values import quantize_values
 
 HEADS, HEAD_DIM, TOKENS, CACHED = 12, 128, 4680, 14_040
 SETS, REPEATS = 8, 20

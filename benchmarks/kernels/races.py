@@ -24,7 +24,7 @@ from longlive_trt.plugins.attention.tensorrt_plugin import (
 from longlive_trt.plugins.attention.variants import FLOAT8, INT8, Variant, choose_variant
 from longlive_trt.plugins.cuda import driver
 from longlive_trt.plugins.cuda.compilation import compile_kernel
-from longlive_trt.plugins.kernels.quantize import quantize_values
+from longlive_trt.plugins.kernels.values import quantize_values
 
 SHAPES = ((200, (300, 0, 77)), (1100, (700, 900)))
 HEADS = 2

@@ -8,8 +8,8 @@ for weights stored [in, out] and [out, in], and beside torch; all other kernels 
 copy of gigabytes.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -42,8 +42,8 @@ class KernelJob:
     """Lists hold one tensor for each buffer; a tensor is shared."""
     per_pass: int
     flops: int = 0
-    narrow: tuple[int, ...] = ()
-    """Outputs in 8 bits."""
+    types: Mapping[int, torch.dtype] = field(default_factory=dict)
+    """Of outputs that are not in the compute type."""
 
     def tensors(self, buffer: int) -> list[DeviceTensor]:
         chosen = (x[buffer] if isinstance(x, list) else x for x in self.inputs)
@@ -55,7 +55,7 @@ class KernelJob:
         places: dict[int, Placement] = {}
         inputs = [self.tensors(buffer) for buffer in range(BUFFERS)]
         shapes = kernel.output_shapes([x.shape for x in inputs[0]])
-        types = [FLOAT8 if i in self.narrow else dtype for i in range(len(shapes))]
+        types = [self.types.get(i, dtype) for i in range(len(shapes))]
         pairs = list(zip(shapes, types, strict=True))
         memory = [[torch.empty(s, dtype=t, device="cuda") for s, t in pairs] for _ in inputs]
         outputs = [[as_device_tensor(x, "output") for x in group] for group in memory]
@@ -105,6 +105,12 @@ def kernel_jobs(dtype: torch.dtype) -> dict[str, KernelJob]:
         for tokens in (TOKENS, CACHED)
     }
     units = torch.full((HEADS,), 0.02, device="cuda")
+    rows = torch.full((1, TOKENS, HEADS), 0.02, device="cuda")
+    int8_q = [(30 * x).clamp(-127, 127).to(torch.int8) for x in q]
+    int8_context = (30 * context[0]).clamp(-127, 127).to(torch.int8)
+    text_values = torch.ones(1, HEADS, HEAD_DIM, TEXT, device="cuda").to(FLOAT8)
+    int8_types = dict(enumerate((torch.int8, torch.int8, FLOAT8, torch.float32)))
+    int8_qkv = [qkv, weight, bias, *turn(TOKENS), units, units]
     modulated, heads = {"scale_row": 1, "shift_row": 0}, {"heads": HEADS}
     attention_flops = 4 * TOKENS * DIM
     return {
@@ -142,18 +148,60 @@ def kernel_jobs(dtype: torch.dtype) -> dict[str, KernelJob]:
             {**modulated, "gate_row": 5, "output_scale": 0.02},
             [x, y, table],
             0,
-            narrow=(1,),
+            types={1: FLOAT8},
         ),
         "8 bits: q k v norm and rotation": KernelJob(
             "qkv_norm_rope",
             heads,
             [qkv, weight, bias, *turn(TOKENS), units, units, units],
             0,
-            narrow=(0, 1, 2),
+            types=dict.fromkeys(range(3), FLOAT8),
         ),
-        "8 bits: own values": KernelJob("transposed_values", {}, [narrow["v"]], 0, narrow=(0,)),
+        "8 bits: the same, values transposed": KernelJob(
+            "qkv_norm_rope",
+            {**heads, "transposed": True},
+            [qkv, weight, bias, *turn(TOKENS), units, units, units],
+            0,
+            types=dict.fromkeys(range(3), FLOAT8),
+        ),
+        "int8: q k v norm and rotation": KernelJob(
+            "qkv_norm_rope", {**heads, "hadamard": True}, int8_qkv, 0, types=int8_types
+        ),
+        "int8: the same, values transposed": KernelJob(
+            "qkv_norm_rope",
+            {**heads, "hadamard": True, "transposed": True},
+            int8_qkv,
+            0,
+            types=int8_types,
+        ),
+        "int8: q norm": KernelJob(
+            "rms_norm",
+            {**heads, "hadamard": True},
+            [x, weight],
+            0,
+            types={0: torch.int8, 1: torch.float32},
+        ),
+        "16 bits to 8: cross-attention": KernelJob(
+            "cross_attention",
+            {"output_scale": 0.02},
+            [q, *context],
+            0,
+            attention_flops * TEXT,
+            types={0: FLOAT8},
+        ),
+        "int8: cross-attention": KernelJob(
+            "narrow_cross_attention",
+            {"output_scale": 0.02},
+            [int8_q, int8_context, text_values, rows, units[None], units[None]],
+            0,
+            attention_flops * TEXT,
+            types={0: FLOAT8},
+        ),
+        "8 bits: own values": KernelJob(
+            "transposed_values", {}, [narrow["v"]], 0, types={0: FLOAT8}
+        ),
         "8 bits: cached values": KernelJob(
-            "transposed_values", {}, [narrow["v_cache"]], 0, narrow=(0,)
+            "transposed_values", {}, [narrow["v_cache"]], 0, types={0: FLOAT8}
         ),
         "16 bits to 8: attention": KernelJob(
             "attention",
@@ -161,7 +209,7 @@ def kernel_jobs(dtype: torch.dtype) -> dict[str, KernelJob]:
             [q, k, v, k_cache, v_cache, valid],
             0,
             attention_flops * (TOKENS + CACHED),
-            narrow=(0,),
+            types={0: FLOAT8},
         ),
         "8 bits: attention": KernelJob(
             "narrow_attention",
@@ -172,7 +220,7 @@ def kernel_jobs(dtype: torch.dtype) -> dict[str, KernelJob]:
             ],
             0,
             attention_flops * (TOKENS + CACHED),
-            narrow=(0,),
+            types={0: FLOAT8},
         ),
     }
 

@@ -10,7 +10,7 @@ folded into 2x2 over the small one, as the decoder has them.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -30,7 +30,14 @@ SPREAD = {**BLOCK, "total": True, "spread": True}
 Size = tuple[int, int, int, int]
 LAUNCHES = 4
 
-CASES: list[tuple[str, str, dict[str, Any], Size, int]] = [
+Case = tuple[str, str, dict[str, Any], Size, int]
+OUTPUT_TYPES = {
+    "vae_pixels": torch.uint8,
+    "vae_frames": torch.float32,
+    "vae_colors": torch.uint8,
+}
+
+CASES: list[Case] = [
     # what, kernel, flags, the input's shape (of its pixels, if spread), times in a block
     ("384 ch, x", "vae_stack", BLOCK, (3, 60, 104, 384), 6),
     ("384 ch, x + y", "vae_stack", ALL, (3, 60, 104, 384), 4),
@@ -75,10 +82,14 @@ DOUBLING: list[tuple[Size, int]] = [
 
 def make_inputs(kernel: str, flags: dict[str, Any], size: Size, dtype: torch.dtype) -> list[Any]:
     frames, height, width, channels = size
-    spread = (frames, height // 2 + 1, width // 2 + 1, 4 * channels)
-    shapes: list[tuple[int, ...]] = [spread if flags.get("spread") else size]
+    together, taps = flags.get("frames_of_place", 1), flags.get("taps", 3)
+    places = (frames // together, height // 2 + 1, width // 2 + 1, 4 * together * channels)
+    is_spread = flags.get("spread") or kernel == "vae_colors"
+    shapes: list[tuple[int, ...]] = [places if is_spread else size]
     if flags.get("residual"):
-        shapes.append(size)
+        shapes.append((*size[:3], taps * channels) if flags.get("beside") else size)
+    if kernel == "vae_colors":
+        shapes += [(27, channels), (3,)]
     if flags.get("bias") or kernel in ("vae_pixels", "vae_frames"):
         shapes.append((channels,))
     if kernel == "vae_head":
@@ -86,7 +97,7 @@ def make_inputs(kernel: str, flags: dict[str, Any], size: Size, dtype: torch.dty
     if flags.get("norm"):
         shapes.append((channels,))
     if flags.get("history"):
-        shapes.append((1, 2, *size[1:]))
+        shapes.append((1, taps - 1, *size[1:]))
     return [torch.randn(*shape, device="cuda").to(dtype) for shape in shapes]
 
 
@@ -96,13 +107,15 @@ def make_job(
     """What launches it, and how many bytes it reads and writes."""
     kernel, gpu = KERNELS[name](**flags), Gpu()
     inputs = make_inputs(name, flags, size, dtype)
-    output_type = {"vae_pixels": torch.uint8, "vae_frames": torch.float32}.get(name, dtype)
+    output_type = OUTPUT_TYPES.get(name, dtype)
     shapes = kernel.output_shapes([tuple(tensor.shape) for tensor in inputs])
     outputs = [torch.empty(shape, dtype=output_type, device="cuda") for shape in shapes]
     sources, targets = (
         [as_device_tensor(tensor, "tensor") for tensor in group] for group in (inputs, outputs)
     )
     moved = sum(tensor.numel() * tensor.element_size() for tensor in [*inputs, *outputs])
+    if flags.get("beside"):  # only the last of the frames that lie there
+        moved -= inputs[1].numel() * inputs[1].element_size() * (flags["taps"] - 1) // flags["taps"]
     memory = [inputs, outputs]
 
     def launch(stream: int) -> None:
@@ -122,8 +135,8 @@ def copy_ms(moved_bytes: int, repeats: int) -> float:
     return launch_ms(lambda _stream: target.copy_(source), repeats)
 
 
-def measure(dtype: str, repeats: int) -> Iterator[dict[str, Any]]:
-    for what, kernel, flags, size, count in CASES:
+def measure(cases: Iterable[Case], dtype: str, repeats: int) -> Iterator[dict[str, Any]]:
+    for what, kernel, flags, size, count in cases:
         launch, moved = make_job(kernel, flags, size, TYPES[dtype])
         time, copied = launch_ms(launch, repeats), copy_ms(moved, repeats)
         del launch
@@ -149,35 +162,43 @@ def convolution(x: torch.Tensor, weight: torch.Tensor) -> Launch:
     return lambda _stream: torch.conv2d(x, weight, padding=1)
 
 
-def measure_doubling(dtype: str, repeats: int) -> Iterator[dict[str, Any]]:
+def measure_convolution(
+    what: str, size: Size, channels_out: int, taps: int, dtype: str, repeats: int
+) -> dict[str, Any]:
+    """In torch (cuDNN), channels last, as ONNX Runtime has it."""
     torch.backends.cudnn.benchmark = True
-    for (frames, height, width, channels), channels_out in DOUBLING:
-        small, doubled = (
-            torch.randn(frames, channels, by * height, by * width, device="cuda").to(
-                TYPES[dtype], memory_format=torch.channels_last
-            )
-            for by in (1, 2)
-        )
-        for what, x, outputs, taps in (
-            ("3x3, doubled", doubled, channels_out, 3),
-            ("2x2, folded", small, 4 * channels_out, 2),
-        ):
-            weight = torch.randn(outputs, channels, taps, taps, device="cuda").to(
-                TYPES[dtype], memory_format=torch.channels_last
-            )
-            time = launch_ms(convolution(x, weight), repeats)
-            flops = 2 * outputs * channels * taps**2 * x.shape[0] * x.shape[2] * x.shape[3]
-            print(
-                f"{what:13s} {list(x.shape)!s:24s} {list(weight.shape)!s:20s} "
-                f"{time * 1e3:8.1f} us, {flops / time / 1e9:4.0f} TFLOP/s"
-            )
-            yield {
-                "what": what,
-                "input": list(x.shape),
-                "weight": list(weight.shape),
-                "median_us": time * 1e3,
-                "tflops": flops / time / 1e9,
-            }
+    frames, height, width, channels = size
+    x, weight = (
+        torch.randn(*shape, device="cuda").to(TYPES[dtype], memory_format=torch.channels_last)
+        for shape in ((frames, channels, height, width), (channels_out, channels, taps, taps))
+    )
+    time = launch_ms(convolution(x, weight), repeats)
+    flops = 2 * channels_out * channels * taps**2 * frames * height * width
+    print(
+        f"{what:13s} {list(x.shape)!s:24s} {list(weight.shape)!s:20s} "
+        f"{time * 1e3:8.1f} us, {flops / time / 1e9:4.0f} TFLOP/s"
+    )
+    return {
+        "what": what,
+        "input": list(x.shape),
+        "weight": list(weight.shape),
+        "median_us": time * 1e3,
+        "tflops": flops / time / 1e9,
+    }
+
+
+def measure_doubling(dtype: str, repeats: int) -> Iterator[dict[str, Any]]:
+    for small, channels_out in DOUBLING:
+        frames, height, width, channels = small
+        doubled = (frames, 2 * height, 2 * width, channels)
+        yield measure_convolution("3x3, doubled", doubled, channels_out, 3, dtype, repeats)
+        yield measure_convolution("2x2, folded", small, 4 * channels_out, 2, dtype, repeats)
+
+
+def together_ms(measured: Iterable[dict[str, Any]]) -> float:
+    """Of a block."""
+    total: float = sum(each["median_us"] * each["times_in_a_block"] for each in measured) / 1e3
+    return total
 
 
 def main() -> None:
@@ -185,8 +206,8 @@ def main() -> None:
     options.add_argument("--dtype", choices=TYPES, default="float16")
     options.add_argument("--repeats", type=int, default=30)
     chosen = options.parse_args()
-    passes = list(measure(chosen.dtype, chosen.repeats))
-    total_ms = sum(each["median_us"] * each["times_in_a_block"] for each in passes) / 1e3
+    passes = list(measure(CASES, chosen.dtype, chosen.repeats))
+    total_ms = together_ms(passes)
     print(f"together {total_ms:.2f} ms a block")
     doubling = list(measure_doubling(chosen.dtype, chosen.repeats))
     report = {**machine(), "together_ms": total_ms, "passes": passes, "doubling": doubling}

@@ -24,8 +24,11 @@ from longlive_trt.contract import (
     V_CACHE,
     V_NEW,
     evaluate_size,
+    is_transposed,
     latent_sizes,
+    not_transposed,
     numbered,
+    stem_of,
 )
 from longlive_trt.engines.base import Engine, TensorSpec, specs_of
 from longlive_trt.engines.bundles.bundle import Bundle
@@ -86,7 +89,10 @@ def _require(
             f"{where}: its configuration asks for a tensor {name} of graph {graph}, which that "
             f"does not have; {advice}"
         )
-    found = tuple(map(_known, tensor.shape))
+    is_value = stem_of(name) in (V_CACHE, V_NEW, CONTEXT_V)
+    shape = not_transposed(tensor.shape) if is_value else tensor.shape
+    # Nothing else may lie so.
+    found = () if is_transposed(shape) else tuple(map(_known, shape))
     # The first axis is the batch.
     expected = (None, *sizes)
     pairs = zip(found, expected, strict=False)
@@ -101,8 +107,8 @@ def _require(
 
 def _known(size: int | str) -> int | None:
     """None for a size that is a name alone; ``24*cache_frames`` tells the tokens of a frame."""
-    if isinstance(size, int):
-        return size
+    if isinstance(size, int) or size.isdecimal():
+        return int(size)
     names = [factor.strip() for factor in size.split("*") if not factor.strip().isdecimal()]
     # Tokens and pictures are so many for each frame; latents of any size tell nothing.
     is_product = len(names) == 1 and "*" in size and names[0] not in latent_sizes(0, 0)

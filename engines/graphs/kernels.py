@@ -1,10 +1,11 @@
 """Which kernels the written graphs of an export may have nodes of, known before any is written."""
 
-from longlive_trt.configs import VaeConfig
+from longlive_trt.configs import TaehvConfig
 from longlive_trt.contract import COMPONENT_OF, DECODER_GRAPHS, PROMPT, STEP, VAE_NEXT
 from longlive_trt.exports import ExportRecord, Quantization
 
 _VAE = {"vae_stack", "vae_sum", "vae_head", "vae_pixels", "vae_frames"}
+_TAEHV = {"vae_stack", "vae_colors"}
 _ALWAYS = {
     STEP: {
         *("gemm", "layer_norm", "residual_norm", "rms_norm", "qkv_norm_rope"),
@@ -13,6 +14,9 @@ _ALWAYS = {
     PROMPT: {"gemm", "rms_norm"},
 }
 
+NARROW_CROSS = {"head_units", "narrow_cross_attention", "narrow_heads", "transposed_values"}
+"""Of attention to the prompt in eight bits."""
+
 
 def kernels_of(record: ExportRecord) -> set[str]:
     kernels = {name for graph in record.graphs for name in _ALWAYS.get(graph, ())}
@@ -20,24 +24,24 @@ def kernels_of(record: ExportRecord) -> set[str]:
     if VAE_NEXT in record.graphs and record.quantization and record.quantization.vae:
         kernels |= {"vae_conv", "vae_quantize"}
     if STEP in record.graphs:
-        kernels |= _self_attention(record.quantization)
-        if record.config.rollout.rope == "relative":
+        is_relative = record.config.rollout.rope == "relative"
+        kernels |= _self_attention(record.quantization, is_relative)
+        if is_relative:
             kernels.add("rotate")
     return kernels
 
 
 def _of_decoder(record: ExportRecord, graph: str) -> set[str]:
-    """Of Wan's decoders; the tiny ones are of standard operators."""
     component = COMPONENT_OF[graph]
-    if component not in DECODER_GRAPHS or not isinstance(
-        record.config.decoder(component), VaeConfig
-    ):
+    if component not in DECODER_GRAPHS:
         return set()
+    if isinstance(record.config.decoder(component), TaehvConfig):
+        return _TAEHV
     first, _ = DECODER_GRAPHS[component]
     return {*_VAE, "vae_zeros"} if graph == first else _VAE
 
 
-def _self_attention(quantization: Quantization | None) -> set[str]:
+def _self_attention(quantization: Quantization | None, is_relative: bool) -> set[str]:
     if quantization is None:
         return {"attention"}
     kernels = {"quantize"}
@@ -45,7 +49,9 @@ def _self_attention(quantization: Quantization | None) -> set[str]:
         kernels |= {"narrow_heads", "widen_heads"}
     if quantization.attention is None:
         return {*kernels, "attention"}
-    kernels |= {"narrow_attention", "narrow_heads", "transposed_values"}
-    # Attention in int8 is in the compute type where there is no kernel for it.
-    in_compute_type = {"attention", "widen_heads"}
-    return kernels | in_compute_type if quantization.attention == "int8" else kernels
+    kernels |= {"narrow_attention", "narrow_heads"}
+    if quantization.attention == "int8":
+        # It is in the compute type where there is no kernel for it.
+        return kernels | {"attention", "widen_heads"}
+    is_rounded_anew = quantization.cache != "fp8" or is_relative
+    return kernels | {"transposed_values"} if is_rounded_anew else kernels

@@ -2,14 +2,38 @@
 quantized, from a cache in the compute type or quantized.
 """
 
+from enum import Enum
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from longlive_trt import contract
-from longlive_trt.dtypes import BY_ONNX, FLOAT8, FLOAT32, INT8, QUANTIZED_TYPES
+from longlive_trt.dtypes import FLOAT8, FLOAT32, INT8
 from longlive_trt.engines.graphs.writer import GraphWriter
+
+
+class Kind(Enum):
+    """What is in eight bits, and how values lie in the cache for it."""
+
+    INTEGER = "queries and keys in int8, values in FP8"
+    FLOAT8 = "all of it in FP8, and so the cache"
+    FLOAT8_ROUNDED = "all of it in FP8, rounded in every pass"
+    COMPUTE = "nothing but, perhaps, what the cache keeps"
+
+    @property
+    def reads_kept_values(self) -> bool:
+        """From where they lie, in the layout that attention in eight bits reads."""
+        return self in (Kind.INTEGER, Kind.FLOAT8)
+
+
+def kind_of(writer: GraphWriter) -> Kind:
+    if writer.weights.has(contract.HADAMARD_SIGNS) and writer.has_narrow_attention:
+        return Kind.INTEGER
+    if not writer.weights.has(contract.attention_scale("q", 0)):
+        return Kind.COMPUTE
+    is_kept = writer.kept_dtype("k") == FLOAT8.name and writer.config.rollout.rope != "relative"
+    return Kind.FLOAT8 if is_kept else Kind.FLOAT8_ROUNDED
 
 
 class SelfAttention:
@@ -23,8 +47,7 @@ class SelfAttention:
         self._turn = self._rope(contract.FRAME_INDEX)
         self._turn_cached = self._rope(contract.CACHE_INDEX) if self._is_relative else None
         self._cached_tokens = self._valid_tokens()
-        self._cache_dtype = self._quantized_cache_dtype()
-        self._is_quantized = writer.weights.has(contract.attention_scale("q", 0))
+        self._kind = kind_of(writer)
         self._is_integer = writer.weights.has(contract.HADAMARD_SIGNS)
 
     def __call__(self, layer: int, normed: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
@@ -32,9 +55,9 @@ class SelfAttention:
         name = f"blocks.{layer}.self_attn"
         projections = (f"{name}.{part}" for part in "qkv")
         qkv = self._linear(normed, *projections, joined=f"{name}.qkv")
-        if self._is_integer and self._writer.has_narrow_attention:
+        if self._kind is Kind.INTEGER:
             attended, key, value = self._in_integers(layer, name, qkv)
-        elif self._is_quantized and self._cache_dtype == FLOAT8.name and not self._is_relative:
+        elif self._kind is Kind.FLOAT8:
             attended, key, value = self._all_quantized(layer, name, qkv)
         else:
             q, key, value, kept_key = self._split(name, qkv)
@@ -50,15 +73,6 @@ class SelfAttention:
         per_frame = self._graph.constant([self._writer.config.tokens_per_frame], np.int64)
         tokens: ir.Value = self._graph.op("Mul", frames, per_frame)
         return tokens
-
-    def _quantized_cache_dtype(self) -> str | None:
-        """Of keys; None for a cache in the compute type."""
-        return self._kept_dtype("k")
-
-    def _kept_dtype(self, part: str) -> str | None:
-        dtype = self._caches[part][0].dtype
-        element = BY_ONNX[int(dtype)] if dtype is not None else None
-        return element.name if element in QUANTIZED_TYPES else None
 
     def _rope(self, positions: str) -> tuple[ir.Value, ir.Value]:
         """Cosines and sines [F * P, head_dim / 2] of the frames at these positions."""
@@ -84,10 +98,9 @@ class SelfAttention:
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """All of this pass but its sums is quantized, and so is the cache."""
         scales = [self._attention_scale(layer, part) for part in "qkv"]
-        q, key, value = self._norm_and_turn(name, qkv, *scales, dtype=FLOAT8.name)
+        q, key, value = self._norm_and_turn(name, qkv, *scales, dtype=FLOAT8.name, transposed=True)
         k_cache, v_cache = (self._caches[part][layer] for part in "kv")
-        values = [self._transposed(value), self._transposed(v_cache)]
-        attended = self._quantized_attention(name, q, key, values, k_cache, scales)
+        attended = self._quantized_attention(name, q, key, [value, v_cache], k_cache, scales)
         return attended, key, value
 
     def _in_integers(
@@ -98,7 +111,8 @@ class SelfAttention:
         Keys that are turned in every pass are kept in the compute type, and rounded then.
         """
         scales = [self._cache_scale(layer, part) for part in "kv"]
-        types, parameters = [INT8.name, INT8.name, FLOAT8.name, FLOAT32.name], {"hadamard": True}
+        types = [INT8.name, INT8.name, FLOAT8.name, FLOAT32.name]
+        parameters = {"hadamard": True, "transposed": True}
         if self._is_relative:
             types.append(self._graph.compute_name)
             parameters["plain_key"] = True
@@ -110,9 +124,8 @@ class SelfAttention:
             k_cache = self._graph.kernel(
                 "rotate", k_cache, *self._turn_cached, scales[0], dtype=INT8.name
             )
-        values = [self._transposed(value), self._transposed(v_cache)]
         by_row = [q_scale, *scales]
-        attended = self._quantized_attention(name, q, key, values, k_cache, by_row)
+        attended = self._quantized_attention(name, q, key, [value, v_cache], k_cache, by_row)
         return attended, plain[0] if plain else key, value
 
     def _attend(
@@ -121,7 +134,7 @@ class SelfAttention:
         cached_key, cached_value = self._cached(layer, "k"), self._cached(layer, "v")
         if self._turn_cached is not None:
             cached_key = self._graph.kernel("rotate", cached_key, *self._turn_cached)
-        if not self._is_quantized:
+        if self._kind is Kind.COMPUTE:
             attended: ir.Value = self._graph.kernel(
                 *("attention", q, key, value, cached_key, cached_value, self._cached_tokens),
                 **self._writer.quantized_attention(f"{name}.o"),
@@ -132,7 +145,10 @@ class SelfAttention:
             self._graph.kernel("narrow_heads", x, scale, dtype=FLOAT8.name)
             for x, scale in ((q, scales[0]), (key, scales[1]), (cached_key, scales[1]))
         )
-        values = [self._transposed(x, scales[2]) for x in (value, cached_value)]
+        values = [
+            self._graph.kernel("transposed_values", x, scales[2], dtype=FLOAT8.name)
+            for x in (value, cached_value)
+        ]
         return self._quantized_attention(name, q, key, values, cached_key, scales)
 
     def _quantized_attention(
@@ -152,22 +168,19 @@ class SelfAttention:
         )
         return attended
 
-    def _transposed(self, *value_and_scale: ir.Value) -> ir.Value:
-        value: ir.Value = self._graph.kernel(
-            "transposed_values", *value_and_scale, dtype=FLOAT8.name
-        )
-        return value
-
     def _cached(self, layer: int, part: str) -> ir.Value:
         cached: ir.Value = self._caches[part][layer]
-        if self._kept_dtype(part) is not None:
+        if self._writer.kept_dtype(part) is not None:
             cached = self._graph.kernel("widen_heads", cached, self._cache_scale(layer, part))
         return cached
 
     def _kept(self, layer: int, part: str, x: ir.Value) -> ir.Value:
-        if self._kept_dtype(part) is not None:
+        if self._writer.kept_dtype(part) is not None:
             x = self._graph.kernel(
-                "narrow_heads", x, self._cache_scale(layer, part), dtype=self._kept_dtype(part)
+                "narrow_heads",
+                x,
+                self._cache_scale(layer, part),
+                dtype=self._writer.kept_dtype(part),
             )
         return x
 
@@ -176,7 +189,7 @@ class SelfAttention:
 
     def _attention_scale(self, layer: int, part: str) -> ir.Value:
         """What is cached in FP8 has the cache's scales, for the kernel has one for all keys."""
-        if part != "q" and self._cache_dtype == FLOAT8.name:
+        if part != "q" and self._writer.kept_dtype("k") == FLOAT8.name:
             return self._cache_scale(layer, part)
         return self._scale(contract.attention_scale(part, layer))
 

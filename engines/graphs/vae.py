@@ -9,7 +9,7 @@ outputs of a place at once, side by side in the channels, with 4/9 of the work; 
 reads them so.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,24 +27,22 @@ from longlive_trt.contract import (
     TILE_HEIGHT,
     TILE_WIDTH,
     VAE,
-    multiple_of,
-    numbered,
     weight_prefix,
     weights_file,
 )
 from longlive_trt.dtypes import FLOAT32, UINT8, ElementType
 from longlive_trt.engines.graphs.builder import GraphBuilder, GraphWeights, Size
+from longlive_trt.engines.graphs.layers import require_half, save_sharing, times
 from longlive_trt.engines.graphs.vae_convolutions import (
     Array,
     Convolutions,
     tell_what_stays_wide,
 )
-from longlive_trt.engines.graphs.vae_layers import DecoderLayers, Pending, times
+from longlive_trt.engines.graphs.vae_layers import DecoderLayers, Pending
 from longlive_trt.errors import UsageError
 from longlive_trt.plugins.kernels.vae import MAX_HEAD_CHANNELS
 from longlive_trt.precision import Precision
 
-_INLINE_BYTES = 1024
 _CHANNEL_MULTIPLE = 8
 _COLORS = 3
 
@@ -95,22 +93,8 @@ def build_vae_graphs(
     save_sharing(graphs, out, weights_file(component))
 
 
-def save_sharing(graphs: Mapping[str, ir.Model], out: Path, weights_name: str) -> None:
-    """Write graphs whose weights lie in one file: the first graph's, which the others use too."""
-    first, *others = graphs.values()
-    ir.external_data.unload_from_model(first, out, weights_name, size_threshold_bytes=_INLINE_BYTES)
-    for other in others:
-        _share_weights(first, other)
-    for name, model in graphs.items():
-        ir.save(model, out / f"{name}.onnx")
-
-
 def _require_supported(config: ModelConfig, precision: Precision, component: str) -> VaeConfig:
-    if precision.name != "fp16":
-        raise UsageError(
-            f"the VAE's graphs for a GPU cannot be {precision.name}: ONNX Runtime convolves in "
-            "fp16 only there; build them with fp16"
-        )
+    require_half(precision)
     vae = config.decoder(component)
     if not isinstance(vae, VaeConfig):
         raise UsageError(f"{config.name} has no VAE: add a section vae to its configuration")
@@ -134,29 +118,21 @@ def _widths(vae: VaeConfig) -> list[int]:
     return [vae.dim * multiplier for multiplier in reversed(vae.multipliers)]
 
 
-def _share_weights(written: ir.Model, other: ir.Model) -> None:
-    """Weights have the same name in both; constants may not, and stay inside."""
-    for name, value in other.graph.initializers.items():
-        stored = written.graph.initializers.get(name)
-        if stored is not None and isinstance(stored.const_value, ir.ExternalTensor):
-            value.const_value = stored.const_value
-
-
 class _DecoderWriter(DecoderLayers):
     """The decoder as it is put together."""
 
     def write_whole(self, latents: Precision) -> None:
         colors = self._head(self._staged(self._middle(latents), 0, None))
-        self._finish(colors, self._counted(contract.LATENT_FRAMES, self.vae.temporal_factor))
+        self._finish(colors, self.counted(contract.LATENT_FRAMES, self.vae.temporal_factor))
 
     def write_base(self, latents: Precision) -> None:
         """Up to the part that tiles may do."""
         before = self._staged(self._middle(latents), 0, self.vae.whole_stages)
         features = self.summed(self.computed(before), interleave=False)
-        frames = self._counted(contract.LATENT_FRAMES, self.vae.feature_frames)
+        frames = self.counted(contract.LATENT_FRAMES, self.vae.feature_frames)
         shape = (times(frames, self.batch), *self.size, before.channels)
         self.builder.output(contract.FEATURES, features, shape)
-        self._remember()
+        self.remember()
 
     def write_tile(self, latents: Precision) -> None:
         """From there on, of a tile of any size."""
@@ -167,7 +143,7 @@ class _DecoderWriter(DecoderLayers):
         features = self.builder.input(contract.FEATURES, (frames, *self.size, channels))
         colors = self._head(self._staged(Pending(features, channels), cut, None))
         factor = self.vae.temporal_factor // self.vae.feature_frames
-        self._finish(colors, self._counted(contract.FEATURE_FRAMES, factor))
+        self._finish(colors, self.counted(contract.FEATURE_FRAMES, factor))
 
     def _middle(self, latents: Precision) -> Pending:
         widest = _widths(self.vae)[0]
@@ -196,20 +172,10 @@ class _DecoderWriter(DecoderLayers):
         return stages
 
     def _latents(self, precision: Precision) -> Pending:
-        add, vae = self.builder.op, self.vae
-        frames: Size = 1 if self.first else contract.LATENT_FRAMES
-        shape = (self.batch, frames, vae.channels, *self.size)
-        latents = self.builder.input(contract.LATENTS, shape, precision.onnx)
-        std, mean = (
-            self.builder.constant(np.reshape(values, (-1, 1, 1)), np.float32)
-            for values in (vae.std, vae.mean)
-        )
-        wide = add("Add", add("Mul", add("Cast", latents, to=ir.DataType.FLOAT), std), mean)
-        half = add("Cast", wide, to=self.builder.precision.onnx)
-        last = add("Transpose", half, perm=(0, 1, 3, 4, 2))
-        rows = self.builder.constant((-1, *self.size, vae.channels), np.int64)
-        mixed = self.linear(add("Reshape", last, rows), "conv2", vae.channels, vae.channels)
-        return Pending(mixed, vae.channels, ("conv2.bias",))
+        channels = self.vae.channels
+        wide = self.denormalized(self.wide_latents(channels, precision), self.vae)
+        mixed = self.linear(self.pixels(wide, channels), "conv2", channels, channels)
+        return Pending(mixed, channels, ("conv2.bias",))
 
     def _res_block(self, before: Pending, name: str, channels: int) -> Pending:
         shortcut = channels != before.channels
@@ -291,16 +257,7 @@ class _DecoderWriter(DecoderLayers):
         )
         self._present("vae_frames", contract.FRAMES, colors, shapes[0], FLOAT32)
         self._present("vae_pixels", contract.PIXELS, colors, shapes[1], UINT8)
-        self._remember()
-
-    def _remember(self) -> None:
-        for index, (history, shape) in enumerate(self.renewed):
-            name = numbered(contract.HISTORY_NEXT, index)
-            self.builder.output(name, history, shape, history.dtype)
-
-    def _counted(self, frames: str, factor: int) -> Size:
-        """So many for each of these frames; of a first latent frame there is one of all."""
-        return 1 if self.first else multiple_of(frames, factor)
+        self.remember()
 
     def _present(
         self, kernel: str, name: str, colors: Pending, shape: Sequence[Size], element: ElementType

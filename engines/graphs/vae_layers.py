@@ -7,15 +7,13 @@ known what follows, and does that too.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from longlive_trt import contract
 from longlive_trt.configs import VaeConfig
-from longlive_trt.contract import multiple_of, numbered
 from longlive_trt.engines.graphs.builder import GraphBuilder, GraphWeights, Size
+from longlive_trt.engines.graphs.layers import PictureLayers
 from longlive_trt.engines.graphs.vae_convolutions import (
     Array,
     Convolution,
@@ -43,9 +41,7 @@ class Pending:
         return isinstance(self.x, ir.Value) and self.y is None and not self.is_spread
 
 
-class DecoderLayers:
-    """Adds the nodes of one graph in running order, in which the caches are counted too."""
-
+class DecoderLayers(PictureLayers):
     def __init__(
         self,
         builder: GraphBuilder,
@@ -57,17 +53,15 @@ class DecoderLayers:
         batch: int,
         first: bool,
     ) -> None:
-        """``sides``: height and width of what the graph reads."""
-        self.builder, self.weights, self.convolutions = builder, weights, convolutions
-        self.vae, self.batch, self.first = vae, batch, first
-        self._sides, self.scale = sides, 1
-        self.renewed: list[tuple[ir.Value, tuple[Size, ...]]] = []
-
-    @property
-    def size(self) -> tuple[Size, Size]:
-        """Height and width, after as many doublings as there were."""
-        height, width = (times(side, self.scale) for side in self._sides)
-        return height, width
+        super().__init__(
+            builder,
+            weights,
+            history_frames=HISTORY_FRAMES,
+            sides=sides,
+            batch=batch,
+            first=first,
+        )
+        self.convolutions, self.vae = convolutions, vae
 
     def summed(self, before: Pending, *, interleave: bool) -> ir.Value:
         inputs = [self.value(before), *self.addends(before)]
@@ -99,7 +93,7 @@ class DecoderLayers:
     def _quantized(
         self, before: Pending, norm: str, into: str, *, keep: bool
     ) -> tuple[QuantizedFrames, Pending]:
-        history = self._history(before.channels, self.convolutions.dtype(into))
+        history = self.history(before.channels, self.convolutions.dtype(into))
         gamma = self._gamma(norm, before.channels)
         if self.convolutions.can_follow(before.x, into):
             assert isinstance(before.x, Convolution)
@@ -151,7 +145,7 @@ class DecoderLayers:
         if norm is not None:
             inputs.append(self._gamma(norm, before.channels))
         remembers = form != "alone"
-        history = self._history(before.channels) if remembers else None
+        history = self.history(before.channels) if remembers else None
         if history is not None:
             inputs.append(history)
         outputs = self.builder.kernel(
@@ -172,13 +166,6 @@ class DecoderLayers:
         if remembers:
             self.renew(values[1], before.channels)
         return values[0], Pending(values[-1], before.channels) if keep else before
-
-    def _history(self, channels: int, dtype: ir.DataType | None = None) -> ir.Value | None:
-        """What the next convolution remembers; nothing, at a video's start."""
-        if self.first:
-            return None
-        name = numbered(contract.HISTORY, len(self.renewed))
-        return self.builder.input(name, self._history_shape(channels), dtype)
 
     def _gamma(self, norm: str, channels: int) -> ir.Value:
         name = f"{norm}.gamma"
@@ -207,7 +194,7 @@ class DecoderLayers:
         kernel = self.weight(
             f"{name}.weight", shape, lambda: stacked_taps(self.convolutions.weight(name))
         )
-        return Pending(self._conv(read, kernel, 3), channels_out, biases)
+        return Pending(self.conv(read, kernel, 3), channels_out, biases)
 
     def doubling_conv(
         self, small: ir.Value, name: str, channels: int, channels_out: int
@@ -216,16 +203,7 @@ class DecoderLayers:
         kernel = self.weight(
             f"{name}.weight", shape, lambda: folded_taps(self.convolutions.weight(name))
         )
-        return self._conv(small, kernel, 2)
-
-    def _conv(self, x: ir.Value, kernel: ir.Value, taps: int) -> ir.Value:
-        """Over NHWC; ONNX Runtime takes the transposes away where it convolves in NHWC."""
-        add = self.builder.op
-        planes = add("Transpose", x, perm=(0, 3, 1, 2))
-        size, pads = (taps, taps), (1, 1, 1, 1)
-        convolved = add("Conv", planes, kernel, kernel_shape=size, pads=pads)
-        result: ir.Value = add("Transpose", convolved, perm=(0, 2, 3, 1))
-        return result
+        return self.conv(small, kernel, 2)
 
     def linear(
         self,
@@ -246,18 +224,3 @@ class DecoderLayers:
         value = self.weight(weight, (channels, channels_out), matrix)
         result: ir.Value = self.builder.op("MatMul", x, value)
         return result
-
-    def weight(self, name: str, shape: tuple[int, ...], make: Callable[[], Any]) -> ir.Value:
-        return self.builder.weight(name, self.weights.lazy(name, shape, make))
-
-    def _history_shape(self, channels: int) -> tuple[Size, ...]:
-        return (self.batch, HISTORY_FRAMES, *self.size, channels)
-
-    def renew(self, history: ir.Value, channels: int) -> None:
-        self.renewed.append((history, self._history_shape(channels)))
-
-
-def times(size: Size, factor: int) -> Size:
-    if isinstance(size, int):
-        return size * factor
-    return size if factor == 1 else multiple_of(size, factor)

@@ -2,12 +2,15 @@
 
 Everything that costs the host time (descriptors, the choice of an algorithm) is done when a
 ``Matmul`` is made or first called; after that a call is one call of the library, which may be
-captured.
+captured. The algorithm is the one that was measured (``algorithms.py``), or the library's first
+proposal.
 """
 
 import ctypes
+import logging
 import math
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -15,8 +18,11 @@ from typing import Any
 
 from longlive_trt.dtypes import TYPES
 from longlive_trt.errors import PluginError
+from longlive_trt.plugins.cuda.algorithms import is_ignored, measured
 from longlive_trt.plugins.cuda.driver import device_facts
 from longlive_trt.plugins.cuda.tensors import ITEM_BYTES
+
+logger = logging.getLogger(__name__)
 
 WORKSPACE_BYTES = 32 << 20
 LIBRARY = "cublasLt"
@@ -40,7 +46,7 @@ _ZERO = ctypes.c_float(0.0)
 
 
 class Algorithm(ctypes.Structure):
-    """What the library's heuristic proposes."""
+    """What the library proposes, or says of one that it is given."""
 
     _fields_ = (
         ("algorithm", ctypes.c_uint64 * 8),
@@ -118,8 +124,11 @@ class Product:
 class Matmul:
     """One product. Calls must be ordered with others on the same workspace."""
 
-    def __init__(self, product: Product, *, device: int = 0) -> None:
-        self.product, self.device = product, device
+    def __init__(
+        self, product: Product, *, device: int = 0, algorithm: Algorithm | None = None
+    ) -> None:
+        """``algorithm``: in place of the one that is chosen when it is first called."""
+        self.product, self.device, self._algorithm = product, device, algorithm
         self._description = _description(product)
         self._layouts = _layouts(product)
         self._bias = self._out_factor = 0
@@ -142,6 +151,8 @@ class Matmul:
         ``workspace`` has ``WORKSPACE_BYTES``.
         """
         self._point(bias, out_factor)
+        if self._algorithm is None:
+            self._algorithm = chosen_algorithm(self.product, self.device)
         factor_a, factor_b, addend, result = (layout.pointer for layout in self._layouts)
         pointer = ctypes.c_void_p
         status = _library().cublasLtMatmul(
@@ -154,7 +165,7 @@ class Matmul:
             ctypes.byref(_ZERO),
             *(pointer(x if self.product.out_dtype == _FLOAT8 else out), addend),
             *(pointer(out), result),
-            ctypes.byref(_algorithm(self.product, self.device)),
+            ctypes.byref(self._algorithm),
             pointer(workspace),
             ctypes.c_size_t(WORKSPACE_BYTES),
             pointer(stream),
@@ -230,31 +241,73 @@ def _type(dtype: str) -> ctypes.c_int:
     return ctypes.c_int(_TYPES[dtype])
 
 
+def chosen_algorithm(product: Product, device: int) -> Algorithm:
+    """The one that was measured for it, or that the library expects to be the fastest."""
+    return _chosen(product, device, is_ignored())
+
+
 @cache
-def _algorithm(product: Product, device: int) -> Algorithm:
-    """The one that the library expects to be the fastest."""
-    description, layouts = _description(product), _layouts(product)
-    address = ctypes.c_uint64(product.alignment_bytes)
-    if product.bias:
-        _set_attribute(description, _BIAS_POINTER, address)
-    if product.out_dtype == _FLOAT8:
-        _set_attribute(description, _D_SCALE_POINTER, address)
+def _chosen(product: Product, device: int, is_first: bool) -> Algorithm:
+    del is_first  # as the table says, where that is ignored
+    state = measured(device_facts(device).name, library_version(), product)
+    found = None if state is None else _restored(product, device, state)
+    return found or proposals(product, device)[0]
+
+
+def proposals(product: Product, device: int, most: int = _CANDIDATES) -> list[Algorithm]:
+    """The library's, what it expects to be the fastest first."""
+    description, layouts = _described(product)
     preference = _preference(product)
-    proposals, count = (Algorithm * _CANDIDATES)(), ctypes.c_int(0)
+    proposed, count = (Algorithm * most)(), ctypes.c_int(0)
     status = _library().cublasLtMatmulAlgoGetHeuristic(
         ctypes.c_void_p(_handle(device)),
         description.pointer,
         *(layout.pointer for layout in layouts),
         preference.pointer,
-        ctypes.c_int(_CANDIDATES),
-        proposals,
+        ctypes.c_int(most),
+        proposed,
         ctypes.byref(count),
     )
     _check(status, f"find an algorithm for {product}")
-    usable = [algorithm for algorithm in proposals[: count.value] if algorithm.status == 0]
+    usable = [algorithm for algorithm in proposed[: count.value] if algorithm.status == 0]
     if not usable:
         raise PluginError(f"cuBLASLt has no algorithm for {product}")
-    return usable[0]
+    return usable
+
+
+def _restored(product: Product, device: int, state: bytes) -> Algorithm | None:
+    """What was kept of an algorithm, if the library can do the product so."""
+    description, layouts = _described(product)
+    result = Algorithm()
+    kept = (ctypes.c_uint64 * (len(state) // 8)).from_buffer_copy(state)
+    status = _library().cublasLtMatmulAlgoCheck(
+        ctypes.c_void_p(_handle(device)),
+        description.pointer,
+        *(layout.pointer for layout in layouts),
+        ctypes.byref(kept),
+        ctypes.byref(result),
+    )
+    fits = status == 0 and result.status == 0 and result.workspace_bytes <= WORKSPACE_BYTES
+    if not fits:
+        logger.warning("the algorithm that was measured for %s cannot be used here", product)
+        return None
+    result.algorithm = kept
+    return result
+
+
+def _described(product: Product) -> tuple["_Owned", Sequence["_Owned"]]:
+    """Where nothing is computed: addresses stand for their alignment."""
+    description = _description(product)
+    address = ctypes.c_uint64(product.alignment_bytes)
+    if product.bias:
+        _set_attribute(description, _BIAS_POINTER, address)
+    if product.out_dtype == _FLOAT8:
+        _set_attribute(description, _D_SCALE_POINTER, address)
+    return description, _layouts(product)
+
+
+def library_version() -> int:
+    return int(_library().cublasLtGetVersion())
 
 
 def _preference(product: Product) -> _Owned:
@@ -294,6 +347,7 @@ def _library() -> ctypes.CDLL:
             "nvidia-cublas"
         ) from error
     library.cublasLtGetStatusName.restype = ctypes.c_char_p
+    library.cublasLtGetVersion.restype = ctypes.c_size_t
     return library
 
 

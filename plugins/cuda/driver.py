@@ -92,13 +92,19 @@ def _note(ordinal: int) -> None:
 def give_back(ordinal: int, name: str, handle: int) -> None:
     """Call a driver's function that frees something, on whatever thread lets go of it.
 
-    There is nothing to free, and nothing to tell, where the context is lost.
+    There is nothing to free, and nothing to tell, where the context is lost. Of several devices
+    the one that was current is so again: Python may let go of something in the middle of what a
+    library does on another.
     """
+    driver = _import("cuda.bindings.driver")
+    before = driver.cuCtxGetCurrent()[1] if len(_devices) > 1 else None
     try:
         make_current(ordinal)
     except LostGpuError:
         return
-    getattr(_import("cuda.bindings.driver"), name)(handle)
+    getattr(driver, name)(handle)
+    if before is not None:
+        driver.cuCtxSetCurrent(before)
 
 
 def architecture_of(capability: tuple[int, int]) -> str:

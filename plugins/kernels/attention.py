@@ -12,7 +12,7 @@ from longlive_trt.plugins.attention import hopper, portable
 from longlive_trt.plugins.attention.arguments import KVPiece, Scales
 from longlive_trt.plugins.attention.hopper import SinkWindowAttention
 from longlive_trt.plugins.attention.portable import PortableAttention
-from longlive_trt.plugins.attention.value_layout import value_order
+from longlive_trt.plugins.attention.value_layout import plain_values
 from longlive_trt.plugins.attention.variants import check_kind
 from longlive_trt.plugins.cuda.kernel import CudaKernel
 from longlive_trt.plugins.cuda.placement import Placement
@@ -124,10 +124,35 @@ class NarrowAttention(Attending):
         q, k, k_cache = (single(inputs[index]) for index in (0, 1, 3))
         q_scale, k_scale, v_scale = (single(scale)[..., None] for scale in inputs[6:])
         valid = max(0, min(int(inputs[5][0]), k_cache.shape[1]))
-        values = [_plain_values(v, k.shape[1]) for v, k in ((inputs[2], k), (inputs[4], k_cache))]
+        values = [
+            single(plain_values(v, k.shape[1])) for v, k in ((inputs[2], k), (inputs[4], k_cache))
+        ]
         keys = np.concatenate([k_cache[:, :valid], k], axis=1)
         joined = np.concatenate([values[1][:, :valid], values[0]], axis=1)
         result = attended(q * q_scale, keys * k_scale, joined * v_scale, self.scale)
+        self.store(outputs[0], result)
+
+
+@dataclass(frozen=True)
+class NarrowCrossAttention(Attending):
+    """The same against all of some keys.
+
+    Inputs: q and k [B, tokens, heads, head_dim]; v as ``TransposedValues`` makes it; the scales of
+    q, float32 [heads] or [B, tokens, heads], and of k and v, float32 [1, heads].
+    """
+
+    def launch(
+        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], place: Placement
+    ) -> None:
+        q, k, v, q_scale, *others = inputs
+        units = (replace(x, shape=x.shape[1:], strides=x.strides[1:]) for x in others)
+        self.attend(q, [KVPiece(k, v)], outputs[0], place, Scales(_by_head(q_scale), *units))
+
+    def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+        q, k = map(single, inputs[:2])
+        q_scale, k_scale, v_scale = (single(scale)[..., None] for scale in inputs[3:])
+        values = single(plain_values(inputs[2], k.shape[1]))
+        result = attended(q * q_scale, k * k_scale, values * v_scale, self.scale)
         self.store(outputs[0], result)
 
 
@@ -155,10 +180,3 @@ def _by_head(scale: DeviceTensor) -> DeviceTensor:
     (batch, tokens, heads), (of_batch, of_token, of_head) = scale.shape, scale.strides
     strides = (of_batch, of_head, of_token)
     return replace(scale, shape=(batch, heads, tokens), strides=strides)
-
-
-def _plain_values(transposed: Array, tokens: int) -> Float32:
-    """[B, tokens, heads, head_dim] of the layout that 8-bit attention reads."""
-    plain = np.empty_like(transposed)
-    plain[..., value_order(transposed.shape[-1])] = transposed
-    return single(plain[..., :tokens].transpose(0, 3, 1, 2))

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 from longlive_trt.architectures import Architecture
 from longlive_trt.basics import Array
 from longlive_trt.contract import KERNEL_KEY
+from longlive_trt.errors import PluginError
 from longlive_trt.plugins.cuda.kernel import CudaKernel
 from longlive_trt.plugins.cuda.placement import Placement
 from longlive_trt.plugins.cuda.tensors import DeviceTensor
@@ -53,3 +54,8 @@ class OneKernel:
 
 def spec_of(kernel: str, parameters: Mapping[str, Any]) -> str:
     return json.dumps({KERNEL_KEY: kernel, **parameters}, sort_keys=True)
+
+
+def require_scale(scale: Shape, heads: int) -> None:
+    if tuple(scale) != (heads,):
+        raise PluginError(f"scale has shape {list(scale)}: it must be [{heads}]")

@@ -3,7 +3,6 @@
 Float32 inside; each output is rounded once.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,6 +13,11 @@ import numpy.typing as npt
 from longlive_trt import dtypes, hadamard
 from longlive_trt.basics import Array
 from longlive_trt.errors import PluginError
+from longlive_trt.plugins.attention.value_layout import (
+    TILE_TOKENS,
+    transposed_shape,
+    transposed_values,
+)
 from longlive_trt.plugins.attention.variants import ELEMENTS, HEAD_DIMS
 from longlive_trt.plugins.cuda.kernel import CudaKernel
 from longlive_trt.plugins.cuda.parameters import FLOAT, INT, POINTER, ParameterStruct
@@ -36,44 +40,6 @@ Float32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class RmsNorm(OneKernel):
-    """x [..., dim] and weight [dim] to [..., heads, head_dim]."""
-
-    heads: int
-    epsilon: float = 1e-6
-    kernel: ClassVar[CudaKernel] = CudaKernel(
-        "rows/rms_norm.cu",
-        ParameterStruct(input=POINTER, weight=POINTER, output=POINTER, rows=INT, epsilon=FLOAT),
-    )
-
-    def output_shapes(self, inputs: Sequence[Shape]) -> Sequence[Shape]:
-        x, weight = inputs
-        require_shape("weight", weight, x[-1:])
-        return [split_shape(x, self.heads)]
-
-    def launch(
-        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], place: Placement
-    ) -> None:
-        x, weight = inputs
-        rows, dim = math.prod(x.shape[:-1]), x.shape[-1]
-        if rows == 0:
-            return
-        check_rows(x, [weight, *outputs], dim)
-        parameters = {
-            "input": x.pointer,
-            "weight": weight.pointer,
-            "output": outputs[0].pointer,
-            "rows": rows,
-            "epsilon": self.epsilon,
-        }
-        launch_rows(self.kernel, parameters, {}, x, dim, place)
-
-    def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
-        x, weight = map(single, inputs)
-        outputs[0][...] = (rms_normalized(x, self.epsilon) * weight).reshape(outputs[0].shape)
-
-
-@dataclass(frozen=True)
 class QkvNormRope(OneKernel):
     """Rows of q, k and v [B, S, 3 * dim] to q, k and v [B, S, heads, head_dim].
 
@@ -84,12 +50,15 @@ class QkvNormRope(OneKernel):
     With ``hadamard``, rotated q and k are multiplied by the matrix of ``longlive_trt.hadamard``.
     With the scales of k and v, q and k then are int8 and v is float8_e4m3, and the fourth output is
     the scale of each row of each head of q, float32 [B, S, heads]; a plain key is the fifth.
+
+    With ``transposed``, for which there must be scales, v is as ``attention.value_layout`` has it.
     """
 
     heads: int
     epsilon: float = 1e-6
     plain_key: bool = False
     hadamard: bool = False
+    transposed: bool = False
     kernel: ClassVar[CudaKernel] = CudaKernel(
         "rows/qkv_norm_rope.cu",
         ParameterStruct(
@@ -104,6 +73,7 @@ class QkvNormRope(OneKernel):
             rows=INT,
             tokens=INT,
             epsilon=FLOAT,
+            pitch=INT,
         ),
     )
 
@@ -119,10 +89,13 @@ class QkvNormRope(OneKernel):
             raise PluginError("keys are kept plain without scales, or beside those in int8")
         if scales and len(scales) != (2 if self.hadamard else 3):
             raise PluginError("scales are those of q, k and v; with a Hadamard matrix of k and v")
+        if self.transposed and not scales:
+            raise PluginError("values are transposed in eight bits only: scales are missing")
         for scale in scales:
             require_shape("scale", scale, (self.heads,))
         by_row = [shape[:-1]] if scales and self.hadamard else []
-        return [*[shape] * 3, *by_row, *[shape] * self.plain_key]
+        values = transposed_shape(shape) if self.transposed else shape
+        return [shape, shape, values, *by_row, *[shape] * self.plain_key]
 
     def launch(
         self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], place: Placement
@@ -152,14 +125,21 @@ class QkvNormRope(OneKernel):
             "rows": rows,
             "tokens": tokens,
             "epsilon": self.epsilon,
+            "pitch": outputs[2].shape[-1] if self.transposed else 0,
         }
         constants = {
             "LL_HEAD_DIM": head_dim,
             "LL_PLAIN": int(self.plain_key),
             "LL_QUANTIZE": _quantize_constant(narrow),
             "LL_HADAMARD": int(self.hadamard),
+            **({"LL_TRANSPOSED": 1} if self.transposed else {}),
         }
-        launch_rows(self.kernel, parameters, constants, rows_of_all, dim, place, parts=3)
+        blocks = -(-rows // _ROWS_PER_BLOCK)
+        grid = (blocks, 3)
+        if self.transposed:
+            require_alignment(outputs[2], "values")
+            grid = (batch * self.heads * -(-tokens // TILE_TOKENS) + 2 * blocks, 1)
+        launch_rows(self.kernel, parameters, constants, rows_of_all, dim, place, grid=grid)
 
     def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         parts = np.split(single(inputs[0]), 3, axis=-1)
@@ -184,6 +164,8 @@ class QkvNormRope(OneKernel):
         if scales:
             types = self._narrow_types(len(inputs) - 5)
             results = [in_eight_bits(*each) for each in zip(results, scales, types, strict=True)]
+        if self.transposed:
+            results[2] = transposed_values(results[2])
         for out, x in zip(outputs, results, strict=False):
             out[...] = x
 
@@ -349,13 +331,12 @@ def launch_rows(
     dim: int,
     place: Placement,
     *,
-    parts: int = 1,
+    grid: tuple[int, int] | None = None,
 ) -> None:
-    """``parts`` thread blocks work on different parts of the same rows."""
-    blocks = -(-parameters["rows"] // _ROWS_PER_BLOCK)
+    """By default a warp for each row."""
     kernel.launch(
         parameters,
-        grid=(blocks, parts),
+        grid=grid or (-(-parameters["rows"] // _ROWS_PER_BLOCK), 1),
         threads=_ROW_THREADS,
         constants={"LL_ELEMENT": ELEMENTS[x.dtype], "LL_DIM": dim, **constants},
         device=place.device,

@@ -25,7 +25,9 @@ from longlive_trt.plugins.kernels.vae_tensors import (
     normalized,
     picture_addresses,
     picture_shape,
+    relu,
     require_channels,
+    require_frames,
     require_shapes,
     silu,
     spread_shape,
@@ -34,13 +36,13 @@ from longlive_trt.plugins.kernels.vae_tensors import (
 )
 
 HISTORY_FRAMES = 2
-_TAPS = HISTORY_FRAMES + 1
+TAPS = HISTORY_FRAMES + 1
 _FORMS = {"alone": 0, "stacked": 1, "extended": 2}
 PIXEL_THREADS = 128
 _PARTS = 3
 _THREADS = 256
 
-_HEAD_SUMS = _TAPS * _TAPS * COLORS
+_HEAD_SUMS = TAPS * TAPS * COLORS
 _HEAD_ROWS, _HEAD_COLUMNS = 8, 30
 MAX_HEAD_CHANNELS = 96
 """What fits into the shared memory of every architecture."""
@@ -48,18 +50,22 @@ MAX_HEAD_CHANNELS = 96
 
 @dataclass(frozen=True)
 class VaeStack(OneKernel):
-    """The input of a causal convolution: x + y + bias, norm and SiLU, and the two frames before.
+    """The input of a causal convolution: x + y + bias, norm, SiLU or ReLU, and the frames before.
 
-    Inputs: x, and in this order those that the flags name: y, bias, gamma, history. Without a
-    ``history`` the frames before are zeros, as at the start of a video. Outputs:
+    Inputs: x, and in this order those that the flags name: y, bias, gamma, history. Of ``taps``
+    frames, a convolution sees all but one before the first; without a ``history`` they are zeros,
+    as at the start of a video. Outputs:
 
-    * by ``form``: ``alone``, the frames; ``stacked``, each with the two before it, side by side in
-      the channels, earliest first; ``extended``, behind the two before them, row by row;
-    * unless alone, the next history [batch, 2, H, W, C], which may take the old one's memory;
+    * by ``form``: ``alone``, the frames; ``stacked``, each with those before it, side by side in
+      the channels, earliest first; ``extended``, behind those before them, row by row;
+    * unless alone, the next history [batch, taps - 1, H, W, C], which may take the old one's
+      memory;
     * with ``total`` the sum before the norm.
 
     With ``spread`` x is what a convolution left that doubles height and width at once, four pixels
-    at a place: [frames, H / 2 + 1, W / 2 + 1, 4 C], see ``vae_tensors.gathered``.
+    at a place, and as many of each further one of the ``frames_of_place``:
+    [frames, H / 2 + 1, W / 2 + 1, 4 C], see ``vae_tensors.gathered``. With ``beside`` y is the last
+    of ``taps`` frames side by side, as this kernel stacks them.
     """
 
     form: str = "stacked"
@@ -71,6 +77,10 @@ class VaeStack(OneKernel):
     history: bool = False
     total: bool = False
     spread: bool = False
+    taps: int = TAPS
+    relu: bool = False
+    frames_of_place: int = 1
+    beside: bool = False
     kernel: ClassVar[CudaKernel] = CudaKernel(
         "vae/vae_stack.cu",
         ParameterStruct(
@@ -93,20 +103,29 @@ class VaeStack(OneKernel):
             raise PluginError(f"vae_stack has form {self.form!r}: choose {', '.join(_FORMS)}")
         if self.history and self.form == "alone":
             raise PluginError("vae_stack has a history, and frames alone need none")
+        if self.taps < 2:
+            raise PluginError(f"vae_stack has {self.taps} taps: it takes two at least")
 
     def output_shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
         shapes = self._named(inputs)
         if self.spread:
-            shapes["x"] = spread_shape(shapes["x"])
+            require_frames(shapes["x"][0], self.batch)
+            shapes["x"] = spread_shape(shapes["x"], self.frames_of_place)
         x = activation_shape(shapes["x"], self.batch)
         frames, height, width, channels = x
-        remembered = (self.batch, HISTORY_FRAMES, height, width, channels)
-        expected = {"y": x, "bias": (channels,), "gamma": (channels,), "history": remembered}
+        before = self.taps - 1
+        remembered = (self.batch, before, height, width, channels)
+        stacked = (frames, height, width, self.taps * channels)
+        expected = {
+            "y": stacked if self.beside else x,
+            **dict.fromkeys(("bias", "gamma"), (channels,)),
+            "history": remembered,
+        }
         require_shapes("vae_stack", shapes, expected)
         formed: dict[str, Shape] = {
             "alone": x,
-            "stacked": (frames, height, width, _TAPS * channels),
-            "extended": (frames + HISTORY_FRAMES * self.batch, height, width, channels),
+            "stacked": stacked,
+            "extended": (frames + before * self.batch, height, width, channels),
         }
         first = [formed[self.form]]
         return first + [remembered] * (self.form != "alone") + [x] * self.total
@@ -116,7 +135,8 @@ class VaeStack(OneKernel):
     ) -> None:
         named = self._named(inputs)
         x = named["x"]
-        frames, height, width, channels = spread_shape(x.shape) if self.spread else x.shape
+        shape = spread_shape(x.shape, self.frames_of_place) if self.spread else x.shape
+        frames, height, width, channels = shape
         names = ("x", "y", "bias", "gamma", "history")
         remembered = outputs[1] if self.form != "alone" else None
         total = outputs[-1] if self.total else None
@@ -139,6 +159,10 @@ class VaeStack(OneKernel):
             "LL_SUM": int(self.total),
             "LL_HISTORY": int(self.history),
             "LL_SPREAD": int(self.spread),
+            "LL_TAPS": self.taps,
+            "LL_RELU": int(self.relu),
+            "LL_FRAMES_OF_PLACE": self.frames_of_place,
+            "LL_BESIDE": int(self.beside),
         }
         grid = (-(-height * width // pixels_per_block(channels)), self.batch)
         launch_pass(self.kernel, parameters, constants, x, place, grid, PIXEL_THREADS)
@@ -146,7 +170,9 @@ class VaeStack(OneKernel):
     def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         named = self._named(inputs)
         if self.spread:
-            named["x"] = gathered(named["x"])
+            named["x"] = gathered(named["x"], self.frames_of_place)
+        if self.beside:
+            named["y"] = np.split(named["y"], self.taps, axis=-1)[-1]
         value = summed(named)
         if self.total:
             outputs[-1][...] = value
@@ -154,6 +180,8 @@ class VaeStack(OneKernel):
             value = normalized(value) * named["gamma"].astype(np.float32)
         if self.silu:
             value = silu(value)
+        if self.relu:
+            value = relu(value)
         rows = value.reshape(self.batch, -1, *value.shape[1:]).astype(outputs[0].dtype)
         if self.form == "alone":
             outputs[0][...] = rows.reshape(value.shape)
@@ -162,10 +190,10 @@ class VaeStack(OneKernel):
         extended = np.concatenate([before, rows], axis=1)
         formed = extended
         if self.form == "stacked":
-            taps = [extended[:, tap : tap + rows.shape[1]] for tap in range(_TAPS)]
+            taps = [extended[:, tap : tap + rows.shape[1]] for tap in range(self.taps)]
             formed = np.concatenate(taps, axis=-1)
         outputs[0][...] = formed.reshape(outputs[0].shape)
-        outputs[1][...] = extended[:, -HISTORY_FRAMES:]
+        outputs[1][...] = extended[:, 1 - self.taps :]
 
     def _named(self, inputs: Sequence[Any]) -> dict[str, Any]:
         flags = {"y": self.residual, "bias": self.bias, "gamma": self.norm, "history": self.history}
@@ -251,7 +279,7 @@ class VaeHead(OneKernel):
     def output_shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
         x, weight = inputs
         frames, height, width, channels = activation_shape(x, self.batch)
-        require_shapes("vae_head", {"weight": weight}, {"weight": (_TAPS, _HEAD_SUMS, channels)})
+        require_shapes("vae_head", {"weight": weight}, {"weight": (TAPS, _HEAD_SUMS, channels)})
         if channels > MAX_HEAD_CHANNELS or frames <= HISTORY_FRAMES * self.batch:
             raise PluginError(
                 f"vae_head has an input {list(x)}: it takes up to {MAX_HEAD_CHANNELS} channels, "
@@ -282,11 +310,11 @@ class VaeHead(OneKernel):
     def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         x, weight = (values.astype(np.float32) for values in inputs)
         rows = x.reshape(self.batch, -1, *x.shape[1:])
-        kernel = weight.reshape(_TAPS, _TAPS, _TAPS, COLORS, -1)  # row, frame, column, color
+        kernel = weight.reshape(TAPS, TAPS, TAPS, COLORS, -1)  # row, frame, column, color
         padded = np.pad(rows, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
         frames, height, width = rows.shape[1] - HISTORY_FRAMES, *rows.shape[2:4]
         total = np.zeros((self.batch, frames, height, width, COLORS), np.float32)
-        for row, frame, column in np.ndindex(_TAPS, _TAPS, _TAPS):
+        for row, frame, column in np.ndindex(TAPS, TAPS, TAPS):
             moved = padded[:, frame:, row : row + height, column : column + width]
             total += moved[:, :frames] @ kernel[row, frame, column].T
         outputs[0][...] = total.reshape(outputs[0].shape)
@@ -378,8 +406,8 @@ class VaeZeros(OneKernel):
 def head_shared_bytes(channels: int) -> int:
     """A tile of pixels, the weights, and the sums that warps exchange, as csrc/vae/vae_head.cu."""
     pitch = -(-channels // 16) * 32 + 16
-    pixels, weights = (_HEAD_ROWS + 2) * (_HEAD_COLUMNS + 2), _TAPS * 32
-    return (pixels + weights) * pitch + _HEAD_ROWS * 32 * _TAPS * COLORS * 4
+    pixels, weights = (_HEAD_ROWS + 2) * (_HEAD_COLUMNS + 2), TAPS * 32
+    return (pixels + weights) * pitch + _HEAD_ROWS * 32 * TAPS * COLORS * 4
 
 
 def pixels_per_block(channels: int) -> int:

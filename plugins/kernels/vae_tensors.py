@@ -44,26 +44,35 @@ def silu(value: Floats) -> Floats:
     return result
 
 
-def spread_shape(shape: Shape) -> Shape:
-    """What [N, H / 2 + 1, W / 2 + 1, 4 C] holds: [N, H, W, C]."""
+def relu(value: Floats) -> Floats:
+    result: Floats = np.maximum(value, np.float32(0))
+    return result
+
+
+def spread_shape(shape: Shape, frames_of_place: int = 1) -> Shape:
+    """What [N, H / 2 + 1, W / 2 + 1, frames of a place * 4 C] holds: [N * those, H, W, C]."""
     frames, places_high, places_wide, channels = shape
-    if min(places_high, places_wide) < 2 or channels % 4:
+    pixels = 4 * frames_of_place
+    if min(places_high, places_wide) < 2 or channels % pixels:
         raise PluginError(
             f"x has shape {list(shape)}: spread, it must have two rows and columns at least, and "
-            "channels for four pixels"
+            f"channels for {pixels} pixels"
         )
-    return (frames, 2 * places_high - 2, 2 * places_wide - 2, channels // 4)
+    size = (2 * places_high - 2, 2 * places_wide - 2)
+    return (frames * frames_of_place, *size, channels // pixels)
 
 
-def gathered(spread: Array) -> Array:
-    """The pixels of what is spread: place (r, s) holds (2r - a, 2s - b) for a and b of 0 and 1."""
-    frames, height, width, channels = spread_shape(spread.shape)
-    four = spread.reshape(*spread.shape[:3], 2, 2, channels)
-    pixels = np.empty((frames, height, width, channels), spread.dtype)
-    for a, b in np.ndindex(2, 2):
+def gathered(spread: Array, frames_of_place: int = 1) -> Array:
+    """The pixels of what is spread: place (r, s) holds (2r - a, 2s - b) for a and b of 0 and 1, of
+    a frame, and behind it those of the next one, if there are several."""
+    shape = spread_shape(spread.shape, frames_of_place)
+    _, height, width, channels = shape
+    four = spread.reshape(*spread.shape[:3], frames_of_place, 2, 2, channels)
+    pixels = np.empty((len(spread), frames_of_place, *shape[1:]), spread.dtype)
+    for frame, a, b in np.ndindex(frames_of_place, 2, 2):
         rows, columns = slice(a, a + height // 2), slice(b, b + width // 2)
-        pixels[:, a::2, b::2] = four[:, rows, columns, a, b]
-    return pixels
+        pixels[:, frame, a::2, b::2] = four[:, rows, columns, frame, a, b]
+    return pixels.reshape(shape)
 
 
 def named_inputs(kernel: str, flags: dict[str, bool], inputs: Sequence[Any]) -> dict[str, Any]:

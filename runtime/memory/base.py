@@ -13,6 +13,7 @@ from longlive_trt.basics import Array
 from longlive_trt.contract import stem_of
 from longlive_trt.engines.base import TensorSpec
 from longlive_trt.errors import EngineError
+from longlive_trt.plugins.kernels.values import moved
 
 Tensor = Any
 """A numpy array on a CPU, a device tensor on a GPU."""
@@ -104,8 +105,16 @@ class Memory(Protocol):
         """From each pair's second to its first tensor."""
         ...
 
-    def commit(self, pairs: Iterable[tuple[Tensor, Tensor]], spans: Sequence[Span]) -> None:
-        """The copies that a live session makes: of a block's keys and values, and around tiles."""
+    def commit(
+        self,
+        pairs: Iterable[tuple[Tensor, Tensor]],
+        spans: Sequence[Span],
+        transposed: Iterable[tuple[Tensor, Tensor]] = (),
+    ) -> None:
+        """The copies that a live session makes: of a block's keys and values, and around tiles.
+
+        Entries of the ``transposed`` are tokens of values that lie as attention reads them.
+        """
         ...
 
     def bind(self, patches: Sequence[Patch]) -> Bound:
@@ -186,8 +195,22 @@ class HostMemory:
                 given = slice(span.target_start, span.target_start + span.count)
                 target[:, given] = source[:, taken]
 
-    def commit(self, pairs: Iterable[tuple[Tensor, Tensor]], spans: Sequence[Span]) -> None:
+    def commit(
+        self,
+        pairs: Iterable[tuple[Tensor, Tensor]],
+        spans: Sequence[Span],
+        transposed: Iterable[tuple[Tensor, Tensor]] = (),
+    ) -> None:
         self.copy(pairs, spans)
+        for target, source in transposed:
+            for span in spans:
+                moved(
+                    source,
+                    target,
+                    source_first=span.source_start,
+                    target_first=span.target_start,
+                    tokens=span.count,
+                )
 
     def bind(self, patches: Sequence[Patch]) -> HostPatches:
         return HostPatches(

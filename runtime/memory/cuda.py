@@ -9,6 +9,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -30,6 +31,7 @@ from longlive_trt.plugins.cuda.streams import (
     lay_out,
     tensor_at,
 )
+from longlive_trt.plugins.kernels.values import move_values
 from longlive_trt.runtime.memory.addresses import rows_of, windows_of
 from longlive_trt.runtime.memory.base import Buffer, Patch, Span, Tensor
 
@@ -95,20 +97,36 @@ class CudaMemory:
         return self._inlets[-1]
 
     def copy(self, pairs: Iterable[tuple[Tensor, Tensor]], spans: Sequence[Span]) -> None:
-        rows = [rows_of(target, source, span) for target, source in pairs for span in spans]
-        if len(rows) < _GRAPH_WORTHY:
-            self.stream.copy_rows(rows)
-            return
-        self.gpu.ledger.note("copy on the device", f"{len(rows)} copies")
-        key = tuple(rows)
-        if key not in self._copies:
-            with self.gpu.ledger.allowing("copy on the device"):
-                self._copies[key] = self.stream.capture(lambda: self.stream.copy_rows(rows))
-        self._copies[key].launch()
+        self._copy([rows_of(target, source, span) for target, source in pairs for span in spans])
 
-    def commit(self, pairs: Iterable[tuple[Tensor, Tensor]], spans: Sequence[Span]) -> None:
+    def commit(
+        self,
+        pairs: Iterable[tuple[Tensor, Tensor]],
+        spans: Sequence[Span],
+        transposed: Iterable[tuple[Tensor, Tensor]] = (),
+    ) -> None:
+        rows = [rows_of(target, source, span) for target, source in pairs for span in spans]
+        moves = [_Move(target, source, span) for target, source in transposed for span in spans]
         with self.gpu.ledger.allowing("copy on the device"):
-            self.copy(pairs, spans)
+            self._copy(rows, moves)
+
+    def _copy(self, rows: Sequence[Rows], moves: Sequence["_Move"] = ()) -> None:
+        def queue() -> None:
+            self.stream.copy_rows(rows)
+            for move in moves:
+                move.queue(self.stream)
+
+        key = (*rows, *moves)
+        if len(key) < _GRAPH_WORTHY:
+            queue()
+        elif key in self._copies:
+            self.gpu.ledger.note("copy on the device", f"{len(key)} copies")
+            self._copies[key].launch()
+        else:
+            # At once: a kernel's first launch, which loads it, cannot be under capture.
+            queue()
+            with self.gpu.ledger.allowing("copy on the device"):
+                self._copies[key] = self.stream.capture(queue)
 
     def bind(self, patches: Sequence[Patch]) -> Repeated:
         windows = [windows_of(patch) for patch in patches]
@@ -178,6 +196,23 @@ class CudaMemory:
         block = self.gpu.reserve(size_bytes, what)
         self._blocks.append(block)
         return block
+
+
+@dataclass(frozen=True)
+class _Move:
+    target: DeviceTensor
+    source: DeviceTensor
+    span: Span
+
+    def queue(self, stream: Stream) -> None:
+        move_values(
+            self.source,
+            self.target,
+            source_first=self.span.source_start,
+            target_first=self.span.target_start,
+            tokens=self.span.count,
+            stream=stream.handle,
+        )
 
 
 class CudaInlet:

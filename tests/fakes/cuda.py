@@ -340,6 +340,10 @@ class FakeCuda:
     def _context_here(self) -> int:
         return self._here()
 
+    @_call("cuCtxSetCurrent", anywhere=True)
+    def _choose_context(self, context: int) -> None:
+        self._context.device = context
+
     # ---- streams and events ------------------------------------------------------------------
 
     @_call("cuCtxGetStreamPriorityRange", outputs=2)

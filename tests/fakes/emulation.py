@@ -1,4 +1,4 @@
-"""The convolutions' sources, compiled and run on a CPU, thread by thread (``gpu/emulated.h``)."""
+"""Kernels' sources, compiled and run on a CPU, thread by thread (``gpu/emulated.h``)."""
 
 import ctypes
 import re
@@ -25,6 +25,15 @@ _INSTEAD = {
     r"extern __shared__ __align__\(1024\) uint8 memory\[\];": (
         "uint8* memory = emulated::here->base();"
     ),
+    r"extern __shared__ __align__\(16\) uint8 shared\[\];": (
+        "uint8* shared = emulated::here->base();"
+    ),
+    r"__shared__ uint32 tile\[kValueDim\]\[kTilePitch\];": (
+        "auto& tile = *reinterpret_cast<uint32 (*)[kValueDim][kTilePitch]>(emulated::here->fixed);"
+    ),
+    r"__shared__ float peaks\[kWarps\];": (
+        "auto& peaks = *reinterpret_cast<float (*)[kWarps]>(emulated::here->fixed);"
+    ),
     r'asm volatile\("ld\.volatile\.shared\.v2[^;]*;"[^;]*;': (
         "std::memcpy(&pair, emulated::memory_at(address), 8);"
     ),
@@ -50,7 +59,7 @@ class EmulatedGpu:
         self.launches = 0
 
     def run(self, kernel: GraphKernel, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
-        views = [[_view(array) for array in group] for group in (inputs, outputs)]
+        views = [[device_tensor(array) for array in group] for group in (inputs, outputs)]
         kernel.launch(views[0], views[1], self)  # type: ignore[arg-type]
 
     device = 0
@@ -123,5 +132,5 @@ def aligned(array: Array) -> Array:
     return copy
 
 
-def _view(array: Array) -> DeviceTensor:
+def device_tensor(array: Array) -> DeviceTensor:
     return DeviceTensor.contiguous(array.ctypes.data, array.shape, name_of(array.dtype))

@@ -17,7 +17,9 @@ from longlive_trt.engines.ort.cpu import OnnxRuntimeEngine
 from longlive_trt.engines.ort.gpu import OnnxRuntimeCudaBinding
 from longlive_trt.plugins.cuda.driver import check
 from longlive_trt.plugins.cuda.streams import DeviceTensor, Stream
+from longlive_trt.plugins.kernels.values import moved
 from longlive_trt.runtime import assembly
+from longlive_trt.runtime.memory import cuda as cuda_memory
 from longlive_trt.runtime.memory.cuda import bytes_of, dtype_of
 from tests.fakes.cuda import FakeCuda
 
@@ -98,7 +100,13 @@ def put_in_place(
         made[graph] = FakeCudaEngine(cuda, path, stream, lambda: on_run.get(graph, _nothing)())
         return made[graph]
 
+    def move(source: DeviceTensor, target: DeviceTensor, *, stream: int, **where: int) -> None:
+        arrays = [cuda.array(each.pointer, each.shape, dtype_of(each)) for each in (source, target)]
+        touched = [(each.pointer, bytes_of(each)) for each in (source, target)]
+        check(cuda.launch(stream, lambda: moved(*arrays, **where), touched), "move values")
+
     patch.setattr(onnxruntime_cuda, "load_libraries", lambda: None)
+    patch.setattr(cuda_memory, "move_values", move)
     patch.setattr(assembly, "load_engine", load)
     return made
 

@@ -1,8 +1,8 @@
 // What becomes of a pixel before a convolution reads it: the sum of what is pending, the norm over its
-// channels, and SiLU, each as far as the macros below say.
+// channels, and SiLU or ReLU, each as far as the macros below say.
 #pragma once
 
-#include "vae/pixel.cuh"
+#include "vae/spread.cuh"
 
 #ifndef LL_RESIDUAL
 #define LL_RESIDUAL 1
@@ -13,6 +13,9 @@
 #define LL_HISTORY 1
 #define LL_SPREAD 0
 #endif
+#ifndef LL_RELU
+#define LL_RELU 0
+#endif
 
 namespace {
 
@@ -22,18 +25,16 @@ struct Place {
 };
 
 __device__ __forceinline__ Place spread_place(int frames, int pixels, int width, int pixel) {
-  const int row = pixel / width;
-  const int column = pixel % width;
-  const int places_wide = width / 2 + 1;
-  const int places_high = pixels / width / 2 + 1;
-  const int place = (row + 1) / 2 * places_wide + (column + 1) / 2;
-  const int which = row % 2 * 2 + column % 2;
-  const int64 frame_bytes = static_cast<int64>(places_high) * places_wide * 4 * kPixelBytes;
-  const int64 within = (static_cast<int64>(place) * 4 + which) * kPixelBytes;
-  return {blockIdx.y * frames * frame_bytes + within, frame_bytes};
+  const int64 frame_bytes = spread_bytes(pixels / width, width);
+  const int within = spread_row(pixel / width, width) + spread_column(pixel % width);
+  const int64 before = blockIdx.y * (frames / kFramesOfPlace) * frame_bytes;
+  return {before + static_cast<int64>(within) * kPixelBytes, frame_bytes};
 }
 
 __device__ __forceinline__ float silu(float x) { return __fdividef(x, 1.0f + __expf(-x)); }
+
+// What is no number stays so.
+__device__ __forceinline__ float relu(float x) { return x < 0.0f ? 0.0f : x; }
 
 __device__ __forceinline__ void add_up(Eight (&value)[kParts], const Pixel& x, const Pixel& y,
                                        const uint8* bias) {
@@ -77,6 +78,13 @@ __device__ __forceinline__ void activate(Eight (&value)[kParts], const uint8* ga
     for (int i = 0; i < kParts; ++i) {
 #pragma unroll
       for (int j = 0; j < 8; ++j) value[i].value[j] = silu(value[i].value[j]);
+    }
+  }
+  if constexpr (LL_RELU) {
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) {
+#pragma unroll
+      for (int j = 0; j < 8; ++j) value[i].value[j] = relu(value[i].value[j]);
     }
   }
 }

@@ -1,4 +1,4 @@
-// The last convolution's result [pixels, 3] and its bias: values from -1 to 1.
+// Colors of pictures: the last convolution's result and its bias, from black to 1.
 #pragma once
 
 #include "common/vectors.cuh"
@@ -16,8 +16,8 @@ __device__ __forceinline__ float to_float(uint16 half) {
 }
 
 // A NaN must not become a picture's plain gray.
-__device__ __forceinline__ float clamped(float x) {
-  return x < -1.0f ? -1.0f : (x > 1.0f ? 1.0f : x);
+__device__ __forceinline__ float clamped(float x, float black = -1.0f) {
+  return x < black ? black : (x > 1.0f ? 1.0f : x);
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 //
 // A warp works on one row of 32 input pixels, of which the inner 30 are its outputs.
 #include "common/async_copy.cuh"
+#include "common/mma.cuh"
 #include "common/vectors.cuh"
 
 namespace {
@@ -47,23 +48,6 @@ __device__ __forceinline__ void load_matrices(uint32 (&m)[4], uint32 address) {
                : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
                : "r"(address)
                : "memory");
-}
-
-__device__ __forceinline__ void multiply_add(float (&d)[4], const uint32 (&a)[4], uint32 b0,
-                                             uint32 b1) {
-  if constexpr (kElement == kFloat16) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7},"
-        " {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  } else {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7},"
-        " {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  }
 }
 
 // Zeros where the sums or the channels are not whole tiles, and never touched again.
@@ -130,7 +114,7 @@ __device__ __forceinline__ void add_frame(Sums& sums, uint32 tile, uint32 weight
         load_matrices(a, pixels + m * 16 * kPitch + k * 32);
 #pragma unroll
         for (int n = 0; n < kTilesN; ++n) {
-          multiply_add(sums[m][n], a, b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
+          multiply_add<kElement>(sums[m][n], a, b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
         }
       }
     }

@@ -19,6 +19,7 @@ pytest.importorskip("modelopt")
 from longlive_trt.calibration.calibration_file import load_calibration
 from longlive_trt.calibration.folders import SourceExport, write_quantized
 from longlive_trt.calibration.recipes import FP8, INT8, Extras
+from longlive_trt.contract import evaluate_size, is_transposed, not_transposed
 from longlive_trt.engines.build import build
 from longlive_trt.engines.compiler import BuildOptions
 from longlive_trt.engines.graphs.kernels import kernels_of
@@ -26,6 +27,7 @@ from longlive_trt.engines.graphs.step import build_step_graphs
 from longlive_trt.engines.ort.cpu import build_graph
 from longlive_trt.errors import UsageError
 from longlive_trt.exports import RECORD_NAME, Quantization, read_export
+from longlive_trt.plugins.attention.value_layout import plain_values, transposed_values
 from longlive_trt.precision import PRECISIONS
 from tests.fakes.sessions import kernel_session
 from tests.shared import Shared
@@ -40,6 +42,8 @@ KINDS = {
     "attention and int8 cache": Extras(attention=FP8, cache=INT8),
     "attention in int8": Extras(attention=INT8),
 }
+TRANSPOSED = ("attention and cache", "attention in int8")
+"""What attention reads in the cache as it lies there."""
 QUICK_KINDS = ("products", "attention in int8")
 # Every layer's inputs are rounded to eight bits; where two programs differ in the last bit, a few
 # values in a thousand fall on the other side.
@@ -110,13 +114,14 @@ def feed(session: Any, valid_frames: int) -> Arrays:
 
 def counted(size: int | str) -> int:
     sizes = {"batch": BATCH, "frames": FRAMES, "cache_frames": CACHE_FRAMES}
-    if isinstance(size, int):
-        return size
-    *factor, name = size.split("*")
-    return int(np.prod([int(x) for x in factor])) * sizes[name]
+    return evaluate_size(size, sizes)
 
 
 def run(session: Any, given: Mapping[str, Any]) -> Arrays:
+    return {name: x.astype(np.float64) for name, x in stored(session, given).items()}
+
+
+def stored(session: Any, given: Mapping[str, Any]) -> Arrays:
     """ONNX Runtime's Python takes and gives FP8 by address only."""
     binding = session.io_binding()
     for spec in session.get_inputs():
@@ -134,10 +139,23 @@ def run(session: Any, given: Mapping[str, Any]) -> Arrays:
     }
 
 
+def run_by_token(session: Any, given: Mapping[str, Any]) -> Arrays:
+    """The same of a graph whose values lie transposed, given and given back by token."""
+    transposed = {
+        spec.name
+        for spec in (*session.get_inputs(), *session.get_outputs())
+        if is_transposed(spec.shape)
+    }
+    laid_out = {n: transposed_values(x) if n in transposed else x for n, x in given.items()}
+    tokens = given["k_cache.0"].shape[1] // CACHE_FRAMES * FRAMES
+    found = run(session, laid_out)
+    return {n: plain_values(x, tokens) if n in transposed else x for n, x in found.items()}
+
+
 def plain_array(value: Any, dtype: Any) -> Any:
     size = int(np.prod(value.shape())) * dtype.itemsize
     memory = ctypes.string_at(value.data_ptr(), size)
-    return np.frombuffer(memory, dtype).reshape(value.shape()).astype(np.float64)
+    return np.frombuffer(memory, dtype).reshape(value.shape())
 
 
 def kernels(folder: Path, graph: str = "step") -> Counter[tuple[str, str]]:
@@ -169,14 +187,19 @@ def test_the_graphs_agree(
     written = written_session(source, tmp_path / "written")
     for of in ("get_inputs", "get_outputs"):
         found, expected = (
-            [(value.name, value.type, value.shape) for value in getattr(session, of)()]
+            [
+                (value.name, value.type, list(not_transposed(value.shape)))
+                for value in getattr(session, of)()
+            ]
             for session in (written, reference)
         )
         assert found == expected
+    lies_transposed = any(is_transposed(value.shape) for value in written.get_inputs())
+    assert lies_transposed == (kind in TRANSPOSED and (rope == "absolute" or "int8" in kind))
     allowed = WITH_PROBABILITIES if KINDS[kind].attention else SAME_ROUNDING
     for valid_frames in (0, 4):
         given = feed(reference, valid_frames)
-        expected, found = run(reference, given), run(written, given)
+        expected, found = run(reference, given), run_by_token(written, given)
         for name, value in expected.items():
             assert relative_error(found[name], value) <= allowed, (name, valid_frames)
 
@@ -205,7 +228,8 @@ def test_eight_bits_stay_eight_bits(quantized: Callable[..., Path], tmp_path: Pa
     found = kernels(tmp_path)
     assert found["qkv_norm_rope", "KernelFloat8E4M3"] == LAYERS
     assert found["narrow_attention", "KernelFloat8E4M3"] == LAYERS
-    assert not {kernel for kernel, _ in found} & {"widen_heads", "narrow_heads", "attention"}
+    kernels_found = {kernel for kernel, _ in found}
+    assert not kernels_found & {"widen_heads", "narrow_heads", "attention", "transposed_values"}
 
 
 @pytest.mark.parametrize(
@@ -233,7 +257,35 @@ def test_int8_stays_int8(quantized: Callable[..., Path], tmp_path: Path) -> None
     found = kernels(tmp_path)
     assert found["qkv_norm_rope", "KernelTwoInt8Float8E4M3AndFloat"] == LAYERS
     assert found["narrow_attention", "KernelFloat8E4M3"] == LAYERS
-    assert not {kernel for kernel, _ in found} & {"widen_heads", "narrow_heads", "attention"}
+    kernels_found = {kernel for kernel, _ in found}
+    assert not kernels_found & {"widen_heads", "narrow_heads", "attention", "transposed_values"}
+
+
+def test_attention_to_the_prompt_in_eight_bits(
+    quantized: Callable[..., Path], tmp_path: Path, relative_error: Any
+) -> None:
+    """From states to the keys, values and units of a prompt, and from them to latents."""
+    source = quantized("absolute", "products")
+    config = read_export(source).config
+    sessions = {}
+    for narrow in (False, True):
+        folder = tmp_path / str(narrow)
+        folder.mkdir()
+        build_step_graphs(config, source, PRECISIONS["fp32"], folder, narrow_cross=narrow)
+        sessions[narrow] = [kernel_session(folder / f"{name}.onnx") for name in ("prompt", "step")]
+    assert kernels(tmp_path / "True")["narrow_cross_attention", "KernelFloat8E4M3"] == LAYERS
+    text = (BATCH, config.transformer.text_len, config.transformer.text_dim)
+    states = np.random.default_rng(1).standard_normal(text, np.float32)
+    latents = {}
+    for narrow, (prompt, step) in sessions.items():
+        context = stored(prompt, {"text_states": states})
+        if narrow:
+            assert context["context_k.0"].dtype == np.int8
+            # Every head fills its units.
+            assert (np.abs(context["context_k.0"]).max((0, 1, 3)) == 127).all()
+        given = feed(step, 4) | context
+        latents[narrow] = run(step, given)["latents_next"]
+    assert 1e-4 < relative_error(latents[True], latents[False]) <= WITH_PROBABILITIES
 
 
 @pytest.mark.exhaustive
@@ -247,7 +299,8 @@ def test_keys_that_are_turned_in_every_pass_are_rounded_then(
     assert found["qkv_norm_rope", "KernelTwoInt8Float8E4M3FloatAndBFloat16"] == LAYERS
     assert found["rotate", "KernelInt8"] == LAYERS
     assert found["narrow_attention", "KernelFloat8E4M3"] == LAYERS
-    assert not {kernel for kernel, _ in found} & {"widen_heads", "narrow_heads", "attention"}
+    kernels_found = {kernel for kernel, _ in found}
+    assert not kernels_found & {"widen_heads", "narrow_heads", "attention", "transposed_values"}
     assert {kernel for kernel, _ in found} <= kernels_of(read_export(source))
     graph = ir.load(tmp_path / "step.onnx").graph
     types = {str(value.name): value.dtype for value in (*graph.inputs, *graph.outputs)}
@@ -314,7 +367,7 @@ def test_layers_left_out_stay_in_the_compute_type(
     assert kernels(tmp_path / "written")["gemm", "KernelFloat8E4M3"] == LAYERS - 1
 
 
-def changed(source: Path, folder: Path, quantization: Quantization) -> Path:
+def changed(source: Path, folder: Path, quantization: Quantization | None) -> Path:
     """A record alone: what is refused is refused before anything is read."""
     folder.mkdir()
     record = replace(read_export(source), quantization=quantization, files={})
@@ -343,6 +396,16 @@ def test_what_has_no_kernel_is_refused(
     source = changed(quantized("absolute", "products"), tmp_path / "source", quantization)
     with pytest.raises(UsageError, match=message):
         build(source, tmp_path / "out", "bf16", options=BuildOptions(gpu=gpu))
+    assert not (tmp_path / "out").exists()
+
+
+def test_attention_to_the_prompt_in_eight_bits_is_refused_where_it_has_no_kernel(
+    quantized: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = changed(quantized("absolute", "products"), tmp_path / "source", None)
+    options = BuildOptions(gpu="sm89", cross_attention="int8")
+    with pytest.raises(UsageError, match=r"--cross-attention int8 --gpu sm89: .* takes sm90"):
+        build(source, tmp_path / "out", "bf16", options=options)
     assert not (tmp_path / "out").exists()
 
 

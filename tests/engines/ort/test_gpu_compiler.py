@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
@@ -16,8 +17,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from longlive_trt.cli import main
-from longlive_trt.configs import ModelConfig, load_config
-from longlive_trt.configs.schema import LatentConfig, TextEncoderConfig, VaeConfig
+from longlive_trt.configs import ModelConfig
+from longlive_trt.configs.schema import TextEncoderConfig, VaeConfig
 from longlive_trt.engines.build import BuildResult, build
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.engines.compiler import BuildOptions
@@ -33,7 +34,9 @@ from longlive_trt.plugins.cuda.compilation import SOURCE_DIR
 from longlive_trt.plugins.onnxruntime_bridge import LIBRARY_NAME
 from longlive_trt.precision import PRECISIONS, mark_compute_type
 from tests.fakes.sessions import kernel_session
+from tests.fakes.streams import DecoderStream, relative
 from tests.fakes.video import text_stand_in
+from tests.shared import Shared
 
 VOCAB = 384
 GRAPHS = {"step", "prompt", "vae_first", "vae_next", "text"}
@@ -113,7 +116,7 @@ def test_a_manifest_names_the_gpu_and_the_kernels(bundle: Bundle) -> None:
     assert manifest.options == {
         "batch": 2,
         "kernel_graphs": kernels,
-        "graphs_version": 3,
+        "graphs_version": 4,
         "attention": "fp16",
         "compute": "fp16",
     }
@@ -130,6 +133,7 @@ def test_a_manifest_names_the_gpu_and_the_kernels(bundle: Bundle) -> None:
         *("rows/layer_norm.cu", "rows/layer_norm.cuh", "rows/qkv_norm_rope.cu"),
         *("rows/residual_norm.cu", "rows/rms.cuh", "rows/rms_norm.cu", "rows/rope.cuh"),
         *("rows/rows.cuh", "vae/activation.cuh", "vae/pictures.cuh", "vae/pixel.cuh"),
+        *("common/mma.cuh", "vae/spread.cuh"),
         *("vae/vae_frames.cu", "vae/vae_head.cu", "vae/vae_pixels.cu", "vae/vae_stack.cu"),
         *("vae/vae_sum.cu", "vae/vae_zeros.cu"),
     }
@@ -351,47 +355,45 @@ def test_the_command(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "engines for sm90 do not run on a CPU" in capsys.readouterr().err
 
 
-@pytest.mark.exhaustive
-def test_a_tiny_decoder_is_built_in_half_precision(
-    make_once: Callable[..., Path], tmp_path: Path
-) -> None:
-    """Of standard operators, which a CPU runs too; its latents come in the transformer's type."""
-    from longlive_trt.configs import TaehvConfig
-    from longlive_trt.export.components import Sources
-    from longlive_trt.export.exporter import export
-    from tests.export.models.test_taehv import random_decoder, random_latents
-
-    model = random_decoder(6)
-    torch.save(model.state_dict(), tmp_path / "tiny.pth")
-    long_live = load_config("longlive-1.3b")
-    config = replace(long_live, vae=model.config, latent=LatentConfig(height=2, width=4))
-    assert isinstance(config.vae, TaehvConfig)
-    sources = Sources(vae=tmp_path / "tiny.pth")
-    export(config, sources, tmp_path / "onnx", PRECISIONS["fp32"], check=False)
-    manifest = built(tmp_path / "onnx", tmp_path / "b", "bf16").manifest
-    assert manifest.plugins.keys() == {onnxruntime_bridge.SOURCE}
+def test_a_tiny_decoder_is_the_exported_one(shared: Shared, tmp_path: Path) -> None:
+    """Its latents come in the transformer's type."""
+    exported = shared("tiny-decoder-export")
+    manifest = built(exported, tmp_path / "b", "bf16").manifest
     assert manifest.precision == "bf16"
+    assert manifest.plugins.keys() == {
+        *("common/basics.cuh", "common/mma.cuh", "common/vectors.cuh", onnxruntime_bridge.SOURCE),
+        *("vae/activation.cuh", "vae/pictures.cuh", "vae/pixel.cuh", "vae/spread.cuh"),
+        *("vae/vae_colors.cu", "vae/vae_stack.cu"),
+    }
     types = {
         tensor.name: tensor.dtype
         for graph in manifest.graphs.values()
         for tensor in (*graph.inputs, *graph.outputs)
     }
-    assert (types["latents"], types["cache.0"], types["frames"]) == ("bfloat16", "float16", "float")
-    assert built(tmp_path / "onnx", tmp_path / "b", "fp16", force=True).manifest.precision == "fp16"
-    for name in ("vae_first", "vae_next"):
-        graph = ir.load(tmp_path / "b" / f"{name}.onnx").graph
-        # The host works out nothing: a run can be captured.
-        assert graph.opset_imports[""] == 18 and not any(n.op_type == "Shape" for n in graph)
-        assert all(n.inputs[1].const_value is not None for n in graph if n.op_type == "Reshape")
-    first, following = (
-        ort.InferenceSession(tmp_path / "b" / f"{name}.onnx", providers=["CPUExecutionProvider"])
-        for name in ("vae_first", "vae_next")
+    assert (types["latents"], types["cache.0"]) == ("bfloat16", "float16")
+    assert (types["frames"], types["pixels"]) == ("float", "uint8")
+    assert built(exported, tmp_path / "b", "fp16", force=True).manifest.precision == "fp16"
+    latents = 1.5 * np.random.default_rng(1).standard_normal((1, 4, 16, 3, 5))
+    half = latents.astype(np.float16)
+    found, expected = (
+        [np.concatenate(group, axis=1) for group in zip(*stream, strict=True)]
+        for stream in (
+            DecoderStream(tmp_path / "b").decode_all(half, [1, 3]),
+            DecoderStream(exported).decode_all(half.astype(np.float32), [1, 3]),
+        )
     )
-    latents = random_latents(1, 3, 16, 2, 4)
-    half = latents.numpy().astype("float16")
-    frames, _, *caches = first.run(None, {"latents": half[:, :1]})
-    feeds = {f"cache.{i}": cache for i, cache in enumerate(caches)}
-    rest, *_ = following.run(None, {"latents": half[:, 1:], **feeds})
-    expected = model.decode(latents).clamp(0, 1)
-    found = torch.cat([torch.from_numpy(frames), torch.from_numpy(rest)], dim=1)
-    assert float((found - expected).norm() / expected.norm()) <= 5e-3
+    assert relative(found[0], expected[0]) <= 5e-3
+    assert np.abs(found[1].astype(int) - expected[1]).max() <= 1
+
+
+def test_graphs_that_an_older_version_wrote_are_not_taken(
+    shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the bundle nor, for one that is built beside it, its decoder."""
+    components = []
+    for version in (onnxruntime_gpu._GRAPHS_VERSION - 1, onnxruntime_gpu._GRAPHS_VERSION):
+        monkeypatch.setattr(onnxruntime_gpu, "_GRAPHS_VERSION", version)
+        result = built(shared("tiny-decoder-export"), tmp_path / "b", "fp16")
+        assert not result.was_current
+        components.append(result.manifest.components)
+    assert components[0]["vae"] != components[1]["vae"]

@@ -1,4 +1,4 @@
-// One Hopper GPU on a CPU, as far as our convolutions' sources ask for it: every thread of a few thread
+// One Hopper GPU on a CPU, as far as the emulated sources ask for it: every thread of a few thread
 // blocks is a thread here. Barriers count arrivals and bytes as mbarriers do. Products of matrices
 // are computed when they are waited for, and not before: what is freed too early is seen.
 #pragma once
@@ -80,6 +80,8 @@ struct Block {
   Meeting warps[32];
   Meeting groups[1024];  // of lanes, by the number of the first one
   float exchanged[1024];
+  uint32 fragments[1024][6];  // of both operands of a warp's product
+  alignas(16) uint8 fixed[48 << 10];  // arrays in shared memory that the source declares
 
   uint8* base() {
     const auto start = reinterpret_cast<uintptr_t>(memory.data());
@@ -233,6 +235,10 @@ struct Map {
 
 // ---- basics -------------------------------------------------------------------------------------
 
+template <typename T>
+constexpr T smaller(T a, T b) {
+  return a < b ? a : b;
+}
 inline constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 // As Hopper counts: the rank of a block in its cluster lies above the offset.
 inline uint32 shared_address(const void* pointer) {
@@ -250,6 +256,22 @@ inline int __float_as_int(float value) {
   return bits;
 }
 inline uint32 __float_as_uint(float value) { return static_cast<uint32>(__float_as_int(value)); }
+template <typename T>
+constexpr T smaller(T a, T b) {
+  return a < b ? a : b;
+}
+template <typename T>
+constexpr T larger(T a, T b) {
+  return a > b ? a : b;
+}
+inline uint32 __byte_perm(uint32 a, uint32 b, uint32 selector) {
+  const uint64 bytes = static_cast<uint64>(b) << 32 | a;
+  uint32 chosen = 0;
+  for (int i = 0; i < 4; ++i) {
+    chosen |= static_cast<uint32>(bytes >> (selector >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+  }
+  return chosen;
+}
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline void __syncthreads() { emulated::meet(emulated::here->named[16], blockDim.x, true); }
 inline void __syncwarp() { emulated::meet(emulated::here->warps[threadIdx.x / 32], 32, true); }
@@ -265,6 +287,14 @@ inline float __shfl_xor_sync(uint32 lanes, float x, int offset) {
 }
 inline float __fdividef(float x, float y) { return x / y; }
 inline float __expf(float x) { return std::exp(x); }
+inline uint32 __vmaxs2(uint32 a, uint32 b) {
+  int16_t ours[2], theirs[2];
+  std::memcpy(ours, &a, 4);
+  std::memcpy(theirs, &b, 4);
+  for (int i = 0; i < 2; ++i) ours[i] = ours[i] > theirs[i] ? ours[i] : theirs[i];
+  std::memcpy(&a, ours, 4);
+  return a;
+}
 inline float quad_sum(float x) {
   float* all = emulated::here->exchanged;
   all[threadIdx.x] = x;
@@ -323,6 +353,13 @@ uint2 packed_bytes(const Eight& e, const Round& round) {
   std::memcpy(&words, bytes, 8);
   return words;
 }
+inline uint32 pack_e4m3(float b0, float b1, float b2, float b3) {
+  const uint8 bytes[4] = {emulated::to_e4m3(b0), emulated::to_e4m3(b1), emulated::to_e4m3(b2),
+                          emulated::to_e4m3(b3)};
+  uint32 packed;
+  std::memcpy(&packed, bytes, 4);
+  return packed;
+}
 inline uint2 pack_bytes_e4m3(const Eight& e, float factor) {
   return packed_bytes(e, [=](float x) { return emulated::to_e4m3(x * factor); });
 }
@@ -331,6 +368,34 @@ inline uint2 pack_bytes_int8(const Eight& e, float factor, int zero = 0) {
     const float steps = std::fmin(std::fmax(std::nearbyint(x * factor) + zero, -127.0f), 127.0f);
     return static_cast<uint8>(static_cast<int8>(steps));
   });
+}
+
+// ---- products by one warp -----------------------------------------------------------------------
+
+namespace emulated {
+
+inline float half_of(unsigned thread, int word, int k) {
+  float halves[2];
+  unpack_halves(here->fragments[threadIdx.x / 32 * 32 + thread][word], halves[0], halves[1]);
+  return halves[k % 2];
+}
+
+}  // namespace emulated
+
+template <int>
+void multiply_add(float (&d)[4], const uint32 (&a)[4], uint32 b0, uint32 b1) {
+  uint32* own = emulated::here->fragments[threadIdx.x];
+  std::memcpy(own, a, sizeof a);
+  own[4] = b0, own[5] = b1;
+  __syncwarp();
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane_id() / 4 + i / 2 * 8, column = lane_id() % 4 * 2 + i % 2;
+    for (int k = 0; k < 16; ++k) {
+      const float left = emulated::half_of(row % 8 * 4 + k % 8 / 2, row / 8 + k / 8 * 2, k);
+      d[i] += left * emulated::half_of(column * 4 + k % 8 / 2, 4 + k / 8, k);
+    }
+  }
+  __syncwarp();
 }
 
 // ---- asynchronous machinery ---------------------------------------------------------------------

@@ -55,10 +55,17 @@ class Rounded:
 
     @classmethod
     def of(
-        cls, q: Array, k: Array, v: Array, *, mixes: bool = True, dtype: str = "int8"
+        cls,
+        q: Array,
+        k: Array,
+        v: Array,
+        *,
+        mixes: bool = True,
+        centers: bool = True,
+        dtype: str = "int8",
     ) -> "Rounded":
         """As int8 is, or in float8: then q and k have a unit each."""
-        center = v.mean(0)
+        center = v.mean(0) * centers
         single = [x.astype(np.float32) for x in (q, k)]
         q, k = map(hadamard.multiplied, single) if mixes else single
         is_int8 = dtype == "int8"

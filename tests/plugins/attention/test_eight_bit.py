@@ -9,7 +9,7 @@ from longlive_trt.plugins.attention.arguments import KVPiece, Scales
 from longlive_trt.plugins.attention.hopper import SinkWindowAttention
 from longlive_trt.plugins.attention.value_layout import padded_tokens, value_position
 from longlive_trt.plugins.attention.variants import FLOAT8, INT8, Variant
-from longlive_trt.plugins.kernels.quantize import quantize_values
+from longlive_trt.plugins.kernels.values import quantize_values
 from tests.plugins.attention.integer_model import Rounded, attended, exact
 from tests.plugins.attention.test_integer_error import (
     ALLOWED,

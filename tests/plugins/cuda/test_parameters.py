@@ -26,6 +26,7 @@ from longlive_trt.plugins.cuda.parameters import (
     ParameterStruct,
     opaque,
 )
+from longlive_trt.plugins.kernels import values
 from longlive_trt.plugins.kernels.registry import KERNELS
 
 LAUNCHED = {
@@ -34,6 +35,7 @@ LAUNCHED = {
     for architecture in (AMPERE, HOPPER)
     for kernel in node.cuda_kernels(architecture)
 }
+LAUNCHED[values.MOVED.file] = values.MOVED
 NESTED = [
     (hopper.KERNEL, "Problem", hopper.PROBLEM),
     (portable.KERNEL, "Tensor", portable.TENSOR),

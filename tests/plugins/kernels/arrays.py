@@ -56,6 +56,21 @@ def pixels_last(tensor: Any) -> Any:
     return tensor.permute(0, 2, 3, 4, 1).flatten(0, 1).numpy()
 
 
+def spread(pixels: Array, frames_of_place: int = 1) -> Array:
+    """As a convolution leaves them that doubles height and width: four and more at a place.
+
+    What is at a place and beyond the picture is NaN.
+    """
+    frames, height, width, channels = pixels.shape
+    places = (frames // frames_of_place, height // 2 + 1, width // 2 + 1)
+    scattered = np.full((*places, frames_of_place, 4, channels), np.nan, pixels.dtype)
+    for frame, row, column in np.ndindex(frames, height, width):
+        place = frame // frames_of_place, (row + 1) // 2, (column + 1) // 2
+        which = 2 * (row % 2) + column % 2
+        scattered[(*place, frame % frames_of_place, which)] = pixels[frame, row, column]
+    return scattered.reshape(*places, -1)
+
+
 def error(actual: Array, expected: Any) -> float:
     wanted = np.asarray(expected, np.float64).reshape(actual.shape)
     return float(np.linalg.norm(actual.astype(np.float64) - wanted) / np.linalg.norm(wanted))

@@ -290,6 +290,60 @@ def integer_qkv_beside_plain_keys(heads: int, head_dim: int) -> Case:
     return Case(whole.kernel, whole.inputs, reference, parameters, whole.narrow)
 
 
+def with_transposed_values(case: Case) -> Case:
+    def reference(*inputs: Any) -> list[Any]:
+        results = case.reference(*inputs)
+        results[2] = torch.from_numpy(transposed_values(results[2].numpy()))
+        return results
+
+    parameters = {**case.parameters, "transposed": True}
+    return Case(case.kernel, case.inputs, reference, parameters, case.narrow)
+
+
+def integer_rms_norm(heads: int, head_dim: int) -> Case:
+    """With outliers in every 17th channel."""
+    plain = rms_norm(heads, head_dim)
+    plain.inputs[1][::17] *= 8
+
+    def reference(x: Any, weight: Any) -> list[Any]:
+        normed = mixed(plain.reference(x, weight))
+        rows = normed.abs().amax(-1) / 127
+        return [normed / rows[..., None], rows]
+
+    parameters = {**plain.parameters, "hadamard": True}
+    return Case(plain.kernel, plain.inputs, reference, parameters, {0: "int8", 1: "float32"})
+
+
+def head_units() -> Case:
+    x = normal(2, 77, 3, 64) * np.array([1.0, 20.0, 0.0])[:, None]
+
+    def reference(x: Any) -> Any:
+        return x.abs().amax((0, 1, 3)).clamp(min=1e-12) / 127
+
+    return Case("head_units", [x], reference, {"largest": 127.0}, {0: "float32"})
+
+
+def integer_cross_attention(output_scale: float | None = None) -> Case:
+    q, k = integers(2, 77, 3, 128), integers(2, 33, 3, 128, seed=1)
+    v = eight_bits(2, 33, 3, 128, seed=2)
+    rows = np.random.default_rng(5).uniform(0.01, 0.05, (2, 77, 3)).astype(np.float32)
+    units = [np.linspace(0.02, 0.04, 3, dtype=np.float32)[None] for _ in range(2)]
+
+    def reference(*inputs: Any) -> Any:
+        q, k, _, rows, k_unit, v_unit = inputs
+        values = as_double(v) * v_unit[0][:, None]
+        result = attention(q * rows[..., None], k * k_unit[0][:, None], values)
+        return result / (output_scale or 1)
+
+    return Case(
+        "narrow_cross_attention",
+        [q, k, transposed_values(v), rows, *units],
+        reference,
+        {"output_scale": output_scale},
+        {0: FLOAT8} if output_scale else {},
+    )
+
+
 def integer_rotate(heads: int, head_dim: int) -> Case:
     """With outliers in every 17th channel."""
     plain = rotate(heads, head_dim)
@@ -421,6 +475,15 @@ EIGHT_BITS = {
     "qkv int8 64": integer_qkv(5, 64),
     "qkv int8 plain": integer_qkv_beside_plain_keys(12, 128),
     "qkv int8 plain 64": integer_qkv_beside_plain_keys(5, 64),
+    "qkv transposed": with_transposed_values(narrow_qkv(12, 128)),
+    "qkv int8 transposed": with_transposed_values(integer_qkv(12, 128)),
+    "qkv int8 transposed 64": with_transposed_values(integer_qkv(5, 64)),
+    "qkv int8 transposed plain": with_transposed_values(integer_qkv_beside_plain_keys(12, 128)),
+    "rms int8": integer_rms_norm(12, 128),
+    "rms int8 64": integer_rms_norm(5, 64),
+    "head units": head_units(),
+    "cross-attention int8": integer_cross_attention(),
+    "cross-attention int8 narrow": integer_cross_attention(0.02),
     "rotate int8": integer_rotate(12, 128),
     "rotate int8 64": integer_rotate(5, 64),
     **{
@@ -501,16 +564,18 @@ def test_the_device_agrees_with_numpy_in_eight_bits(name: str, dtype: str, need_
             allowed = 4e-2
         elif case.kernel == "gemm":
             allowed = 2e-2 if case.narrow else 5e-3
-        present = found_of(case, on_host(found))
+        present = found_of(case, index, on_host(found), case.inputs[0].shape[1])
         error = relative(present, wanted.astype(np.float64)) if wanted.size else 0
         assert error <= allowed
 
 
-def found_of(case: Case, output: Any) -> Any:
+def found_of(case: Case, index: int, output: Any, tokens: int) -> Any:
     """Nobody reads what lies beyond the last value of a padded layout: it may be anything."""
-    if case.kernel != "transposed_values":
-        return output
-    return np.where(transposed_values(np.ones(case.inputs[0].shape)) > 0, output, 0)
+    if case.kernel == "transposed_values" or (index == 2 and case.parameters.get("transposed")):
+        batch, heads, dim, _ = output.shape
+        is_token = transposed_values(np.ones((batch, tokens, heads, dim))) > 0
+        return np.where(is_token, output, 0)
+    return output
 
 
 @pytest.mark.gpu
@@ -581,6 +646,11 @@ def test_impossible_parameters(kernel: str, parameters: dict[str, Any], message:
             [(1, 5, 48), (16,), (16,), (5, 4), (5, 4), (2,), (2,), (2,)],
             "with a Hadamard matrix of k and v",
         ),
+        (
+            *("qkv_norm_rope", {"heads": 2, "transposed": True}),
+            [(1, 5, 48), (16,), (16,), (5, 4), (5, 4)],
+            "values are transposed in eight bits only",
+        ),
     ],
 )
 def test_shapes_that_do_not_fit(
@@ -634,6 +704,8 @@ def test_numpy_takes_any_head(relative_error: Any) -> None:
         ("qkv_norm_rope", {"LL_HEAD_DIM": 128, "LL_PLAIN": 1}),
         ("qkv_norm_rope", {"LL_HEAD_DIM": 64, "LL_PLAIN": 0, "LL_HADAMARD": 1}),
         ("rms_norm", {}),
+        ("rms_norm", {"LL_INT8": 1, "LL_HEAD_DIM": 128}),
+        ("head_units", {}),
         ("rotate", {"LL_HEAD_DIM": 64}),
         ("rotate", {"LL_HEAD_DIM": 128, "LL_INT8": 1}),
     ],
@@ -649,9 +721,22 @@ def test_kernels_compile(
     compilation.find_nvcc() is None and not compilation.nvrtc_is_available(),
     reason="neither nvcc nor NVRTC is installed",
 )
-@pytest.mark.parametrize("entry", ["quantize", "narrow_heads", "widen_heads", "transposed_values"])
-def test_kernels_of_eight_bits_compile(entry: str, tmp_path: Path) -> None:
-    source = KernelSource(f"rows/{entry}.cu", entry, {"LL_ELEMENT": 1})
+@pytest.mark.parametrize(
+    ("entry", "constants"),
+    [
+        *((name, {}) for name in ("quantize", "narrow_heads", "widen_heads")),
+        *((name, {}) for name in ("transposed_values", "moved_values")),
+        ("qkv_norm_rope", {"LL_PLAIN": 0, "LL_QUANTIZE": 2, "LL_TRANSPOSED": 1}),
+        (
+            "qkv_norm_rope",
+            {"LL_PLAIN": 1, "LL_QUANTIZE": 3, "LL_HADAMARD": 1, "LL_TRANSPOSED": 1},
+        ),
+    ],
+)
+def test_kernels_of_eight_bits_compile(
+    entry: str, constants: dict[str, int], tmp_path: Path
+) -> None:
+    source = KernelSource(f"rows/{entry}.cu", entry, {"LL_ELEMENT": 1, **constants})
     assert entry.encode() in compile_kernel(source, "sm_90a", cache_dir=tmp_path)
 
 

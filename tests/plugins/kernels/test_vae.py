@@ -32,6 +32,7 @@ from tests.plugins.kernels.arrays import (
     pixels_last,
     planes,
     random_array,
+    spread,
     to_device,
 )
 
@@ -51,19 +52,32 @@ STACKS: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("residual", "bias", "norm", "silu", "history"), True),
     },
     "first head": {"form": "extended", "bias": True, "norm": True, "silu": True},
+    # The tiny decoder's.
+    "entrance": {"taps": 2, "bias": True, "relu": True, "history": True},
+    "first entrance": {"taps": 2, "bias": True, "relu": True},
+    "inside a block": {"taps": 2, "form": "alone", "bias": True, "relu": True},
+    "between blocks": {
+        "taps": 2,
+        **dict.fromkeys(("residual", "beside", "bias", "relu", "history"), True),
+    },
+    "last block": {
+        "taps": 2,
+        "form": "alone",
+        **dict.fromkeys(("residual", "beside", "bias", "relu"), True),
+    },
 }
 
 
 def stack_inputs(
     frames: int, size: tuple[int, int], channels: int, dtype: str, flags: dict[str, Any]
 ) -> list[Array]:
-    batch = flags.get("batch", 1)
+    batch, taps = flags.get("batch", 1), flags.get("taps", 3)
     x = (batch * frames, *size, channels)
     shapes = {
-        "residual": x,
+        "residual": (*x[:3], taps * channels) if flags.get("beside") else x,
         "bias": (channels,),
         "norm": (channels,),
-        "history": (batch, 2, *size, channels),
+        "history": (batch, taps - 1, *size, channels),
     }
     present = [shape for flag, shape in shapes.items() if flags.get(flag)]
     return [random_array(s, dtype, seed, 1.5) for seed, s in enumerate([x, *present])]
@@ -74,7 +88,7 @@ def plain_stack(inputs: list[Array], flags: dict[str, Any]) -> tuple[Any, Any, A
     batch, rest = flags.get("batch", 1), list(inputs[1:])
     value = planes(inputs[0], batch)
     if flags.get("residual"):
-        value = value + planes(rest.pop(0), batch)
+        value = value + planes(rest.pop(0), batch)[:, -value.shape[1] :]
     if flags.get("bias"):
         value = value + torch.from_numpy(rest.pop(0).astype(np.float32)).reshape(-1, 1, 1, 1)
     active = value
@@ -85,18 +99,26 @@ def plain_stack(inputs: list[Array], flags: dict[str, Any]) -> tuple[Any, Any, A
             active = norm(value)
     if flags.get("silu"):
         active = F.silu(active)
+    if flags.get("relu"):
+        active = F.relu(active)
     form = flags.get("form", "stacked")
     if form == "alone":
         return pixels_last(active), None, pixels_last(value)
     previous = None
     if flags.get("history"):
         previous = [planes(rest[0].reshape(-1, *rest[0].shape[2:]), batch)]
-    histories = Histories(previous)
-    extended, frames = histories.prepend(active), active.shape[2]
+    taps, frames = flags.get("taps", 3), active.shape[2]
+    if taps == 3:
+        histories = Histories(previous)
+        extended = histories.prepend(active)
+        renewed = histories.renewed[0]
+    else:
+        before = previous[0] if previous else torch.zeros_like(active[:, :, :1])
+        extended, renewed = torch.cat([before, active], dim=2), active[:, :, -1:]
     formed = extended
     if form == "stacked":
-        formed = torch.cat([extended[:, :, tap : tap + frames] for tap in range(3)], dim=1)
-    return pixels_last(formed), pixels_last(histories.renewed[0]), pixels_last(value)
+        formed = torch.cat([extended[:, :, tap : tap + frames] for tap in range(taps)], dim=1)
+    return pixels_last(formed), pixels_last(renewed), pixels_last(value)
 
 
 @pytest.mark.parametrize("dtype", NUMPY_TYPES)
@@ -149,25 +171,24 @@ def spread_inputs(
 ) -> tuple[list[Array], list[Array]]:
     """A spread x with other inputs; and the same with its pixels in their places."""
     dense = stack_inputs(frames, size, channels, dtype, flags)
-    count, height, width, _ = dense[0].shape
-    spread = random_array((count, height // 2 + 1, width // 2 + 1, 4 * channels), dtype, 7, 1.5)
-    four = spread.reshape(*spread.shape[:3], 4, channels)
-    for row in range(height):
-        for column in range(width):
-            which = 2 * (row % 2) + column % 2
-            dense[0][:, row, column] = four[:, (row + 1) // 2, (column + 1) // 2, which]
-    return [spread, *dense[1:]], dense
+    return [spread(dense[0], flags.get("frames_of_place", 1)), *dense[1:]], dense
 
 
 SPREAD = {**STACKS["block"], "total": True}
+SPREADS = {
+    "of Wan's": SPREAD,
+    "of the tiny one's": {"taps": 2, "history": True, "frames_of_place": 2},
+    "a first one": {"taps": 2, "frames_of_place": 2},
+}
 
 
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("size", [(2, 2), (4, 6), (6, 2)])
-def test_a_stack_gathers_what_is_spread(size: tuple[int, int], batch: int) -> None:
-    flags = {**SPREAD, "batch": batch}
-    spread, dense = spread_inputs(3, size, 8, "float16", flags)
-    found = computed(KERNELS["vae_stack"](**{**flags, "spread": True}), spread)
+@pytest.mark.parametrize("case", SPREADS)
+def test_a_stack_gathers_what_is_spread(case: str, size: tuple[int, int], batch: int) -> None:
+    flags = {**SPREADS[case], "batch": batch}
+    scattered, dense = spread_inputs(4, size, 8, "float16", flags)
+    found = computed(KERNELS["vae_stack"](**{**flags, "spread": True}), scattered)
     for one, other in zip(found, computed(KERNELS["vae_stack"](**flags), dense), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -221,6 +242,12 @@ def test_an_empty_history_is_zero() -> None:
         ("vae_stack", {}, [(2, 3, 8)], r"must be \[frames, height, width, channels\]"),
         ("vae_stack", {"spread": True}, [(2, 3, 4, 8)], "2 channels"),
         ("vae_stack", {"spread": True}, [(2, 1, 4, 32)], "two rows and columns at least"),
+        ("vae_stack", {"spread": True, "frames_of_place": 2}, [(2, 3, 4, 36)], "for 8 pixels"),
+        (
+            *("vae_stack", {"spread": True, "frames_of_place": 2, "batch": 2}, [(1, 3, 4, 64)]),
+            "1 frames: they must be a multiple",
+        ),
+        ("vae_stack", {"residual": True, "beside": True}, [(2, 3, 4, 8)] * 2, "y has shape"),
         ("vae_stack", {"spread": True, "residual": True}, [(2, 3, 4, 32)] * 2, "y has shape"),
         ("vae_sum", {"interleave": True}, [(2, 3, 4, 8)], "4 channels"),
         ("vae_sum", {"residual": True}, [(2, 3, 4, 8), (1, 3, 4, 8)], "y has shape"),
@@ -237,9 +264,12 @@ def test_shapes_that_do_not_fit_are_refused(
         KERNELS[name](**flags).output_shapes(shapes)
 
 
-@pytest.mark.parametrize("flags", [{"form": "tall"}, {"form": "alone", "history": True}])
+@pytest.mark.parametrize(
+    "flags", [{"form": "tall"}, {"form": "alone", "history": True}, {"taps": 1}]
+)
 def test_stacks_that_make_no_sense_are_refused(flags: dict[str, Any]) -> None:
-    with pytest.raises(PluginError, match=r"choose alone, stacked|frames alone need none"):
+    message = r"choose alone, stacked|frames alone need none|1 taps: it takes two at least"
+    with pytest.raises(PluginError, match=message):
         KERNELS["vae_stack"](**flags)
 
 
@@ -293,11 +323,12 @@ def test_stacks_on_the_gpu(case: str, channels: int, dtype: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("channels", [8, 48, 96, 192, 384])
-def test_spread_stacks_on_the_gpu(channels: int, dtype: str) -> None:
-    flags = {**SPREAD, "batch": 2, "spread": True}
+@pytest.mark.parametrize("channels", [8, 48, 64, 96, 192, 384])
+@pytest.mark.parametrize("case", SPREADS)
+def test_spread_stacks_on_the_gpu(case: str, channels: int, dtype: str) -> None:
+    flags = {**SPREADS[case], "batch": 2, "spread": True}
     kernel = KERNELS["vae_stack"](**flags)
-    for frames, size in ((1, (2, 2)), (5, (6, 10))):
+    for frames, size in ((2, (2, 2)), (6, (6, 10))):
         inputs, _ = spread_inputs(frames, size, channels, dtype, flags)
         wanted = computed(kernel, inputs)
         actual = launched(kernel, inputs, fill=float("nan"))
@@ -307,8 +338,9 @@ def test_spread_stacks_on_the_gpu(channels: int, dtype: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("gpu")
-def test_a_history_may_be_renewed_in_place() -> None:
-    flags = STACKS["block"]
+@pytest.mark.parametrize("case", ["block", "between blocks"])
+def test_a_history_may_be_renewed_in_place(case: str) -> None:
+    flags = STACKS[case]
     kernel = KERNELS["vae_stack"](**flags)
     for frames in (1, 2, 3):
         inputs = stack_inputs(frames, (6, 7), 96, "float16", flags)

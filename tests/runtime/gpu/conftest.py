@@ -1,4 +1,4 @@
-"""Engines on imagined GPUs, and the same bundle's on the CPU."""
+"""Engines on imagined GPUs, the same bundle's on the CPU, and the GPU that is there."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,11 +7,25 @@ from typing import Any
 import pytest
 
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
+from longlive_trt.errors import PluginError
+from longlive_trt.plugins.cuda import driver
 from longlive_trt.runtime.assembly import Engines
 from tests.fakes.cuda import FakeCuda, Schedule
 from tests.fakes.engines import put_in_place
 
 OnGpus = Callable[..., tuple[FakeCuda, Engines]]
+
+
+@pytest.fixture(scope="module")
+def target() -> str:
+    """What bundles are built for here."""
+    try:
+        major, minor = driver.device_facts(0).capability
+    except PluginError as error:
+        pytest.skip(str(error))
+    if (major, minor) < (8, 0):
+        pytest.skip(f"needs compute capability (8, 0), found {(major, minor)}")
+    return f"sm{major}{minor}"
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,8 @@ def latents(engines: Engines, path: Path) -> list[Any]:
     saved = load_state(path)
     assert saved.tensors["k_cache.0"].dtype == np.float32
     assert saved.tensors["v_cache.0"].dtype == ml_dtypes.float8_e4m3fn
+    # By token, as always, however they lie in the memory of a session.
+    assert saved.tensors["v_cache.0"].shape == saved.tensors["k_cache.0"].shape
     restore(resumed, saved)
     made += [np.array(resumed.step().latents) for _ in range(SAVED, BLOCKS)]
     resumed.close()

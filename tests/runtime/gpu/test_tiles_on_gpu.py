@@ -11,8 +11,6 @@ torch = pytest.importorskip("torch")
 
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.engines.ort import gpu as onnxruntime_cuda
-from longlive_trt.errors import PluginError
-from longlive_trt.plugins.cuda import driver
 from longlive_trt.plugins.cuda.streams import Gpu
 from longlive_trt.runtime.assembly import Engines
 from longlive_trt.runtime.decoding.choice import decoder_named
@@ -28,18 +26,6 @@ pytestmark = pytest.mark.gpu
 Array = np.ndarray[Any, Any]
 SIZE = (14, 140)
 """Three tiles."""
-
-
-@pytest.fixture(scope="module")
-def target() -> str:
-    """What bundles are built for here."""
-    try:
-        major, minor = driver.device_facts(0).capability
-    except PluginError as error:
-        pytest.skip(str(error))
-    if (major, minor) < (8, 0):
-        pytest.skip(f"needs compute capability (8, 0), found {(major, minor)}")
-    return f"sm{major}{minor}"
 
 
 @pytest.mark.usefixtures("target")

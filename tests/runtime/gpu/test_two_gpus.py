@@ -6,11 +6,14 @@ fault, and engines leave their own GPU's context current.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 
+from benchmarks.two_gpus import LEVELS, largest_difference
+from benchmarks.two_gpus import make_video as make_both
 from longlive_trt.cli import main
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.engines.ort import gpu as onnxruntime_cuda
@@ -18,9 +21,12 @@ from longlive_trt.errors import EngineError, LongLiveError, PluginError
 from longlive_trt.plugins.cuda import driver
 from longlive_trt.plugins.cuda.streams import Gpu, MemoryInfo
 from longlive_trt.runtime.assembly import Engines
+from longlive_trt.runtime.memory.base import Buffer
+from longlive_trt.runtime.memory.cuda import CudaMemory
 from longlive_trt.runtime.state import load_state, restore, save_state
 from tests.fakes.cuda import FakeCuda, Schedule, Status
 from tests.fakes.engines import put_in_place
+from tests.fakes.streams import make_latents
 from tests.runtime.gpu.conftest import OnGpus
 from tests.runtime.gpu.test_cuda_session import (
     SCHEDULES,
@@ -239,6 +245,23 @@ def test_of_several_gpus_the_right_one_is_current(fake_cuda: Callable[..., FakeC
     assert driver.device_facts(1).ordinal == 1
 
 
+def test_what_is_let_go_of_leaves_the_current_gpu(fake_cuda: Callable[..., FakeCuda]) -> None:
+    """Python may collect what lay on one GPU while a library works on the other, on this thread."""
+    cuda = fake_cuda(devices=2)
+    first, second = Gpu(0), Gpu(1)
+    stream = second.stream()
+    for lost in (
+        first.reserve(100, "a test"),
+        first.event(),
+        first.stream(),
+        first.pinned((3,), np.dtype(np.float32)),
+    ):
+        cuda.choose(1)
+        lost.close()
+        driver.check(cuda.launch(stream.handle, lambda: None), "launch on the second GPU")
+    assert not cuda.memory.live("device", 0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "devices", "message"),
     [
@@ -293,9 +316,24 @@ def test_a_file_is_written_from_two_gpus(
     assert np.frombuffer(made[0], np.uint8).any()
 
 
-@pytest.mark.gpu
-def test_two_real_gpus_make_the_bits_of_one(bundle: Bundle) -> None:
-    """Any two of one kind: the mini bundle's graphs run on what ONNX Runtime runs on."""
+def test_both_ways_are_measured_and_compared(
+    bundle: Bundle, fake_cuda: Callable[..., FakeCuda], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_in_place(fake_cuda(devices=2), monkeypatch)
+    one, two = (
+        make_both(bundle, "cuda", elsewhere, compared=3, blocks=4) for elsewhere in (None, "cuda:1")
+    )
+    assert one.pictures.shape[1] == 33 and largest_difference(one.pictures, two.pictures) == 0
+    assert [len(way.gpus) for way in (one, two)] == [1, 2]
+    assert [len(way.report()["series_ms"]) for way in (one, two)] == [4, 4]
+    changed = one.pictures.copy()
+    changed[0, 20, 1, 2, 0] ^= 4
+    assert largest_difference(one.pictures, changed) == 4
+
+
+@pytest.fixture(scope="module")
+def capability() -> tuple[int, int]:
+    """Of two real GPUs of one kind."""
     try:
         facts = [driver.device_facts(ordinal) for ordinal in range(2)]
     except PluginError as error:
@@ -304,6 +342,49 @@ def test_two_real_gpus_make_the_bits_of_one(bundle: Bundle) -> None:
         pytest.skip(f"needs two GPUs of one kind, found {facts}")
     if onnxruntime_cuda.PROVIDER not in ort.get_available_providers():
         pytest.skip("this onnxruntime has no GPU support")
+    return facts[0].capability
+
+
+@pytest.mark.gpu
+def test_our_kernels_run_on_the_other_gpu(capability: tuple[int, int], tmp_path: Path) -> None:
+    """A decoder's, captured and not: modules, library handles and workspaces of their own there."""
+    if capability < (8, 0):
+        pytest.skip(f"needs compute capability (8, 0), found {capability}")
+    major, minor = capability
+    pytest.importorskip("torch")
+    from tests.fakes.written import SIZE, TWO, built
+
+    bundle = built(tmp_path, TWO, SIZE, gpu=f"sm{major}{minor}")
+    latents = make_latents(bundle.config, 12)
+    found = [
+        decoded_blocks(bundle, latents, elsewhere) for elsewhere in (None, "cuda:1", None, "cuda:1")
+    ]
+    # Engines are opened anew each time, and cuDNN may choose another kernel.
+    assert all(largest_difference(pictures, found[0]) <= LEVELS for pictures in found)
+
+
+def decoded_blocks(bundle: Bundle, latents: Any, decode_device: str | None) -> Any:
+    """Of three latent frames each, which lie in two places in turn."""
+    with Engines(bundle, "cuda", decode_device=decode_device) as engines:
+        memory = CudaMemory(engines.stream("transformer"))
+        places = {str(n): Buffer((1, 3, *latents.shape[2:]), latents.dtype) for n in range(2)}
+        tensors = memory.reserve(places, "latents")
+        decoder, pictures = engines.decoder(1), []
+        for number, block in enumerate(np.split(latents, 4, axis=1)):
+            place = tensors[str(number % 2)]
+            memory.write(place, block)
+            decoding = decoder.start(place)
+            decoding.release()
+            pictures.append(decoding.result())
+        decoder.close()
+        memory.close()
+    return np.concatenate(pictures, axis=1)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("capability")
+def test_two_real_gpus_make_the_bits_of_one(bundle: Bundle) -> None:
+    """Any two of one kind: the mini bundle's graphs run on what ONNX Runtime runs on."""
     scripts = [Script(12, {5: "exact"}, lag=3), Script(6, batch=2)]
     with Engines(bundle, "cuda") as one:
         expected = [make_video(one, script) for script in scripts]

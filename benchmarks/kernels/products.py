@@ -1,0 +1,194 @@
+"""cuBLASLt's proposals for a pass's products, and the file of those that are faster than the first.
+
+    python -m benchmarks.kernels.products --out docs/results/products_h200.json
+    python -m benchmarks.kernels.products --write       # plugins/cuda/algorithms.json too
+
+Of each product (FP8 with the results that the step graph asks for, of a pass's 4,680 rows and a
+re-cache's 14,040) every proposal is captured over rotating buffers, so that nothing stays in the
+cache, and all are replayed in turns. One that gives other bits when it is run again, or differs
+from the first by more than sums in another order do, is left out. The fastest is measured against
+the first once more; what then is not faster by ``--least`` is not kept.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.harness import parser, write_report
+from benchmarks.kernels.timing import capture, in_turns_ms, machine, median, relative_error
+from longlive_trt.plugins.cuda.algorithms import TABLE, Measured, read_table
+from longlive_trt.plugins.cuda.cublaslt import (
+    WORKSPACE_BYTES,
+    Algorithm,
+    Matmul,
+    Product,
+    library_version,
+    proposals,
+)
+from longlive_trt.plugins.cuda.driver import device_facts
+
+DIM, FFN = 1536, 8960
+ROWS = {"a pass": 4680, "a re-cache": 14040}
+FLOAT8 = "float8_e4m3"
+BUFFERS, MOST = 8, 32
+SAME_SUMS = 2e-3
+"""Of two results of 16 bits; those in FP8 may differ by more, in few places."""
+SAME_NARROW_SUMS = 1e-2
+
+
+@dataclass(frozen=True)
+class Job:
+    inner: int
+    columns: int
+    per_pass: int
+    activation: str = "none"
+    narrow: bool = False
+
+    def product(self, rows: int, dtype: str) -> Product:
+        """As the node of a step graph asks for it (``plugins/kernels/gemm.py``)."""
+        return Product(
+            *(rows, self.inner, self.columns, FLOAT8, FLOAT8 if self.narrow else dtype),
+            bias=True,
+            activation=self.activation,
+            transposed=True,
+            bias_dtype=dtype,
+        )
+
+
+LAYERS = 30
+JOBS = {
+    "q k v": Job(DIM, 3 * DIM, LAYERS),
+    "output, or cross q": Job(DIM, DIM, 3 * LAYERS),
+    "feed-forward in": Job(DIM, FFN, LAYERS, "gelu", narrow=True),
+    "feed-forward out": Job(FFN, DIM, LAYERS),
+}
+
+
+class Problem:
+    """One product over rotating tensors, by any algorithm."""
+
+    def __init__(self, product: Product) -> None:
+        self.product = product
+        rows, inner, columns = product.rows, product.inner, product.columns
+        narrow, side = torch.float8_e4m3fn, getattr(torch, product.side_dtype)
+        self._x, self._weights = (
+            [torch.randn(n, inner, device="cuda").to(narrow) for _ in range(BUFFERS)]
+            for n in (rows, columns)
+        )
+        self._bias = torch.randn(columns, device="cuda").to(side)
+        out = narrow if product.out_dtype == FLOAT8 else side
+        self._outs = [torch.empty(rows, columns, device="cuda", dtype=out) for _ in range(BUFFERS)]
+        self._factor = torch.full((1,), 64.0, device="cuda")
+        self._workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device="cuda")
+
+    def launch(self, matmul: Matmul, buffer: int, stream: int) -> None:
+        tensors = (self._x[buffer], self._weights[buffer], self._outs[buffer])
+        matmul(
+            *(tensor.data_ptr() for tensor in tensors),
+            workspace=self._workspace.data_ptr(),
+            bias=self._bias.data_ptr(),
+            scale=self.product.inner**-0.5,
+            out_factor=self._factor.data_ptr() if self.product.out_dtype == FLOAT8 else 0,
+            stream=stream,
+        )
+
+    def graph(self, algorithm: Algorithm) -> torch.cuda.CUDAGraph:
+        matmul = Matmul(self.product, algorithm=algorithm)
+        return capture([partial(self.launch, matmul, buffer) for buffer in range(BUFFERS)])
+
+    def result(self, graph: torch.cuda.CUDAGraph) -> torch.Tensor:
+        """The bytes of the first buffer, in memory that held something else."""
+        for out in self._outs:
+            out.view(torch.uint8).fill_(0x55)
+        graph.replay()
+        torch.cuda.synchronize()
+        return self._outs[0].clone()
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+
+
+def sound(problem: Problem, graphs: Sequence[torch.cuda.CUDAGraph]) -> list[int]:
+    """Those that give the same bits ten times over, and the first one's sums."""
+    narrow = problem.product.out_dtype == FLOAT8
+    expected, found = problem.result(graphs[0]).float(), []
+    for index, graph in enumerate(graphs):
+        result = problem.result(graph)
+        repeats = all(same_bits(problem.result(graph), result) for _ in range(9))
+        error = relative_error(result.float(), expected)
+        if repeats and error <= (SAME_NARROW_SUMS if narrow else SAME_SUMS):
+            found.append(index)
+    return found
+
+
+def in_turns(graphs: dict[int, torch.cuda.CUDAGraph], repeats: int) -> dict[int, float]:
+    """Microseconds of one product."""
+    replays = {str(index): [graph.replay] for index, graph in graphs.items()}
+    times = in_turns_ms(replays, repeats)
+    return {int(index): median(each) / BUFFERS * 1e3 for index, each in times.items()}
+
+
+def measure(product: Product, repeats: int, least: float) -> tuple[dict[str, Any], Measured | None]:
+    problem, proposed = Problem(product), proposals(product, 0, MOST)
+    graphs = [problem.graph(algorithm) for algorithm in proposed]
+    usable = sound(problem, graphs)
+    times = in_turns({index: graphs[index] for index in {0, *usable}}, repeats)
+    best = min(usable, key=lambda index: times[index])
+    again = in_turns({0: graphs[0], best: graphs[best]}, 3 * repeats)
+    of_first = again[best] / again[0]
+    report = {
+        "us": [times.get(index) for index in range(len(graphs))],
+        "unsound": sorted(set(range(len(graphs))) - set(usable)),
+        "best": best,
+        "of_first": of_first,
+        "tflops": product.flops / again[best] / 1e6,
+    }
+    if best == 0 or of_first > 1 - least:
+        return report, None
+    state = bytes(proposed[best].algorithm).hex()
+    gpu, library = device_facts(0).name, library_version()
+    return report, Measured(gpu, library, asdict(product), state, round(of_first, 4))
+
+
+def write_table(found: Sequence[Measured]) -> None:
+    """What was found here takes the place of what the file had of this GPU and this library."""
+    here = (device_facts(0).name, library_version())
+    others = [each for each in read_table().products if (each.gpu, each.library) != here]
+    rows = [json.dumps(asdict(each)) for each in (*others, *found)]
+    TABLE.write_text('{"products": [\n' + ",\n".join(rows) + "\n]}\n", encoding="utf-8")
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--repeats", type=int, default=60)
+    options.add_argument("--dtype", choices=["float16", "bfloat16"], default="bfloat16")
+    options.add_argument("--least", type=float, default=0.015, help="share of time saved")
+    options.add_argument("--write", action="store_true", help=f"write {TABLE.name}, too")
+    chosen = options.parse_args()
+    reports: dict[str, Any] = {}
+    found: list[Measured] = []
+    for where, rows in ROWS.items():
+        for name, job in JOBS.items():
+            product = job.product(rows, chosen.dtype)
+            report, kept = measure(product, chosen.repeats, chosen.least)
+            reports[f"{name}, {where}"] = {"product": asdict(product), **report}
+            found += [kept] if kept else []
+            saved_ms = (1 - report["of_first"]) * report["us"][0] * job.per_pass / 1e3
+            print(
+                f"{name + ', ' + where:32s} {report['us'][0]:7.1f} us at first, best of "
+                f"{len(report['us'])} is {report['best']}: {report['of_first']:.3f} of that, "
+                f"{saved_ms:.2f} ms of a pass"
+            )
+            torch.cuda.empty_cache()
+    write_report({**machine(), "cublaslt": library_version(), "products": reports}, chosen.out)
+    if chosen.write:
+        write_table(found)
+
+
+if __name__ == "__main__":
+    main()
