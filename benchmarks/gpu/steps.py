@@ -44,7 +44,8 @@ _KERNEL_TESTS = tuple(
     f"tests/plugins/{name}.py"
     for name in (
         *("kernels/test_vae_conv", "kernels/test_vae", "kernels/test_transformer"),
-        *("kernels/test_quantize", "cuda/test_cublaslt", "cuda/test_captures"),
+        *("kernels/test_vae_colors", "kernels/test_values"),
+        *("cuda/test_cublaslt", "cuda/test_algorithms", "cuda/test_captures"),
     )
 )
 _SERVING = ("fastapi", "uvicorn", "websockets")
@@ -152,6 +153,7 @@ PREPARATIONS = (
     ),
     _bundle("bf16", "onnx", 40, "bf16"),
     _bundle("fp8", "onnx-fp8", 60, "fp8"),
+    _bundle("fp8-cross", "onnx-fp8", 60, "fp8", " --cross-attention int8"),
     _bundle("fp8-text", "onnx-text", 90, "fp8"),
     _bundle("lora", "onnx", 40, "bf16", " --lora-ready"),
     Step(
@@ -252,13 +254,32 @@ STEPS = (
     _tests("tests-kernels", "all other kernels, cuBLASLt, captures", 240, *_KERNEL_TESTS),
     _tests(
         "tests-runtime",
-        "tiles are exact, times are those of events",
-        60,
+        "tiles and the tiny decoder are exact, times are those of events",
+        90,
         "tests/runtime/gpu/test_tiles_on_gpu.py",
+        "tests/runtime/gpu/test_taehv_on_gpu.py",
         "tests/runtime/bench/test_measurement.py",
     ),
     _golden("fp16"),
     _golden("bf16"),
+    Step(
+        "products",
+        "the fastest algorithm of each product; what follows uses them",
+        "python -m benchmarks.kernels.products --write --out {out}/products_{card}.json",
+        60,
+        record="products_{card}.json",
+        capability=HOPPER,
+    ),
+    Step(
+        "in-turns",
+        "what those algorithms and attention to the prompt in int8 bring, in turns",
+        "python -m benchmarks.against_torch --no-torch --first-proposals --bundle {work}/fp8 "
+        "--bundle {work}/fp8-cross --rounds 10 --out {out}/in_turns_{card}.json",
+        60,
+        record="in_turns_{card}.json",
+        needs=("fp8", "fp8-cross"),
+        capability=HOPPER,
+    ),
     Step(
         "against-torch",
         "bf16 and FP8 in turns with torch, eager and compiled: the table of docs/gpu.md",
@@ -306,8 +327,9 @@ STEPS = (
         "nor does one of the others, in 8 bits and in 16",
         300,
         "memcheck",
-        f"{_PYTEST} {_ATTENTION_TESTS[-1]} {' '.join(_KERNEL_TESTS[:3])}",
+        f"{_PYTEST} {_ATTENTION_TESTS[-1]} {' '.join(_KERNEL_TESTS[:5])}",
     ),
+    _kernels("taehv", "the tiny decoder's passes and convolutions", 40, "taehv_kernels"),
     _kernels("attention", "attention beside cuDNN and FlashAttention", 100, "attention"),
     Step(
         "tiny-decoder",

@@ -185,7 +185,9 @@ def main() -> None:
                 f"{saved_ms:.2f} ms of a pass"
             )
             torch.cuda.empty_cache()
-    write_report({**machine(), "cublaslt": library_version(), "products": reports}, chosen.out)
+    kept_rows = [asdict(each) for each in found]
+    report = {"cublaslt": library_version(), "products": reports, "kept": kept_rows}
+    write_report({**machine(), **report}, chosen.out)
     if chosen.write:
         write_table(found)
 
