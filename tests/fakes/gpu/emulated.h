@@ -257,10 +257,6 @@ inline int __float_as_int(float value) {
 }
 inline uint32 __float_as_uint(float value) { return static_cast<uint32>(__float_as_int(value)); }
 template <typename T>
-constexpr T smaller(T a, T b) {
-  return a < b ? a : b;
-}
-template <typename T>
 constexpr T larger(T a, T b) {
   return a > b ? a : b;
 }

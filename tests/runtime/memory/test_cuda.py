@@ -238,8 +238,9 @@ def test_many_copies_are_captured_once(cuda: FakeCuda, memory: CudaMemory) -> No
     pairs = [(tensors[str(n)], tensors[str(n + 8)]) for n in range(8)]
     for _ in range(3):
         memory.copy(pairs, [Span(0, 2, 1)])
+    # The first time they are queued one by one, so that a kernel among them is loaded.
     assert cuda.calls["cuGraphInstantiate"] == 1
-    assert cuda.calls["cuGraphLaunch"] == 3
+    assert cuda.calls["cuGraphLaunch"] == 2
     memory.copy(pairs, [Span(1, 2, 1)])
     assert cuda.calls["cuGraphInstantiate"] == 2
 
