@@ -108,6 +108,7 @@ def test_our_command_takes_every_line(commands: Mapping[str, list[str]]) -> None
         parse(["longlive-trt", *words])
 
 
+@pytest.mark.exhaustive
 def test_every_other_program_takes_its_line(commands: Mapping[str, list[str]]) -> None:
     for module in ("torch", "modelopt"):
         pytest.importorskip(module)
@@ -124,6 +125,7 @@ def test_every_other_program_takes_its_line(commands: Mapping[str, list[str]]) -
     assert child.returncode == 0, child.stderr[-3000:]
 
 
+@pytest.mark.exhaustive
 def test_a_flag_that_a_program_has_not_would_be_seen() -> None:
     pytest.importorskip("torch")
     told = json.dumps([("benchmarks.soak", ["bundle", "--block", "3", "--nothing"])])
@@ -317,6 +319,7 @@ def test_a_line_is_short() -> None:
     assert len(line("one", Outcome("failed", 3.2, 1, "x" * 500))) == 120
 
 
+@pytest.mark.exhaustive
 def test_the_list_shows_every_step() -> None:
     program = [sys.executable, "-m", "benchmarks.gpu.record", "--list"]
     shown = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True).stdout

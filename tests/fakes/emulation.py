@@ -51,6 +51,10 @@ _OWN = ("attention/", "common/")
 """Headers that are imagined here; others are the product's."""
 
 
+_COMPILED: dict[Any, ctypes.CDLL] = {}
+"""What a process has compiled, whichever test asked first."""
+
+
 class EmulatedGpu:
     """So many multiprocessors; a launch is over when it returns."""
 
@@ -87,21 +91,27 @@ class EmulatedGpu:
         assert ended, "threads waited in vain"
 
     def _compiled(self, kernel: CudaKernel, constants: Mapping[str, int]) -> ctypes.CDLL:
-        name = "-".join(f"{constant}{value}" for constant, value in sorted(constants.items()))
-        folder = self._folder / f"{kernel.name}-{name}"
-        for text in texts_of(kernel.file):
-            if not text.startswith(_OWN):
-                path = folder / text
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(_translated((SOURCE_DIR / text).read_text()))
-        source, target = folder / "kernel.cpp", folder / "kernel.so"
-        source.write_text(f'#include "{kernel.file}"\n#include "launch.h"\n')
-        options = [f"-D{constant}={value}" for constant, value in constants.items()]
-        options += ["-std=c++17", "-O2", "-w", "-Wno-psabi", f"-DLL_ENTRY={kernel.name}"]
-        options += ["-shared", "-fPIC", "-pthread", f"-I{_HEADERS}", f"-I{folder}"]
-        assert COMPILER is not None
-        subprocess.run([COMPILER, *options, "-o", str(target), str(source)], check=True)
-        return ctypes.CDLL(str(target))
+        key = kernel.file, *sorted(constants.items())
+        if key not in _COMPILED:
+            name = "-".join(f"{constant}{value}" for constant, value in sorted(constants.items()))
+            _COMPILED[key] = _compile(kernel, constants, self._folder / f"{kernel.name}-{name}")
+        return _COMPILED[key]
+
+
+def _compile(kernel: CudaKernel, constants: Mapping[str, int], folder: Path) -> ctypes.CDLL:
+    for text in texts_of(kernel.file):
+        if not text.startswith(_OWN):
+            path = folder / text
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(_translated((SOURCE_DIR / text).read_text()))
+    source, target = folder / "kernel.cpp", folder / "kernel.so"
+    source.write_text(f'#include "{kernel.file}"\n#include "launch.h"\n')
+    options = [f"-D{constant}={value}" for constant, value in constants.items()]
+    options += ["-std=c++17", "-O2", "-w", "-Wno-psabi", f"-DLL_ENTRY={kernel.name}"]
+    options += ["-shared", "-fPIC", "-pthread", f"-I{_HEADERS}", f"-I{folder}"]
+    assert COMPILER is not None
+    subprocess.run([COMPILER, *options, "-o", str(target), str(source)], check=True)
+    return ctypes.CDLL(str(target))
 
 
 def _translated(text: str) -> str:
