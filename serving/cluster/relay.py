@@ -244,14 +244,14 @@ class Relay(Entrance):
             viewer.message(SessionPong(sent_ms=message.sent_ms))
         elif self._seat is None and isinstance(message, SessionStop):
             raise OverError(NORMAL)
+        elif isinstance(message, PlaybackShown) and not self._is_joined.is_set():
+            # The next owner begins with what comes after it.
+            return
         elif self._seat is None:
             self._fault("not_started", "The session waits for its turn.")
         elif isinstance(message, SessionStart):
             problem = ProblemError("already_started", "This socket has its session already.")
             viewer.message(error_message(problem))
-        elif isinstance(message, PlaybackShown) and not self._is_joined.is_set():
-            # The next owner begins with what comes after it.
-            return
         elif len(self._kept) >= _MOST_KEPT:
             self._fault("rate_limited", "The session moves; send that again in a moment.")
         else:

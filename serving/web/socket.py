@@ -159,7 +159,9 @@ class Conversation(Entrance):
         if isinstance(message, SessionStop) and room is None:
             raise OverError(NORMAL)
         if room is None:
-            self._fault("not_started", "The session waits for its turn.")
+            # A client that came back may still say what it has shown.
+            if not isinstance(message, PlaybackShown):
+                self._fault("not_started", "The session waits for its turn.")
             return
         try:
             self._act(room, viewer, message)

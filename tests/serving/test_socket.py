@@ -335,6 +335,21 @@ def test_a_full_queue_says_so(start_server: StartServer) -> None:
     assert third.close_code() == 1013
 
 
+def test_who_waits_may_still_say_what_was_shown(start_server: StartServer) -> None:
+    live = start_server(sessions=1)
+    live.start().wait("video.start")
+    waiting = live.start()
+    waiting.wait("session.queued")
+    waiting.send("playback.shown", epoch=0, frame=9)
+    waiting.send("session.interaction", prompt="a boat")
+    # The first of the two is no fault.
+    assert "waits for its turn" in waiting.wait("error")["message"]
+    waiting.send("session.ping", sent_ms=1)
+    waiting.wait("session.pong")
+    kinds = [message["type"] for message in waiting.messages]
+    assert kinds.count("error") == 1
+
+
 # ---- abuse -----------------------------------------------------------------------------------
 
 
