@@ -243,15 +243,18 @@ def _type(dtype: str) -> ctypes.c_int:
 
 def chosen_algorithm(product: Product, device: int) -> Algorithm:
     """The one that was measured for it, or that the library expects to be the fastest."""
-    return _chosen(product, device, is_ignored())
+    return (None if is_ignored() else _measured(product, device)) or _first(product, device)
 
 
 @cache
-def _chosen(product: Product, device: int, is_first: bool) -> Algorithm:
-    del is_first  # as the table says, where that is ignored
+def _measured(product: Product, device: int) -> Algorithm | None:
     state = measured(device_facts(device).name, library_version(), product)
-    found = None if state is None else _restored(product, device, state)
-    return found or proposals(product, device)[0]
+    return None if state is None else _restored(product, device, state)
+
+
+@cache
+def _first(product: Product, device: int) -> Algorithm:
+    return proposals(product, device)[0]
 
 
 def proposals(product: Product, device: int, most: int = _CANDIDATES) -> list[Algorithm]:

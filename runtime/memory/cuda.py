@@ -97,7 +97,7 @@ class CudaMemory:
         return self._inlets[-1]
 
     def copy(self, pairs: Iterable[tuple[Tensor, Tensor]], spans: Sequence[Span]) -> None:
-        self._copy([rows_of(target, source, span) for target, source in pairs for span in spans])
+        self._copy(pairs, spans)
 
     def commit(
         self,
@@ -105,12 +105,18 @@ class CudaMemory:
         spans: Sequence[Span],
         transposed: Iterable[tuple[Tensor, Tensor]] = (),
     ) -> None:
+        with self.gpu.ledger.allowing("copy on the device"):
+            self._copy(pairs, spans, transposed)
+
+    def _copy(
+        self,
+        pairs: Iterable[tuple[Tensor, Tensor]],
+        spans: Sequence[Span],
+        transposed: Iterable[tuple[Tensor, Tensor]] = (),
+    ) -> None:
         rows = [rows_of(target, source, span) for target, source in pairs for span in spans]
         moves = [_Move(target, source, span) for target, source in transposed for span in spans]
-        with self.gpu.ledger.allowing("copy on the device"):
-            self._copy(rows, moves)
 
-    def _copy(self, rows: Sequence[Rows], moves: Sequence["_Move"] = ()) -> None:
         def queue() -> None:
             self.stream.copy_rows(rows)
             for move in moves:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from longlive_trt.basics import Array
 from longlive_trt.dtypes import name_of
@@ -96,6 +97,13 @@ class EmulatedGpu:
             name = "-".join(f"{constant}{value}" for constant, value in sorted(constants.items()))
             _COMPILED[key] = _compile(kernel, constants, self._folder / f"{kernel.name}-{name}")
         return _COMPILED[key]
+
+
+def emulated(folder: Path, patch: pytest.MonkeyPatch, multiprocessors: int = 1) -> EmulatedGpu:
+    """Every kernel is launched there from now on."""
+    gpu = EmulatedGpu(folder, multiprocessors)
+    patch.setattr(CudaKernel, "launch", lambda kernel, *a, **k: gpu.launch(kernel, *a, **k))
+    return gpu
 
 
 def _compile(kernel: CudaKernel, constants: Mapping[str, int], folder: Path) -> ctypes.CDLL:

@@ -4,6 +4,7 @@
 // LL_ELEMENT is 0 for bfloat16 and 1 for float16; LL_HEAD_DIM is 64 or 128.
 #include "attention/schedule.cuh"
 #include "common/async_copy.cuh"
+#include "common/mma.cuh"
 
 #ifndef LL_ELEMENT
 #define LL_ELEMENT 0
@@ -85,22 +86,6 @@ __device__ __forceinline__ void load_fragments_transposed(uint32 (&words)[4], ui
                : "memory");
 }
 
-__device__ __forceinline__ void multiply(float* d, const uint32* a, uint32 b0, uint32 b1) {
-  if constexpr (kElement == kFloat16) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7},"
-        " {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  } else {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7},"
-        " {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  }
-}
-
 constexpr int kScores = kTileKeys / 2;
 constexpr int kOutputs = kHeadDim / 2;
 
@@ -123,8 +108,8 @@ __device__ __forceinline__ void compute_scores(float (&scores)[kScores],
       uint32 words[4];
       const int row = pair * 16 + lane / 16 * 8 + lane % 8;
       load_fragments(words, chunk_address(keys, row, step * 2 + lane / 8 % 2));
-      multiply(scores + pair * 8, query[step], words[0], words[1]);
-      multiply(scores + pair * 8 + 4, query[step], words[2], words[3]);
+      multiply_add<kElement>(scores + pair * 8, query[step], words[0], words[1]);
+      multiply_add<kElement>(scores + pair * 8 + 4, query[step], words[2], words[3]);
     }
   }
 }
@@ -142,8 +127,8 @@ __device__ __forceinline__ void add_outputs(float (&outputs)[kOutputs],
       uint32 words[4];
       const int row = step * 16 + lane % 16;
       load_fragments_transposed(words, chunk_address(values, row, pair * 2 + lane / 16));
-      multiply(outputs + pair * 8, weights, words[0], words[1]);
-      multiply(outputs + pair * 8 + 4, weights, words[2], words[3]);
+      multiply_add<kElement>(outputs + pair * 8, weights, words[0], words[1]);
+      multiply_add<kElement>(outputs + pair * 8 + 4, weights, words[2], words[3]);
     }
   }
 }

@@ -5,8 +5,7 @@
 
 // D[16, 8] += A[16, 16] B[16, 8], a lane's own parts of them.
 template <int kElement>
-__device__ __forceinline__ void multiply_add(float (&d)[4], const uint32 (&a)[4], uint32 b0,
-                                             uint32 b1) {
+__device__ __forceinline__ void multiply_add(float* d, const uint32* a, uint32 b0, uint32 b1) {
   if constexpr (kElement == kFloat16) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7},"

@@ -379,7 +379,7 @@ inline float half_of(unsigned thread, int word, int k) {
 }  // namespace emulated
 
 template <int>
-void multiply_add(float (&d)[4], const uint32 (&a)[4], uint32 b0, uint32 b1) {
+void multiply_add(float* d, const uint32* a, uint32 b0, uint32 b1) {
   uint32* own = emulated::here->fragments[threadIdx.x];
   std::memcpy(own, a, sizeof a);
   own[4] = b0, own[5] = b1;

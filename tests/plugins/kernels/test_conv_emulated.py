@@ -14,12 +14,11 @@ import pytest
 pytest.importorskip("torch")
 
 from longlive_trt.basics import Array
-from longlive_trt.plugins.cuda.kernel import CudaKernel
 from longlive_trt.plugins.kernels import vae_conv
 from longlive_trt.plugins.kernels.base import GraphKernel
 from longlive_trt.plugins.kernels.conv_tiles import ConvTiles
 from longlive_trt.plugins.kernels.registry import KERNELS
-from tests.fakes.emulation import COMPILER, EmulatedGpu, aligned, tensor_map
+from tests.fakes.emulation import COMPILER, EmulatedGpu, aligned, emulated, tensor_map
 from tests.plugins.kernels.arrays import computed, error, random_array
 from tests.plugins.kernels.test_vae_conv import (
     ENDS,
@@ -38,13 +37,10 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++")
 
 @pytest.fixture
 def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EmulatedGpu:
-    emulated = EmulatedGpu(tmp_path, 2)
-    monkeypatch.setattr(
-        CudaKernel, "launch", lambda kernel, *a, **k: emulated.launch(kernel, *a, **k)
-    )
+    gpu = emulated(tmp_path, monkeypatch, multiprocessors=2)
     monkeypatch.setattr(vae_conv, "tensor_map", tensor_map)
-    monkeypatch.setattr(vae_conv, "_multiprocessors", lambda _place: emulated.multiprocessors)
-    return emulated
+    monkeypatch.setattr(vae_conv, "_multiprocessors", lambda _place: gpu.multiprocessors)
+    return gpu
 
 
 def check(

@@ -8,8 +8,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from longlive_trt.plugins.cuda.kernel import CudaKernel
-from tests.fakes.emulation import COMPILER, EmulatedGpu, aligned
+from tests.fakes.emulation import COMPILER, EmulatedGpu, aligned, emulated
 from tests.plugins.kernels.test_transformer import (
     DTYPES,
     Case,
@@ -49,11 +48,7 @@ QUICK = ("int8", "int8, values transposed", "normed into int8", "units of heads"
 
 @pytest.fixture
 def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EmulatedGpu:
-    emulated = EmulatedGpu(tmp_path, 1)
-    monkeypatch.setattr(
-        CudaKernel, "launch", lambda kernel, *a, **k: emulated.launch(kernel, *a, **k)
-    )
-    return emulated
+    return emulated(tmp_path, monkeypatch)
 
 
 def few_rows(case: Case, rows: int) -> list[Any]:

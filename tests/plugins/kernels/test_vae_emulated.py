@@ -10,11 +10,10 @@ import pytest
 pytest.importorskip("torch")
 
 from longlive_trt.basics import Array
-from longlive_trt.plugins.cuda.kernel import CudaKernel
 from longlive_trt.plugins.kernels import vae_colors
 from longlive_trt.plugins.kernels.base import GraphKernel
 from longlive_trt.plugins.kernels.registry import KERNELS
-from tests.fakes.emulation import COMPILER, EmulatedGpu, aligned
+from tests.fakes.emulation import COMPILER, EmulatedGpu, aligned, emulated
 from tests.plugins.kernels.arrays import ROUNDING, computed, error
 from tests.plugins.kernels.test_vae import SPREADS, STACKS, spread_inputs, stack_inputs
 from tests.plugins.kernels.test_vae_colors import both, check, colors_inputs
@@ -24,11 +23,7 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++")
 
 @pytest.fixture
 def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EmulatedGpu:
-    emulated = EmulatedGpu(tmp_path, 1)
-    monkeypatch.setattr(
-        CudaKernel, "launch", lambda kernel, *a, **k: emulated.launch(kernel, *a, **k)
-    )
-    return emulated
+    return emulated(tmp_path, monkeypatch)
 
 
 def ran(

@@ -12,9 +12,8 @@ from longlive_trt.plugins.attention.value_layout import (
     plain_values,
     transposed_values,
 )
-from longlive_trt.plugins.cuda.kernel import CudaKernel
 from longlive_trt.plugins.kernels.values import TransposedValues, move_values
-from tests.fakes.emulation import COMPILER, EmulatedGpu, aligned, device_tensor
+from tests.fakes.emulation import COMPILER, EmulatedGpu, aligned, device_tensor, emulated
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++")
 HEADS, DIM = 2, 64
@@ -22,11 +21,7 @@ HEADS, DIM = 2, 64
 
 @pytest.fixture
 def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EmulatedGpu:
-    emulated = EmulatedGpu(tmp_path, 1)
-    monkeypatch.setattr(
-        CudaKernel, "launch", lambda kernel, *a, **k: emulated.launch(kernel, *a, **k)
-    )
-    return emulated
+    return emulated(tmp_path, monkeypatch)
 
 
 def values(tokens: int, seed: int = 0) -> Array:
