@@ -381,7 +381,7 @@ inline float half_of(unsigned thread, int word, int k) {
 template <int>
 void multiply_add(float* d, const uint32* a, uint32 b0, uint32 b1) {
   uint32* own = emulated::here->fragments[threadIdx.x];
-  std::memcpy(own, a, sizeof a);
+  std::memcpy(own, a, 4 * sizeof *a);
   own[4] = b0, own[5] = b1;
   __syncwarp();
   for (int i = 0; i < 4; ++i) {

@@ -64,7 +64,7 @@ def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Library
     path = tmp_path / "algorithms.json"
     path.write_text(json.dumps({"products": [asdict(row)]}))
     monkeypatch.setattr(algorithms, "read_table", lambda: read_table(path))
-    caches = (algorithms._by_key, cublaslt._chosen)
+    caches = (algorithms._by_key, cublaslt._measured, cublaslt._first)
     for each in caches:
         each.cache_clear()
     yield found
@@ -85,7 +85,7 @@ def test_other_products_and_versions_take_the_first_proposal(library: Library) -
     other = Product(**{**asdict(PRODUCT), "rows": 4681})
     assert state_of(chosen_algorithm(other, 0)) == FIRST
     library.version += 1
-    cublaslt._chosen.cache_clear()
+    cublaslt._measured.cache_clear()
     assert state_of(chosen_algorithm(PRODUCT, 0)) == FIRST
     assert library.checked == []
 
