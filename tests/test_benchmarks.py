@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.runtime.assembly import Engines
@@ -281,6 +282,25 @@ def test_precisions_stand_below_what_they_are_compared_with(tmp_path: Path) -> N
         "| INT8-SmoothQuant | 41.2 | - | 94.0 | - | - | - | - | 5 |",
         "| FP8 | 41.2 | - | 93.0 | - | - | - | - | 10 |",
     ]
+
+
+def test_precisions_get_into_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.demo import precisions
+
+    judged(tmp_path, "int8", 94.0, 4)
+    page, result = tmp_path / "quality.md", tmp_path / "result.json"
+    page.write_text(precisions.PAGE.read_text())
+    monkeypatch.setattr(precisions, "PAGE", page)
+    monkeypatch.setattr(precisions, "RESULT", result)
+    monkeypatch.setattr(precisions, "STRIP", tmp_path / "strip.png")
+    stills = [("int8", [Image.new("RGB", (8, 6))] * 2)]
+    monkeypatch.setattr(precisions.Bench, "stills", lambda *_: iter(stills))
+    monkeypatch.setattr(sys, "argv", ["precisions", "--table", "--work", str(tmp_path)])
+    precisions.main()
+    assert "| INT8-SmoothQuant | 41.2 |" in page.read_text()
+    assert json.loads(result.read_text())["rows"].keys() == {"int8"}
+    with Image.open(tmp_path / "strip.png") as strip:
+        assert strip.size == (130 + 2 * 12, 10)
 
 
 def test_precisions_of_no_name_are_refused() -> None:

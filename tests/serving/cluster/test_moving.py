@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from longlive_trt.serving.operation import memory
+from longlive_trt.serving.web.rooms import Rooms
 from tests.fakes.live import FakeModel
 from tests.serving.cluster.conftest import Reached, StartFleet
 from tests.serving.conftest import Socket
@@ -57,6 +59,40 @@ def test_eight_sessions_are_spread_evenly_and_the_ninth_waits(start: StartFleet)
     assert sockets[0].wait("session.done")["reason"] == "stopped"
     ninth.wait("video.start")
     assert tenth.wait("session.queued")["position"] == 1
+
+
+def test_who_waits_may_still_say_what_was_shown(start: StartFleet) -> None:
+    """As who comes back to another gateway does."""
+    fleet = start(hosts=1)
+    for number in range(2):
+        fleet.start(seed=number).wait("video.start")
+    waiting = fleet.start(seed=2)
+    waiting.wait("session.queued")
+    waiting.send("playback.shown", epoch=0, frame=9)
+    waiting.send("session.interaction", prompt="a boat")
+    # The first of the two is no fault.
+    assert "waits for its turn" in waiting.wait("error")["message"]
+    waiting.send("session.ping", sent_ms=1)
+    waiting.wait("session.pong")
+    assert [message["type"] for message in waiting.messages].count("error") == 1
+
+
+def test_a_gateway_gives_memory_back_when_a_socket_is_gone(
+    start: StartFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = start(hosts=1)
+    given: list[str] = []
+    monkeypatch.setattr(memory, "give_back", lambda: given.append("back"))
+    # Nothing is told of a session here but by its socket.
+    monkeypatch.setattr(Rooms, "_ended", lambda *_: None)
+    socket = gateway.start()
+    socket.wait("video.start")
+    assert not given
+    socket.connection.close()
+    end = time.monotonic() + 10
+    while not given and time.monotonic() < end:
+        time.sleep(0.05)
+    assert given
 
 
 def test_a_drained_host_gives_its_sessions_away_with_the_same_bits(start: StartFleet) -> None:
