@@ -84,7 +84,7 @@ def test_what_a_step_takes_is_made_by_what_it_needs(step: Step) -> None:
 @pytest.mark.parametrize("step", ALL, ids=lambda step: step.name)
 def test_what_a_step_reads_of_the_checkout_is_there(step: Step) -> None:
     words = shlex.split(step.command)
-    paths = [word for word in words if word.startswith(("tests/", "demo/"))]
+    paths = [word for word in words if word.startswith(("tests/", "demo/", "benchmarks/"))]
     assert all((ROOT / path).exists() for path in paths)
     if "pytest" not in words:
         return

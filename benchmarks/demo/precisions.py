@@ -44,16 +44,7 @@ from longlive_trt.engines.loader import DEVICES, DeviceChoice
 RESULT = RESULTS / "demo_precisions.json"
 PAGE, STRIP = ROOT / "docs" / "quality.md", ROOT / "docs" / "demo" / "precisions.png"
 WORK = ROOT / "out" / "precisions"
-CALIBRATED_WITH = (
-    "A red car drives through the desert at sunset",
-    "A white sailboat on the sea at night",
-    "A green steam train in the mountains, in the snow",
-    "A yellow hot air balloon over the meadow at noon",
-    "A blue bird flies slowly through the forest in the fog",
-    "A purple car hurries to the left through the city at night, in the rain",
-    "An orange train crosses the forest on a clear morning",
-    "A white bird glides to the left over the sea, fog",
-)
+CALIBRATED_WITH = Path(__file__).with_name("calibrated_with.txt")
 SHOWN = {
     "0s": "A red car drives through the desert at sunset",
     "3s": "A red car drives through the city at night, in the rain",
@@ -178,11 +169,9 @@ class Bench:
         """Of one set of rollouts, whatever is quantized with them."""
         path = self._work / f"{precision}.calibration.safetensors"
         if not path.exists():
-            prompts = self._work / "prompts.txt"
-            prompts.write_text("\n".join(CALIBRATED_WITH) + "\n", encoding="utf-8")
             folder = self._work / f"onnx-{precision}-calibrated"
             variant = Variant("", precision, _CALIBRATED[precision])
-            self._calibrate(folder, variant, prompts=prompts, blocks=6)
+            self._calibrate(folder, variant, prompts=CALIBRATED_WITH, blocks=6)
             shutil.copyfile(folder / "calibration.safetensors", path)
         return path
 

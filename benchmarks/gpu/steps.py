@@ -52,6 +52,9 @@ _SERVING = ("fastapi", "uvicorn", "websockets")
 _MODELOPT = ("modelopt",)
 _RANDOM = "--random-weights 0 --precision bf16 --no-check"
 _QUICK_CALIBRATION = "--device cuda --compute bf16 --max-prompts 2 --blocks 4 --no-check"
+_DEMO_CALIBRATION = (
+    "--device cuda --prompts benchmarks/demo/calibrated_with.txt --blocks 6 --no-check"
+)
 _INTEGERS = "--precision fp8 --attention int8 --vae-precision int8"
 _ENDS = ("conv2", "decoder.conv1", "decoder.head.2")
 _WAYS = ("*.resample.1", "*.time_conv", "*.shortcut", "*.to_qkv", "*.proj")
@@ -179,7 +182,7 @@ PREPARATIONS = (
     Step(
         "onnx-demo-fp8",
         "the demo's in FP8",
-        f"longlive-trt calibrate --onnx {{work}}/demo --precision fp8 {_QUICK_CALIBRATION} "
+        f"longlive-trt calibrate --onnx {{work}}/demo --precision fp8 {_DEMO_CALIBRATION} "
         "--out {work}/onnx-demo-fp8",
         60,
         makes="onnx-demo-fp8",
@@ -189,7 +192,7 @@ PREPARATIONS = (
     Step(
         "onnx-demo-int8",
         "the demo's in int8",
-        f"longlive-trt calibrate --onnx {{work}}/demo --precision int8 {_QUICK_CALIBRATION} "
+        f"longlive-trt calibrate --onnx {{work}}/demo --precision int8 {_DEMO_CALIBRATION} "
         "--out {work}/onnx-demo-int8",
         60,
         makes="onnx-demo-int8",
