@@ -1,6 +1,5 @@
 """Decoders with quantized convolutions as graphs for a GPU, on a CPU, against torch's."""
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from longlive_trt.engines.graphs.vae import build_vae_graphs
 from longlive_trt.engines.graphs.vae_convolutions import steps_of_silu
 from longlive_trt.exports import ExportRecord, GraphInfo, Quantization
 from longlive_trt.precision import PRECISIONS
+from tests.engines.graphs.written import specs_in
 from tests.fakes.decoders import (
     StateWeights,
     quantized_weights,
@@ -78,11 +78,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 def kernels(folder: Path, graph: str = "vae_next") -> Counter[str]:
-    return Counter(
-        json.loads(node.attributes["spec"].as_string())["kernel"]
-        for node in ir.load(folder / f"{graph}.onnx").graph
-        if "spec" in node.attributes
-    )
+    return Counter(spec["kernel"] for spec in specs_in(folder / f"{graph}.onnx"))
 
 
 def caches(folder: Path, graph: str = "vae_next") -> Counter[str]:
@@ -138,11 +134,7 @@ def test_what_follows_a_convolution_is_computed_with_it(
 ) -> None:
     folder, _ = exported(WIDE)
     build_vae_graphs(WIDE, folder, FP16, tmp_path)
-    nodes = [
-        json.loads(node.attributes["spec"].as_string())
-        for node in ir.load(tmp_path / "vae_next.onnx").graph
-        if "spec" in node.attributes
-    ]
+    nodes = specs_in(tmp_path / "vae_next.onnx")
     convolutions = [node for node in nodes if node["kernel"] == "vae_conv"]
     # The middle's two blocks, around attention; two of 192 channels, and two of 96.
     ends = [(node["total"], "output_scale" in node) for node in convolutions]

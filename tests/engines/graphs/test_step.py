@@ -20,6 +20,7 @@ from longlive_trt.engines.ort.cpu import build_graph
 from longlive_trt.errors import UsageError
 from longlive_trt.exports import read_export
 from longlive_trt.precision import PRECISIONS
+from tests.engines.graphs.written import specs_in
 from tests.fakes.sessions import kernel_session
 from tests.shared import Shared
 
@@ -141,7 +142,7 @@ def test_keys_and_values_alone_take_less(small_absolute: Path, tmp_path: Path) -
     """The clean pass and the re-cache: the last layer ends with its projections."""
     config = read_export(small_absolute).config
     build_step_graphs(config, small_absolute, PRECISIONS["fp32"], tmp_path)
-    served = [json.loads(spec).get("serves") for spec in _specs(tmp_path / "step.onnx")]
+    served = [json.loads(spec).get("serves") for spec in specs_in(tmp_path / "step.onnx")]
     # Both attentions, six products with that of the head, three sums with a norm, and a norm.
     assert served[-12:] == ["latents_next"] * 12 and not any(served[:-12])
     session = written_session(tmp_path, "step")
@@ -155,11 +156,6 @@ def test_keys_and_values_alone_take_less(small_absolute: Path, tmp_path: Path) -
     assert ran == [len(served) - 12]
     for name, value in zip(kept, found, strict=True):
         assert np.array_equal(value, expected[name]), name
-
-
-def _specs(path: Path) -> list[str]:
-    nodes = [node for node in ir.load(path).graph if node.domain == KERNEL_DOMAIN]
-    return [node.attributes["spec"].as_string() for node in nodes]
 
 
 def _counting(nodes: Any) -> list[int]:
@@ -241,8 +237,7 @@ def test_the_kernels_of_a_graph_are_known_before_it_is_written(
     record = read_export(exported)
     build_step_graphs(record.config, exported, PRECISIONS["bf16"], tmp_path)
     assert kernels_of(record) == {
-        json.loads(node.attributes["spec"].as_string())["kernel"]
+        spec["kernel"]
         for graph in ("step", "prompt")
-        for node in ir.load(tmp_path / f"{graph}.onnx").graph
-        if node.domain == KERNEL_DOMAIN
+        for spec in specs_in(tmp_path / f"{graph}.onnx")
     }

@@ -22,6 +22,7 @@ from longlive_trt.export.models.decoders import presented
 from longlive_trt.export.models.taehv import TaehvDecoder
 from longlive_trt.exports import ExportRecord, GraphInfo
 from longlive_trt.precision import PRECISIONS
+from tests.engines.graphs.written import specs_in
 from tests.export.models.test_taehv import random_decoder
 from tests.fakes.decoders import StateWeights, stored
 from tests.fakes.streams import DecoderStream, make_latents, relative
@@ -123,11 +124,7 @@ def test_the_kernels_of_a_graph_are_known_before_it_is_written(
 ) -> None:
     for graph in VAE_GRAPHS:
         record = ExportRecord("fp32", config_of(decoder), {}, {graph: GraphInfo((), ())}, {}, {})
-        assert kernels_of(record) == {
-            json.loads(node.attributes["spec"].as_string())["kernel"]
-            for node in ir.load(built / f"{graph}.onnx").graph
-            if node.domain == KERNEL_DOMAIN
-        }
+        assert kernels_of(record) == {spec["kernel"] for spec in specs_in(built / f"{graph}.onnx")}
 
 
 def test_every_memory_is_renewed_in_place(built: Path) -> None:

@@ -1,6 +1,5 @@
 """The VAE's graphs for a GPU, computed with numpy on a CPU, against the torch decoder."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from longlive_trt.configs import ModelConfig, VaeConfig
 from longlive_trt.configs.schema import LatentConfig
-from longlive_trt.contract import KERNEL_DOMAIN, VAE, weights_file
+from longlive_trt.contract import VAE, weights_file
 from longlive_trt.engines.graphs.kernels import kernels_of
 from longlive_trt.engines.graphs.vae import build_vae_graphs
 from longlive_trt.engines.graphs.vae_convolutions import folded_taps
@@ -22,6 +21,7 @@ from longlive_trt.export.models.vae import VaeDecoder, to_pixels
 from longlive_trt.exports import ExportRecord, GraphInfo
 from longlive_trt.plugins.kernels.vae_tensors import gathered
 from longlive_trt.precision import PRECISIONS
+from tests.engines.graphs.written import specs_in
 from tests.fakes.decoders import StateWeights, seeded_decoder, stored
 from tests.fakes.streams import DecoderStream, make_latents, relative
 
@@ -66,11 +66,7 @@ def test_the_kernels_of_a_graph_are_known_before_it_is_written(built: Path) -> N
     info = GraphInfo((), ())
     for graph in ("vae_first", "vae_next"):
         record = ExportRecord("fp32", SMALL, {}, {graph: info}, {}, {})
-        assert kernels_of(record) == {
-            json.loads(node.attributes["spec"].as_string())["kernel"]
-            for node in ir.load(built / f"{graph}.onnx").graph
-            if node.domain == KERNEL_DOMAIN
-        }
+        assert kernels_of(record) == {spec["kernel"] for spec in specs_in(built / f"{graph}.onnx")}
 
 
 def test_every_history_is_renewed_in_place(built: Path) -> None:

@@ -13,7 +13,7 @@ from longlive_trt.basics import Array
 from longlive_trt.errors import PluginError
 from longlive_trt.export.models.vae import to_pixels
 from longlive_trt.export.models.vae_layers import ChannelNorm, Histories, _interleave
-from longlive_trt.plugins.cuda.compilation import CompilerName, KernelSource, choose_compiler
+from longlive_trt.plugins.cuda.compilation import CompilerName
 from longlive_trt.plugins.cuda.placement import Placement
 from longlive_trt.plugins.cuda.streams import Gpu, Stream
 from longlive_trt.plugins.cuda.tensors import as_device_tensor
@@ -35,6 +35,7 @@ from tests.plugins.kernels.arrays import (
     spread,
     to_device,
 )
+from tests.plugins.kernels.sources import require_compiled
 
 HALVES = ("float16", "bfloat16")
 CHANNELS = (8, 16, 24, 48, 96, 136, 192, 384)
@@ -291,12 +292,7 @@ SOURCES = {
 @pytest.mark.parametrize("compiler", ["nvcc", "nvrtc"])
 @pytest.mark.parametrize("entry", SOURCES)
 def test_sources_compile(entry: str, compiler: CompilerName) -> None:
-    try:
-        chosen = choose_compiler(compiler)
-    except PluginError as error:
-        pytest.skip(str(error))
-    source = KernelSource(f"vae/{entry}.cu", entry, {"LL_ELEMENT": 1, **SOURCES[entry]})
-    assert chosen.compile(source, "sm_90a", "cubin")
+    require_compiled(entry, {"LL_ELEMENT": 1, **SOURCES[entry]}, compiler)
 
 
 @pytest.fixture

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from longlive_trt.basics import Array
 from longlive_trt.errors import PluginError
 from longlive_trt.export.models.vae import in_eight_bits
-from longlive_trt.plugins.cuda.compilation import CompilerName, KernelSource, choose_compiler
+from longlive_trt.plugins.cuda.compilation import CompilerName
 from longlive_trt.plugins.kernels.base import GraphKernel
 from longlive_trt.plugins.kernels.registry import KERNELS
 from longlive_trt.plugins.kernels.vae_colors import MAX_COLORS_CHANNELS, colors_shared_bytes
 from tests.plugins.kernels.arrays import computed, launched, random_array, spread
+from tests.plugins.kernels.sources import require_compiled
 
 HALVES = ("float16", "bfloat16")
 TYPES = (np.dtype(np.float32), np.dtype(np.uint8))
@@ -111,13 +112,8 @@ def test_shapes_that_do_not_fit_are_refused(
 @pytest.mark.parametrize("compiler", ["nvcc", "nvrtc"])
 @pytest.mark.parametrize("channels", [64, MAX_COLORS_CHANNELS])
 def test_the_source_compiles(channels: int, compiler: CompilerName) -> None:
-    try:
-        chosen = choose_compiler(compiler)
-    except PluginError as error:
-        pytest.skip(str(error))
     constants = {"LL_ELEMENT": 1, "LL_DIM": channels, "LL_FRAMES_OF_PLACE": 2}
-    source = KernelSource("vae/vae_colors.cu", "vae_colors", constants)
-    assert chosen.compile(source, "sm_90a", "cubin")
+    require_compiled("vae_colors", constants, compiler)
 
 
 def on_device(kernel: GraphKernel, inputs: list[Array], dtype: np.dtype[Any]) -> list[Array]:

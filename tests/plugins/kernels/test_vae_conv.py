@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from longlive_trt.basics import Array
 from longlive_trt.errors import PluginError
 from longlive_trt.export.models.vae_layers import ChannelNorm
-from longlive_trt.plugins.cuda.compilation import CompilerName, KernelSource, choose_compiler
+from longlive_trt.plugins.cuda.compilation import CompilerName
 from longlive_trt.plugins.kernels.conv_tiles import (
     ConvTiles,
     packed_weight,
@@ -32,6 +32,7 @@ from tests.plugins.kernels.arrays import (
     planes,
     random_array,
 )
+from tests.plugins.kernels.sources import require_compiled
 
 INT8, FLOAT16 = np.dtype(np.int8), np.dtype(np.float16)
 # In the last one another number than 0 stands for zero.
@@ -277,21 +278,13 @@ def test_sources_compile(compiler: CompilerName, tiles: ConvTiles) -> None:
     """They hold the shared memory that is counted here to what they use."""
     constants = {"LL_ELEMENT": 1, "LL_NARROW": 3, "LL_RESIDUAL": 1, "LL_SUM": 1}
     constants["LL_OFFSETS"] = int(tiles.norm)
-    compiled("vae_conv", {**constants, **tiles.constants}, compiler)
+    require_compiled("vae_conv", {**constants, **tiles.constants}, compiler)
     assert tiles.shared_bytes <= 227 * 1024
 
 
 @pytest.mark.parametrize("compiler", ["nvcc", "nvrtc"])
 def test_the_source_of_inputs_compiles(compiler: CompilerName) -> None:
-    compiled("vae_quantize", {"LL_ELEMENT": 1, "LL_DIM": 96, "LL_NARROW": 3}, compiler)
-
-
-def compiled(entry: str, constants: dict[str, int], compiler: CompilerName) -> None:
-    try:
-        chosen = choose_compiler(compiler)
-    except PluginError as missing:
-        pytest.skip(str(missing))
-    assert chosen.compile(KernelSource(f"vae/{entry}.cu", entry, constants), "sm_90a", "cubin")
+    require_compiled("vae_quantize", {"LL_ELEMENT": 1, "LL_DIM": 96, "LL_NARROW": 3}, compiler)
 
 
 @pytest.fixture

@@ -1,0 +1,17 @@
+"""Kernels' sources, as a compiler takes them."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from longlive_trt.errors import PluginError
+from longlive_trt.plugins.cuda.compilation import CompilerName, KernelSource, choose_compiler
+
+
+def require_compiled(entry: str, constants: Mapping[str, int], compiler: CompilerName) -> None:
+    """For Hopper; a compiler that is not there has nothing to say."""
+    try:
+        chosen = choose_compiler(compiler)
+    except PluginError as missing:
+        pytest.skip(str(missing))
+    assert chosen.compile(KernelSource(f"vae/{entry}.cu", entry, constants), "sm_90a", "cubin")
