@@ -67,7 +67,9 @@ VARIANTS = {
     "bf16": Variant("bf16", "bf16"),
     "fp8": Variant("FP8", "fp8"),
     "fp8-attention": Variant("FP8; attention in int8, cached values in FP8", "fp8", ALL_OF_FP8[:2]),
-    "fp8-whole": Variant("the same; decoder in INT8", "fp8", ALL_OF_FP8),
+    "fp8-whole": Variant(
+        "FP8; attention and decoder in int8, cached values in FP8", "fp8", ALL_OF_FP8
+    ),
     "int8": Variant("INT8-SmoothQuant", "int8", ("--smoothquant",)),
 }
 BY_DEFAULT = ("fp16", "fp8", "fp8-attention", "fp8-whole", "int8")

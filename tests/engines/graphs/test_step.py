@@ -1,6 +1,5 @@
 """The transformer's graphs for a GPU, run on a CPU, against the exported ones."""
 
-import json
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -142,7 +141,7 @@ def test_keys_and_values_alone_take_less(small_absolute: Path, tmp_path: Path) -
     """The clean pass and the re-cache: the last layer ends with its projections."""
     config = read_export(small_absolute).config
     build_step_graphs(config, small_absolute, PRECISIONS["fp32"], tmp_path)
-    served = [json.loads(spec).get("serves") for spec in specs_in(tmp_path / "step.onnx")]
+    served = [spec.get("serves") for spec in specs_in(tmp_path / "step.onnx")]
     # Both attentions, six products with that of the head, three sums with a norm, and a norm.
     assert served[-12:] == ["latents_next"] * 12 and not any(served[:-12])
     session = written_session(tmp_path, "step")
