@@ -2,7 +2,7 @@
 
     python -m benchmarks.demo.adherence                        # everything, for hours on two cores
     python -m benchmarks.demo.adherence --rows base --prompts 12
-    python -m benchmarks.demo.adherence --rows bf16 --bundle FOLDER --device cuda
+    python -m benchmarks.demo.adherence --rows fp8 --bundle FOLDER --device cuda
     python -m benchmarks.demo.adherence --table           # docs/results and docs/demo.md of it
 
 Each video is one line in a file below --work, so a run that was interrupted goes on where it was,

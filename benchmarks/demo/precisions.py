@@ -1,7 +1,7 @@
 """What each precision costs the demo model, whose weights are trained.
 
     python -m benchmarks.demo.precisions               # an hour or two on two cores; can be resumed
-    python -m benchmarks.demo.precisions --rows bf16,fp8 --device cuda
+    python -m benchmarks.demo.precisions --rows fp16,fp8 --device cuda
     python -m benchmarks.demo.precisions --table       # docs/quality.md of what was measured
 
 The shipped weights are exported, calibrated with prompts that are not among those of the
@@ -64,7 +64,6 @@ class Variant:
 ALL_OF_FP8 = ("--attention", "int8", "--vae-precision", "int8")
 VARIANTS = {
     "fp16": Variant("fp16", "fp16"),
-    "bf16": Variant("bf16", "bf16"),
     "fp8": Variant("FP8", "fp8"),
     "fp8-attention": Variant("FP8; attention in int8, cached values in FP8", "fp8", ALL_OF_FP8[:2]),
     "fp8-whole": Variant(
@@ -72,14 +71,12 @@ VARIANTS = {
     ),
     "int8": Variant("INT8-SmoothQuant", "int8", ("--smoothquant",)),
 }
-BY_DEFAULT = ("fp16", "fp8", "fp8-attention", "fp8-whole", "int8")
-"""ONNX Runtime has no bf16 on a CPU."""
 _CALIBRATED = {"fp8": ALL_OF_FP8, "int8": ("--smoothquant",)}
 
 
 def main() -> None:
     options = parser(__doc__, out=False)
-    options.add_argument("--rows", default=",".join(BY_DEFAULT), help="names with commas between")
+    options.add_argument("--rows", default=",".join(VARIANTS), help="names with commas between")
     options.add_argument("--device", choices=DEVICES, default="cpu")
     options.add_argument("--prompts", type=int, default=10)
     options.add_argument("--timelines", type=int, default=4)
