@@ -31,7 +31,8 @@ from longlive_trt.reading.shapes import field, structured
 TOKENIZER_NAME = "tokenizer.json"
 FORMAT = 1
 
-_SIZE = re.compile(r"[A-Za-z0-9_]{1,40}(\s*\*\s*[A-Za-z0-9_]{1,40}){0,7}")
+_SIZE = re.compile(r"[A-Za-z0-9_]{1,40}(\s*\*\s*[A-Za-z0-9_]{1,40}){0,7}(\|[0-9]{1,4})?")
+"""As ``evaluate_size`` of contract.py reads it."""
 _DIMENSIONS = Range(0, 8)
 _ELEMENTS = Range(0, 1 << 48)
 """Of one tensor, as far as its sizes are known."""

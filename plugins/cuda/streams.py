@@ -361,6 +361,8 @@ class Repeated:
                 self._graph.launch()
             else:
                 # Engines choose kernels, and reserve what these need, which cannot be captured.
+                # Not all choose their GPU again on a thread that has another one's context.
+                self._stream.gpu.make_current()
                 self._queue()
                 self._was_queued = True
 

@@ -69,7 +69,6 @@ class FakeCudaEngine(Closing):
         del wanted
         self.before_run()
         binding, touched = bound
-        self._cuda.choose(self.stream.gpu.ordinal)
         check(self._cuda.launch(self.stream.handle, binding.run, touched), f"run {self.name}")
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from longlive_trt.calibration.folders import SourceExport, write_quantized
 from longlive_trt.calibration.recipes import FP8, INT8, Extras
 from longlive_trt.contract import evaluate_size, is_transposed, not_transposed
 from longlive_trt.engines.build import build
+from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.engines.compiler import BuildOptions
 from longlive_trt.engines.graphs.kernels import kernels_of
 from longlive_trt.engines.graphs.step import build_step_graphs
@@ -397,6 +398,15 @@ def test_what_has_no_kernel_is_refused(
     with pytest.raises(UsageError, match=message):
         build(source, tmp_path / "out", "bf16", options=BuildOptions(gpu=gpu))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_bundle_says_how_its_values_lie(quantized: Callable[..., Path], tmp_path: Path) -> None:
+    """What `build` wrote is opened again."""
+    source = quantized("absolute", "attention in int8")
+    build(source, tmp_path / "bundle", "bf16", options=BuildOptions(gpu="sm90"))
+    graphs = open_bundle(tmp_path / "bundle").manifest.graphs
+    lying = {tensor.name for tensor in graphs["step"].inputs if is_transposed(tensor.shape)}
+    assert lying == {f"v_cache.{layer}" for layer in range(LAYERS)}
 
 
 def test_attention_to_the_prompt_in_eight_bits_is_refused_where_it_has_no_kernel(

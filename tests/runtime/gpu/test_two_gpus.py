@@ -1,7 +1,7 @@
 """A video whose pictures are decoded on another GPU: its bits, its order, and what can go wrong.
 
 The second imagined GPU has memory, streams and events of its own; touching what is another's is a
-fault, and engines leave their own GPU's context current.
+fault, and engines run with whatever context is current.
 """
 
 from collections.abc import Callable
