@@ -108,10 +108,12 @@ def open_pieces(engines: Engines, way: Way) -> Any:
             assert isinstance(decoder.config, VaeConfig)
             base, tile = (part(parts[decoder.component]) for parts in (BASE_GRAPHS, TILE_GRAPHS))
             return TiledPieces(base, tile, decoder.config, memory, 1, latents=size)
-        whole = part(decoder.graphs)
+        whole, blocks = part(decoder.graphs), None
+        if way == "blocks":
+            blocks = engines.get(decoder.graphs[1], "decoding", "whole blocks")
         return WholePieces(
             *(whole.first, whole.following, memory, 1),
-            frame_by_frame=way == "frames",
+            blocks=blocks,
             latents=size,
             in_place=whole.in_place,
         )

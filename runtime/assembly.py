@@ -93,6 +93,7 @@ class Engines(Closing):
         self._streams = GpuStreams(decode_ordinal(bundle, device, decode_device))
         self._opening = threading.RLock()
         self._loaded: dict[str, Engine] = {}
+        self._rehearsed: set[str] = set()
         self._encoders: list[PromptEncoder] = []
         self._memories: list[CudaMemory] = []
         is_ready = bool(bundle.manifest.options.get(LORA_READY))
@@ -116,9 +117,11 @@ class Engines(Closing):
     def stream(self, concern: str) -> Stream:
         return self._streams.of(concern)
 
-    def get(self, graph: str, purpose: str) -> Engine:
+    def get(self, graph: str, purpose: str, role: str = "") -> Engine:
+        """``role``: an engine of its own, beside the one that others share."""
+        key = f"{graph} for {role}" if role else graph
         with self._opening:
-            if graph not in self._loaded:
+            if key not in self._loaded:
                 self.bundle.require(graph, purpose)
                 described = {graph: self.bundle.manifest.graphs[graph]}
                 require_fit(self.bundle.folder, self.bundle.config, described)
@@ -127,8 +130,8 @@ class Engines(Closing):
                 )
                 transient = self._low_memory and graph == TEXT
                 engine = self._transient(graph) if transient else self._load(graph)
-                self._loaded[graph] = self._wrap(engine, graph)
-            return self._loaded[graph]
+                self._loaded[key] = self._wrap(engine, graph)
+            return self._loaded[key]
 
     def require_memory(
         self,
@@ -268,7 +271,11 @@ class Engines(Closing):
             crossing=self.stream("crossing") if crosses else None,
         )
         frames = self.bundle.config.rollout.frames_per_block
-        return CudaDecoder(self._pieces(decoder, batch), batch, frames, streams)
+        pieces = self._pieces(decoder, batch)
+        with self._opening:
+            is_new = decoder.name not in self._rehearsed
+            self._rehearsed.add(decoder.name)
+        return CudaDecoder(pieces, batch, frames, streams, rehearses=is_new)
 
     def _pieces(self, decoder: BundledDecoder, batch: int) -> Callable[[Memory], Pieces]:
         size, config = self.bundle.config.latent.size, decoder.config
@@ -277,13 +284,11 @@ class Engines(Closing):
             base, tile = self._parts(decoder)
             return lambda memory: TiledPieces(base, tile, config, memory, batch, latents=size)
         first, following, in_place = self._decoding(decoder.graphs)
-        kind = KINDS[self.bundle.manifest.engine.kind]
-        single = self._low_memory or not kind.decodes_blocks
+        kind, blocks = KINDS[self.bundle.manifest.engine.kind], None
+        if kind.decodes_blocks and not self._low_memory:
+            blocks = self.get(decoder.graphs[1], "decoding to pictures", "whole blocks")
         return lambda memory: WholePieces(
-            *(first, following, memory, batch),
-            frame_by_frame=single,
-            latents=size,
-            in_place=in_place,
+            *(first, following, memory, batch), blocks=blocks, latents=size, in_place=in_place
         )
 
     def stream_of(

@@ -4,7 +4,6 @@ another, while the transformer makes the next block.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
 from longlive_trt.basics import Array
 from longlive_trt.plugins.cuda.marks import mark
@@ -54,9 +53,13 @@ class CudaDecoder(RememberingDecoder):
         batch: int,
         block_frames: int,
         streams: DecodingStreams,
+        *,
+        rehearses: bool = False,
     ) -> None:
-        """``open_pieces``: what decodes, with a memory that is closed after it."""
-        # Of several rows, the frames of a part do not lie together.
+        """``open_pieces``: what decodes, with a memory that is closed after it.
+        ``rehearses``: its engines have decoded nothing of these sizes yet, and shall before a
+        video waits for it."""
+        # Of several rows, a frame's latents do not lie together.
         self._is_single = batch == 1
         self._memory: CudaMemory = CudaMemory(streams.decoding)
         self._leaving = CudaMemory(streams.leaving, waiting=WAITING_BLOCKS)
@@ -72,7 +75,8 @@ class CudaDecoder(RememberingDecoder):
             self._pieces = open_pieces(self._memory)
             self._reserve(block_frames)
             self._passage = self._passage_over(streams, block_frames)
-            self._rehearse(block_frames - 1)
+            if rehearses and self._is_single and self.pieces.are_blocks:
+                self._rehearse()
         except BaseException:
             self.close()
             raise
@@ -95,19 +99,21 @@ class CudaDecoder(RememberingDecoder):
             "decoded pictures",
         )
         self._start = self._memory.reserve(
-            {"first": pieces.latents(1), "rest": pieces.latents(block_frames - 1)},
+            {
+                "block": pieces.latents(block_frames),
+                "first": pieces.latents(1),
+                "rest": pieces.latents(block_frames - 1),
+            },
             "a video's first latents",
         )
 
-    def _rehearse(self, rest: int) -> None:
-        """A frame by itself, once: an engine seeks the fastest convolutions of a new size when it
-        meets it, and a prompt's first pictures shall not wait for that. What it leaves is
-        overwritten.
-        """
-        if not (self._is_single and rest and self.pieces.vary):
-            return
-        part, made = (between(x["rest"], 0, 1, rest) for x in (self._start, self._pictures))
-        self.pieces.run(part, made)
+    def _rehearse(self) -> None:
+        """An engine seeks the fastest convolutions of a size when it meets it, which takes a second.
+        What this leaves is overwritten."""
+        latents, pictures = self._start["block"], self._pictures["block.0"]
+        count = latents.shape[1]
+        self.pieces.run(between(latents, 0, 1, count), between(pictures, 0, 1, count))
+        self.pieces.run(latents, pictures)
 
     def _passage_over(self, streams: DecodingStreams, block_frames: int) -> Passage:
         transformer, decoding, crossing = streams.transformer, streams.decoding, streams.crossing
@@ -142,10 +148,13 @@ class CudaDecoder(RememberingDecoder):
             yield from self._run_first(latents)
             return
         picture, count = self._pictures[f"block.{which}"], latents.shape[1]
-        cuts = (0, 1, count) if is_awaited and self._is_single and count > 1 else (0, count)
-        for begin, end in pairwise(cuts):
+        if not (is_awaited and self._is_single and count > 1):
+            self.pieces.run(latents, picture)
+            yield picture
+            return
+        for begin, end in ((0, 1), (1, count)):
             part, made = (between(x, begin, end, count) for x in (latents, picture))
-            self.pieces.run(part, made)
+            self._run_frames(part, made)
             yield made
 
     def _run_first(self, latents: DeviceTensor) -> Iterator[DeviceTensor]:
@@ -157,8 +166,15 @@ class CudaDecoder(RememberingDecoder):
         yield made
         if count > 1:
             self._memory.copy([(self._start["rest"], latents)], [Span(0, 1, count - 1)])
-            self.pieces.run(self._start["rest"], rest)
+            self._run_frames(self._start["rest"], rest)
             yield rest
+
+    def _run_frames(self, latents: DeviceTensor, pictures: DeviceTensor) -> None:
+        """Less than a block, frame by frame: so engines meet no third size."""
+        count = latents.shape[1] if self._is_single else 1
+        for frame in range(count):
+            part, made = (between(x, frame, frame + 1, count) for x in (latents, pictures))
+            self.pieces.run(part, made)
 
     @property
     def caches(self) -> Mapping[str, Tensor]:

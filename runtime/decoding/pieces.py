@@ -32,8 +32,8 @@ class Pieces(Protocol):
         ...
 
     @property
-    def vary(self) -> bool:
-        """Whether engines meet pieces of several sizes."""
+    def are_blocks(self) -> bool:
+        """Whether several latent frames are one piece."""
         ...
 
     def latents(self, latent_frames: int) -> Buffer:
@@ -54,7 +54,11 @@ class Pieces(Protocol):
 
 
 class WholePieces:
-    """Whole frames, of as many latent frames at once as come; or one by one, in less memory."""
+    """Whole frames: of as many latent frames at once as come, or one by one, in less memory.
+
+    An engine may keep what it chose for one size alone, and need a second to choose anew. So
+    single frames and several at once have one each.
+    """
 
     def __init__(
         self,
@@ -63,16 +67,15 @@ class WholePieces:
         memory: Memory,
         batch: int,
         *,
-        frame_by_frame: bool = False,
+        blocks: Engine | None = None,
         latents: tuple[int, int] = (0, 0),
         in_place: Collection[str] = (),
     ) -> None:
-        """``latents``: their height and width, for engines that take any. ``in_place``: histories
-        that may be renewed where they lie."""
-        self._first, self._following = first, following
+        """``blocks``: the graph of ``following`` for several frames at once; without it they are
+        decoded one by one. ``latents``: their height and width, for engines that take any.
+        ``in_place``: histories that may be renewed where they lie."""
+        self._first, self._following, self._blocks = first, following, blocks
         self._sizes = {BATCH: batch, **latent_sizes(*latents)}
-        # Of several rows, the frames of a part do not lie together.
-        self._frame_by_frame = frame_by_frame and batch == 1
         specs = named(following.inputs, HISTORY)
         self._caches = histories(memory, specs, in_place, self._sizes)
         # Where both sets are one, a piece is bound, and captured, once.
@@ -85,8 +88,8 @@ class WholePieces:
         return self._caches[self._flips % 2]
 
     @property
-    def vary(self) -> bool:
-        return not self._frame_by_frame
+    def are_blocks(self) -> bool:
+        return self._blocks is not None
 
     def latents(self, latent_frames: int) -> Buffer:
         spec = self._following.inputs[LATENTS]
@@ -101,7 +104,9 @@ class WholePieces:
         self._first.bind({LATENTS: latents}, made).run()
 
     def run(self, latents: DeviceTensor, pictures: DeviceTensor) -> None:
-        pieces = latents.shape[1] if self._frame_by_frame else 1
+        # Of several rows, a frame's do not lie together.
+        is_single = self._blocks is None and self._sizes[BATCH] == 1
+        pieces = latents.shape[1] if is_single else 1
         for piece in range(pieces):
             self._run(*(between(x, piece, piece + 1, pieces) for x in (latents, pictures)))
 
@@ -111,9 +116,11 @@ class WholePieces:
     def _run(self, latents: DeviceTensor, pictures: DeviceTensor) -> None:
         flip = self._flips % self._sets
         self._flips += 1
-        key = (latents.pointer, latents.shape[1], pictures.pointer, flip)
+        frames = latents.shape[1]
+        key = (latents.pointer, frames, pictures.pointer, flip)
         if key not in self._bound:
-            self._bound[key] = self._following.bind(
+            engine = self._following if frames == 1 or self._blocks is None else self._blocks
+            self._bound[key] = engine.bind(
                 {LATENTS: latents, **self._caches[flip]},
                 {PIXELS: pictures, **_renewed(self._caches[1 - flip])},
             )
@@ -142,7 +149,7 @@ class TiledPieces:
         return self._frames.caches
 
     @property
-    def vary(self) -> bool:
+    def are_blocks(self) -> bool:
         return False
 
     def latents(self, latent_frames: int) -> Buffer:

@@ -167,7 +167,12 @@ def decoding_bytes(
     twice = [buffer for name, buffer in histories.items() if name not in in_place]
     kept = size_bytes(histories.values()) + size_bytes(twice)
     pictures = prod(outputs[PIXELS].sized(**sizes))
-    return kept + 3 * pictures + _VAE_ACTIVATIONS * _widest(decoder.config, pictures)
+    own = kept + 3 * pictures + _VAE_ACTIVATIONS * _widest(decoder.config, pictures)
+    if way != "blocks":
+        return own
+    # Single frames have an engine of their own beside that of blocks.
+    of_frame = _VAE_ACTIVATIONS * _widest(decoder.config, pictures // block)
+    return own + engines_bytes(bundle.manifest, [following]) + of_frame
 
 
 def _tiled_bytes(bundle: Bundle, config: ModelConfig, decoder: BundledDecoder, batch: int) -> int:

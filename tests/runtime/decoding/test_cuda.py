@@ -34,7 +34,7 @@ class Machine:
         self.streams: tuple[Stream, Stream, Stream] = tuple(  # type: ignore[assignment]
             self.gpu.stream() for _ in range(3)
         )
-        paths = (folder / f"vae_{name}.onnx" for name in ("first", "next"))
+        paths = (folder / f"vae_{name}.onnx" for name in ("first", "next", "next"))
         self.engines = [FakeCudaEngine(cuda, path, self.streams[1]) for path in paths]
         self.memory = CudaMemory(self.streams[0])
         shape = (1, BLOCK, *LATENTS.shape[2:])
@@ -42,12 +42,23 @@ class Machine:
             {name: Buffer(shape, LATENTS.dtype) for name in "ab"}, "latents"
         )
 
-    def decoder(self, **options: Any) -> CudaDecoder:
-        first, following = self.engines
-        streams = DecodingStreams(*self.streams)
+    def decoder(
+        self, *, frame_by_frame: bool = False, in_place: Any = (), rehearses: bool = False
+    ) -> CudaDecoder:
+        first, following, blocks = self.engines
+        given = {"in_place": in_place, "blocks": None if frame_by_frame else blocks}
         return CudaDecoder(
-            lambda memory: WholePieces(first, following, memory, 1, **options), 1, BLOCK, streams
+            lambda memory: WholePieces(first, following, memory, 1, **given),
+            *(1, BLOCK, DecodingStreams(*self.streams)),
+            rehearses=rehearses,
         )
+
+    def watched(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+        """Engines and the frames of what they are bound to, as it goes on."""
+        bound: list[tuple[str, int]] = []
+        for name, engine in zip(("first", "frames", "blocks"), self.engines, strict=True):
+            _watch(name, engine, bound, monkeypatch)
+        return bound
 
     def made(self, block: int) -> Any:
         tensor = self._latents["ab"[block % 2]]
@@ -60,6 +71,18 @@ class Machine:
             stream.close()
         for engine in self.engines:
             engine.close()
+
+
+def _watch(
+    name: str, engine: FakeCudaEngine, bound: list[tuple[str, int]], patch: pytest.MonkeyPatch
+) -> None:
+    bind = engine.bind
+
+    def noted(inputs: Any, outputs: Any) -> Any:
+        bound.append((name, inputs["latents"].shape[1]))
+        return bind(inputs, outputs)
+
+    patch.setattr(engine, "bind", noted)
 
 
 @pytest.fixture
@@ -116,23 +139,35 @@ def test_whole_blocks_give_the_pictures_of_single_frames(machine: Machine, expec
     assert (difference > 0).mean() < 1e-3
 
 
-def test_a_single_frame_is_met_before_a_prompt_asks_for_one(
+def test_an_engine_decodes_one_number_of_frames(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An engine seeks its convolutions where it meets a new size, which takes a second."""
-    following, met, runs = machine.engines[1], [], []
-    bind = following.bind
+    """Where it meets another one it chooses its convolutions anew, which takes a second."""
+    bound, decoder = machine.watched(monkeypatch), machine.decoder()
+    for block, is_awaited in enumerate((False, False, True, False)):
+        decoder.start(machine.made(block % 2), is_awaited=is_awaited).result()
+    decoder.close()
+    assert set(bound) == {("first", 1), ("frames", 1), ("blocks", BLOCK)}
 
-    def noted(inputs: Any, outputs: Any) -> Any:
-        met.append(inputs["latents"].shape[1])
-        return bind(inputs, outputs)
 
-    monkeypatch.setattr(following, "bind", noted)
-    monkeypatch.setattr(following, "before_run", lambda: runs.append(met[-1]))
-    machine.decoder().close()
-    assert runs == [1]
-    machine.decoder(frame_by_frame=True).close()
-    assert runs == [1], "it meets no other size"
+def test_what_engines_choose_is_chosen_before_a_video_waits_for_it(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, expected: Array
+) -> None:
+    bound, decoder = machine.watched(monkeypatch), machine.decoder(rehearses=True)
+    assert bound == [("frames", 1), ("blocks", BLOCK)]
+    assert np.abs(decoded(machine, decoder).astype(int) - expected).max() <= 1
+    decoder.close()
+
+
+def test_the_first_pictures_that_are_awaited_leave_before_the_others(machine: Machine) -> None:
+    decoder = machine.decoder()
+    decoder.start(machine.made(0)).result()
+    whole, parted = (
+        decoder.start(machine.made(1), is_awaited=is_awaited) for is_awaited in (False, True)
+    )
+    assert [part.result().shape[1] for part in whole.parts] == [4 * BLOCK]
+    assert [part.result().shape[1] for part in parted.parts] == [4, 4 * (BLOCK - 1)]
+    decoder.close()
 
 
 def test_frame_by_frame_gives_the_same_bits(machine: Machine, expected: Array) -> None:

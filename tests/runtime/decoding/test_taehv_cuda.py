@@ -49,7 +49,9 @@ def test_blocks_are_those_of_the_host(
     places = {name: Buffer((BATCH, BLOCK, *latents.shape[2:]), latents.dtype) for name in "ab"}
     tensors = memory.reserve(places, "latents")
     decoder = CudaDecoder(
-        lambda own: WholePieces(first, following, own, BATCH, latents=SIZE, in_place=in_place),
+        lambda own: WholePieces(
+            first, following, own, BATCH, blocks=following, latents=SIZE, in_place=in_place
+        ),
         *(BATCH, BLOCK, DecodingStreams(*streams)),
     )
     found = []
