@@ -295,7 +295,8 @@ def test_precisions_get_into_the_page(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(precisions, "STRIP", tmp_path / "strip.png")
     stills = [("int8", [Image.new("RGB", (8, 6))] * 2)]
     monkeypatch.setattr(precisions.Bench, "stills", lambda *_: iter(stills))
-    monkeypatch.setattr(sys, "argv", ["precisions", "--table", "--work", str(tmp_path)])
+    given = ["--table", "--work", str(tmp_path / "bundles"), "--keep", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["precisions", *given])
     precisions.main()
     assert "| INT8-SmoothQuant | 41.2 |" in page.read_text()
     assert json.loads(result.read_text())["rows"].keys() == {"int8"}

@@ -1,6 +1,7 @@
 """The table of what a GPU measures, which must be right before there is one; and its runner."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -291,6 +292,54 @@ def test_all_of_it_is_one_file_after_every_step(make: Make, tmp_path: Path) -> N
     with tarfile.open(archive) as found:
         names = set(found.getnames())
     assert {"./one.log", "./two.log", "./summary.json"} <= names
+
+
+def test_steps_of_one_gpu_run_side_by_side_on_several(make: Make, tmp_path: Path) -> None:
+    """Each waits until the other has begun; what both need is made once, and pairs go first."""
+    target, order = tmp_path / "the work" / "bundle", tmp_path / "order"
+    note = f"import os, time; from pathlib import Path; order = Path({str(order)!r}); "
+    tell = "order.open('a').write(os.environ.get('CUDA_VISIBLE_DEVICES', 'all') + ' '); "
+    meet = "limit = time.monotonic() + 30\n"
+    meet += "while len(order.read_text().split()) < 3 and time.monotonic() < limit: time.sleep(0.1)"
+    steps = (
+        step("bundle", f"open({str(target)!r}, 'x')", makes="bundle", gpus=0),
+        step("one", note + tell + meet, needs=("bundle",)),
+        step("two", note + tell + meet, needs=("bundle",)),
+        step("pair", note + tell, gpus=2),
+    )
+    runner = make(*steps, here=machine(2))
+    runner.run(["one", "two", "pair"])
+    assert set(results(runner).values()) == {"done"}
+    first, *others = order.read_text().split()
+    assert first == "all"
+    assert sorted(others) == ["0", "1"]
+
+
+def test_told_to_end_it_ends_all_that_it_started(tmp_path: Path) -> None:
+    code = f"""
+import signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from benchmarks.gpu.record import Runner
+from tests.test_gpu_records import machine, step
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+folder = Path({str(tmp_path)!r})
+sleep = "import os, time; open({str(tmp_path)!r} + '/' + str(os.getpid()), 'x'); time.sleep(60)"
+steps = [step(name, sleep) for name in ("one", "two", "three")]
+runner = Runner(machine(2), folder / "w", folder / "o", table={{each.name: each for each in steps}})
+runner.run(["one", "two", "three"])
+"""
+    child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    limit = time.monotonic() + 60
+    while len(begun := [int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()]) < 2:
+        assert time.monotonic() < limit and child.poll() is None
+        time.sleep(0.1)
+    child.terminate()
+    assert child.wait(20) == 1
+    for pid in begun:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert len([p for p in tmp_path.iterdir() if p.name.isdigit()]) == 2
 
 
 def test_two_gpus_are_used_first_where_there_are_two() -> None:

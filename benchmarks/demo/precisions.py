@@ -7,8 +7,8 @@
 The shipped weights are exported, calibrated with prompts that are not among those of the
 comparison, built, and judged by ``longlive-trt eval`` against the model in fp32. Eight-bit graphs
 round as they were exported and multiply in float32: our kernels for a GPU take no decoder such as
-the demo's. Calibrations lie beside the bundles and are used where they are there, so that another
-machine needs no ModelOpt.
+the demo's. Reports and calibrations of --keep (or --work) are used where they are there, so that
+another machine needs no ModelOpt.
 """
 
 import json
@@ -82,6 +82,7 @@ def main() -> None:
     options.add_argument("--timelines", type=int, default=4)
     options.add_argument("--long-seconds", type=float, default=60)
     options.add_argument("--work", type=Path, default=WORK)
+    options.add_argument("--keep", type=Path, help="for reports and calibrations, which are small")
     options.add_argument("--table", action="store_true", help="write what was measured")
     chosen = options.parse_args()
     names = chosen.rows.split(",")
@@ -90,7 +91,7 @@ def main() -> None:
         raise SystemExit(
             f"--rows {','.join(unknown)}: no such row; there are {', '.join(VARIANTS)}"
         )
-    bench = Bench(chosen.work, chosen.device)
+    bench = Bench(chosen.work, chosen.device, chosen.keep)
     if not chosen.table:
         lengths = {name: vars(chosen)[name] for name in ("prompts", "timelines", "long_seconds")}
         for name in names:
@@ -113,9 +114,11 @@ def measured_with() -> dict[str, Any]:
 class Bench:
     """Exports, calibrations, bundles and reports of one folder, each made once."""
 
-    def __init__(self, work: Path, device: DeviceChoice) -> None:
-        self._work, self._device = work, device
-        work.mkdir(parents=True, exist_ok=True)
+    def __init__(self, work: Path, device: DeviceChoice, keep: Path | None = None) -> None:
+        """``keep``: another folder for what does not need to be made again elsewhere."""
+        self._work, self._device, self._kept = work, device, keep or work
+        for folder in (self._work, self._kept):
+            folder.mkdir(parents=True, exist_ok=True)
 
     def judge(self, name: str, **lengths: object) -> None:
         report = self._report(name)
@@ -166,7 +169,7 @@ class Bench:
 
     def _scales(self, precision: str) -> Path:
         """Of one set of rollouts, whatever is quantized with them."""
-        path = self._work / f"{precision}.calibration.safetensors"
+        path = self._kept / f"{precision}.calibration.safetensors"
         if not path.exists():
             folder = self._work / f"onnx-{precision}-calibrated"
             variant = Variant("", precision, _CALIBRATED[precision])
@@ -179,7 +182,7 @@ class Bench:
         _run(*words, onnx=self._export(), precision=variant.precision, **options, out=folder)
 
     def _report(self, name: str) -> Path:
-        return self._work / f"report-{name}" / "report.json"
+        return self._kept / f"report-{name}" / "report.json"
 
 
 def _run(*words: object, **options: object) -> None:

@@ -7,8 +7,9 @@
 Steps are those of ``benchmarks/gpu/steps.py``. Bundles that a step takes are made first, and kept
 in --work. A step begins if its time, and that of what is still to be made for it, fits into what is
 left; it has a limit, and its failure does not end the others. What is done is not done again: the
-same command goes on. In --out lie records, a log of each step and ``summary.json``; --archive holds
-all of that after every step, as one file.
+same command goes on. On several GPUs, steps that want more than one come first, and all others run
+side by side, each on a GPU of its own. In --out lie records, a log of each step and
+``summary.json``; --archive holds all of that after every step, as one file.
 """
 
 import json
@@ -19,10 +20,13 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Event, Lock, RLock
 from typing import IO, Literal
 
 from benchmarks.gpu.machine import Machine, this_machine
@@ -36,6 +40,9 @@ _LIMIT, _MORE_S = 3.0, 60.0
 """Times the expected seconds, and so many more."""
 _GRACE_S = 10.0
 """After which a step that was told to end is killed."""
+_GLANCE_S = 0.5
+"""After which a thread sees that all is to end."""
+_SEVERAL = 2
 _PROGRAMS = {"python": (), "longlive-trt": ("-m", "longlive_trt")}
 _WIDTH = 120
 
@@ -74,13 +81,34 @@ class Runner:
         self._names = {"work": str(work), "out": str(out), **machine.names}
         self.outcomes: dict[str, Outcome] = {}
         """Of this call."""
+        self._attempts: defaultdict[str, RLock] = defaultdict(RLock)
+        self._noting, self._ended = Lock(), Event()
         for folder in (work, out):
             folder.mkdir(parents=True, exist_ok=True)
         self._before = _read_outcomes(out / SUMMARY)
 
     def run(self, names: Sequence[str]) -> None:
-        for name in names:
-            self._attempt(name)
+        gpus = len(self._machine.gpus)
+        if gpus < _SEVERAL:
+            self._take(deque(names), None)
+            return
+        self._take(deque(name for name in names if self._table[name].gpus >= _SEVERAL), None)
+        waiting = deque(name for name in names if self._table[name].gpus < _SEVERAL)
+        with ThreadPoolExecutor(gpus) as pool:
+            try:
+                for done in [pool.submit(self._take, waiting, gpu) for gpu in range(gpus)]:
+                    done.result()
+            finally:
+                self._ended.set()
+
+    def _take(self, waiting: deque[str], gpu: int | None) -> None:
+        """One after the other; others may take of the same."""
+        while not self._ended.is_set():
+            try:
+                name = waiting.popleft()
+            except IndexError:
+                return
+            self._attempt(name, gpu)
 
     def command(self, step: Step) -> list[str]:
         words = (word.format(**self._names) for word in shlex.split(step.command))
@@ -90,21 +118,24 @@ class Runner:
         # A tool that starts Python.
         return [program, *(sys.executable if word == "python" else word for word in arguments)]
 
-    def _attempt(self, name: str) -> Outcome:
-        if name not in self.outcomes:
-            self._note(name, self._outcome(self._table[name]))
-        return self.outcomes[name]
+    def _attempt(self, name: str, gpu: int | None) -> Outcome:
+        with self._attempts[name]:
+            if name not in self.outcomes:
+                outcome = self._outcome(self._table[name], gpu)
+                with self._noting:
+                    self._note(name, outcome)
+            return self.outcomes[name]
 
-    def _outcome(self, step: Step) -> Outcome:
+    def _outcome(self, step: Step, gpu: int | None) -> Outcome:
         if self._is_there(step):
             return Outcome("kept")
         reason = self._obstacle(step)
         if reason is not None:
             return Outcome("skipped", says=reason)
         for need in step.needs:
-            if not self._attempt(need).is_good:
+            if not self._attempt(need, gpu).is_good:
                 return Outcome("skipped", says=f"needs {need}, which is not there")
-        return self._run(step)
+        return self._run(step, gpu)
 
     def _is_there(self, step: Step) -> bool:
         if step.name in self._again:
@@ -139,7 +170,7 @@ class Runner:
     def _record(self, step: Step) -> Path:
         return self._out / step.record.format(**self._names)
 
-    def _run(self, step: Step) -> Outcome:
+    def _run(self, step: Step, gpu: int | None) -> Outcome:
         # Without what is made, others are nothing: that has all the time there is.
         limit_s = self._left_s
         if not step.makes:
@@ -150,12 +181,42 @@ class Runner:
         with log.open("wb") as errors:
             target = self._record(step).open("wb") if step.prints_record else errors
             with target:
-                code = _code_of(self.command(step), target, errors, limit_s)
+                code = self._code_of(self.command(step), gpu, target, errors, limit_s)
         seconds = round(time.monotonic() - started, 1)
         if code is None:
             return Outcome("too long", seconds, says=f"was ended after {limit_s:.0f} s")
         says = _last_line(log)
         return Outcome("failed" if code or step.says not in says else "done", seconds, code, says)
+
+    def _code_of(
+        self,
+        command: Sequence[str],
+        gpu: int | None,
+        output: IO[bytes],
+        errors: IO[bytes],
+        limit_s: float,
+    ) -> int | None:
+        """The exit code of a program; None if it was ended, with all that it had started."""
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        if gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        child = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=errors,
+            start_new_session=True,
+        )
+        ends = time.monotonic() + limit_s
+        try:
+            while not self._ended.is_set() and time.monotonic() < ends:
+                with suppress(subprocess.TimeoutExpired):
+                    return child.wait(min(_GLANCE_S, max(0.0, ends - time.monotonic())))
+            return None
+        finally:
+            _end(child)
 
     def _note(self, name: str, outcome: Outcome) -> None:
         self.outcomes[name] = outcome
@@ -180,28 +241,6 @@ def _read_outcomes(summary: Path) -> dict[str, Outcome]:
         return {}
     steps = json.loads(summary.read_text(encoding="utf-8"))["steps"]
     return {name: Outcome(**values) for name, values in steps.items()}
-
-
-def _code_of(
-    command: Sequence[str], output: IO[bytes], errors: IO[bytes], limit_s: float
-) -> int | None:
-    """The exit code of a program; None if it was ended, with all that it had started."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    child = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=errors,
-        start_new_session=True,
-    )
-    try:
-        return child.wait(None if limit_s == float("inf") else limit_s)
-    except subprocess.TimeoutExpired:
-        return None
-    finally:
-        _end(child)
 
 
 def _end(child: "subprocess.Popen[bytes]") -> None:
