@@ -108,8 +108,9 @@ class CudaDecoder(RememberingDecoder):
         )
 
     def _rehearse(self) -> None:
-        """An engine seeks the fastest convolutions of a size when it meets it, which takes a second.
-        What this leaves is overwritten."""
+        """An engine seeks the fastest convolutions of a size when it meets it, for a second. What
+        this leaves is overwritten.
+        """
         latents, pictures = self._start["block"], self._pictures["block.0"]
         count = latents.shape[1]
         self.pieces.run(between(latents, 0, 1, count), between(pictures, 0, 1, count))
