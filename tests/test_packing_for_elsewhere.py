@@ -1,12 +1,15 @@
 """What a machine without network needs, packed and unpacked again."""
 
 import subprocess
+import sys
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+from benchmarks.gpu import pack
 from benchmarks.gpu.pack import listed, missing, roots, unpack_wheels, write_parts, write_tree
 
 NEEDS = {
@@ -51,6 +54,28 @@ def test_what_is_missing_is_fetched_with_what_it_needs(
         [Requirement(wanted)], listed(have), "3.12", lambda need: wheel(tmp_path, need.name)
     )
     assert sorted(found) == expected
+
+
+def test_what_comes_with_one_pack_is_left_out_of_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pack, "roots", lambda _: [Requirement("engine-gpu[cuda]")])
+    monkeypatch.setattr(
+        pack, "fetching", lambda folder, _: lambda need: wheel(folder, canonicalize_name(need.name))
+    )
+    (tmp_path / "there.txt").write_text("engine-gpu==3.0\n")
+    there, first = tmp_path / "there.txt", tmp_path / "first"
+    packed = []
+    monkeypatch.setattr(pack, "unpack_wheels", lambda files, *_: packed.append(sorted(files)))
+    for out, extra, have in ((first, "numbers", [there]), (tmp_path / "2", "", [])):
+        also = ["--also", *([extra] if extra else []), "--have", *map(str, have)]
+        also += [str(first / "packages.txt")] if out != first else []
+        given = ["--no-tree", *also, "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", ["pack", *given])
+        pack.main()
+    names = [[path.name.split("-")[0] for path in files] for files in packed]
+    assert names == [["numbers", "plain"], ["engine_gpu"]]
+    assert (first / "packages.txt").read_text() == "numbers==3.0\nplain==3.0\n"
 
 
 def test_extras_are_those_of_the_project() -> None:

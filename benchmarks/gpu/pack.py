@@ -6,6 +6,8 @@
 `there.txt` is what `pip list --format=freeze` prints there. What of that fits is left out, with all
 that it needs itself. The rest comes as wheels, with the versions of constraints.txt, unpacked into
 one folder for PYTHONPATH. The tree is HEAD's. Both are cut into parts of at most --part-mib.
+What was packed is listed in ``packages.txt``, which --have takes too: a package that is named to
+the first of two packs comes with the second, and work begins there before it has come.
 """
 
 import os
@@ -165,6 +167,12 @@ def _pieces(program: "subprocess.Popen[bytes]", size: int) -> Iterator[bytes]:
         yield piece
 
 
+def _line(package: tuple[str, Path]) -> str:
+    """As `pip list --format=freeze` has it."""
+    name, wheel = package
+    return f"{name}=={wheel.name.split('-')[1]}\n"
+
+
 def write_tree(folder: Path) -> None:
     """What is committed, and nothing that is ignored."""
     folder.mkdir()
@@ -176,14 +184,16 @@ def main() -> None:
     options = parser(__doc__, out=False)
     options.add_argument("--extras", default="gpu", help="of pyproject.toml, with commas between")
     options.add_argument("--also", nargs="*", default=[], metavar="REQUIREMENT")
-    options.add_argument("--have", type=Path, metavar="FILE", help="what is installed there")
+    options.add_argument(
+        "--have", type=Path, nargs="*", default=[], metavar="FILE", help="what is installed there"
+    )
     options.add_argument("--python", default="3.12", help="the version there")
     options.add_argument("--no-tree", action="store_true", help="packages alone")
     options.add_argument("--leave-out", nargs="*", default=[], metavar="PATTERN", help="of files")
     options.add_argument("--part-mib", type=int, default=44)
     options.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     given = options.parse_args()
-    have = listed(given.have.read_text(encoding="utf-8")) if given.have else {}
+    have = listed("\n".join(path.read_text(encoding="utf-8") for path in given.have))
     wanted = [*roots(given.extras.split(",")), *map(Requirement, given.also)]
     with tempfile.TemporaryDirectory() as scratch:
         wheels, packed = Path(scratch) / "wheels", Path(scratch) / "packed"
@@ -194,6 +204,7 @@ def main() -> None:
         if not given.no_tree:
             write_tree(packed / "tree")
         parts = write_parts(packed, given.out, given.part_mib << 20)
+    (given.out / "packages.txt").write_text("".join(map(_line, found.items())), encoding="utf-8")
     for part in parts:
         print(f"{part}: {part.stat().st_size / 2**20:.1f} MiB")
     print(f"{len(found)} packages; there: sh unpack.sh FOLDER")
