@@ -13,6 +13,7 @@ from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.errors import EngineError
 from longlive_trt.plugins.cuda.streams import Rows
 from longlive_trt.runtime.assembly import Engines
+from longlive_trt.runtime.decoding.cuda import CudaDecoder
 from longlive_trt.runtime.noise import SeededNoise
 from longlive_trt.runtime.ring import Recache
 from longlive_trt.runtime.session import Block, Session
@@ -131,6 +132,22 @@ SCRIPTS = {
     "read at once": Script(5, lag=0),
     "read three blocks later": Script(8, {4: "none"}, lag=3),
 }
+
+
+def test_a_decoder_is_rehearsed_when_its_first_session_opens(
+    on_gpu: OnGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then what follows finds its convolutions chosen, a session's first blocks and prompts too."""
+    engines, rehearsed = on_gpu("lazy"), []
+    rehearse = CudaDecoder._rehearse
+    monkeypatch.setattr(
+        CudaDecoder, "_rehearse", lambda decoder: (rehearsed.append(decoder), rehearse(decoder))
+    )
+    for _ in range(2):
+        make_video(engines, Script(2))
+    assert len(rehearsed) == 1
+    whole, single = (engines.get("vae_next", "a test", role) for role in ("whole blocks", ""))
+    assert whole is not single
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
