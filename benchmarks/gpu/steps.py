@@ -156,7 +156,6 @@ PREPARATIONS = (
     ),
     _bundle("bf16", "onnx", 40, "bf16"),
     _bundle("fp8", "onnx-fp8", 60, "fp8"),
-    _bundle("fp8-cross", "onnx-fp8", 60, "fp8", " --cross-attention int8"),
     _bundle("fp8-text", "onnx-text", 90, "fp8"),
     _bundle("lora", "onnx", 40, "bf16", " --lora-ready"),
     Step(
@@ -275,12 +274,12 @@ STEPS = (
     ),
     Step(
         "in-turns",
-        "what those algorithms and attention to the prompt in int8 bring, in turns",
+        "what those algorithms bring, in turns",
         "python -m benchmarks.against_torch --no-torch --first-proposals --bundle {work}/fp8 "
-        "--bundle {work}/fp8-cross --rounds 10 --out {out}/in_turns_{card}.json",
+        "--rounds 10 --out {out}/in_turns_{card}.json",
         60,
         record="in_turns_{card}.json",
-        needs=("fp8", "fp8-cross"),
+        needs=("fp8",),
         capability=HOPPER,
     ),
     Step(
