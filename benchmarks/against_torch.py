@@ -51,7 +51,6 @@ from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.export.models.transformer import Transformer
 from longlive_trt.export.models.vae import VaeDecoder
-from longlive_trt.plugins.cuda import algorithms
 from longlive_trt.plugins.cuda.nvml import GpuReading, Sampler, open_gpu
 from longlive_trt.runtime.assembly import Engines
 from longlive_trt.runtime.bench.lane import BenchSettings, longest_session
@@ -237,13 +236,6 @@ def contestants(
         contestant = ours(bundle, options.device, options.seed, stack)
         contestant.warm_up(options.warm_up)
         yield contestant
-        if options.first_proposals:
-            # Algorithms are chosen when a product is first met: before all of it is captured.
-            with algorithms.ignored():
-                contestant = ours(bundle, options.device, options.seed, stack)
-                contestant.name += ", first proposals"
-                contestant.warm_up(options.warm_up)
-            yield contestant
     if options.no_torch:
         return
     config, device = bundles[0].config, torch_device(options.device)
@@ -383,11 +375,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--no-compile", action="store_true", help="leave compiled torch out")
     options.add_argument("--no-torch", action="store_true", help="bundles alone")
-    options.add_argument(
-        "--first-proposals",
-        action="store_true",
-        help="each bundle once more, with cuBLASLt's first proposal for every product",
-    )
     options.add_argument("--compile-limit-s", type=int, default=90, help="longer is given up")
     chosen = options.parse_args(arguments)
     names = [folder.name for folder in chosen.bundle]

@@ -20,8 +20,6 @@ class BuildOptions:
     gpu: str | None = None
     batch: int = 1
     attention: Literal["standard", "plugin"] | None = None
-    cross_attention: Literal["int8"] | None = None
-    """Queries and keys of attention to the prompt; its values then are in FP8."""
     allow_decomposed_attention: bool = False
     optimization_level: int | None = None
     workspace_bytes: int | None = None

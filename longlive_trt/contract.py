@@ -93,10 +93,6 @@ K_NEW = "k_new"
 V_NEW = "v_new"
 CONTEXT_K = "context_k"
 CONTEXT_V = "context_v"
-CONTEXT_K_SCALE = "context_k_scale"
-CONTEXT_V_SCALE = "context_v_scale"
-"""Of a prompt's keys and values in eight bits, [1, heads]."""
-CONTEXT_STEMS = (CONTEXT_K, CONTEXT_V, CONTEXT_K_SCALE, CONTEXT_V_SCALE)
 HISTORY = "cache"
 HISTORY_NEXT = "cache_next"
 CACHE_OF = {"k": K_CACHE, "v": V_CACHE}
@@ -231,7 +227,6 @@ KERNEL_OPERATORS = {
     "uint8": "KernelUInt8",
     "float8_e4m3": "KernelFloat8E4M3",
     "int8": "KernelInt8",
-    "int8, float32": "KernelInt8AndFloat",
     "float32, float8_e4m3": "KernelFloatAndFloat8E4M3",
     "float16, float8_e4m3": "KernelFloat16AndFloat8E4M3",
     "bfloat16, float8_e4m3": "KernelBFloat16AndFloat8E4M3",

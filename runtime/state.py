@@ -17,7 +17,8 @@ from longlive_trt.configs.dump import config_values
 from longlive_trt.contract import (
     BATCH,
     CACHE_FRAMES,
-    CONTEXT_STEMS,
+    CONTEXT_K,
+    CONTEXT_V,
     HISTORY,
     K_CACHE,
     LATENTS,
@@ -293,9 +294,9 @@ def _expected(state: SavedState, bundle: Bundle, layout: RingLayout) -> dict[str
     config, graphs = state.config, bundle.manifest.graphs
     sizes = {BATCH: state.batch, STEP_FRAMES: layout.block, CACHE_FRAMES: layout.slots}
     step = specs_of(graphs[STEP].inputs)
-    cache = named(step, K_CACHE, V_CACHE)
-    by_token = [replace(spec, shape=not_transposed(spec.shape)) for spec in cache]
-    expected = buffers([*by_token, *named(step, *CONTEXT_STEMS)], **sizes)
+    kept = named(step, K_CACHE, V_CACHE, CONTEXT_K, CONTEXT_V)
+    by_token = [replace(spec, shape=not_transposed(spec.shape)) for spec in kept]
+    expected = buffers(by_token, **sizes)
     if state.vae_frames is not None:
         _, following = decoder_named(bundle, state.decoder).graphs
         histories = named(specs_of(graphs[following].inputs), HISTORY)

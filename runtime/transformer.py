@@ -5,7 +5,7 @@ its positions, runs the bound passes on the noise that was brought before, and c
 and values to their slots.
 """
 
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -19,7 +19,8 @@ from longlive_trt.contract import (
     BATCH,
     CACHE_FRAMES,
     CACHE_INDEX,
-    CONTEXT_STEMS,
+    CONTEXT_K,
+    CONTEXT_V,
     FRAME_INDEX,
     K_CACHE,
     K_NEW,
@@ -52,7 +53,7 @@ from longlive_trt.runtime.memory.base import (
 from longlive_trt.runtime.ring import Copy, PassPlan, RingLayout
 
 Context = Mapping[str, Tensor]
-"""``context_k.{l}`` and ``context_v.{l}`` of one prompt, and their scales where they have some."""
+"""``context_k.{l}`` and ``context_v.{l}`` of one prompt."""
 
 _AHEAD = 2
 _CLEAN = Pass(timestep=0.0, sigma=0.0, sigma_next=0.0)
@@ -102,7 +103,7 @@ class TransformerPasses:
         self._transposed = {
             spec.name for spec in named(engine.inputs, V_CACHE) if is_transposed(spec.shape)
         }
-        self.prompt = self._part(*CONTEXT_STEMS)
+        self.prompt = self._part(CONTEXT_K, CONTEXT_V)
         self._write_levels()
         self._results = [self._tensors[f"result.{which}"] for which in range(2)]
         self.noise = [self._memory.inlet(self._noise(which)) for which in range(2)]
@@ -117,11 +118,8 @@ class TransformerPasses:
 
     def use_context(self, context: Context) -> None:
         """Condition all following passes on a prompt."""
-        by_entries: dict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        for name, tensor in context.items():
-            by_entries[tensor.shape[1]].append((self.prompt[name], tensor))
-        for entries, pairs in by_entries.items():
-            self._memory.copy(pairs, [Span(0, 0, entries)])
+        pairs = [(self.prompt[name], tensor) for name, tensor in context.items()]
+        self._memory.copy(pairs, [Span(0, 0, pairs[0][0].shape[1])])
 
     @property
     def place(self) -> int:
@@ -217,7 +215,7 @@ class TransformerPasses:
     def _buffers(self) -> dict[str, Buffer]:
         inputs, outputs = self._engine.inputs, self._engine.outputs
         sizes = {BATCH: self._batch, STEP_FRAMES: self._layout.block}
-        kept = named(inputs, K_CACHE, V_CACHE, *CONTEXT_STEMS)
+        kept = named(inputs, K_CACHE, V_CACHE, CONTEXT_K, CONTEXT_V)
         latents = Buffer.of(inputs[LATENTS], **sizes)
         return {
             **buffers(kept, cache_frames=self._layout.slots, **sizes),

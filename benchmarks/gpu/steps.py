@@ -45,7 +45,7 @@ _KERNEL_TESTS = tuple(
     for name in (
         *("kernels/test_vae_conv", "kernels/test_vae", "kernels/test_transformer"),
         *("kernels/test_vae_colors", "kernels/test_values"),
-        *("cuda/test_cublaslt", "cuda/test_algorithms", "cuda/test_captures"),
+        *("cuda/test_cublaslt", "cuda/test_captures"),
     )
 )
 _SERVING = ("fastapi", "uvicorn", "websockets")
@@ -156,7 +156,6 @@ PREPARATIONS = (
     ),
     _bundle("bf16", "onnx", 40, "bf16"),
     _bundle("fp8", "onnx-fp8", 60, "fp8"),
-    _bundle("fp8-cross", "onnx-fp8", 60, "fp8", " --cross-attention int8"),
     _bundle("fp8-text", "onnx-text", 90, "fp8"),
     _bundle("lora", "onnx", 40, "bf16", " --lora-ready"),
     Step(
@@ -265,24 +264,6 @@ STEPS = (
     ),
     _golden("fp16"),
     _golden("bf16"),
-    Step(
-        "products",
-        "the fastest algorithm of each product; what follows uses them",
-        "python -m benchmarks.kernels.products --write --out {out}/products_{card}.json",
-        60,
-        record="products_{card}.json",
-        capability=HOPPER,
-    ),
-    Step(
-        "in-turns",
-        "what those algorithms and attention to the prompt in int8 bring, in turns",
-        "python -m benchmarks.against_torch --no-torch --first-proposals --bundle {work}/fp8 "
-        "--bundle {work}/fp8-cross --rounds 10 --out {out}/in_turns_{card}.json",
-        60,
-        record="in_turns_{card}.json",
-        needs=("fp8", "fp8-cross"),
-        capability=HOPPER,
-    ),
     Step(
         "against-torch",
         "bf16 and FP8 in turns with torch, eager and compiled: the table of docs/gpu.md",
@@ -399,6 +380,14 @@ STEPS = (
     _bench("bf16", "bf16", "all of bf16", 260, f"{_WHOLE} --plot {{out}}/bench_{{card}}_bf16.png"),
     _bench("fp8-text", "fp8-text", "prompts read by UMT5-XXL", 120, f"--decoder full {_SHORT}"),
     _kernels("transformer", "every kernel of a pass", 60, "transformer_kernels"),
+    Step(
+        "products",
+        "all of cuBLASLt's proposals for a pass's products, beside the first",
+        "python -m benchmarks.kernels.products --out {out}/products_{card}.json",
+        60,
+        record="products_{card}.json",
+        capability=HOPPER,
+    ),
     _kernels("vae", "the decoder's passes in 16 bits", 60, "vae_kernels"),
     _kernels("vae_conv", "the decoder's convolutions in 8 bits", 60, "vae_conv"),
     _kernels("attention_sums", "how sums of 8-bit attention are kept", 40, "attention_sums"),

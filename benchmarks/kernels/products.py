@@ -1,16 +1,14 @@
-"""cuBLASLt's proposals for a pass's products, and the file of those that are faster than the first.
+"""cuBLASLt's proposals for a pass's products, beside its first, which is the one that is taken.
 
     python -m benchmarks.kernels.products --out docs/results/products_h200.json
-    python -m benchmarks.kernels.products --write       # plugins/cuda/algorithms.json too
 
 Of each product (FP8 with the results that the step graph asks for, of a pass's 4,680 rows and a
 re-cache's 14,040) every proposal is captured over rotating buffers, so that nothing stays in the
 cache, and all are replayed in turns. One that gives other bits when it is run again, or differs
 from the first by more than sums in another order do, is left out. The fastest is measured against
-the first once more; what then is not faster by ``--least`` is not kept.
+the first once more.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,7 +18,6 @@ import torch
 
 from benchmarks.harness import parser, write_report
 from benchmarks.kernels.timing import capture, in_turns_ms, machine, median, relative_error
-from longlive_trt.plugins.cuda.algorithms import TABLE, Measured, read_table
 from longlive_trt.plugins.cuda.cublaslt import (
     WORKSPACE_BYTES,
     Algorithm,
@@ -29,11 +26,10 @@ from longlive_trt.plugins.cuda.cublaslt import (
     library_version,
     proposals,
 )
-from longlive_trt.plugins.cuda.driver import device_facts
 
 DIM, FFN = 1536, 8960
 ROWS = {"a pass": 4680, "a re-cache": 14040}
-FLOAT8 = "float8_e4m3"
+COMPUTE, FLOAT8 = "bfloat16", "float8_e4m3"
 BUFFERS, MOST = 8, 32
 SAME_SUMS = 2e-3
 """Of two results of 16 bits; those in FP8 may differ by more, in few places."""
@@ -48,14 +44,14 @@ class Job:
     activation: str = "none"
     narrow: bool = False
 
-    def product(self, rows: int, dtype: str) -> Product:
+    def product(self, rows: int) -> Product:
         """As the node of a step graph asks for it (``plugins/kernels/gemm.py``)."""
         return Product(
-            *(rows, self.inner, self.columns, FLOAT8, FLOAT8 if self.narrow else dtype),
+            *(rows, self.inner, self.columns, FLOAT8, FLOAT8 if self.narrow else COMPUTE),
             bias=True,
             activation=self.activation,
             transposed=True,
-            bias_dtype=dtype,
+            bias_dtype=COMPUTE,
         )
 
 
@@ -133,51 +129,32 @@ def in_turns(graphs: dict[int, torch.cuda.CUDAGraph], repeats: int) -> dict[int,
     return {int(index): median(each) / BUFFERS * 1e3 for index, each in times.items()}
 
 
-def measure(product: Product, repeats: int, least: float) -> tuple[dict[str, Any], Measured | None]:
+def measure(product: Product, repeats: int) -> dict[str, Any]:
     problem, proposed = Problem(product), proposals(product, 0, MOST)
     graphs = [problem.graph(algorithm) for algorithm in proposed]
     usable = sound(problem, graphs)
     times = in_turns({index: graphs[index] for index in {0, *usable}}, repeats)
     best = min(usable, key=lambda index: times[index])
     again = in_turns({0: graphs[0], best: graphs[best]}, 3 * repeats)
-    of_first = again[best] / again[0]
-    report = {
+    return {
         "us": [times.get(index) for index in range(len(graphs))],
         "unsound": sorted(set(range(len(graphs))) - set(usable)),
         "best": best,
-        "of_first": of_first,
+        "of_first": again[best] / again[0],
         "tflops": product.flops / again[best] / 1e6,
     }
-    if best == 0 or of_first > 1 - least:
-        return report, None
-    state = bytes(proposed[best].algorithm).hex()
-    gpu, library = device_facts(0).name, library_version()
-    return report, Measured(gpu, library, asdict(product), state, round(of_first, 4))
-
-
-def write_table(found: Sequence[Measured]) -> None:
-    """What was found here takes the place of what the file had of this GPU and this library."""
-    here = (device_facts(0).name, library_version())
-    others = [each for each in read_table().products if (each.gpu, each.library) != here]
-    rows = [json.dumps(asdict(each)) for each in (*others, *found)]
-    TABLE.write_text('{"products": [\n' + ",\n".join(rows) + "\n]}\n", encoding="utf-8")
 
 
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--repeats", type=int, default=60)
-    options.add_argument("--dtype", choices=["float16", "bfloat16"], default="bfloat16")
-    options.add_argument("--least", type=float, default=0.015, help="share of time saved")
-    options.add_argument("--write", action="store_true", help=f"write {TABLE.name}, too")
     chosen = options.parse_args()
     reports: dict[str, Any] = {}
-    found: list[Measured] = []
     for where, rows in ROWS.items():
         for name, job in JOBS.items():
-            product = job.product(rows, chosen.dtype)
-            report, kept = measure(product, chosen.repeats, chosen.least)
+            product = job.product(rows)
+            report = measure(product, chosen.repeats)
             reports[f"{name}, {where}"] = {"product": asdict(product), **report}
-            found += [kept] if kept else []
             saved_ms = (1 - report["of_first"]) * report["us"][0] * job.per_pass / 1e3
             print(
                 f"{name + ', ' + where:32s} {report['us'][0]:7.1f} us at first, best of "
@@ -185,11 +162,7 @@ def main() -> None:
                 f"{saved_ms:.2f} ms of a pass"
             )
             torch.cuda.empty_cache()
-    kept_rows = [asdict(each) for each in found]
-    report = {"cublaslt": library_version(), "products": reports, "kept": kept_rows}
-    write_report({**machine(), **report}, chosen.out)
-    if chosen.write:
-        write_table(found)
+    write_report({**machine(), "cublaslt": library_version(), "products": reports}, chosen.out)
 
 
 if __name__ == "__main__":

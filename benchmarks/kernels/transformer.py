@@ -105,10 +105,6 @@ def kernel_jobs(dtype: torch.dtype) -> dict[str, KernelJob]:
         for tokens in (TOKENS, CACHED)
     }
     units = torch.full((HEADS,), 0.02, device="cuda")
-    rows = torch.full((1, TOKENS, HEADS), 0.02, device="cuda")
-    int8_q = [(30 * x).clamp(-127, 127).to(torch.int8) for x in q]
-    int8_context = (30 * context[0]).clamp(-127, 127).to(torch.int8)
-    text_values = torch.ones(1, HEADS, HEAD_DIM, TEXT, device="cuda").to(FLOAT8)
     int8_types = dict(enumerate((torch.int8, torch.int8, FLOAT8, torch.float32)))
     int8_qkv = [qkv, weight, bias, *turn(TOKENS), units, units]
     modulated, heads = {"scale_row": 1, "shift_row": 0}, {"heads": HEADS}
@@ -174,25 +170,10 @@ def kernel_jobs(dtype: torch.dtype) -> dict[str, KernelJob]:
             0,
             types=int8_types,
         ),
-        "int8: q norm": KernelJob(
-            "rms_norm",
-            {**heads, "hadamard": True},
-            [x, weight],
-            0,
-            types={0: torch.int8, 1: torch.float32},
-        ),
         "16 bits to 8: cross-attention": KernelJob(
             "cross_attention",
             {"output_scale": 0.02},
             [q, *context],
-            0,
-            attention_flops * TEXT,
-            types={0: FLOAT8},
-        ),
-        "int8: cross-attention": KernelJob(
-            "narrow_cross_attention",
-            {"output_scale": 0.02},
-            [int8_q, int8_context, text_values, rows, units[None], units[None]],
             0,
             attention_flops * TEXT,
             types={0: FLOAT8},

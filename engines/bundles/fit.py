@@ -89,7 +89,7 @@ def _require(
             f"{where}: its configuration asks for a tensor {name} of graph {graph}, which that "
             f"does not have; {advice}"
         )
-    is_value = stem_of(name) in (V_CACHE, V_NEW, CONTEXT_V)
+    is_value = stem_of(name) in (V_CACHE, V_NEW)
     shape = not_transposed(tensor.shape) if is_value else tensor.shape
     # Nothing else may lie so.
     found = () if is_transposed(shape) else tuple(map(_known, shape))

@@ -14,9 +14,6 @@ _ALWAYS = {
     PROMPT: {"gemm", "rms_norm"},
 }
 
-NARROW_CROSS = {"head_units", "narrow_cross_attention", "narrow_heads", "transposed_values"}
-"""Of attention to the prompt in eight bits."""
-
 
 def kernels_of(record: ExportRecord) -> set[str]:
     kernels = {name for graph in record.graphs for name in _ALWAYS.get(graph, ())}

@@ -11,17 +11,16 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from longlive_trt import contract, hadamard
+from longlive_trt import contract
 from longlive_trt.configs import ModelConfig
 from longlive_trt.contract import numbered
-from longlive_trt.dtypes import FLOAT8, FLOAT32, INT8
+from longlive_trt.dtypes import FLOAT8
 from longlive_trt.engines.graphs.builder import GraphBuilder, Size
 from longlive_trt.engines.graphs.self_attention import SelfAttention, kind_of
 from longlive_trt.engines.graphs.writer import GraphWriter
 from longlive_trt.errors import UsageError
 from longlive_trt.plugins.attention.value_layout import VALUE_GROUP
 from longlive_trt.plugins.attention.variants import HEAD_DIMS
-from longlive_trt.plugins.kernels.rows import LARGEST_FLOAT8, LARGEST_INT8
 from longlive_trt.precision import Precision
 
 _MODULATIONS, _HEAD_MODULATIONS = 6, 2
@@ -36,21 +35,18 @@ def build_step_graphs(
     out: Path,
     *,
     hopper: bool = True,
-    narrow_cross: bool = False,
     is_separate: Callable[[str], bool] = lambda _name: False,
 ) -> dict[str, dict[str, tuple[str, ...]]]:
     """The graphs of a pass and of a prompt with their weights, from an export's folder.
 
-    ``narrow_cross``: a prompt's keys and values, and attention to them, are in eight bits. Other
-    GPUs have a portable attention, which writes the compute type only. Of each graph's inputs that
-    are matrices of maps which are ``is_separate``, the result says which lie there.
+    Other GPUs have a portable attention, which writes the compute type only. Of each graph's inputs
+    that are matrices of maps which are ``is_separate``, the result says which lie there.
     """
     _require_supported(config)
     separate = {}
     for write, name in ((StepWriter, contract.STEP), (PromptWriter, contract.PROMPT)):
         source = export_folder / f"{name}.onnx"
-        options = {"hopper": hopper, "narrow_cross": narrow_cross}
-        writer = write(config, source, precision, **options, is_separate=is_separate)
+        writer = write(config, source, precision, hopper=hopper, is_separate=is_separate)
         writer.write().save(out)
         separate[name] = writer.linear.separate
     return separate
@@ -136,33 +132,11 @@ class StepWriter(GraphWriter):
 
     def _cross_attention(self, layer: int, normed: ir.Value) -> ir.Value:
         name = f"blocks.{layer}.cross_attn"
-        q = self.linear(normed, f"{name}.q")
-        context = [self.inputs[numbered(stem, layer)] for stem in contract.CONTEXT_OF.values()]
+        q = self.rms_norm(self.linear(normed, f"{name}.q"), f"{name}.norm_q.weight")
+        context = (self.inputs[numbered(stem, layer)] for stem in contract.CONTEXT_OF.values())
         into = self.quantized_attention(f"{name}.o")
-        if self.narrow_cross:
-            attended = self._narrow_cross_attention(layer, q, context, into)
-        else:
-            q = self.rms_norm(q, f"{name}.norm_q.weight")
-            attended = self.graph.kernel("cross_attention", q, *context, **into)
+        attended = self.graph.kernel("cross_attention", q, *context, **into)
         return self.linear(attended, f"{name}.o")
-
-    def _narrow_cross_attention(
-        self, layer: int, q: ir.Value, context: Sequence[ir.Value], into: dict[str, Any]
-    ) -> ir.Value:
-        weight = self._block(layer, "cross_attn.norm_q.weight")
-        sizes = {"heads": self.sizes.heads, "epsilon": self.sizes.eps}
-        types = f"{INT8.name}, {FLOAT32.name}"
-        q, rows = self.graph.kernel(
-            "rms_norm", q, weight, outputs=2, dtype=types, hadamard=True, **sizes
-        )
-        units = [
-            self.graph.input(numbered(stem, layer), self.context_scale_sizes, ir.DataType.FLOAT)
-            for stem in (contract.CONTEXT_K_SCALE, contract.CONTEXT_V_SCALE)
-        ]
-        attended: ir.Value = self.graph.kernel(
-            "narrow_cross_attention", q, *context, rows, *units, **into
-        )
-        return attended
 
     def _feed_forward(self, layer: int, normed: ir.Value) -> ir.Value:
         name = f"blocks.{layer}.ffn"
@@ -297,37 +271,6 @@ class PromptWriter(GraphWriter):
             name = f"blocks.{layer}.cross_attn"
             key = self.rms_norm(self.linear(embedded, f"{name}.k"), f"{name}.norm_k.weight")
             value = self.linear(embedded, f"{name}.v", heads=self.sizes.heads)
-            if self.narrow_cross:
-                key, outputs[numbered(contract.CONTEXT_K_SCALE, layer)] = self._narrow_key(key)
-                value, outputs[numbered(contract.CONTEXT_V_SCALE, layer)] = self._narrow_value(
-                    value
-                )
             outputs[numbered(contract.CONTEXT_K, layer)] = key
             outputs[numbered(contract.CONTEXT_V, layer)] = value
         return self.finish(outputs)
-
-    def _narrow_key(self, key: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Multiplied by the matrix that queries are, in int8, in units that its heads fill."""
-        channels = self.sizes.head_dim
-        matrix = self.linear.weight(
-            "hadamard",
-            (channels, channels),
-            lambda: hadamard.signs(channels) * np.float32(hadamard.unit(channels)),
-        )
-        mixed = self.graph.kernel("gemm", key, matrix)
-        unit = self._head_units(mixed, LARGEST_INT8)
-        narrow = self.graph.kernel("narrow_heads", mixed, unit, dtype=INT8.name)
-        return narrow, self.reshape(unit, 1, -1)
-
-    def _narrow_value(self, value: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """In FP8, in units that its heads fill, as attention reads it."""
-        unit = self._head_units(value, LARGEST_FLOAT8)
-        narrow = self.graph.kernel("transposed_values", value, unit, dtype=FLOAT8.name)
-        return narrow, self.reshape(unit, 1, -1)
-
-    def _head_units(self, x: ir.Value, largest: float) -> ir.Value:
-        """Of these very numbers, which lie in memory before they are rounded."""
-        unit: ir.Value = self.graph.kernel(
-            "head_units", x, dtype=FLOAT32.name, largest=float(largest)
-        )
-        return unit

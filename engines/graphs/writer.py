@@ -9,23 +9,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from longlive_trt.configs import ModelConfig
-from longlive_trt.contract import (
-    CACHE_OF,
-    CONTEXT_K,
-    CONTEXT_V,
-    LEVEL_INPUTS,
-    TRANSFORMER,
-    numbered,
-    stem_of,
-    transposed,
-    weight_prefix,
-)
+from longlive_trt.contract import CACHE_OF, LEVEL_INPUTS, TRANSFORMER, numbered, weight_prefix
 from longlive_trt.dtypes import BY_ONNX, FLOAT8, INT8, INT64, QUANTIZED_TYPES
 from longlive_trt.engines.graphs.builder import GraphBuilder, GraphWeights, Size
 from longlive_trt.engines.graphs.linear import Linears
 from longlive_trt.errors import UsageError
 from longlive_trt.exports import transposed_weights
-from longlive_trt.plugins.attention.value_layout import VALUE_GROUP
 from longlive_trt.plugins.attention.variants import NARROW_HEAD_DIM
 from longlive_trt.precision import Precision
 
@@ -44,52 +33,32 @@ class GraphWriter:
         precision: Precision,
         *,
         hopper: bool,
-        narrow_cross: bool = False,
         is_separate: Callable[[str], bool] = lambda _name: False,
     ) -> None:
         self._source, self._exported, self._hopper = source, ir.load(source), hopper
         self.config, self.sizes = config, config.transformer
-        self.narrow_cross = narrow_cross
-        """A prompt's keys are in int8 and its values in FP8."""
         self.graph = GraphBuilder(str(self._exported.graph.name), precision)
         self.weights = GraphWeights(self._exported, weight_prefix(TRANSFORMER), precision)
-        by_inputs = transposed_weights(self._exported, source)
-        self.linear = Linears(self.graph, self.weights, by_inputs, is_separate)
+        transposed = transposed_weights(self._exported, source)
+        self.linear = Linears(self.graph, self.weights, transposed, is_separate)
         self.inputs = {str(value.name): self._input(value) for value in self._exported.graph.inputs}
 
     def _input(self, value: ir.Value) -> ir.Value:
         name = str(value.name)
         is_plain = name in LEVEL_INPUTS or value.dtype in _KEPT_TYPES
-        dtype = value.dtype if is_plain else self._context_type(name)
-        return self.graph.input(name, self.sizes_of(value), dtype)
+        return self.graph.input(name, self.sizes_of(value), value.dtype if is_plain else None)
 
     def finish(self, outputs: dict[str, ir.Value]) -> GraphBuilder:
         for value in self._exported.graph.outputs:
             name = str(value.name)
-            dtype = value.dtype if value.dtype in _KEPT_TYPES else self._context_type(name)
-            self.graph.output(name, outputs.pop(name), self.sizes_of(value), dtype)
-        for name, value in outputs.items():
-            self.graph.output(name, value, self.context_scale_sizes, ir.DataType.FLOAT)
+            dtype = value.dtype if value.dtype in _KEPT_TYPES else None
+            self.graph.output(name, outputs[name], self.sizes_of(value), dtype)
         return self.graph
 
     def sizes_of(self, value: ir.Value) -> Sequence[Size]:
         """Of an input or an output of the exported graph, here."""
         assert value.shape is not None
-        sizes = [size if isinstance(size, int) else str(size.value) for size in value.shape]
-        if self.narrow_cross and stem_of(str(value.name)) == CONTEXT_V:
-            return transposed(sizes, VALUE_GROUP)
-        return sizes
-
-    def _context_type(self, name: str) -> ir.DataType | None:
-        """None for the compute type."""
-        if not self.narrow_cross:
-            return None
-        types = {CONTEXT_K: ir.DataType.INT8, CONTEXT_V: ir.DataType.FLOAT8E4M3FN}
-        return types.get(stem_of(name))
-
-    @property
-    def context_scale_sizes(self) -> Sequence[Size]:
-        return 1, self.sizes.heads
+        return [size if isinstance(size, int) else str(size.value) for size in value.shape]
 
     def kept_dtype(self, part: str) -> str | None:
         """Of cached keys or values ("k", "v"); None for the compute type."""

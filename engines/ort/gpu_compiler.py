@@ -8,7 +8,6 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Collection, Mapping
-from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -33,13 +32,8 @@ from longlive_trt.contract import (
     weights_file,
 )
 from longlive_trt.engines.bundles.bundle import EngineKind
-from longlive_trt.engines.compiler import (
-    BuildOptions,
-    GraphSource,
-    option_flag,
-    require_exchangeable,
-)
-from longlive_trt.engines.graphs.kernels import NARROW_CROSS, kernels_of
+from longlive_trt.engines.compiler import BuildOptions, GraphSource, require_exchangeable
+from longlive_trt.engines.graphs.kernels import kernels_of
 from longlive_trt.engines.graphs.step import build_step_graphs
 from longlive_trt.engines.graphs.taehv import build_taehv_graphs
 from longlive_trt.engines.graphs.vae import build_vae_graphs
@@ -65,7 +59,6 @@ logger = logging.getLogger(__name__)
 KERNEL_GRAPHS = (STEP, PROMPT, *VAE_GRAPHS)
 _GRAPHS_VERSION = 4
 """Of what is written; another one with every change of the written graphs."""
-_CROSS = "cross_attention"
 _FOLLOWING = {following for _, following in DECODER_GRAPHS.values()}
 _VAE_PRECISION = PRECISIONS["fp16"]
 _TEXT_PRECISION = PRECISIONS["bf16"]
@@ -74,12 +67,11 @@ _TEXT_PRECISION = PRECISIONS["bf16"]
 
 class OnnxRuntimeGpuCompiler:
     def __init__(self, options: BuildOptions, precision: Precision) -> None:
-        options.refuse_others(ONNXRUNTIME, ("gpu", "batch", "lora_ready", "cross_attention"))
+        options.refuse_others(ONNXRUNTIME, ("gpu", "batch", "lora_ready"))
         self._asked = options
         self._matrices = SeparateMatrices() if options.lora_ready else None
         self._gpu, self._batch = _architecture(options.gpu or ""), options.batch
         self._precision = precision
-        self._cross_attention = options.cross_attention
         self._attention = precision.name
         self._kernels: set[str] = set()
         self._others: tuple[str, ...] = ()
@@ -98,7 +90,6 @@ class OnnxRuntimeGpuCompiler:
             "attention": self._attention,
             "compute": self._precision.name,
             **({OPTION: True} if self._matrices is not None else {}),
-            **({_CROSS: self._cross_attention} if self._cross_attention else {}),
         }
 
     @property
@@ -116,7 +107,6 @@ class OnnxRuntimeGpuCompiler:
             rope = config.rollout.rope
             apart = self._matrices is not None
             written = [_GRAPHS_VERSION, compute, self._attention, rope, apart]
-            written += [self._cross_attention] if self._cross_attention else []
             return [*written, values["transformer"], values["latent"]]
         if component in DECODER_GRAPHS:
             return [_GRAPHS_VERSION, compute, self._batch, values["latent"], values[component]]
@@ -129,9 +119,6 @@ class OnnxRuntimeGpuCompiler:
 
     def check(self, record: ExportRecord) -> None:
         self._kernels = kernels_of(record)
-        if self._cross_attention:
-            self._check_cross_attention(record.config.transformer.head_dim)
-            self._kernels |= NARROW_CROSS
         others = (*LIGHT_VAE_GRAPHS, *PART_GRAPHS)
         self._others = tuple(graph for graph in others if graph in record.graphs)
         require_exchangeable(self._asked, record)
@@ -180,14 +167,6 @@ class OnnxRuntimeGpuCompiler:
             "calibrate without --attention"
         )
 
-    def _check_cross_attention(self, head_dim: int) -> None:
-        if not self._gpu.has_hopper_attention or head_dim != NARROW_HEAD_DIM:
-            raise UsageError(
-                f"{option_flag(_CROSS)} {self._cross_attention} --gpu {self._gpu}: our kernel "
-                f"takes {HOPPER} and heads of {NARROW_HEAD_DIM} only (these have {head_dim}); "
-                "build without it"
-            )
-
     def compile(self, source: GraphSource, folder: Path, report: Report) -> None:
         config, exported = source.config, source.path.parent
         # Writers write two graphs and more, which share what they are written from.
@@ -202,16 +181,11 @@ class OnnxRuntimeGpuCompiler:
 
     def _build_step_graphs(self, source: GraphSource, folder: Path) -> None:
         exported, hopper = source.path.parent, self._gpu.has_hopper_attention
-        write = partial(
-            build_step_graphs,
-            *(source.config, exported, self._precision, folder),
-            hopper=hopper,
-            narrow_cross=self._cross_attention is not None,
-        )
+        arguments = (source.config, exported, self._precision, folder)
         if self._matrices is None:
-            write()
+            build_step_graphs(*arguments, hopper=hopper)
             return
-        layouts = write(is_separate=is_adapted)
+        layouts = build_step_graphs(*arguments, hopper=hopper, is_separate=is_adapted)
         for name, layout in layouts.items():
             path = exported / f"{name}.onnx"
             self._matrices.collect(load_graph(path), path)

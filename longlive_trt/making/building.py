@@ -19,7 +19,6 @@ from longlive_trt.precision import PRECISIONS
 from longlive_trt.reading.ranges import Range
 
 Attention = Literal["standard", "plugin"]
-CrossAttention = Literal["int8"]
 Compatibility = Literal["same-capability", "ampere-plus"]
 
 DEFAULT_PRECISION = "fp32"
@@ -42,7 +41,6 @@ def build(
     gpu: str | None = None,
     batch: int = 1,
     attention: Attention | None = None,
-    cross_attention: CrossAttention | None = None,
     allow_decomposed_attention: bool = False,
     optimization_level: int | None = None,
     workspace_gib: float | None = None,
@@ -70,7 +68,6 @@ def build(
     folder of ``out`` are, without being named.
     ``batch``: videos made side by side.
     ``attention``: the compiler's (``standard``) or this project's kernel (``plugin``).
-    ``cross_attention``: ``int8`` attends to the prompt in eight bits, with ``gpu`` (``sm90``).
     ``lora_ready``: keep the transformer's matrices apart, so that LoRA adapters can be exchanged
     while engines run.
     The others are options of TensorRT; ``longlive-trt build --help`` describes them.
@@ -94,7 +91,6 @@ def build(
         gpu=gpu,
         batch=batch,
         attention=attention,
-        cross_attention=cross_attention,
         allow_decomposed_attention=allow_decomposed_attention,
         optimization_level=optimization_level,
         workspace_bytes=_bytes(workspace_gib),

@@ -2,15 +2,12 @@
 
 Everything that costs the host time (descriptors, the choice of an algorithm) is done when a
 ``Matmul`` is made or first called; after that a call is one call of the library, which may be
-captured. The algorithm is the one that was measured (``algorithms.py``), or the library's first
-proposal.
+captured. The algorithm is the library's first proposal.
 """
 
 import ctypes
-import logging
 import math
 import weakref
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -18,11 +15,8 @@ from typing import Any
 
 from longlive_trt.dtypes import TYPES
 from longlive_trt.errors import PluginError
-from longlive_trt.plugins.cuda.algorithms import is_ignored, measured
 from longlive_trt.plugins.cuda.driver import device_facts
 from longlive_trt.plugins.cuda.tensors import ITEM_BYTES
-
-logger = logging.getLogger(__name__)
 
 WORKSPACE_BYTES = 32 << 20
 LIBRARY = "cublasLt"
@@ -46,7 +40,7 @@ _ZERO = ctypes.c_float(0.0)
 
 
 class Algorithm(ctypes.Structure):
-    """What the library proposes, or says of one that it is given."""
+    """What the library proposes."""
 
     _fields_ = (
         ("algorithm", ctypes.c_uint64 * 8),
@@ -127,7 +121,7 @@ class Matmul:
     def __init__(
         self, product: Product, *, device: int = 0, algorithm: Algorithm | None = None
     ) -> None:
-        """``algorithm``: in place of the one that is chosen when it is first called."""
+        """``algorithm``: in place of the library's first proposal."""
         self.product, self.device, self._algorithm = product, device, algorithm
         self._description = _description(product)
         self._layouts = _layouts(product)
@@ -152,7 +146,7 @@ class Matmul:
         """
         self._point(bias, out_factor)
         if self._algorithm is None:
-            self._algorithm = chosen_algorithm(self.product, self.device)
+            self._algorithm = _first_proposal(self.product, self.device)
         factor_a, factor_b, addend, result = (layout.pointer for layout in self._layouts)
         pointer = ctypes.c_void_p
         status = _library().cublasLtMatmul(
@@ -241,25 +235,20 @@ def _type(dtype: str) -> ctypes.c_int:
     return ctypes.c_int(_TYPES[dtype])
 
 
-def chosen_algorithm(product: Product, device: int) -> Algorithm:
-    """The one that was measured for it, or that the library expects to be the fastest."""
-    return (None if is_ignored() else _measured(product, device)) or _first(product, device)
-
-
 @cache
-def _measured(product: Product, device: int) -> Algorithm | None:
-    state = measured(device_facts(device).name, library_version(), product)
-    return None if state is None else _restored(product, device, state)
-
-
-@cache
-def _first(product: Product, device: int) -> Algorithm:
+def _first_proposal(product: Product, device: int) -> Algorithm:
     return proposals(product, device)[0]
 
 
 def proposals(product: Product, device: int, most: int = _CANDIDATES) -> list[Algorithm]:
     """The library's, what it expects to be the fastest first."""
-    description, layouts = _described(product)
+    description, layouts = _description(product), _layouts(product)
+    # Nothing is computed: addresses stand for their alignment.
+    address = ctypes.c_uint64(product.alignment_bytes)
+    if product.bias:
+        _set_attribute(description, _BIAS_POINTER, address)
+    if product.out_dtype == _FLOAT8:
+        _set_attribute(description, _D_SCALE_POINTER, address)
     preference = _preference(product)
     proposed, count = (Algorithm * most)(), ctypes.c_int(0)
     status = _library().cublasLtMatmulAlgoGetHeuristic(
@@ -276,37 +265,6 @@ def proposals(product: Product, device: int, most: int = _CANDIDATES) -> list[Al
     if not usable:
         raise PluginError(f"cuBLASLt has no algorithm for {product}")
     return usable
-
-
-def _restored(product: Product, device: int, state: bytes) -> Algorithm | None:
-    """What was kept of an algorithm, if the library can do the product so."""
-    description, layouts = _described(product)
-    result = Algorithm()
-    kept = (ctypes.c_uint64 * (len(state) // 8)).from_buffer_copy(state)
-    status = _library().cublasLtMatmulAlgoCheck(
-        ctypes.c_void_p(_handle(device)),
-        description.pointer,
-        *(layout.pointer for layout in layouts),
-        ctypes.byref(kept),
-        ctypes.byref(result),
-    )
-    fits = status == 0 and result.status == 0 and result.workspace_bytes <= WORKSPACE_BYTES
-    if not fits:
-        logger.warning("the algorithm that was measured for %s cannot be used here", product)
-        return None
-    result.algorithm = kept
-    return result
-
-
-def _described(product: Product) -> tuple["_Owned", Sequence["_Owned"]]:
-    """Where nothing is computed: addresses stand for their alignment."""
-    description = _description(product)
-    address = ctypes.c_uint64(product.alignment_bytes)
-    if product.bias:
-        _set_attribute(description, _BIAS_POINTER, address)
-    if product.out_dtype == _FLOAT8:
-        _set_attribute(description, _D_SCALE_POINTER, address)
-    return description, _layouts(product)
 
 
 def library_version() -> int:

@@ -133,29 +133,6 @@ class NarrowAttention(Attending):
         self.store(outputs[0], result)
 
 
-@dataclass(frozen=True)
-class NarrowCrossAttention(Attending):
-    """The same against all of some keys.
-
-    Inputs: q and k [B, tokens, heads, head_dim]; v as ``TransposedValues`` makes it; the scales of
-    q, float32 [heads] or [B, tokens, heads], and of k and v, float32 [1, heads].
-    """
-
-    def launch(
-        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], place: Placement
-    ) -> None:
-        q, k, v, q_scale, *others = inputs
-        units = (replace(x, shape=x.shape[1:], strides=x.strides[1:]) for x in others)
-        self.attend(q, [KVPiece(k, v)], outputs[0], place, Scales(_by_head(q_scale), *units))
-
-    def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
-        q, k = map(single, inputs[:2])
-        q_scale, k_scale, v_scale = (single(scale)[..., None] for scale in inputs[3:])
-        values = single(plain_values(inputs[2], k.shape[1]))
-        result = attended(q * q_scale, k * k_scale, values * v_scale, self.scale)
-        self.store(outputs[0], result)
-
-
 def attended(q: Float32, k: Float32, v: Float32, scale: float | None) -> Float32:
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
     scores = q @ k.swapaxes(-1, -2) * np.float32(scale or q.shape[-1] ** -0.5)

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-
 from longlive_trt.basics import Array
 from longlive_trt.dtypes import name_of
 from longlive_trt.errors import PluginError
@@ -20,7 +18,6 @@ from longlive_trt.plugins.kernels.rows import (
     FLOAT8,
     HALVES,
     INT8,
-    LEAST_ROW,
     TO_FLOAT8,
     TO_INT8,
     in_eight_bits,
@@ -28,7 +25,7 @@ from longlive_trt.plugins.kernels.rows import (
     single,
 )
 
-_THREADS, _UNIT_THREADS = 256, 512
+_THREADS = 256
 _VECTOR = 8
 _FORMATS = {FLOAT8: TO_FLOAT8, INT8: TO_INT8}
 
@@ -62,50 +59,6 @@ class Quantize(OneKernel):
 
     def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         outputs[0][...] = narrowed(single(inputs[0]), self.scale)
-
-
-@dataclass(frozen=True)
-class HeadUnits(OneKernel):
-    """The scale of each head of x [B, tokens, heads, head_dim], float32 [heads], in units of which
-    its largest magnitude is ``largest``."""
-
-    largest: float
-    kernel: ClassVar[CudaKernel] = CudaKernel(
-        "rows/head_units.cu",
-        ParameterStruct(input=POINTER, output=POINTER, tokens=INT, heads=INT, factor=FLOAT),
-    )
-
-    def output_shapes(self, inputs: Sequence[Shape]) -> Sequence[Shape]:
-        return [(inputs[0][2],)]
-
-    def launch(
-        self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], place: Placement
-    ) -> None:
-        (x,), (out,) = inputs, outputs
-        batch, tokens, heads, head_dim = x.shape
-        require_dtype(x, "x", HALVES)
-        require_dtype(out, "scale", ["float32"])
-        require_alignment(x, "x")
-        if head_dim % _VECTOR:
-            raise PluginError(f"heads of {head_dim} values: they must be multiples of {_VECTOR}")
-        self.kernel.launch(
-            {
-                "input": x.pointer,
-                "output": out.pointer,
-                "tokens": batch * tokens,
-                "heads": heads,
-                "factor": 1.0 / self.largest,
-            },
-            grid=(heads,),
-            threads=_UNIT_THREADS,
-            constants={"LL_ELEMENT": ELEMENTS[x.dtype], "LL_HEAD_DIM": head_dim},
-            device=place.device,
-            stream=place.stream.handle,
-        )
-
-    def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
-        peaks = np.abs(single(inputs[0])).max((0, 1, 3), initial=LEAST_ROW)
-        outputs[0][...] = peaks / np.float32(self.largest)
 
 
 class _OfHeads(OneKernel):

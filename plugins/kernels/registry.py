@@ -7,16 +7,11 @@ from longlive_trt.architectures import Architecture
 from longlive_trt.contract import KERNEL_KEY, KERNEL_SERVES
 from longlive_trt.errors import PluginError
 from longlive_trt.plugins.cuda.compilation import texts_of
-from longlive_trt.plugins.kernels.attention import (
-    Attention,
-    CrossAttention,
-    NarrowAttention,
-    NarrowCrossAttention,
-)
+from longlive_trt.plugins.kernels.attention import Attention, CrossAttention, NarrowAttention
 from longlive_trt.plugins.kernels.base import GraphKernel
 from longlive_trt.plugins.kernels.gemm import Gemm
 from longlive_trt.plugins.kernels.layer_norm import LayerNorm, ResidualNorm
-from longlive_trt.plugins.kernels.quantize import HeadUnits, NarrowHeads, Quantize, WidenHeads
+from longlive_trt.plugins.kernels.quantize import NarrowHeads, Quantize, WidenHeads
 from longlive_trt.plugins.kernels.rms_norm import RmsNorm
 from longlive_trt.plugins.kernels.rows import QkvNormRope, Rotate
 from longlive_trt.plugins.kernels.vae import (
@@ -35,10 +30,8 @@ KERNELS: Mapping[str, type[GraphKernel]] = {
     "attention": Attention,
     "cross_attention": CrossAttention,
     "gemm": Gemm,
-    "head_units": HeadUnits,
     "layer_norm": LayerNorm,
     "narrow_attention": NarrowAttention,
-    "narrow_cross_attention": NarrowCrossAttention,
     "narrow_heads": NarrowHeads,
     "qkv_norm_rope": QkvNormRope,
     "quantize": Quantize,

@@ -11,7 +11,8 @@ from longlive_trt.contract import (
     BASE_GRAPHS,
     BATCH,
     CACHE_FRAMES,
-    CONTEXT_STEMS,
+    CONTEXT_K,
+    CONTEXT_V,
     FEATURES,
     HISTORY,
     K_CACHE,
@@ -134,7 +135,7 @@ def require_memory(gpu: Gpu, wanted: Budget, lesser: Mapping[str, Budget]) -> No
 
 def _cache_bytes(bundle: Bundle, layout: RingLayout, batch: int) -> int:
     inputs, outputs = _specs(bundle, STEP)
-    kept = named(inputs, K_CACHE, V_CACHE, *CONTEXT_STEMS)
+    kept = named(inputs, K_CACHE, V_CACHE, CONTEXT_K, CONTEXT_V)
     made = named(outputs, K_NEW, V_NEW)
     sizes = {BATCH: batch, STEP_FRAMES: layout.block, CACHE_FRAMES: layout.slots}
     return size_bytes(buffers([*kept, *made], **sizes).values())

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from longlive_trt.basics import Array, Closing
-from longlive_trt.contract import CONTEXT_STEMS, IDS, MASK, TEXT_STATES
+from longlive_trt.contract import CONTEXT_K, CONTEXT_V, IDS, MASK, TEXT_STATES
 from longlive_trt.engines.base import Engine
 from longlive_trt.runtime.memory.base import Buffer, HostMemory, Memory, buffers, named, size_bytes
 from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer, TokenizedPrompt
@@ -34,7 +34,7 @@ class PromptContexts(Closing):
     def __init__(self, engine: Engine, batch: int, memory: Memory | None = None) -> None:
         self._engine, self._batch = engine, batch
         self.memory = memory or HostMemory()
-        outputs = named(engine.outputs, *CONTEXT_STEMS)
+        outputs = named(engine.outputs, CONTEXT_K, CONTEXT_V)
         self._buffers = buffers(outputs, batch=batch)
         self._states = self.memory.reserve(
             {TEXT_STATES: Buffer.of(engine.inputs[TEXT_STATES], batch=batch)}, "text states"

@@ -32,9 +32,6 @@ _INSTEAD = {
     r"__shared__ uint32 tile\[kValueDim\]\[kTilePitch\];": (
         "auto& tile = *reinterpret_cast<uint32 (*)[kValueDim][kTilePitch]>(emulated::here->fixed);"
     ),
-    r"__shared__ float peaks\[kWarps\];": (
-        "auto& peaks = *reinterpret_cast<float (*)[kWarps]>(emulated::here->fixed);"
-    ),
     r'asm volatile\("ld\.volatile\.shared\.v2[^;]*;"[^;]*;': (
         "std::memcpy(&pair, emulated::memory_at(address), 8);"
     ),

@@ -24,7 +24,6 @@ from longlive_trt.making.building import (
     OPTIMIZATION,
     Attention,
     Compatibility,
-    CrossAttention,
     build,
 )
 from longlive_trt.making.quantized import QUANTIZED
@@ -79,11 +78,6 @@ _COLUMNS = (
     help="The compiler's attention, or our kernel (default where it runs: tensorrt on sm90).",
 )
 @click.option(
-    "--cross-attention",
-    type=click.Choice(get_args(CrossAttention)),
-    help="Attend to the prompt in eight bits (onnxruntime on sm90; off by default).",
-)
-@click.option(
     "--allow-decomposed-attention",
     is_flag=True,
     help="Accept attention that is not one kernel: slow, and large in memory.",
@@ -119,7 +113,6 @@ def command(
     gpu: str | None,
     batch: int,
     attention: Attention | None,
-    cross_attention: CrossAttention | None,
     allow_decomposed_attention: bool,
     optimization_level: int | None,
     workspace_gib: float | None,
@@ -147,7 +140,6 @@ def command(
             gpu=gpu,
             batch=batch,
             attention=attention,
-            cross_attention=cross_attention,
             allow_decomposed_attention=allow_decomposed_attention,
             optimization_level=optimization_level,
             workspace_gib=workspace_gib,

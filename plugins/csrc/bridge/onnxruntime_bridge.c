@@ -99,7 +99,6 @@ static const OutputTypes kOperators[] = {
     {"KernelFloat16", 0, {kFloat16}},
     {"KernelBFloat16", 0, {kBFloat16}},
     {"KernelFloat8E4M3", 0, {kFloat8E4M3}},
-    {"KernelInt8AndFloat", 2, {kInt8, kFloat}},
     {"KernelFloatAndFloat8E4M3", 2, {kFloat, kFloat8E4M3}},
     {"KernelFloat16AndFloat8E4M3", 2, {kFloat16, kFloat8E4M3}},
     {"KernelBFloat16AndFloat8E4M3", 2, {kBFloat16, kFloat8E4M3}},

@@ -9,7 +9,7 @@
 // v as float8 E4M3.
 // LL_TRANSPOSED 1: v leaves in the layout that 8-bit attention reads, by thread blocks of its own, which
 // come first: each turns more tokens than the others have rows.
-#include "rows/int8_rows.cuh"
+#include "rows/hadamard.cuh"
 #include "rows/rms.cuh"
 #include "rows/rope.cuh"
 #include "rows/value_tile.cuh"
@@ -45,13 +45,25 @@ struct Params {
 };
 static_assert(sizeof(Params) == 120, "as plugins/kernels/rows.py lays it out");
 
+constexpr int kHeads = kDim / kHeadDim;
 constexpr bool kInt8Rows = LL_QUANTIZE == 3;
+
+// All lanes of a head are here together, those beyond the row too.
+__device__ __forceinline__ float factor_of_row(const Params& params, int64 row, int vector,
+                                               const Eight& x) {
+  constexpr float kLeast = 1e-12f;  // a row of zeros has a unit, too
+  const float largest = fmaxf(head_max(x), kLeast);
+  if (in_row(vector) && lane_id() % kHeadLanes == 0) {
+    params.row_scale[row * kHeads + column(vector) / kHeadDim] = largest / 127.0f;
+  }
+  return 127.0f / largest;
+}
 
 __device__ __forceinline__ void store_output(const Params& params, int which, int64 row,
                                              int vector, const Eight& x) {
   if constexpr (LL_QUANTIZE) {
     const bool by_row = kInt8Rows && which == 0;
-    float factor = by_row ? factor_of_row(params.row_scale, row, vector, x) : 0.0f;
+    float factor = by_row ? factor_of_row(params, row, vector, x) : 0.0f;
     if (!in_row(vector)) return;
     if (!by_row) factor = 1.0f / params.scale[which][column(vector) / kHeadDim];
     *reinterpret_cast<uint2*>(params.output[which] + row * kDim + column(vector)) =

@@ -132,7 +132,7 @@ def test_a_manifest_names_the_gpu_and_the_kernels(bundle: Bundle) -> None:
         *("common/async_copy.cuh", "common/basics.cuh", "common/vectors.cuh"),
         *("rows/layer_norm.cu", "rows/layer_norm.cuh", "rows/qkv_norm_rope.cu"),
         *("rows/residual_norm.cu", "rows/rms.cuh", "rows/rms_norm.cu", "rows/rope.cuh"),
-        *("rows/int8_rows.cuh", "rows/rows.cuh", "rows/value_tile.cuh"),
+        *("rows/rows.cuh", "rows/value_tile.cuh"),
         *("vae/activation.cuh", "vae/pictures.cuh", "vae/pixel.cuh"),
         *("common/mma.cuh", "vae/spread.cuh"),
         *("vae/vae_frames.cu", "vae/vae_head.cu", "vae/vae_pixels.cu", "vae/vae_stack.cu"),

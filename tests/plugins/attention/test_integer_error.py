@@ -31,9 +31,6 @@ ALLOWED = {
     "outliers, values with a mean": 4e-2,
     "keys with a mean": 4.2e-2,
 }
-PROMPT = 512
-# The mean is rounded with the values.
-ALLOWED_WITH_PROMPT = {**ALLOWED, "values with a mean": 5e-3}
 ROUNDED_PROBABILITIES = 4e-2
 
 
@@ -61,15 +58,6 @@ def test_the_error_is_small_on_every_kind_of_data(name: str) -> None:
     q, k, v = SETS[name]
     found = attended(Rounded.of(q, k, v)).output
     assert error(found, exact(q, k, v)) <= ALLOWED[name]
-
-
-@pytest.mark.parametrize("name", SETS)
-def test_the_error_is_as_small_with_the_keys_of_a_prompt(name: str) -> None:
-    """512 of them, in units of these very keys; what values have in common stays in them."""
-    q, k, v = SETS[name]
-    k, v = k[:PROMPT], v[:PROMPT]
-    found = attended(Rounded.of(q, k, v, centers=False)).output
-    assert error(found, exact(q, k, v)) <= ALLOWED_WITH_PROMPT[name]
 
 
 def test_outliers_are_what_the_matrix_is_for() -> None:

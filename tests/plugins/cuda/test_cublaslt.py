@@ -1,7 +1,7 @@
 """Matrix products by cuBLASLt: what they refuse, what the library is told, and what it computes."""
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from longlive_trt.plugins.cuda.cublaslt import (
     Matmul,
     Product,
     alignment_of,
+    proposals,
 )
 from longlive_trt.plugins.cuda.streams import Gpu
 
@@ -74,6 +75,61 @@ def test_alignment_is_that_of_the_least_aligned() -> None:
 
 def test_the_heuristics_answer_has_the_size_of_the_header() -> None:
     assert ctypes.sizeof(Algorithm) == 96
+
+
+class ProposingLibrary:
+    """As much of cuBLASLt as proposes algorithms, and is told which one to take."""
+
+    def __init__(self, *statuses: int) -> None:
+        """Of each proposal; 0 for one that can be used."""
+        self.statuses, self.taken = statuses, list[int]()
+
+    def cublasLtMatmulAlgoGetHeuristic(self, *arguments: Any) -> int:  # noqa: N802
+        *_, most, proposed, count = arguments
+        count._obj.value = min(most.value, len(self.statuses))
+        for index, status in enumerate(self.statuses[: most.value]):
+            proposed[index].algorithm[0], proposed[index].status = index, status
+        return 0
+
+    def cublasLtMatmul(self, *arguments: Any) -> int:  # noqa: N802
+        algorithm, _workspace, _bytes, _stream = arguments[-4:]
+        self.taken.append(algorithm._obj.algorithm[0])
+        return 0
+
+    def __getattr__(self, name: str) -> Any:
+        assert name.startswith("cublasLt")
+        return lambda *_: 0
+
+
+@pytest.fixture
+def proposing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ProposingLibrary]]:
+    def install(*statuses: int) -> ProposingLibrary:
+        library = ProposingLibrary(*statuses)
+        monkeypatch.setattr(cublaslt, "_library", lambda: library)
+        monkeypatch.setattr(cublaslt, "_handle", lambda device: 1)
+        return library
+
+    cublaslt._first_proposal.cache_clear()
+    yield install
+    cublaslt._first_proposal.cache_clear()
+
+
+def test_the_first_proposal_is_taken_unless_another_is_given(
+    proposing: Callable[..., ProposingLibrary],
+) -> None:
+    library, product = proposing(15, 0, 0), Product(**PLAIN)
+    for algorithm in (None, *proposals(product, 0)):
+        Matmul(product, algorithm=algorithm)(256, 256, 256, workspace=256)
+    # The one that cannot be used is no proposal.
+    assert library.taken == [1, 1, 2]
+
+
+def test_a_product_without_a_proposal_is_refused(
+    proposing: Callable[..., ProposingLibrary],
+) -> None:
+    proposing(15)
+    with pytest.raises(PluginError, match="cuBLASLt has no algorithm for Product"):
+        Matmul(Product(**PLAIN))(256, 256, 256, workspace=256)
 
 
 def attribute(kind: str, descriptor: Any, number: int, value: Any) -> int:

@@ -300,50 +300,6 @@ def with_transposed_values(case: Case) -> Case:
     return Case(case.kernel, case.inputs, reference, parameters, case.narrow)
 
 
-def integer_rms_norm(heads: int, head_dim: int) -> Case:
-    """With outliers in every 17th channel."""
-    plain = rms_norm(heads, head_dim)
-    plain.inputs[1][::17] *= 8
-
-    def reference(x: Any, weight: Any) -> list[Any]:
-        normed = mixed(plain.reference(x, weight))
-        rows = normed.abs().amax(-1) / 127
-        return [normed / rows[..., None], rows]
-
-    parameters = {**plain.parameters, "hadamard": True}
-    return Case(plain.kernel, plain.inputs, reference, parameters, {0: "int8", 1: "float32"})
-
-
-def head_units() -> Case:
-    x = normal(2, 77, 3, 64) * np.array([1.0, 20.0, 0.0])[:, None]
-
-    def reference(x: Any) -> Any:
-        return x.abs().amax((0, 1, 3)).clamp(min=1e-12) / 127
-
-    return Case("head_units", [x], reference, {"largest": 127.0}, {0: "float32"})
-
-
-def integer_cross_attention(output_scale: float | None = None) -> Case:
-    q, k = integers(2, 77, 3, 128), integers(2, 33, 3, 128, seed=1)
-    v = eight_bits(2, 33, 3, 128, seed=2)
-    rows = np.random.default_rng(5).uniform(0.01, 0.05, (2, 77, 3)).astype(np.float32)
-    units = [np.linspace(0.02, 0.04, 3, dtype=np.float32)[None] for _ in range(2)]
-
-    def reference(*inputs: Any) -> Any:
-        q, k, _, rows, k_unit, v_unit = inputs
-        values = as_double(v) * v_unit[0][:, None]
-        result = attention(q * rows[..., None], k * k_unit[0][:, None], values)
-        return result / (output_scale or 1)
-
-    return Case(
-        "narrow_cross_attention",
-        [q, k, transposed_values(v), rows, *units],
-        reference,
-        {"output_scale": output_scale},
-        {0: FLOAT8} if output_scale else {},
-    )
-
-
 def integer_rotate(heads: int, head_dim: int) -> Case:
     """With outliers in every 17th channel."""
     plain = rotate(heads, head_dim)
@@ -479,11 +435,6 @@ EIGHT_BITS = {
     "qkv int8 transposed": with_transposed_values(integer_qkv(12, 128)),
     "qkv int8 transposed 64": with_transposed_values(integer_qkv(5, 64)),
     "qkv int8 transposed plain": with_transposed_values(integer_qkv_beside_plain_keys(12, 128)),
-    "rms int8": integer_rms_norm(12, 128),
-    "rms int8 64": integer_rms_norm(5, 64),
-    "head units": head_units(),
-    "cross-attention int8": integer_cross_attention(),
-    "cross-attention int8 narrow": integer_cross_attention(0.02),
     "rotate int8": integer_rotate(12, 128),
     "rotate int8 64": integer_rotate(5, 64),
     **{
@@ -704,8 +655,6 @@ def test_numpy_takes_any_head(relative_error: Any) -> None:
         ("qkv_norm_rope", {"LL_HEAD_DIM": 128, "LL_PLAIN": 1}),
         ("qkv_norm_rope", {"LL_HEAD_DIM": 64, "LL_PLAIN": 0, "LL_HADAMARD": 1}),
         ("rms_norm", {}),
-        ("rms_norm", {"LL_INT8": 1, "LL_HEAD_DIM": 128}),
-        ("head_units", {}),
         ("rotate", {"LL_HEAD_DIM": 64}),
         ("rotate", {"LL_HEAD_DIM": 128, "LL_INT8": 1}),
     ],
