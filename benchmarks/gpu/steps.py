@@ -131,7 +131,7 @@ PREPARATIONS = (
         "longlive-trt export --config longlive-1.3b --set text_encoder=null "
         "--set light_vae.kind=taehv --set vae.tiles=true --no-encoder "
         f"{_RANDOM} --out {{work}}/onnx",
-        100,
+        180,
         makes="onnx",
         gpus=0,
     ),
@@ -154,10 +154,10 @@ PREPARATIONS = (
         gpus=0,
         needs=("onnx-fp8",),
     ),
-    _bundle("bf16", "onnx", 40, "bf16"),
-    _bundle("fp8", "onnx-fp8", 60, "fp8"),
+    _bundle("bf16", "onnx", 20, "bf16"),
+    _bundle("fp8", "onnx-fp8", 45, "fp8"),
     _bundle("fp8-text", "onnx-text", 90, "fp8"),
-    _bundle("lora", "onnx", 40, "bf16", " --lora-ready"),
+    _bundle("lora", "onnx", 15, "bf16", " --lora-ready"),
     Step(
         "golden",
         "the small transformer that recorded rollouts were made with",
@@ -252,12 +252,12 @@ def _preset(preset: str, bundle: str) -> Step:
 
 
 STEPS = (
-    _tests("tests-attention", "attention's kernels", 150, *_ATTENTION_TESTS),
+    _tests("tests-attention", "attention's kernels", 100, *_ATTENTION_TESTS),
     _tests("tests-kernels", "all other kernels, cuBLASLt, captures", 240, *_KERNEL_TESTS),
     _tests(
         "tests-runtime",
         "tiles and the tiny decoder are exact, times are those of events",
-        90,
+        190,
         "tests/runtime/gpu/test_tiles_on_gpu.py",
         "tests/runtime/gpu/test_taehv_on_gpu.py",
         "tests/runtime/bench/test_measurement.py",
@@ -295,14 +295,14 @@ STEPS = (
     _sanitized(
         "memcheck",
         "no kernel of attention reads or writes beyond its tensors",
-        120,
+        30,
         "memcheck",
         "python -m benchmarks.kernels.races",
     ),
     _sanitized(
         "racecheck",
         "no two threads of attention meet in shared memory",
-        180,
+        40,
         "racecheck",
         "python -m benchmarks.kernels.races --checked",
     ),
@@ -313,7 +313,7 @@ STEPS = (
         "memcheck",
         f"{_PYTEST} {_ATTENTION_TESTS[-1]} {' '.join(_KERNEL_TESTS[:5])}",
     ),
-    _kernels("taehv", "the tiny decoder's passes and convolutions", 40, "taehv_kernels"),
+    _kernels("taehv", "the tiny decoder's passes and convolutions", 10, "taehv_kernels"),
     _kernels("attention", "attention beside cuDNN and FlashAttention", 100, "attention"),
     Step(
         "tiny-decoder",
@@ -365,8 +365,16 @@ STEPS = (
     ),
     _live(1),
     _live(2),
-    _row("fp16", 120),
-    _row("fp8", 120),
+    _row("fp16", 80),
+    _row("fp8", 80),
+    Step(
+        "precisions",
+        "what each precision costs the demo: pictures, drift, what is shown",
+        "python -m benchmarks.demo.precisions --device cuda --keep {out}/precisions",
+        400,
+        record="precisions/report-int8/report.json",
+        modules=_MODELOPT,
+    ),
     *(_preset(name, "bf16") for name in _PRESETS),
     _preset("turbo-fp8", "fp8"),
     Step(
@@ -398,7 +406,7 @@ TWO_GPUS = (
     _tests(
         "tests-two-gpus",
         "a second GPU that decodes makes the bits of one",
-        90,
+        40,
         "tests/runtime/gpu/test_two_gpus.py",
         gpus=2,
     ),
@@ -406,7 +414,7 @@ TWO_GPUS = (
         "two-gpus",
         "FP8 and the whole decoder, on one GPU and on two: bits, and 182 ms a block",
         "python -m benchmarks.two_gpus {work}/fp8 --out {out}/two_gpus_{card}.json",
-        120,
+        80,
         record="two_gpus_{card}.json",
         needs=("fp8",),
         gpus=2,
