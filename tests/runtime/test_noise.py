@@ -45,7 +45,7 @@ def draw(
     return [drawn.initial, *drawn.renoise][number]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**64 - 1),
     block=st.integers(0, 2**40),

@@ -177,7 +177,7 @@ def rollouts(draw: st.DrawFn) -> RolloutConfig:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     rollout=rollouts(),
     blocks=st.integers(1, 14),
@@ -193,7 +193,7 @@ def test_every_pass_attends_what_upstream_attends(
     compare(rollout, blocks, switches, budget=blocks * rollout.frames_per_block)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     rollout=rollouts(),
     blocks=st.integers(1, 14),
@@ -223,7 +223,7 @@ def after_switches(
     return player, recomputed
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     rollout=rollouts(),
     starts=st.lists(st.integers(1, 20), min_size=1, max_size=4, unique=True).map(sorted),

@@ -207,7 +207,7 @@ def rollouts(draw: st.DrawFn) -> tuple[dict[str, Any], int, tuple[int, ...], int
     return rollout, blocks * block, switches, draw(st.integers(1, 2))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(drawn=rollouts(), rope=st.sampled_from(["absolute", "relative"]))
 def test_session_computes_what_the_reference_does_for_any_rollout(
     mini: Callable[[str], Mini],
