@@ -200,6 +200,9 @@ class Runner:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
+            # Threads of both would only wait for each other.
+            threads = max(1, (os.cpu_count() or 1) // len(self._machine.gpus))
+            environment.setdefault("OMP_NUM_THREADS", str(threads))
         child = subprocess.Popen(
             command,
             cwd=ROOT,
