@@ -285,7 +285,8 @@ class Engines(Closing):
             return lambda memory: TiledPieces(base, tile, config, memory, batch, latents=size)
         first, following, in_place = self._decoding(decoder.graphs)
         kind, blocks = KINDS[self.bundle.manifest.engine.kind], None
-        if kind.decodes_blocks and not self._low_memory:
+        several = self.bundle.config.rollout.frames_per_block > 1
+        if several and kind.decodes_blocks and not self._low_memory:
             blocks = self.get(decoder.graphs[1], "decoding to pictures", "whole blocks")
         return lambda memory: WholePieces(
             *(first, following, memory, batch), blocks=blocks, latents=size, in_place=in_place

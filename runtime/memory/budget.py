@@ -169,7 +169,7 @@ def decoding_bytes(
     kept = size_bytes(histories.values()) + size_bytes(twice)
     pictures = prod(outputs[PIXELS].sized(**sizes))
     own = kept + 3 * pictures + _VAE_ACTIVATIONS * _widest(decoder.config, pictures)
-    if way != "blocks":
+    if way != "blocks" or block == 1:
         return own
     # Single frames have an engine of their own beside that of blocks.
     of_frame = _VAE_ACTIVATIONS * _widest(decoder.config, pictures // block)
