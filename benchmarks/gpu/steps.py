@@ -44,7 +44,7 @@ _KERNEL_TESTS = tuple(
     f"tests/plugins/{name}.py"
     for name in (
         *("kernels/test_vae_conv", "kernels/test_vae", "kernels/test_transformer"),
-        *("kernels/test_vae_colors", "kernels/test_values"),
+        *("kernels/test_vae_colors", "kernels/test_values", "kernels/test_gelu_product"),
         *("cuda/test_cublaslt", "cuda/test_captures"),
     )
 )

@@ -6,7 +6,8 @@ Of each product (FP8 with the results that the step graph asks for, of a pass's 
 re-cache's 14,040) every proposal is captured over rotating buffers, so that nothing stays in the
 cache, and all are replayed in turns. One that gives other bits when it is run again, or differs
 from the first by more than sums in another order do, is left out. The fastest is measured against
-the first once more.
+the first once more. Of the product with GELU each form of our own kernel is measured against the
+first, too.
 """
 
 from collections.abc import Sequence
@@ -26,6 +27,9 @@ from longlive_trt.plugins.cuda.cublaslt import (
     library_version,
     proposals,
 )
+from longlive_trt.plugins.cuda.driver import device_facts
+from longlive_trt.plugins.kernels import gelu_product
+from longlive_trt.plugins.kernels.gelu_product import GeluTiles
 
 DIM, FFN = 1536, 8960
 ROWS = {"a pass": 4680, "a re-cache": 14040}
@@ -92,6 +96,22 @@ class Problem:
             stream=stream,
         )
 
+    def launch_ours(self, tiles: GeluTiles, buffer: int, stream: int) -> None:
+        tensors = {
+            "x": self._x[buffer],
+            "weight": self._weights[buffer],
+            "bias": self._bias,
+            "factor": self._factor,
+            "output": self._outs[buffer],
+        }
+        addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+        scale = self.product.inner**-0.5
+        gelu_product.launch(self.product, addresses, scale, device=0, stream=stream, tiles=tiles)
+
+    def graph_of_ours(self, tiles: GeluTiles) -> torch.cuda.CUDAGraph:
+        launches = [partial(self.launch_ours, tiles, buffer) for buffer in range(BUFFERS)]
+        return capture(launches)
+
     def graph(self, algorithm: Algorithm) -> torch.cuda.CUDAGraph:
         matmul = Matmul(self.product, algorithm=algorithm)
         return capture([partial(self.launch, matmul, buffer) for buffer in range(BUFFERS)])
@@ -120,6 +140,19 @@ def sound(problem: Problem, graphs: Sequence[torch.cuda.CUDAGraph]) -> list[int]
         if repeats and error <= (SAME_NARROW_SUMS if narrow else SAME_SUMS):
             found.append(index)
     return found
+
+
+def measure_ours(product: Product, repeats: int) -> dict[str, Any]:
+    problem, tiles = Problem(product), gelu_product.fitting_tiles(product)
+    names = ["first", *(f"ours, {each.blocks} x {each.columns} columns" for each in tiles)]
+    graphs = [problem.graph(proposals(product, 0, 1)[0]), *map(problem.graph_of_ours, tiles)]
+    usable, times = sound(problem, graphs), in_turns(dict(enumerate(graphs)), 3 * repeats)
+    for index, name in enumerate(names):
+        print(f"{name:>32s} {times[index]:7.1f} us{'' if index in usable else ', UNSOUND'}")
+    return {
+        "us": {name: times[index] for index, name in enumerate(names)},
+        "unsound": [name for index, name in enumerate(names) if index not in usable],
+    }
 
 
 def in_turns(graphs: dict[int, torch.cuda.CUDAGraph], repeats: int) -> dict[int, float]:
@@ -161,6 +194,8 @@ def main() -> None:
                 f"{len(report['us'])} is {report['best']}: {report['of_first']:.3f} of that, "
                 f"{saved_ms:.2f} ms of a pass"
             )
+            if gelu_product.takes(product, device_facts(0).architecture):
+                reports[f"{name}, {where}"]["ours"] = measure_ours(product, chosen.repeats)
             torch.cuda.empty_cache()
     write_report({**machine(), "cublaslt": library_version(), "products": reports}, chosen.out)
 

@@ -35,7 +35,7 @@ _INSTEAD = {
     r'asm volatile\("ld\.volatile\.shared\.v2[^;]*;"[^;]*;': (
         "std::memcpy(&pair, emulated::memory_at(address), 8);"
     ),
-    r'asm\("tanh\.approx[^;]*;"[^;]*;': "tangent = std::tanh(0.5f * x);",
+    r'asm\("tanh\.approx[^;]*;"[^;]*"f"\(([^;]*)\)\);': r"tangent = std::tanh(\1);",
     r'asm volatile\("ld\.global\.[^;]*;"\s*: "=r"\(words\[i\][^;]*"l"\(([^;]*)\)\s*: "memory"\);': (
         r"std::memcpy(&words[i], \1, 16);"
     ),
@@ -135,7 +135,10 @@ def tensor_map(
 ) -> bytes:
     """In place of a copy engine's descriptor, what ``load_box`` reads here."""
     assert item_bytes == 1 and pointer % 16 == 0
-    return struct.pack("<Q5q4q5i28x", pointer, *sizes, *strides_bytes, *box)
+    assert all(stride % 16 == 0 for stride in strides_bytes)
+    missing = 5 - len(sizes)
+    ones, zeros = (1,) * missing, (0,) * missing
+    return struct.pack("<Q5q4q5i28x", pointer, *sizes, *ones, *strides_bytes, *zeros, *box, *ones)
 
 
 def aligned(array: Array) -> Array:

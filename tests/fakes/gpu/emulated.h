@@ -3,6 +3,7 @@
 // are computed when they are waited for, and not before: what is freed too early is seen.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cmath>
@@ -145,11 +146,11 @@ inline void arrive(Block& block, uint64* address, int64 expected = 0) {
   settle(block, barrier);
 }
 
-inline void complete(uint64* address, int64 bytes) {
-  std::lock_guard lock(here->mutex);
-  Barrier& barrier = barrier_at(*here, address);
+inline void complete(Block& block, uint64* address, int64 bytes) {
+  std::lock_guard lock(block.mutex);
+  Barrier& barrier = barrier_at(block, address);
   barrier.bytes -= bytes;
-  settle(*here, barrier);
+  settle(block, barrier);
 }
 
 inline void wait(uint64* address, uint32 parity) {
@@ -186,11 +187,16 @@ inline float element(uint8 bits, int kind) {
   return kind == kInt8 ? static_cast<float>(static_cast<int8>(bits)) : table[bits];
 }
 
-// Row by 32 bytes, in blocks of eight rows by 16 bytes.
+// Where 128 bytes are a swizzle: 16 bytes of a row change places with others of it.
+inline int64 swizzled(int64 offset) { return offset ^ (offset >> 7 & 7) << 4; }
+
+// Row by 32 bytes: in blocks of eight rows by 16 bytes, or part of rows of 128 bytes.
 inline const uint8* operand(uint64 descriptor, int row, int piece) {
   const int start = (descriptor & 0x3fff) << 4, pieces_apart = (descriptor >> 16 & 0x3fff) << 4;
   const int rows_apart = (descriptor >> 32 & 0x3fff) << 4;
-  return here->base() + start + row / 8 * rows_apart + row % 8 * 16 + piece * pieces_apart;
+  const int group = start + row / 8 * rows_apart;
+  if (descriptor >> 62 == 1) return here->base() + swizzled(group + row % 8 * 128 + piece * 16);
+  return here->base() + group + row % 8 * 16 + piece * pieces_apart;
 }
 
 // A thread's own part of D[64, columns] += A[64, 32] B[columns, 32].
@@ -306,12 +312,19 @@ inline float quad_sum(float x) {
 #ifndef LL_DIM
 #define LL_DIM 8
 #endif
-constexpr int kElement = kFloat16;
+#ifndef LL_ELEMENT
+#define LL_ELEMENT 1
+#endif
+constexpr int kElement = LL_ELEMENT;
 constexpr int kDim = LL_DIM;
 struct Eight {
   float value[8];
 };
 inline void unpack_halves(uint32 packed, float& low, float& high) {
+  if (kElement == kBfloat16) {
+    low = __uint_as_float(packed << 16), high = __uint_as_float(packed & 0xffff0000u);
+    return;
+  }
   _Float16 halves[2];
   std::memcpy(halves, &packed, 4);
   low = halves[0], high = halves[1];
@@ -425,31 +438,60 @@ void grow_registers() {}
 template <int>
 void shrink_registers() {}
 
-inline void load_box(void* destination, const TensorMap* packed, uint64* barrier, int c0, int c1,
-                     int c2, int c3, int c4) {
-  emulated::Map map;
+namespace emulated {
+
+// `offset`, in a block's shared memory, takes what the map says of a box there.
+inline void fill_box(Block& block, int64 offset, const TensorMap* packed, uint64* barrier,
+                     const int64 (&start)[5]) {
+  Map map;
   std::memcpy(&map, packed, sizeof map);
-  const int64 start[5] = {c0, c1, c2, c3, c4};
-  auto* target = static_cast<uint8*>(destination);
+  const bool swizzles = map.box[0] == 128;
   int64 count = 1;
   for (int size : map.box) count *= size;
   for (int64 i = 0; i < count; ++i) {
-    int64 rest = i, offset = 0;
+    int64 rest = i, from = 0;
     bool inside = true;
     for (int axis = 0; axis < 5; ++axis) {
       const int64 at = start[axis] + rest % map.box[axis];
       rest /= map.box[axis];
       inside = inside && at >= 0 && at < map.sizes[axis];
-      offset += at * (axis ? map.strides[axis - 1] : 1);
+      from += at * (axis ? map.strides[axis - 1] : 1);
     }
-    target[i] = inside ? map.data[offset] : 0;
+    const int64 to = swizzles ? swizzled(offset + i) : offset + i;
+    block.base()[to] = inside ? map.data[from] : 0;
   }
-  emulated::complete(barrier, count);
+  complete(block, barrier, count);
+}
+
+inline int64 offset_of(const void* pointer) {
+  return static_cast<const uint8*>(pointer) - here->base();
+}
+
+}  // namespace emulated
+
+inline void load_box(void* destination, const TensorMap* map, uint64* barrier, int c0, int c1,
+                     int c2, int c3, int c4) {
+  emulated::fill_box(*emulated::here, emulated::offset_of(destination), map, barrier,
+                     {c0, c1, c2, c3, c4});
+}
+
+inline void load_box(void* destination, const TensorMap* map, uint64* barrier, int c0, int c1) {
+  load_box(destination, map, barrier, c0, c1, 0, 0, 0);
+}
+
+inline void load_box_for_all(void* destination, const TensorMap* map, uint64* barrier,
+                             uint16 blocks, int c0, int c1) {
+  for (emulated::Block* block : {emulated::here, emulated::here->peer}) {
+    if (!(blocks >> block->rank & 1)) continue;
+    auto* told = block->base() + emulated::offset_of(barrier);
+    emulated::fill_box(*block, emulated::offset_of(destination), map,
+                       reinterpret_cast<uint64*>(told), {c0, c1, 0, 0, 0});
+  }
 }
 
 inline void load_bytes(void* destination, const void* source, uint32 bytes, uint64* barrier) {
   std::memcpy(destination, source, bytes);
-  emulated::complete(barrier, bytes);
+  emulated::complete(*emulated::here, barrier, bytes);
 }
 
 // ---- clusters -----------------------------------------------------------------------------------
@@ -466,6 +508,7 @@ inline void barrier_arrive_remote(uint32 remote) {
   auto* barrier = reinterpret_cast<uint64*>(emulated::memory_at(remote));
   emulated::arrive(*emulated::here->peer, barrier);
 }
+inline void barrier_free_remote(uint32 remote) { barrier_arrive_remote(remote); }
 struct ClusterMeeting {
   std::mutex mutex;
   std::condition_variable changed;
@@ -488,6 +531,14 @@ inline void cluster_sync() {
 
 // ---- products of matrices -----------------------------------------------------------------------
 
+// Rows of 128 bytes in groups of eight, swizzled.
+template <int kPanel>
+uint64 matrix_descriptor(uint32 address) {
+  static_assert(kPanel == 128, "the only swizzle that is imagined");
+  return 1ull << 62 | static_cast<uint64>(8 * kPanel >> 4) << 32 | 1 << 16 |
+         (address & 0x3ffff) >> 4;
+}
+
 inline void wgmma_fence() {}
 inline void wgmma_commit() {
   emulated::groups.push_back(std::move(emulated::open_group));
@@ -508,9 +559,11 @@ void pin(float (&)[kCount]) {}
 
 template <int kKind, int kColumns>
 struct Wgmma {
-  static void shared(float (&sums)[kColumns / 2], uint64 a, uint64 b, int) {
+  static void shared(float (&sums)[kColumns / 2], uint64 a, uint64 b, int keeps) {
     float* target = sums;
-    emulated::open_group.push_back(
-        {[=] { emulated::multiply<kKind, kColumns>(target, a, b); }});
+    emulated::open_group.push_back({[=] {
+      if (!keeps) std::fill_n(target, kColumns / 2, 0.0f);
+      emulated::multiply<kKind, kColumns>(target, a, b);
+    }});
   }
 };

@@ -8,10 +8,13 @@ from longlive_trt.errors import PluginError
 from longlive_trt.plugins.cuda.compilation import CompilerName, KernelSource, choose_compiler
 
 
-def require_compiled(entry: str, constants: Mapping[str, int], compiler: CompilerName) -> None:
+def require_compiled(
+    entry: str, constants: Mapping[str, int], compiler: CompilerName, folder: str = "vae"
+) -> None:
     """For Hopper; a compiler that is not there has nothing to say."""
     try:
         chosen = choose_compiler(compiler)
     except PluginError as missing:
         pytest.skip(str(missing))
-    assert chosen.compile(KernelSource(f"vae/{entry}.cu", entry, constants), "sm_90a", "cubin")
+    source = KernelSource(f"{folder}/{entry}.cu", entry, constants)
+    assert chosen.compile(source, "sm_90a", "cubin")
