@@ -28,7 +28,7 @@ from longlive_trt.contract import BASE_GRAPHS, FEATURES, FRAMES, LATENTS, PIXELS
 from longlive_trt.engines.base import specs_of
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.engines.renewal import renewed_in_place
-from longlive_trt.runtime.assembly import Engines
+from longlive_trt.runtime.assembly import WHOLE_BLOCKS, Engines
 from longlive_trt.runtime.decoding.choice import BundledDecoder, decoder_named
 from longlive_trt.runtime.decoding.cuda import CudaDecoder, DecodingStreams
 from longlive_trt.runtime.decoding.pieces import Pieces, TiledPieces, WholePieces
@@ -110,7 +110,7 @@ def open_pieces(engines: Engines, way: Way) -> Any:
             return TiledPieces(base, tile, decoder.config, memory, 1, latents=size)
         whole, blocks = part(decoder.graphs), None
         if way == "blocks":
-            blocks = engines.get(decoder.graphs[1], "decoding", "whole blocks")
+            blocks = engines.get(decoder.graphs[1], "decoding", WHOLE_BLOCKS)
         return WholePieces(
             *(whole.first, whole.following, memory, 1),
             blocks=blocks,

@@ -62,6 +62,8 @@ from longlive_trt.runtime.streams import STREAM_OF, GpuStreams
 from longlive_trt.runtime.transformer import Level
 
 _CHOICE = 2
+WHOLE_BLOCKS = "whole blocks"
+"""The role of a decoder's engine that takes several latent frames at once."""
 
 Wrap = Callable[[Engine, str], Engine]
 """Puts something around a graph's engine: it is given the engine and the graph's name, and closing
@@ -287,7 +289,7 @@ class Engines(Closing):
         kind, blocks = KINDS[self.bundle.manifest.engine.kind], None
         several = self.bundle.config.rollout.frames_per_block > 1
         if several and kind.decodes_blocks and not self._low_memory:
-            blocks = self.get(decoder.graphs[1], "decoding to pictures", "whole blocks")
+            blocks = self.get(decoder.graphs[1], "decoding to pictures", WHOLE_BLOCKS)
         return lambda memory: WholePieces(
             *(first, following, memory, batch), blocks=blocks, latents=size, in_place=in_place
         )

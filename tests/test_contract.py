@@ -9,6 +9,8 @@ import pytest
 
 from longlive_trt import contract
 from longlive_trt.errors import EngineError
+from longlive_trt.exports import GraphInfo, TensorInfo
+from longlive_trt.reading.failures import InvalidFieldError
 
 ROOT = Path(__file__).resolve().parents[1]
 AREAS = sorted(
@@ -142,6 +144,20 @@ def test_sizes(expression: int | str, size: int) -> None:
     assert contract.evaluate_size(expression, {"cache_frames": 9, "batch": 1}) == size
     assert contract.multiple_of("cache_frames", 24) == "24*cache_frames"
     assert contract.padded_to("24*cache_frames", 16) == "24*cache_frames|16"
+    # A file that says so is read.
+    graph_of(expression).require_sound("step")
+
+
+@pytest.mark.parametrize(
+    "expression", ["", "|16", "frames|", "frames|b", "frames||16", "frames|16*2", "frames*", "a+b"]
+)
+def test_a_file_may_not_say_anything_else(expression: str) -> None:
+    with pytest.raises(InvalidFieldError):
+        graph_of(expression).require_sound("step")
+
+
+def graph_of(size: int | str) -> GraphInfo:
+    return GraphInfo((TensorInfo("latents", "float", (size,)),), ())
 
 
 def test_a_size_that_nobody_chose() -> None:

@@ -65,17 +65,21 @@ def test_what_comes_with_one_pack_is_left_out_of_the_next(
     )
     (tmp_path / "there.txt").write_text("engine-gpu==3.0\n")
     there, first = tmp_path / "there.txt", tmp_path / "first"
-    packed = []
-    monkeypatch.setattr(pack, "unpack_wheels", lambda files, *_: packed.append(sorted(files)))
-    for out, extra, have in ((first, "numbers", [there]), (tmp_path / "2", "", [])):
-        also = ["--also", *([extra] if extra else []), "--have", *map(str, have)]
-        also += [str(first / "packages.txt")] if out != first else []
-        given = ["--no-tree", *also, "--out", str(out)]
-        monkeypatch.setattr(sys, "argv", ["pack", *given])
+    packed: list[str] = []
+    monkeypatch.setattr(
+        pack, "unpack_wheels", lambda wheels, *_: packed.extend(path.stem for path in wheels)
+    )
+
+    def run(out: Path, *given: str | Path) -> list[str]:
+        packed.clear()
+        line = ["pack", "--no-tree", "--out", str(out), "--have", *map(str, given)]
+        monkeypatch.setattr(sys, "argv", line)
         pack.main()
-    names = [[path.name.split("-")[0] for path in files] for files in packed]
-    assert names == [["numbers", "plain"], ["engine_gpu"]]
+        return sorted(stem.split("-")[0] for stem in packed)
+
+    assert run(first, there, "--also", "numbers") == ["numbers", "plain"]
     assert (first / "packages.txt").read_text() == "numbers==3.0\nplain==3.0\n"
+    assert run(tmp_path / "second", first / "packages.txt") == ["engine_gpu"]
 
 
 def test_extras_are_those_of_the_project() -> None:

@@ -12,6 +12,7 @@ another machine needs no ModelOpt.
 """
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -134,7 +135,7 @@ class Bench:
         return {
             "title": VARIANTS[name].title,
             "engine": report["bundle"]["engine"],
-            "device": self._device,
+            "device": _option(report["command"], "--device"),
             "videos": report["videos"],
             "metrics": {key: _figures(metrics[key]) for key in COLUMNS if key in metrics},
         }
@@ -192,6 +193,12 @@ def _run(*words: object, **options: object) -> None:
     quiet = [sys.executable, "-m", "longlive_trt", *given, "--quiet"]
     if subprocess.run(quiet, cwd=ROOT).returncode:
         raise SystemExit("that failed; what was made is kept, and the same command goes on")
+
+
+def _option(line: str, name: str) -> str:
+    """What a command was given: reports may come from another machine."""
+    words = shlex.split(line)
+    return words[words.index(name) + 1]
 
 
 def _pictures(bundle: str) -> list[Image.Image]:

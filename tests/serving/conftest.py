@@ -155,6 +155,18 @@ class Running:
 StartServer = Callable[..., Running]
 
 
+def require_shown_is_no_fault(waiting: Socket) -> None:
+    """Of who waits for a seat; to steer without one is a fault, and said."""
+    waiting.wait("session.queued")
+    waiting.send("playback.shown", epoch=0, frame=9)
+    waiting.send("session.interaction", prompt="a boat")
+    # The first of the two is no fault.
+    assert "waits for its turn" in waiting.wait("error")["message"]
+    waiting.send("session.ping", sent_ms=1)
+    waiting.wait("session.pong")
+    assert [message["type"] for message in waiting.messages].count("error") == 1
+
+
 @pytest.fixture
 def start_server(tmp_path: Path) -> Iterator[StartServer]:
     with servers(tmp_path / "data") as start:

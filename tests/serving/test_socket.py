@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from longlive_trt.serving.protocol import KEY, LAST_OF_BLOCK, Picture
 from longlive_trt.serving.settings import Limits, Pacing
 from tests.fakes.live import FakeModel, color_of
-from tests.serving.conftest import Running, Socket, StartServer
+from tests.serving.conftest import Running, Socket, StartServer, require_shown_is_no_fault
 
 
 def decoder_of(start: dict[str, Any]) -> Any:
@@ -338,16 +338,7 @@ def test_a_full_queue_says_so(start_server: StartServer) -> None:
 def test_who_waits_may_still_say_what_was_shown(start_server: StartServer) -> None:
     live = start_server(sessions=1)
     live.start().wait("video.start")
-    waiting = live.start()
-    waiting.wait("session.queued")
-    waiting.send("playback.shown", epoch=0, frame=9)
-    waiting.send("session.interaction", prompt="a boat")
-    # The first of the two is no fault.
-    assert "waits for its turn" in waiting.wait("error")["message"]
-    waiting.send("session.ping", sent_ms=1)
-    waiting.wait("session.pong")
-    kinds = [message["type"] for message in waiting.messages]
-    assert kinds.count("error") == 1
+    require_shown_is_no_fault(live.start())
 
 
 # ---- abuse -----------------------------------------------------------------------------------

@@ -22,8 +22,8 @@ __device__ __forceinline__ void load_box_for_all(void* destination, const Tensor
       : "memory");
 }
 
-// Says that the copy engine may write. Nothing that was stored is handed over by it, so nothing has to be
-// seen by the other block first, which would hold up the warp.
+// Says that the copy engine may write. Nothing that was stored is handed over by it, so nothing has to
+// be seen by the other block first, which would hold up the warp.
 __device__ __forceinline__ void barrier_free_remote(uint32 remote) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(remote) : "memory");
 }

@@ -12,7 +12,7 @@ import pytest
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.errors import EngineError
 from longlive_trt.plugins.cuda.streams import Rows
-from longlive_trt.runtime.assembly import Engines
+from longlive_trt.runtime.assembly import WHOLE_BLOCKS, Engines
 from longlive_trt.runtime.decoding.cuda import CudaDecoder
 from longlive_trt.runtime.noise import SeededNoise
 from longlive_trt.runtime.ring import Recache
@@ -146,7 +146,7 @@ def test_a_decoder_is_rehearsed_when_its_first_session_opens(
     for _ in range(2):
         make_video(engines, Script(2))
     assert len(rehearsed) == 1
-    whole, single = (engines.get("vae_next", "a test", role) for role in ("whole blocks", ""))
+    whole, single = (engines.get("vae_next", "a test", role) for role in (WHOLE_BLOCKS, ""))
     assert whole is not single
 
 

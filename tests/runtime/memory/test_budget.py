@@ -8,14 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 
+from longlive_trt.configs import VaeConfig
 from longlive_trt.engines.base import specs_of
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.engines.loader import load_engine
+from longlive_trt.engines.memory import engines_bytes
 from longlive_trt.engines.transient import TransientEngine
 from longlive_trt.errors import EngineError
 from longlive_trt.plugins.cuda.streams import MemoryInfo
+from longlive_trt.runtime.decoding.choice import decoder_named
 from longlive_trt.runtime.memory.base import buffers, named, size_bytes
-from longlive_trt.runtime.memory.budget import Budget, require_memory, session_budget
+from longlive_trt.runtime.memory.budget import (
+    Budget,
+    decoding_bytes,
+    require_memory,
+    session_budget,
+)
 from longlive_trt.runtime.ring import RingLayout
 
 GIB = 1 << 30
@@ -55,6 +63,22 @@ def test_a_larger_batch_takes_more_but_the_weights(bundle: Bundle) -> None:
     three = session_budget(bundle, bundle.config, decode=False, batch=3).parts
     assert three["weights"] == one["weights"]
     assert three["keys and values"] == 3 * one["keys and values"]
+
+
+def test_single_frames_have_an_engine_beside_that_of_blocks(small_vae_bundle: Path) -> None:
+    """Its weights, and activations of its own, which are not there where all is frame by frame."""
+    bundle = open_bundle(small_vae_bundle)
+    decoder, config = decoder_named(bundle, None), bundle.config
+    block = config.rollout.frames_per_block
+    assert block > 1 and isinstance(decoder.config, VaeConfig)
+    frames, blocks = (
+        decoding_bytes(bundle, config, decoder, 1, way) for way in ("frames", "blocks")
+    )
+    height, width = config.video_size or (0, 0)
+    pictures = 4 * 3 * height * width
+    of_frame = 12 * 2 * decoder.config.dim * pictures // 3
+    weights = engines_bytes(bundle.manifest, ["vae_next"])
+    assert blocks - frames == (block - 1) * (3 * pictures + of_frame) + weights + of_frame
 
 
 def test_what_fits_is_let_through() -> None:

@@ -10,7 +10,7 @@ from longlive_trt.serving.operation import memory
 from longlive_trt.serving.web.rooms import Rooms
 from tests.fakes.live import FakeModel
 from tests.serving.cluster.conftest import Reached, StartFleet
-from tests.serving.conftest import Socket
+from tests.serving.conftest import Socket, require_shown_is_no_fault
 
 
 def watch_until(socket: Socket, frame: int, timeout: float = 15.0) -> None:
@@ -66,15 +66,7 @@ def test_who_waits_may_still_say_what_was_shown(start: StartFleet) -> None:
     fleet = start(hosts=1)
     for number in range(2):
         fleet.start(seed=number).wait("video.start")
-    waiting = fleet.start(seed=2)
-    waiting.wait("session.queued")
-    waiting.send("playback.shown", epoch=0, frame=9)
-    waiting.send("session.interaction", prompt="a boat")
-    # The first of the two is no fault.
-    assert "waits for its turn" in waiting.wait("error")["message"]
-    waiting.send("session.ping", sent_ms=1)
-    waiting.wait("session.pong")
-    assert [message["type"] for message in waiting.messages].count("error") == 1
+    require_shown_is_no_fault(fleet.start(seed=2))
 
 
 def test_a_gateway_gives_memory_back_when_a_socket_is_gone(
