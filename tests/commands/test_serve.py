@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from longlive_trt.cli import main
+from longlive_trt.engines import loader
+from longlive_trt.errors import PluginError
 
 pytest.importorskip("fastapi")
 
@@ -108,6 +110,30 @@ def test_a_bundle_without_a_decoder_is_refused_before_it_listens(
     assert main(["serve", "--port", "0", "--bundle", str(mini_bundle("relative"))]) in (1, 2)
     error = capfd.readouterr().err.strip()
     assert error.startswith("error: ") and "--vae" in error and "\n" not in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--device", "cuda"], "this machine has no GPU that can be used"),
+        (["--device", "cpu", "--decode-device", "cuda:1"], "runs on a CPU here, and decodes"),
+        (["--decode-device", "gpu7"], "give another GPU by its number, as cuda:1"),
+    ],
+)
+def test_a_gpu_that_cannot_be_had_is_refused_before_it_listens(
+    arguments: list[str],
+    words: str,
+    video_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def none(_ordinal: int = 0) -> None:
+        raise PluginError("no CUDA device can be used")
+
+    monkeypatch.setattr(loader, "device_facts", none)
+    assert main(["serve", "--port", "0", "--bundle", str(video_bundle), *arguments]) in (1, 2)
+    error = capfd.readouterr().err.strip()
+    assert words in error and error.startswith("error: ") and "\n" not in error
 
 
 def test_a_port_in_use(video_bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:

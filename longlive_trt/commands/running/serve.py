@@ -16,7 +16,7 @@ from longlive_trt.commands._device import decode_device_option, decoder_option, 
 from longlive_trt.commands._voice import Voice, examples, speaking
 from longlive_trt.contract import STEP
 from longlive_trt.engines.bundles.bundle import Bundle, read_manifest
-from longlive_trt.engines.loader import DeviceChoice
+from longlive_trt.engines.loader import DeviceChoice, decode_ordinal, require_runnable
 from longlive_trt.errors import UsageError
 from longlive_trt.extras import CLUSTER, SERVING, require_modules
 from longlive_trt.files import require_place
@@ -127,7 +127,9 @@ def command(
             bundle, device, decoding, settings, cluster, certificates, open_browser, voice
         )
     folder = find_bundle(bundle, voice)
-    _require_live(folder, decoder)
+    held = _require_live(folder, decoder)
+    require_runnable(held, device)
+    decode_ordinal(held, device, decode_device)
     logs.set_up(prompts=log_prompts)
 
     def load() -> BundleModel:
@@ -142,11 +144,12 @@ def command(
     return INTERRUPTED if ended_by == signal.SIGINT else 0
 
 
-def _require_live(folder: Path, decoder: DecoderName | None) -> None:
+def _require_live(folder: Path, decoder: DecoderName | None) -> Bundle:
     """Refused before anything is listened to."""
     held = Bundle(folder, read_manifest(folder))
     held.require(STEP, "making a live video")
     decoder_named(held, decoder)
+    return held
 
 
 def _serve_fleet(
