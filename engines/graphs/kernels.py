@@ -1,7 +1,8 @@
 """Which kernels the written graphs of an export may have nodes of, known before any is written."""
 
-from longlive_trt.configs import TaehvConfig
-from longlive_trt.contract import COMPONENT_OF, DECODER_GRAPHS, PROMPT, STEP, VAE_NEXT
+from longlive_trt.configs import ModelConfig, TaehvConfig, VaeConfig
+from longlive_trt.contract import COMPONENT_OF, DECODER_GRAPHS, PROMPT, STEP, VAE, VAE_NEXT
+from longlive_trt.engines.graphs import vae
 from longlive_trt.exports import ExportRecord, Quantization
 
 _VAE = {"vae_stack", "vae_sum", "vae_head", "vae_pixels", "vae_frames"}
@@ -18,7 +19,8 @@ _ALWAYS = {
 def kernels_of(record: ExportRecord) -> set[str]:
     kernels = {name for graph in record.graphs for name in _ALWAYS.get(graph, ())}
     kernels |= {name for graph in record.graphs for name in _of_decoder(record, graph)}
-    if VAE_NEXT in record.graphs and record.quantization and record.quantization.vae:
+    is_written = why_as_exported(record.config, VAE) is None
+    if is_written and VAE_NEXT in record.graphs and record.quantization and record.quantization.vae:
         kernels |= {"vae_conv", "vae_quantize"}
     if STEP in record.graphs:
         is_relative = record.config.rollout.rope == "relative"
@@ -28,9 +30,15 @@ def kernels_of(record: ExportRecord) -> set[str]:
     return kernels
 
 
+def why_as_exported(config: ModelConfig, component: str) -> str | None:
+    """Of a decoder that our kernels do not take, the reason."""
+    decoder = config.decoder(component) if component in DECODER_GRAPHS else None
+    return vae.obstacle(decoder) if isinstance(decoder, VaeConfig) else None
+
+
 def _of_decoder(record: ExportRecord, graph: str) -> set[str]:
     component = COMPONENT_OF[graph]
-    if component not in DECODER_GRAPHS:
+    if component not in DECODER_GRAPHS or why_as_exported(record.config, component):
         return set()
     if isinstance(record.config.decoder(component), TaehvConfig):
         return _TAEHV

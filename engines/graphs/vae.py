@@ -43,7 +43,7 @@ from longlive_trt.errors import UsageError
 from longlive_trt.plugins.kernels.vae import MAX_HEAD_CHANNELS
 from longlive_trt.precision import Precision
 
-_CHANNEL_MULTIPLE = 8
+_CHANNEL_MULTIPLE, _TAPS = 8, 3
 _COLORS = 3
 
 
@@ -93,24 +93,28 @@ def build_vae_graphs(
     save_sharing(graphs, out, weights_file(component))
 
 
-def _require_supported(config: ModelConfig, precision: Precision, component: str) -> VaeConfig:
-    require_half(precision)
-    vae = config.decoder(component)
-    if not isinstance(vae, VaeConfig):
-        raise UsageError(f"{config.name} has no VAE: add a section vae to its configuration")
-    if vae.temporal_taps != 3:
-        raise UsageError(
-            f"{config.name}: vae.temporal_taps is {vae.temporal_taps}, and the VAE's kernels for a "
-            "GPU take 3; build this model for the CPU"
+def obstacle(vae: VaeConfig) -> str | None:
+    """Why our kernels do not take such a decoder, if they do not."""
+    if vae.temporal_taps != _TAPS:
+        return (
+            f"its residual blocks see {vae.temporal_taps} latent frame at a time "
+            f"(vae.temporal_taps), and our kernels take {_TAPS}"
         )
     widths = _widths(vae)
     halves = [width // 2 for width in widths[:-1]]
     odd = [c for c in (vae.channels, *widths, *halves) if c % _CHANNEL_MULTIPLE]
     if odd:
-        raise UsageError(
-            f"{config.name}: the VAE has layers of {odd[0]} channels, and its kernels take "
-            f"multiples of {_CHANNEL_MULTIPLE}; choose vae.dim and vae.channels accordingly"
-        )
+        return f"it has layers of {odd[0]} channels, and our kernels take multiples of {_CHANNEL_MULTIPLE}"
+    return None
+
+
+def _require_supported(config: ModelConfig, precision: Precision, component: str) -> VaeConfig:
+    require_half(precision)
+    vae = config.decoder(component)
+    if not isinstance(vae, VaeConfig):
+        raise UsageError(f"{config.name} has no VAE: add a section vae to its configuration")
+    if reason := obstacle(vae):
+        raise UsageError(f"{config.name}: its decoder has no graphs of our kernels: {reason}")
     return vae
 
 

@@ -1,7 +1,7 @@
 """Bundles for ONNX Runtime on a GPU: graphs written for it, with our own kernels in them.
 
-Nothing here needs a GPU. What is not written by hand (the encoders of texts and of
-pictures) runs as it was exported.
+Nothing here needs a GPU. What is not written by hand (the encoders of texts and of pictures, and
+decoders that our kernels do not take) runs as it was exported.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from longlive_trt.contract import (
     COMPONENT_OF,
     DECODER_GRAPHS,
     ENCODER_GRAPHS,
+    LATENTS,
     LIGHT_VAE_GRAPHS,
     ONNXRUNTIME,
     PART_GRAPHS,
@@ -33,7 +34,7 @@ from longlive_trt.contract import (
 )
 from longlive_trt.engines.bundles.bundle import EngineKind
 from longlive_trt.engines.compiler import BuildOptions, GraphSource, require_exchangeable
-from longlive_trt.engines.graphs.kernels import kernels_of
+from longlive_trt.engines.graphs.kernels import kernels_of, why_as_exported
 from longlive_trt.engines.graphs.step import build_step_graphs
 from longlive_trt.engines.graphs.taehv import build_taehv_graphs
 from longlive_trt.engines.graphs.vae import build_vae_graphs
@@ -74,8 +75,7 @@ class OnnxRuntimeGpuCompiler:
         self._precision = precision
         self._attention = precision.name
         self._kernels: set[str] = set()
-        self._others: tuple[str, ...] = ()
-        """Of the export's graphs, those with kernels that most bundles have not."""
+        self._kernel_graphs = KERNEL_GRAPHS
 
     @property
     def kind(self) -> EngineKind:
@@ -85,7 +85,7 @@ class OnnxRuntimeGpuCompiler:
     def options(self) -> Mapping[str, object]:
         return {
             "batch": self._batch,
-            "kernel_graphs": (*KERNEL_GRAPHS, *self._others),
+            "kernel_graphs": self._kernel_graphs,
             "graphs_version": _GRAPHS_VERSION,
             "attention": self._attention,
             "compute": self._precision.name,
@@ -108,7 +108,7 @@ class OnnxRuntimeGpuCompiler:
             apart = self._matrices is not None
             written = [_GRAPHS_VERSION, compute, self._attention, rope, apart]
             return [*written, values["transformer"], values["latent"]]
-        if component in DECODER_GRAPHS:
+        if component in DECODER_GRAPHS and not why_as_exported(config, component):
             return [_GRAPHS_VERSION, compute, self._batch, values["latent"], values[component]]
         return compute
 
@@ -119,8 +119,7 @@ class OnnxRuntimeGpuCompiler:
 
     def check(self, record: ExportRecord) -> None:
         self._kernels = kernels_of(record)
-        others = (*LIGHT_VAE_GRAPHS, *PART_GRAPHS)
-        self._others = tuple(graph for graph in others if graph in record.graphs)
+        self._kernel_graphs = _written_graphs(record)
         require_exchangeable(self._asked, record)
         if self._precision.name == "fp32":
             raise UsageError(
@@ -169,15 +168,26 @@ class OnnxRuntimeGpuCompiler:
 
     def compile(self, source: GraphSource, folder: Path, report: Report) -> None:
         config, exported = source.config, source.path.parent
+        component = COMPONENT_OF[source.name]
         # Writers write two graphs and more, which share what they are written from.
         if source.name == STEP:
             self._build_step_graphs(source, folder)
+        elif reason := why_as_exported(config, component):
+            if source.name in _FOLLOWING:
+                self._tell_of_exported(component, reason)
+            self._retype(source, folder, _VAE_PRECISION)
         elif source.name in _FOLLOWING:
-            self._write_decoder(COMPONENT_OF[source.name], config, exported, folder)
+            self._write_decoder(component, config, exported, folder)
         elif source.name == TEXT:
             self._retype(source, folder, _TEXT_PRECISION)
         elif source.name in ENCODER_GRAPHS:
             self._retype(source, folder, _VAE_PRECISION)
+
+    def _tell_of_exported(self, component: str, reason: str) -> None:
+        logger.warning(
+            "--gpu %s: %s runs as it was exported, in %s: %s",
+            *(self._gpu, component, _VAE_PRECISION.name, reason),
+        )
 
     def _build_step_graphs(self, source: GraphSource, folder: Path) -> None:
         exported, hopper = source.path.parent, self._gpu.has_hopper_attention
@@ -214,7 +224,7 @@ class OnnxRuntimeGpuCompiler:
             latents=self._precision,
             hopper=self._gpu.has_hopper_attention,
             component=component,
-            tiles=TILE_GRAPHS[component][0] in self._others,
+            tiles=TILE_GRAPHS[component][0] in self._kernel_graphs,
         )
 
     def info(self, source: GraphSource, folder: Path) -> GraphInfo:
@@ -229,7 +239,29 @@ class OnnxRuntimeGpuCompiler:
     def _retype(self, source: GraphSource, folder: Path, precision: Precision) -> None:
         model = ir.load(source.path)
         retype(model, precision)
+        _take_latents(model.graph, self._precision)
         ir.save(model, folder / source.path.name, external_data=weights_file(source.name))
+
+
+def _written_graphs(record: ExportRecord) -> tuple[str, ...]:
+    rare = (*LIGHT_VAE_GRAPHS, *PART_GRAPHS)
+    graphs = (*KERNEL_GRAPHS, *(graph for graph in rare if graph in record.graphs))
+    return tuple(
+        graph for graph in graphs if not why_as_exported(record.config, COMPONENT_OF[graph])
+    )
+
+
+def _take_latents(graph: ir.Graph, precision: Precision) -> None:
+    """As the transformer makes them."""
+    for place, latents in enumerate(graph.inputs):
+        if latents.name != LATENTS or latents.dtype == precision.onnx:
+            continue
+        made = ir.Value(name=LATENTS, type=ir.TensorType(precision.onnx), shape=latents.shape)
+        graph.inputs[place] = made
+        latents.name = f"{LATENTS}.computed"
+        assert latents.dtype is not None
+        cast = ir.node("Cast", [made], {"to": latents.dtype}, outputs=[latents])
+        graph.insert_before(graph[0], cast)
 
 
 def _architecture(gpu: str) -> Architecture:

@@ -19,6 +19,7 @@ torch = pytest.importorskip("torch")
 from longlive_trt.cli import main
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.schema import TextEncoderConfig, VaeConfig
+from longlive_trt.demo.assembly import assemble
 from longlive_trt.engines.build import BuildResult, build
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.engines.compiler import BuildOptions
@@ -321,15 +322,6 @@ def test_options_of_other_compilers_are_refused(
     refused(UsageError, match, lambda: built(exported, out, **{option: value}), out)
 
 
-def test_layers_that_kernels_do_not_take_are_refused(exported: Path, tmp_path: Path) -> None:
-    source, out = tmp_path / "source", tmp_path / "out"
-    shutil.copytree(exported, source)
-    record = read_export(source)
-    narrow = replace(record.config, vae=VaeConfig(dim=4))
-    (source / RECORD_NAME).write_text(replace(record, config=narrow).to_json())
-    refused(UsageError, r"layers of 4 channels", lambda: built(source, out), out)
-
-
 def test_without_a_compiler_nothing_is_begun(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -385,6 +377,35 @@ def test_a_tiny_decoder_is_the_exported_one(shared: Shared, tmp_path: Path) -> N
     )
     assert relative(found[0], expected[0]) <= 5e-3
     assert np.abs(found[1].astype(int) - expected[1]).max() <= 1
+
+
+def test_decoders_that_kernels_do_not_take_run_as_they_were_exported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In fp16, of latents in the transformer's type; which one and why is said once."""
+    exported, out = tmp_path / "exported", tmp_path / "b"
+    exported.mkdir()
+    assemble(exported)
+    manifest = built(exported, out, "bf16").manifest
+    told = [line for line in caplog.messages if "runs as it was exported, in fp16" in line]
+    assert len(told) == 2
+    assert "its residual blocks see 1 latent frame at a time" in told[0]
+    assert set(manifest.options["kernel_graphs"]) == {"step", "prompt"}
+    assert not any("vae" in source for source in manifest.plugins)
+    types = {
+        tensor.name: tensor.dtype
+        for graph in ("vae_first", "vae_next")
+        for tensor in (*manifest.graphs[graph].inputs, *manifest.graphs[graph].outputs)
+    }
+    assert (types["latents"], types["cache.0"]) == ("bfloat16", "float16")
+    assert (types["frames"], types["pixels"]) == ("float", "uint8")
+    built(exported, out, "fp16", force=True)
+    latents = np.random.default_rng(1).standard_normal((1, 4, 16, 24, 40)).astype(np.float16)
+    found, expected = (
+        np.concatenate([frames for frames, _ in DecoderStream(folder).decode_all(given, [1, 3])], 1)
+        for folder, given in ((out, latents), (exported, latents.astype(np.float32)))
+    )
+    assert relative(found, expected) <= 5e-3
 
 
 def test_graphs_that_an_older_version_wrote_are_not_taken(
