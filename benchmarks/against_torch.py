@@ -1,6 +1,7 @@
 """Bundles and torch in one process and in turns, so that their ratios are of the same minutes.
 
     python -m benchmarks.against_torch --bundle BF16 --bundle FP8 --out ratios.json
+    python -m benchmarks.against_torch --bundle FP8 --decoder full --decoder light --out ratios.json
     python -m benchmarks.against_torch --bundle TINY --rounds 2 --no-compile      # on a CPU
 
 In every round each contestant makes three things, one after the other: a block of the transformer
@@ -10,8 +11,9 @@ the same power limit. Each is timed alone, by the host's clock, from an idle GPU
 or the pictures, are on the host.
 
 Torch is ``baseline_torch.py``'s: our own modules in bfloat16 with random weights and cuDNN's
-attention, a full window, the model's own geometry. It holds its noise; a bundle's session draws and
-uploads it, as `generate` does. Ratios are torch's time by the bundle's: 1.5 is half as fast again.
+attention, a full window, the model's own geometry, and decodes with the full decoder. It holds its
+noise; a bundle's session draws and uploads it, as `generate` does. Ratios are torch's time by the
+bundle's: 1.5 is half as fast again.
 """
 
 import argparse
@@ -47,6 +49,7 @@ from benchmarks.harness import (
 )
 from longlive_trt.basics import Closing
 from longlive_trt.configs import ModelConfig, VaeConfig
+from longlive_trt.contract import LATENTS
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.export.models.transformer import Transformer
@@ -55,6 +58,7 @@ from longlive_trt.plugins.cuda.nvml import GpuReading, Sampler, open_gpu
 from longlive_trt.runtime.assembly import Engines
 from longlive_trt.runtime.bench.lane import BenchSettings, longest_session
 from longlive_trt.runtime.bench.measurement import check_measurable
+from longlive_trt.runtime.decoding.choice import DECODERS, BundledDecoder, decoder_named
 from longlive_trt.runtime.memory.base import Buffer, HostMemory, Memory
 from longlive_trt.runtime.memory.cuda import CudaMemory
 from longlive_trt.runtime.session import Session
@@ -95,12 +99,14 @@ class Contestant:
 class OurVideo(Closing):
     """One session for latents alone, one with pictures, and a decoder by itself."""
 
-    def __init__(self, bundle: Bundle, device: DeviceChoice, seed: int) -> None:
-        self._config, self._seed = bundle.config, seed
+    def __init__(
+        self, bundle: Bundle, decoder: BundledDecoder, device: DeviceChoice, seed: int
+    ) -> None:
+        self._config, self._seed, self._chosen = bundle.config, seed, decoder
         self._stack = ExitStack()
         self._engines = self._stack.enter_context(Engines(bundle, device))
         self._latents_only, self._whole = (self._session(decode=which) for which in (False, True))
-        self._decoder = self._engines.decoder(1)
+        self._decoder = self._engines.decoder(1, decoder.name)
         self._stack.callback(self._decoder.close)
         self._latents = self._some_latents()
 
@@ -120,7 +126,9 @@ class OurVideo(Closing):
         config, blocks = self._config, longest_session(self._config)
         noise = seeded_noise(config, self._seed)
         total = None if blocks is None else blocks * config.rollout.frames_per_block
-        session = self._engines.session(config, noise, total_frames=total, decode=decode)
+        session = self._engines.session(
+            config, noise, total_frames=total, decode=decode, decoder=self._chosen.name
+        )
         self._stack.enter_context(session)
         states = random_states(config, np.random.default_rng(self._seed))
         session.switch_prompt(self._engines.contexts(1).of_states(states))
@@ -131,7 +139,8 @@ class OurVideo(Closing):
         if self._engines.on_gpu:
             memory = CudaMemory(self._engines.stream("transformer"))
             self._stack.callback(memory.close)
-        spec = self._engines.get("vae_next", "measuring").inputs["latents"]
+        _, following = self._chosen.graphs
+        spec = self._engines.get(following, "measuring").inputs[LATENTS]
         frames = self._config.rollout.frames_per_block
         latents = memory.reserve({"latents": Buffer.of(spec, batch=1, latent_frames=frames)}, "")
         shape = latents["latents"].shape
@@ -173,20 +182,24 @@ def _finish() -> None:
         torch.cuda.synchronize()
 
 
-def ours(bundle: Bundle, device: DeviceChoice, seed: int, stack: ExitStack) -> Contestant:
-    started = time.perf_counter()
-    video = stack.enter_context(OurVideo(bundle, device, seed))
+def ours(
+    bundle: Bundle, decoder: str | None, options: argparse.Namespace, stack: ExitStack
+) -> Contestant:
+    started, chosen = time.perf_counter(), decoder_named(bundle, decoder)
+    video = stack.enter_context(OurVideo(bundle, chosen, options.device, options.seed))
     manifest = bundle.manifest
     facts = {
         "bundle": bundle.folder.name,
         "key": manifest.key,
         "precision": manifest.precision,
+        "decoder": chosen.name,
         "engine": f"{manifest.engine.kind} {manifest.engine.version} for {manifest.engine.target}",
         "options": manifest.options,
         "open_s": round(time.perf_counter() - started, 1),
     }
     parts = {part: getattr(video, part) for part in PARTS}
-    return Contestant(bundle.folder.name, facts, parts)
+    name = bundle.folder.name
+    return Contestant(name if decoder is None else f"{name}, {decoder} decoder", facts, parts)
 
 
 def torch_eager(config: ModelConfig, model: Transformer, draw: Draw, seed: int) -> Contestant:
@@ -224,7 +237,8 @@ def open_bundles(options: argparse.Namespace) -> list[Bundle]:
     blocks = options.warm_up + options.rounds
     check_measurable(bundles, BenchSettings(device=options.device, warmup=blocks))
     for bundle in bundles:
-        bundle.require("vae_next", "measuring")
+        for decoder in options.decoder:
+            decoder_named(bundle, decoder)
     return bundles
 
 
@@ -233,9 +247,10 @@ def contestants(
 ) -> Iterator[Contestant]:
     """Warm, all of them."""
     for bundle in bundles:
-        contestant = ours(bundle, options.device, options.seed, stack)
-        contestant.warm_up(options.warm_up)
-        yield contestant
+        for decoder in options.decoder:
+            contestant = ours(bundle, decoder, options, stack)
+            contestant.warm_up(options.warm_up)
+            yield contestant
     if options.no_torch:
         return
     config, device = bundles[0].config, torch_device(options.device)
@@ -302,7 +317,7 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, Any]:
 
 
 def ratios(taking_part: Sequence[Contestant]) -> dict[str, dict[str, Any]]:
-    """Each torch against each bundle; and the second bundle against the first."""
+    """Each torch against each of ours; and our first against our others."""
     bundles = [one for one in taking_part if "key" in one.facts]
     torches = [one for one in taking_part if "key" not in one.facts]
     pairs = [(one, other) for other in bundles for one in torches]
@@ -369,6 +384,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser(__doc__)
     options.add_argument("--bundle", type=Path, action="append", required=True, metavar="FOLDER")
+    options.add_argument("--decoder", choices=DECODERS, action="append", help="each of them")
     options.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     options.add_argument("--rounds", type=int, default=30)
     options.add_argument("--warm-up", type=int, default=OUR_WARM_UP_BLOCKS, metavar="BLOCKS")
@@ -377,6 +393,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options.add_argument("--no-torch", action="store_true", help="bundles alone")
     options.add_argument("--compile-limit-s", type=int, default=90, help="longer is given up")
     chosen = options.parse_args(arguments)
+    chosen.decoder = chosen.decoder or [None]
     names = [folder.name for folder in chosen.bundle]
     if len(set(names)) < len(names):
         options.error(f"bundles of one name: {', '.join(names)}: nothing tells them apart")

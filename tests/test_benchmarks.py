@@ -80,6 +80,18 @@ def test_a_bundle_and_torch_take_turns(tiny_bundle: Path, tmp_path: Path) -> Non
         assert min(one["ms"]["block"]["series_ms"]) > min(one["ms"]["transformer"]["series_ms"])
 
 
+@pytest.mark.exhaustive
+def test_decoders_of_a_bundle_take_turns(two_decoders: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    bundle, out = two_decoders, tmp_path / "ratios.json"
+    options = ("--rounds", 1, "--warm-up", 1, "--no-torch", "--device", "cpu", "--out", out)
+    run("against_torch", "--bundle", bundle, "--decoder", "full", "--decoder", "light", *options)
+    report: dict[str, Any] = json.loads(out.read_text())
+    named = {name: one["decoder"] for name, one in report["contestants"].items()}
+    assert named == {f"{bundle.name}, {each} decoder": each for each in ("full", "light")}
+    assert len(report["ratios"]) == 1
+
+
 def test_a_bundle_of_random_weights_from_graphs_alone(tiny_export: Path, tmp_path: Path) -> None:
     graphs, folder = tmp_path / "graphs", tmp_path / "made" / "bundle"
     graphs.mkdir()

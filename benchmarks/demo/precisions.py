@@ -5,10 +5,11 @@
     python -m benchmarks.demo.precisions --table       # docs/quality.md of what was measured
 
 The shipped weights are exported, calibrated with prompts that are not among those of the
-comparison, built, and judged by ``longlive-trt eval`` against the model in fp32. Eight-bit graphs
-round as they were exported and multiply in float32: our kernels for a GPU take no decoder such as
-the demo's. Reports and calibrations of --keep (or --work) are used where they are there, so that
-another machine needs no ModelOpt.
+comparison, built, and judged by ``longlive-trt eval`` against the model in fp32. On a GPU fp16,
+bf16 and FP8 run with our kernels. Graphs of all other rows are as they were exported, and what is
+in eight bits is rounded, and multiplied in float32: heads of the demo have 64 values, attention's
+8-bit kernels take 128. Reports and calibrations of --keep (or --work) are used where they are
+there, so that another machine needs no ModelOpt.
 """
 
 import json
@@ -41,6 +42,7 @@ from longlive_trt import loading
 from longlive_trt.demo.assembly import GRAPHS
 from longlive_trt.demo.geometry import MODEL_FILE, WEIGHTS
 from longlive_trt.engines.loader import DEVICES, DeviceChoice
+from longlive_trt.plugins.cuda.driver import device_facts
 
 RESULT = RESULTS / "demo_precisions.json"
 PAGE, STRIP = ROOT / "docs" / "quality.md", ROOT / "docs" / "demo" / "precisions.png"
@@ -60,12 +62,15 @@ class Variant:
     precision: str
     quantized: tuple[str, ...] = ()
     """Options of ``calibrate`` besides."""
+    has_kernels: bool = False
+    """Of ours, on a GPU."""
 
 
 ALL_OF_FP8 = ("--attention", "int8", "--vae-precision", "int8")
 VARIANTS = {
-    "fp16": Variant("fp16", "fp16"),
-    "fp8": Variant("FP8", "fp8"),
+    "fp16": Variant("fp16", "fp16", has_kernels=True),
+    "bf16": Variant("bf16", "bf16", has_kernels=True),
+    "fp8": Variant("FP8", "fp8", has_kernels=True),
     "fp8-attention": Variant("FP8; attention in int8, cached values in FP8", "fp8", ALL_OF_FP8[:2]),
     "fp8-whole": Variant(
         "FP8; attention and decoder in int8, cached values in FP8", "fp8", ALL_OF_FP8
@@ -73,11 +78,12 @@ VARIANTS = {
     "int8": Variant("INT8-SmoothQuant", "int8", ("--smoothquant",)),
 }
 _CALIBRATED = {"fp8": ALL_OF_FP8, "int8": ("--smoothquant",)}
+_FOR_CPUS = tuple(name for name, variant in VARIANTS.items() if variant.precision != "bf16")
 
 
 def main() -> None:
     options = parser(__doc__, out=False)
-    options.add_argument("--rows", default=",".join(VARIANTS), help="names with commas between")
+    options.add_argument("--rows", help="names with commas between")
     options.add_argument("--device", choices=DEVICES, default="cpu")
     options.add_argument("--prompts", type=int, default=10)
     options.add_argument("--timelines", type=int, default=4)
@@ -86,7 +92,8 @@ def main() -> None:
     options.add_argument("--keep", type=Path, help="for reports and calibrations, which are small")
     options.add_argument("--table", action="store_true", help="write what was measured")
     chosen = options.parse_args()
-    names = chosen.rows.split(",")
+    possible = VARIANTS if chosen.device == "cuda" or chosen.table else _FOR_CPUS
+    names = chosen.rows.split(",") if chosen.rows else list(possible)
     unknown = [name for name in names if name not in VARIANTS]
     if unknown:
         raise SystemExit(
@@ -141,17 +148,22 @@ class Bench:
         }
 
     def bundle(self, name: str) -> Path:
-        precision, folder = VARIANTS[name].precision, self._work / f"bundle-{name}"
-        exported = self._quantized(name) if precision in _CALIBRATED else self._export()
+        variant, folder = VARIANTS[name], self._work / f"bundle-{name}"
+        is_calibrated = variant.precision in _CALIBRATED
+        made: dict[str, object] = {
+            "onnx": self._quantized(name) if is_calibrated else self._export()
+        }
+        if variant.has_kernels and self._device == "cuda":
+            made["gpu"] = device_facts().architecture
         # What is there already, and sound, is left as it is.
-        _run("build", onnx=exported, precision=precision, out=folder)
+        _run("build", **made, precision=variant.precision, out=folder)
         return folder
 
     def stills(self, names: Sequence[str]) -> Iterator[NamedRow]:
         """The same prompts and noise under each precision."""
         yield "fp32", _pictures(loading.DEMO)
         for name in names:
-            if self._report(name).is_file():
+            if name in _FOR_CPUS and self._report(name).is_file():
                 yield name, _pictures(str(self.bundle(name)))
 
     def _export(self) -> Path:

@@ -74,6 +74,7 @@ _DEMO_WEIGHTS = " ".join(
 )
 _WHOLE = "--blocks 300 --switches 50 --seconds 60 --overwrite"
 _SHORT = "--blocks 60 --switches 8 --seconds 20 --overwrite"
+_BOTH_DECODERS = "--decoder full --decoder light"
 _AS_PRESETS = "--blocks 24 --switches 0 --seconds 5 --warmup 4 --overwrite"
 _ROW = "--device cuda --processes 4 --work {out}/adherence"
 # `endless` wants another export.
@@ -112,10 +113,10 @@ def _bundle(name: str, export: str, seconds: int, precision: str, options: str =
     return Step(name, f"the bundle {name}", command, seconds, makes=name, needs=(export,), gpus=0)
 
 
-def _demo_bundle(precision: str, export: str) -> Step:
-    """Of graphs as they are exported: our kernels do not take the demo's decoder, nor int8."""
+def _demo_bundle(precision: str, export: str, options: str = "") -> Step:
+    """Its decoder has graphs as they are exported, and so has all of it without ``--gpu``."""
     name = f"demo-{precision}"
-    command = f"longlive-trt build --onnx {{work}}/{export} --precision {precision}"
+    command = f"longlive-trt build --onnx {{work}}/{export} --precision {precision}{options}"
     return Step(
         *(name, f"the bundle {name}", f"{command} --out {{work}}/{name}", 10),
         makes=name,
@@ -199,7 +200,9 @@ PREPARATIONS = (
         modules=_MODELOPT,
     ),
     _demo_bundle("fp16", "demo"),
-    _demo_bundle("fp8", "onnx-demo-fp8"),
+    _demo_bundle("bf16", "demo", " --gpu {sm}"),
+    _demo_bundle("fp8", "onnx-demo-fp8", " --gpu {sm}"),
+    # No kernel of ours multiplies in int8.
     _demo_bundle("int8", "onnx-demo-int8"),
 )
 
@@ -266,10 +269,10 @@ STEPS = (
     _golden("bf16"),
     Step(
         "against-torch",
-        "bf16 and FP8 in turns with torch, eager and compiled: the table of docs/gpu.md",
-        "python -m benchmarks.against_torch --bundle {work}/bf16 --bundle {work}/fp8 --rounds 12 "
-        "--out {out}/against_torch_{card}.json",
-        180,
+        "bf16 and FP8 with both decoders, in turns with torch: the table of docs/gpu.md",
+        "python -m benchmarks.against_torch --bundle {work}/bf16 --bundle {work}/fp8 "
+        f"{_BOTH_DECODERS} --rounds 12 --out {{out}}/against_torch_{{card}}.json",
+        240,
         record="against_torch_{card}.json",
         needs=("bf16", "fp8"),
         capability=HOPPER,
@@ -309,9 +312,9 @@ STEPS = (
     _sanitized(
         "memcheck-kernels",
         "nor does one of the others, in 8 bits and in 16",
-        300,
+        400,
         "memcheck",
-        f"{_PYTEST} {_ATTENTION_TESTS[-1]} {' '.join(_KERNEL_TESTS[:5])}",
+        f"{_PYTEST} {_ATTENTION_TESTS[-1]} {' '.join(_KERNEL_TESTS[:6])}",
     ),
     _kernels("taehv", "the tiny decoder's passes and convolutions", 10, "taehv_kernels"),
     _kernels("attention", "attention beside cuDNN and FlashAttention", 100, "attention"),
@@ -366,6 +369,7 @@ STEPS = (
     _live(1),
     _live(2),
     _row("fp16", 80),
+    _row("bf16", 80),
     _row("fp8", 80),
     Step(
         "precisions",

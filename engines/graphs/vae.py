@@ -104,7 +104,10 @@ def obstacle(vae: VaeConfig) -> str | None:
     halves = [width // 2 for width in widths[:-1]]
     odd = [c for c in (vae.channels, *widths, *halves) if c % _CHANNEL_MULTIPLE]
     if odd:
-        return f"it has layers of {odd[0]} channels, and our kernels take multiples of {_CHANNEL_MULTIPLE}"
+        return (
+            f"it has layers of {odd[0]} channels, and our kernels take multiples of "
+            f"{_CHANNEL_MULTIPLE}"
+        )
     return None
 
 

@@ -75,7 +75,7 @@ class OnnxRuntimeGpuCompiler:
         self._precision = precision
         self._attention = precision.name
         self._kernels: set[str] = set()
-        self._kernel_graphs = KERNEL_GRAPHS
+        self._kernel_graphs: tuple[str, ...] = KERNEL_GRAPHS
 
     @property
     def kind(self) -> EngineKind:
