@@ -6,8 +6,7 @@ Of each product (FP8 with the results that the step graph asks for, of a pass's 
 re-cache's 14,040) every proposal is captured over rotating buffers, so that nothing stays in the
 cache, and all are replayed in turns. One that gives other bits when it is run again, or differs
 from the first by more than sums in another order do, is left out. The fastest is measured against
-the first once more. Of the product with GELU each form of our own kernel is measured against the
-first, too.
+the first once more, and so is our own kernel of the product with GELU.
 """
 
 from collections.abc import Sequence
@@ -29,7 +28,6 @@ from longlive_trt.plugins.cuda.cublaslt import (
 )
 from longlive_trt.plugins.cuda.driver import device_facts
 from longlive_trt.plugins.kernels import gelu_product
-from longlive_trt.plugins.kernels.gelu_product import GeluTiles
 
 DIM, FFN = 1536, 8960
 ROWS = {"a pass": 4680, "a re-cache": 14040}
@@ -96,7 +94,7 @@ class Problem:
             stream=stream,
         )
 
-    def launch_ours(self, tiles: GeluTiles, buffer: int, stream: int) -> None:
+    def launch_ours(self, buffer: int, stream: int) -> None:
         tensors = {
             "x": self._x[buffer],
             "weight": self._weights[buffer],
@@ -106,11 +104,10 @@ class Problem:
         }
         addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
         scale = self.product.inner**-0.5
-        gelu_product.launch(self.product, addresses, scale, device=0, stream=stream, tiles=tiles)
+        gelu_product.launch(self.product, addresses, scale, device=0, stream=stream)
 
-    def graph_of_ours(self, tiles: GeluTiles) -> torch.cuda.CUDAGraph:
-        launches = [partial(self.launch_ours, tiles, buffer) for buffer in range(BUFFERS)]
-        return capture(launches)
+    def graph_of_ours(self) -> torch.cuda.CUDAGraph:
+        return capture([partial(self.launch_ours, buffer) for buffer in range(BUFFERS)])
 
     def graph(self, algorithm: Algorithm) -> torch.cuda.CUDAGraph:
         matmul = Matmul(self.product, algorithm=algorithm)
@@ -143,9 +140,8 @@ def sound(problem: Problem, graphs: Sequence[torch.cuda.CUDAGraph]) -> list[int]
 
 
 def measure_ours(product: Product, repeats: int) -> dict[str, Any]:
-    problem, tiles = Problem(product), gelu_product.fitting_tiles(product)
-    names = ["first", *(f"ours, {each.blocks} x {each.columns} columns" for each in tiles)]
-    graphs = [problem.graph(proposals(product, 0, 1)[0]), *map(problem.graph_of_ours, tiles)]
+    problem, names = Problem(product), ("first", "ours")
+    graphs = [problem.graph(proposals(product, 0, 1)[0]), problem.graph_of_ours()]
     usable, times = sound(problem, graphs), in_turns(dict(enumerate(graphs)), 3 * repeats)
     for index, name in enumerate(names):
         print(f"{name:>32s} {times[index]:7.1f} us{'' if index in usable else ', UNSOUND'}")

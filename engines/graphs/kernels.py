@@ -24,7 +24,7 @@ def kernels_of(record: ExportRecord) -> set[str]:
         kernels |= {"vae_conv", "vae_quantize"}
     if STEP in record.graphs:
         is_relative = record.config.rollout.rope == "relative"
-        kernels |= _self_attention(record.quantization, is_relative)
+        kernels |= _of_layers(record.quantization, is_relative)
         if is_relative:
             kernels.add("rotate")
     return kernels
@@ -46,10 +46,10 @@ def _of_decoder(record: ExportRecord, graph: str) -> set[str]:
     return {*_VAE, "vae_zeros"} if graph == first else _VAE
 
 
-def _self_attention(quantization: Quantization | None, is_relative: bool) -> set[str]:
+def _of_layers(quantization: Quantization | None, is_relative: bool) -> set[str]:
     if quantization is None:
         return {"attention"}
-    kernels = {"quantize"}
+    kernels = {"quantize", "gelu_product"}
     if quantization.cache is not None:
         kernels |= {"narrow_heads", "widen_heads"}
     if quantization.attention is None:

@@ -64,7 +64,15 @@ class Linears:
         if result_scale is None:
             return self._gemm(x, weight, bias, **parameters)
         factor = self._graph.constant([1.0 / result_scale], np.float32)
-        return self._gemm(x, weight, bias, factor, dtype=FLOAT8.name, narrow=True, **parameters)
+        has_gelu = parameters.get("activation") == "gelu"
+        value: ir.Value = self._graph.kernel(
+            "gelu_product" if has_gelu else "gemm",
+            *(x, weight, bias, factor),
+            dtype=FLOAT8.name,
+            narrow=True,
+            **parameters,
+        )
+        return value
 
     def input_scale(self, *names: str) -> float | None:
         """The unit of the quantized rows that these maps take; None for the compute type."""

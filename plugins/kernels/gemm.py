@@ -1,4 +1,4 @@
-"""The node that multiplies matrices, which cuBLASLt does, or a kernel of ours that is asked for."""
+"""The node that multiplies matrices, which cuBLASLt does."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,11 +11,9 @@ from longlive_trt.architectures import Architecture
 from longlive_trt.basics import Array
 from longlive_trt.errors import PluginError
 from longlive_trt.plugins.cuda.cublaslt import WORKSPACE_BYTES, Matmul, Product, alignment_of
-from longlive_trt.plugins.cuda.driver import device_facts
 from longlive_trt.plugins.cuda.kernel import CudaKernel
 from longlive_trt.plugins.cuda.placement import Placement
 from longlive_trt.plugins.cuda.tensors import DeviceTensor
-from longlive_trt.plugins.kernels import gelu_product
 from longlive_trt.plugins.kernels.base import Shape
 from longlive_trt.plugins.kernels.rows import Float32, narrowed, single, split_shape
 
@@ -30,15 +28,12 @@ class Gemm:
     With ``heads`` the last axis of the result is split into heads. With ``scale`` x and weight are
     float8_e4m3, the weight is [out, in], and their product is in units of it. With ``narrow`` the
     result is float8_e4m3 too, and the last input, float32 [1], is what it is multiplied by.
-
-    ``hides_gelu``: by the kernel of ``gelu_product``, where it has one. No graph says so.
     """
 
     activation: str = "none"
     heads: int | None = None
     scale: float | None = None
     narrow: bool = False
-    hides_gelu: bool = False
     matmuls: dict[Product, Matmul] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -51,7 +46,7 @@ class Gemm:
 
     @classmethod
     def cuda_kernels(cls, architecture: Architecture) -> Sequence[CudaKernel]:
-        """They are the library's, as long as no graph asks for another."""
+        """They are the library's."""
         del architecture
         return ()
 
@@ -74,9 +69,6 @@ class Gemm:
         product = self._product(inputs, outputs[0])
         if product.rows == 0:
             return
-        if self.hides_gelu and gelu_product.takes(product, _architecture(place)):
-            self._launch_ours(product, inputs, outputs[0], place)
-            return
         if product not in self.matmuls:
             self.matmuls[product] = Matmul(product, device=x.device)
         self.matmuls[product](
@@ -87,28 +79,6 @@ class Gemm:
             bias=bias,
             scale=1.0 if self.scale is None else self.scale,
             out_factor=factor,
-            stream=place.stream.handle,
-        )
-
-    def _launch_ours(
-        self,
-        product: Product,
-        inputs: Sequence[DeviceTensor],
-        out: DeviceTensor,
-        place: Placement,
-    ) -> None:
-        bias, factor = self._addresses(inputs)
-        gelu_product.launch(
-            product,
-            {
-                "x": inputs[0].pointer,
-                "weight": inputs[1].pointer,
-                "bias": bias,
-                "factor": factor,
-                "output": out.pointer,
-            },
-            1.0 if self.scale is None else self.scale,
-            device=place.device,
             stream=place.stream.handle,
         )
 
@@ -148,10 +118,6 @@ class Gemm:
             product = gelu(product)
         result = product if factor is None else narrowed(product, 1 / single(factor))
         outputs[0][...] = result.reshape(outputs[0].shape)
-
-
-def _architecture(place: Placement) -> Architecture:
-    return device_facts(place.device).architecture
 
 
 def _workspace(place: Placement) -> int:

@@ -9,6 +9,7 @@ from longlive_trt.errors import PluginError
 from longlive_trt.plugins.cuda.compilation import texts_of
 from longlive_trt.plugins.kernels.attention import Attention, CrossAttention, NarrowAttention
 from longlive_trt.plugins.kernels.base import GraphKernel
+from longlive_trt.plugins.kernels.gelu_product import GeluProduct
 from longlive_trt.plugins.kernels.gemm import Gemm
 from longlive_trt.plugins.kernels.layer_norm import LayerNorm, ResidualNorm
 from longlive_trt.plugins.kernels.quantize import NarrowHeads, Quantize, WidenHeads
@@ -29,6 +30,7 @@ from longlive_trt.plugins.kernels.values import TransposedValues
 KERNELS: Mapping[str, type[GraphKernel]] = {
     "attention": Attention,
     "cross_attention": CrossAttention,
+    "gelu_product": GeluProduct,
     "gemm": Gemm,
     "layer_norm": LayerNorm,
     "narrow_attention": NarrowAttention,

@@ -112,6 +112,15 @@ __device__ __forceinline__ void prefetch_map(const TensorMap* map) {
 }
 
 __device__ __forceinline__ void load_box(void* destination, const TensorMap* map, uint64* barrier,
+                                         int c0, int c1) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      " [%0], [%1, {%3, %4}], [%2];" ::"r"(shared_address(destination)),
+      "l"(map), "r"(shared_address(barrier)), "r"(c0), "r"(c1)
+      : "memory");
+}
+
+__device__ __forceinline__ void load_box(void* destination, const TensorMap* map, uint64* barrier,
                                          int c0, int c1, int c2, int c3) {
   asm volatile(
       "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"

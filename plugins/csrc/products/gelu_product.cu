@@ -1,50 +1,42 @@
 // GELU(scale x W^T + bias) in E4M3, of x and W in E4M3; GELU hides under the products of other rows.
 //
-// A CTA keeps the weights of 112 or 128 columns in shared memory, all their inputs, while rows stream
-// past them, 64 at a time: a unit. With fewer columns more rows can be on their way. Units are shared
-// out column by column in even parts, so most CTAs change their weights once, slab by slab as the last
-// rows have passed. With LL_PAIR the two CTAs of a cluster are at the same rows with columns of their
-// own: each fetches half of the rows for both.
+// A CTA keeps the weights of 128 columns in shared memory, all their inputs, while rows stream past
+// them, 64 at a time: a unit. Units are shared out column by column in even parts, so most CTAs change
+// their weights once, slab by slab as the last rows have passed.
 //
 // One warp fetches rows and one weights. Two warpgroups have whole units, in turns: one multiplies
 // while the other has bias, GELU and rounding to do. A turn is handed over when the last instruction
 // is given, not when it has ended, so that the tensor cores never wait.
 //
-// The copy engine reads the weights' rows in an order in which a thread's sums are four or eight
-// neighboring columns, which are stored at once; what four threads store lies together.
+// The copy engine reads the weights' rows in an order in which a thread's sums are eight neighboring
+// columns, which are stored at once; what four threads store lies together.
 #include "attention/hopper.cuh"
-#include "attention/multicast.cuh"
 #include "attention/wgmma.cuh"
 #include "common/vectors.cuh"
 
 #ifndef LL_STEPS
 #define LL_STEPS 12
-#define LL_COLUMNS 112
-#define LL_STAGES 7
-#define LL_PAIR 1
-#define LL_SHARED_BYTES 229696
+#define LL_STAGES 4
+#define LL_SHARED_BYTES 229648
 #endif
 
 namespace {
 
 constexpr int kRows = 64;
-constexpr int kColumns = LL_COLUMNS;
+constexpr int kColumns = 128;
 constexpr int kStep = 128;  // inputs of a stage: a row of it is one swizzle
 constexpr int kInstruction = 32;  // inputs
 constexpr int kSteps = LL_STEPS;
 constexpr int kStages = LL_STAGES;
-constexpr int kBlocks = LL_PAIR ? 2 : 1;
-constexpr int kFetchedRows = kRows / kBlocks;
 constexpr int kSlabBytes = kColumns * kStep;
 constexpr int kStageBytes = kRows * kStep;
 constexpr int kRowsAt = kSteps * kSlabBytes;
 constexpr int kBarriersAt = kRowsAt + kStages * kStageBytes;
 constexpr int kWarpgroup = 128;
 constexpr int kWarps = kWarpgroup / 32;
-constexpr int kOwn = kColumns % 32 == 0 ? 8 : 4;  // neighboring columns of a thread
+constexpr int kOwn = 8;  // neighboring columns of a thread
 constexpr int kGroup = 4 * kOwn;
 constexpr int kGroups = kColumns / kGroup;
-static_assert(kColumns % kGroup == 0, "threads hold whole groups");
 static_assert(kBarriersAt + 8 * (2 * kSteps + 2 * kStages + 2) == LL_SHARED_BYTES,
               "as plugins/kernels/gelu_product.py counts them");
 
@@ -81,8 +73,6 @@ __device__ __forceinline__ Shared shared_parts(uint8* memory) {
           barriers + 2 * kSteps + 2 * kStages};
 }
 
-__device__ __forceinline__ int rank() { return blockIdx.x % kBlocks; }
-
 // What a CTA has to do; its units lie behind each other, first all rows of the same columns.
 struct Share {
   int tiles;  // of rows
@@ -90,20 +80,17 @@ struct Share {
   int end;
 
   __device__ __forceinline__ int row(int unit) const { return unit % tiles * kRows; }
-  __device__ __forceinline__ int column(int unit) const {
-    return (unit / tiles * kBlocks + rank()) * kColumns;
-  }
+  __device__ __forceinline__ int column(int unit) const { return unit / tiles * kColumns; }
   // How often the weights have changed.
   __device__ __forceinline__ int change(int unit) const { return unit / tiles - first / tiles; }
 };
 
 __device__ __forceinline__ Share share_of(const Params& params) {
   const int tiles = ceil_div(params.rows, kRows);
-  const int units = tiles * (params.columns / (kColumns * kBlocks));
-  const int sharers = gridDim.x / kBlocks;
-  const int own = blockIdx.x / kBlocks;
-  return {tiles, static_cast<int>(static_cast<int64>(units) * own / sharers),
-          static_cast<int>(static_cast<int64>(units) * (own + 1) / sharers)};
+  const int64 units = static_cast<int64>(tiles) * (params.columns / kColumns);
+  const int own = blockIdx.x;
+  return {tiles, static_cast<int>(units * own / gridDim.x),
+          static_cast<int>(units * (own + 1) / gridDim.x)};
 }
 
 // Where a stage of rows is in the ring; `position` counts all of them from the first.
@@ -117,18 +104,12 @@ __device__ __forceinline__ void load_rows(const Params& params, const Shared& sh
                                           const Share& share) {
   int position = 0;
   for (int unit = share.first; unit < share.end; ++unit) {
-    const int row = share.row(unit) + rank() * kFetchedRows;
     for (int step = 0; step < kSteps; ++step, ++position) {
       const int stage = stage_of(position);
-      uint8* target = shared.rows + stage * kStageBytes + rank() * kFetchedRows * kStep;
       uint64* full = shared.rows_are_full + stage;
       barrier_wait(shared.rows_are_free + stage, phase_of(position) ^ 1);
       barrier_expect_bytes(full, kStageBytes);
-      if constexpr (LL_PAIR) {
-        load_box_for_all(target, &params.x, full, 3, step * kStep, row);
-      } else {
-        load_box(target, &params.x, full, step * kStep, row);
-      }
+      load_box(shared.rows + stage * kStageBytes, &params.x, full, step * kStep, share.row(unit));
     }
   }
 }
@@ -158,13 +139,8 @@ __device__ __forceinline__ void leave(uint64* barrier) {
   if (lane_id() == 0) barrier_arrive(barrier);
 }
 
-// Both CTAs have to, for both are written into.
 __device__ __forceinline__ void leave_rows(const Shared& shared, int position) {
-  uint64* barrier = shared.rows_are_free + stage_of(position);
-  leave(barrier);
-  if constexpr (LL_PAIR) {
-    if (lane_id() == 0) barrier_free_remote(remote_address(barrier, 1 - rank()));
-  }
+  leave(shared.rows_are_free + stage_of(position));
 }
 
 __device__ __forceinline__ void multiply_step(Sums& sums, uint64 rows, uint64 weights, int step) {
@@ -214,30 +190,12 @@ __device__ __forceinline__ void multiply_unit(Sums& sums, const Shared& shared, 
 // Two columns in each word.
 using Bias = uint32[kGroups][kOwn / 2];
 
-template <int kWords>
-__device__ __forceinline__ void load_words(uint32 (&words)[kWords], const void* source) {
-  if constexpr (kWords == 4) {
-    const uint4 loaded = *static_cast<const uint4*>(source);
-    words[0] = loaded.x, words[1] = loaded.y, words[2] = loaded.z, words[3] = loaded.w;
-  } else {
-    const uint2 loaded = *static_cast<const uint2*>(source);
-    words[0] = loaded.x, words[1] = loaded.y;
-  }
-}
-
-template <int kWords>
-__device__ __forceinline__ void store_words(uint8* target, const uint32 (&words)[kWords]) {
-  if constexpr (kWords == 2) {
-    *reinterpret_cast<uint2*>(target) = make_uint2(words[0], words[1]);
-  } else {
-    *reinterpret_cast<uint32*>(target) = words[0];
-  }
-}
-
 __device__ __forceinline__ void load_bias(Bias& bias, const Params& params, int column) {
 #pragma unroll
   for (int group = 0; group < kGroups; ++group) {
-    load_words(bias[group], params.bias + column + group * kGroup);
+    const uint4 four = *reinterpret_cast<const uint4*>(params.bias + column + group * kGroup);
+    bias[group][0] = four.x, bias[group][1] = four.y;
+    bias[group][2] = four.z, bias[group][3] = four.w;
   }
 }
 
@@ -276,7 +234,9 @@ __device__ __forceinline__ void finish(const Params& params, const Sums& sums, c
         }
         words[i] = pack_e4m3(v[0], v[1], v[2], v[3]);
       }
-      if (row < params.rows) store_words(target + group * kGroup, words);
+      if (row < params.rows) {
+        *reinterpret_cast<uint2*>(target + group * kGroup) = make_uint2(words[0], words[1]);
+      }
     }
   }
 }
@@ -306,7 +266,7 @@ __device__ __forceinline__ void init_barriers(const Shared& shared) {
   }
   for (int i = 0; i < kStages; ++i) {
     barrier_init(shared.rows_are_full + i, 1);
-    barrier_init(shared.rows_are_free + i, kWarps * kBlocks);
+    barrier_init(shared.rows_are_free + i, kWarps);
   }
   for (int i = 0; i < 2; ++i) barrier_init(shared.has_ended + i, kWarps);
   fence_barrier_init();
@@ -314,19 +274,12 @@ __device__ __forceinline__ void init_barriers(const Shared& shared) {
 
 }  // namespace
 
-#if LL_PAIR
-#define LL_CLUSTER __cluster_dims__(2, 1, 1)
-#else
-#define LL_CLUSTER
-#endif
-
-extern "C" __global__ void LL_CLUSTER __launch_bounds__(3 * kWarpgroup, 1)
+extern "C" __global__ void __launch_bounds__(3 * kWarpgroup, 1)
     gelu_product(const __grid_constant__ Params params) {
   extern __shared__ __align__(1024) uint8 memory[];
   const Shared shared = shared_parts(memory);
   if (threadIdx.x == 0) init_barriers(shared);
   __syncthreads();
-  if constexpr (LL_PAIR) cluster_sync();  // nobody sends before the other is ready
   const Share share = share_of(params);
   const int warpgroup = threadIdx.x / kWarpgroup;
   if (warpgroup == 0) {
@@ -334,9 +287,5 @@ extern "C" __global__ void LL_CLUSTER __launch_bounds__(3 * kWarpgroup, 1)
     if (threadIdx.x == 32) load_weights(params, shared, share);
   } else {
     consume(params, shared, share, warpgroup - 1);
-  }
-  if constexpr (LL_PAIR) {
-    __syncwarp();
-    cluster_sync();  // nobody leaves while the other sends to it
   }
 }

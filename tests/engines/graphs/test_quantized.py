@@ -208,7 +208,7 @@ def test_every_quantized_product_is_in_fp8(quantized: Callable[..., Path], tmp_p
         [value.dtype for value in node.inputs[:2] if value is not None]
         for node in graph
         if "spec" in node.attributes
-        and json.loads(node.attributes["spec"].as_string())["kernel"] == "gemm"
+        and json.loads(node.attributes["spec"].as_string())["kernel"] in ("gemm", "gelu_product")
     ]
     # q, k and v as one; two of o, the cross-attention's q, and both of the feed-forward.
     in_fp8 = [types for types in inputs if types == [ir.DataType.FLOAT8E4M3FN] * 2]
@@ -334,7 +334,7 @@ def test_layers_left_out_stay_in_the_compute_type(
     expected, found = run(reference, given), run(written, given)
     # The exported graph still rounds what goes into q and k.
     assert relative_error(found["latents_next"], expected["latents_next"]) <= 3e-2
-    assert kernels(tmp_path / "written")["gemm", "KernelFloat8E4M3"] == LAYERS - 1
+    assert kernels(tmp_path / "written")["gelu_product", "KernelFloat8E4M3"] == LAYERS - 1
 
 
 def changed(source: Path, folder: Path, quantization: Quantization) -> Path:

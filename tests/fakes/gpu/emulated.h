@@ -438,13 +438,13 @@ void grow_registers() {}
 template <int>
 void shrink_registers() {}
 
-namespace emulated {
-
-// `offset`, in a block's shared memory, takes what the map says of a box there.
-inline void fill_box(Block& block, int64 offset, const TensorMap* packed, uint64* barrier,
-                     const int64 (&start)[5]) {
-  Map map;
+inline void load_box(void* destination, const TensorMap* packed, uint64* barrier, int c0, int c1,
+                     int c2, int c3, int c4) {
+  emulated::Map map;
   std::memcpy(&map, packed, sizeof map);
+  const int64 start[5] = {c0, c1, c2, c3, c4};
+  uint8* base = emulated::here->base();
+  const int64 offset = static_cast<uint8*>(destination) - base;
   const bool swizzles = map.box[0] == 128;
   int64 count = 1;
   for (int size : map.box) count *= size;
@@ -457,36 +457,13 @@ inline void fill_box(Block& block, int64 offset, const TensorMap* packed, uint64
       inside = inside && at >= 0 && at < map.sizes[axis];
       from += at * (axis ? map.strides[axis - 1] : 1);
     }
-    const int64 to = swizzles ? swizzled(offset + i) : offset + i;
-    block.base()[to] = inside ? map.data[from] : 0;
+    base[swizzles ? emulated::swizzled(offset + i) : offset + i] = inside ? map.data[from] : 0;
   }
-  complete(block, barrier, count);
-}
-
-inline int64 offset_of(const void* pointer) {
-  return static_cast<const uint8*>(pointer) - here->base();
-}
-
-}  // namespace emulated
-
-inline void load_box(void* destination, const TensorMap* map, uint64* barrier, int c0, int c1,
-                     int c2, int c3, int c4) {
-  emulated::fill_box(*emulated::here, emulated::offset_of(destination), map, barrier,
-                     {c0, c1, c2, c3, c4});
+  emulated::complete(*emulated::here, barrier, count);
 }
 
 inline void load_box(void* destination, const TensorMap* map, uint64* barrier, int c0, int c1) {
   load_box(destination, map, barrier, c0, c1, 0, 0, 0);
-}
-
-inline void load_box_for_all(void* destination, const TensorMap* map, uint64* barrier,
-                             uint16 blocks, int c0, int c1) {
-  for (emulated::Block* block : {emulated::here, emulated::here->peer}) {
-    if (!(blocks >> block->rank & 1)) continue;
-    auto* told = block->base() + emulated::offset_of(barrier);
-    emulated::fill_box(*block, emulated::offset_of(destination), map,
-                       reinterpret_cast<uint64*>(told), {c0, c1, 0, 0, 0});
-  }
 }
 
 inline void load_bytes(void* destination, const void* source, uint32 bytes, uint64* barrier) {
@@ -508,7 +485,6 @@ inline void barrier_arrive_remote(uint32 remote) {
   auto* barrier = reinterpret_cast<uint64*>(emulated::memory_at(remote));
   emulated::arrive(*emulated::here->peer, barrier);
 }
-inline void barrier_free_remote(uint32 remote) { barrier_arrive_remote(remote); }
 struct ClusterMeeting {
   std::mutex mutex;
   std::condition_variable changed;
