@@ -1,5 +1,6 @@
 """The weights of an export folder, as the models take them: the way back from its graphs."""
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +19,8 @@ class ExportedWeights(Weights):
         self, folder: Path, record: ExportRecord, component: str, expected: Mapping[str, object]
     ) -> None:
         self._digest = record.checkpoints[component]
+        # Tensors map their file when they are first read, which two threads must not do at once.
+        self._reading = threading.Lock()
         self._tensors: dict[str, ir.TensorProtocol] = {}
         self._transposed: set[str] = set()
         for graph in record.graphs:
@@ -47,7 +50,8 @@ class ExportedWeights(Weights):
         return torch.float32
 
     def load(self, name: str) -> torch.Tensor:
-        stored = self._tensors[name].numpy()
+        with self._reading:
+            stored = self._tensors[name].numpy()
         if name in self._transposed:
             stored = _turned(stored)
         return torch.from_numpy(stored.astype("float32"))

@@ -9,19 +9,20 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.gpu import record
-from benchmarks.gpu.machine import Machine
+from benchmarks.gpu.machine import Machine, visible
 from benchmarks.gpu.record import Outcome, Runner, chosen_names, line
 from benchmarks.gpu.steps import PREPARATIONS, STEPS, TABLE, TWO_GPUS, Step
 from tests.documentation.documented import parse
 
 ROOT = Path(__file__).resolve().parents[1]
-H200 = {"name": "NVIDIA H200", "compute_cap": "9.0"}
+H200 = {"index": "0", "uuid": "GPU-0", "name": "NVIDIA H200", "compute_cap": "9.0"}
 ALL = (*PREPARATIONS, *TWO_GPUS, *STEPS)
 # Every program reads its own arguments as it does when it runs, and ends there.
 PARSE = """
@@ -52,7 +53,8 @@ for module, arguments in json.load(sys.stdin):
 
 def machine(count: int = 1, **changes: Any) -> Machine:
     options: dict[str, Any] = {"has_module": lambda _: True, "has_program": lambda _: True}
-    return Machine((H200,) * count, **{**options, **changes})
+    gpus = [{**H200, "index": str(n), "uuid": f"GPU-{n}"} for n in range(count)]
+    return Machine(tuple(gpus), **{**options, **changes})
 
 
 # ---- the table -------------------------------------------------------------------------------
@@ -307,12 +309,13 @@ def test_steps_of_one_gpu_run_side_by_side_on_several(make: Make, tmp_path: Path
         step("two", note + tell + meet, needs=("bundle",)),
         step("pair", note + tell, gpus=2),
     )
-    runner = make(*steps, here=machine(2))
+    # The first GPU of three is hidden.
+    runner = make(*steps, here=replace(machine(3), gpus=machine(3).gpus[1:]))
     runner.run(["one", "two", "pair"])
     assert set(results(runner).values()) == {"done"}
     first, *others = order.read_text().split()
     assert first == "all"
-    assert sorted(others) == ["0", "1"]
+    assert sorted(others) == ["1", "2"]
 
 
 def test_told_to_end_it_ends_all_that_it_started(tmp_path: Path) -> None:
@@ -349,6 +352,15 @@ def test_two_gpus_are_used_first_where_there_are_two() -> None:
     assert chosen_names(machine(1), "soak,bf16") == ["soak", "bf16"]
     with pytest.raises(SystemExit, match="--only nothing: no such step"):
         chosen_names(machine(1), "soak,nothing")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "indices"),
+    [(None, "012"), ("1", "1"), ("2,0", "20"), ("GPU-1", "1"), ("", "")],
+)
+def test_gpus_that_are_hidden_are_not_used(chosen: str | None, indices: str) -> None:
+    found = visible(list(machine(3).gpus), chosen)
+    assert "".join(gpu["index"] for gpu in found) == indices
 
 
 @pytest.mark.parametrize(

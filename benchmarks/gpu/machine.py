@@ -1,5 +1,6 @@
 """What is there to run steps on, asked without a context on any GPU."""
 
+import os
 import re
 import subprocess
 import sys
@@ -14,7 +15,16 @@ from benchmarks.gpu.steps import Step
 from benchmarks.harness import cpu_name
 
 _QUESTIONS = (
-    *("name", "compute_cap", "driver_version", "power.limit", "clocks.sm", "clocks.max.sm"),
+    *(
+        "index",
+        "uuid",
+        "name",
+        "compute_cap",
+        "driver_version",
+        "power.limit",
+        "clocks.sm",
+        "clocks.max.sm",
+    ),
     *("memory.total", "temperature.gpu"),
 )
 
@@ -83,7 +93,15 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    return Machine(tuple(_asked()))
+    return Machine(tuple(visible(_asked(), os.environ.get("CUDA_VISIBLE_DEVICES"))))
+
+
+def visible(gpus: list[dict[str, str]], chosen: str | None) -> list[dict[str, str]]:
+    """Those that programs may use here, in the order in which they count them."""
+    if chosen is None:
+        return gpus
+    named = {gpu[key]: gpu for gpu in gpus for key in ("index", "uuid")}
+    return [named[each] for each in chosen.split(",") if each in named]
 
 
 def _asked() -> list[dict[str, str]]:

@@ -199,7 +199,7 @@ class Runner:
         """The exit code of a program; None if it was ended, with all that it had started."""
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         if gpu is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
+            environment["CUDA_VISIBLE_DEVICES"] = self._machine.gpus[gpu]["index"]
             # Threads of both would only wait for each other.
             threads = max(1, (os.cpu_count() or 1) // len(self._machine.gpus))
             environment.setdefault("OMP_NUM_THREADS", str(threads))

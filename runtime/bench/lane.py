@@ -10,7 +10,7 @@ import numpy as np
 from longlive_trt.basics import Closing
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.schema import ROPE_TABLE_FRAMES
-from longlive_trt.contract import PROMPT, STEP, TEXT
+from longlive_trt.contract import COMPONENT_OF, PROMPT, STEP, TEXT
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.exports import TOKENIZER_NAME
@@ -164,6 +164,12 @@ def has_vae(bundle: Bundle) -> bool:
     return bool(decoders_of(bundle))
 
 
+def decoding_graphs(bundle: Bundle, settings: BenchSettings) -> tuple[str, ...]:
+    """All that may decode: whole frames, or parts of them."""
+    component = decoder_named(bundle, settings.decoder).component
+    return tuple(graph for graph, owner in COMPONENT_OF.items() if owner == component)
+
+
 def has_text_encoder(bundle: Bundle) -> bool:
     return bundle.has(TEXT) and TOKENIZER_NAME in bundle.manifest.files
 
@@ -172,7 +178,7 @@ class Lane(Closing):
     def __init__(self, bundle: Bundle, settings: BenchSettings, *, decode: bool) -> None:
         self.bundle, self.decode = bundle, decode
         self._settings, self._config = settings, bundle.config
-        self._decoders = decoder_named(bundle, settings.decoder).graphs if decode else ()
+        self._decoders = decoding_graphs(bundle, settings) if decode else ()
         self._times = LaneTimes()
         self._plain: list[_Stretch] = []
         self._switched: list[_Stretch] = []

@@ -1,7 +1,9 @@
 """The quantized graphs: standard operators, real quantized weights, and the meaning of torch."""
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +155,25 @@ def test_an_export_gives_its_weights_back(
         assert weights.shape(name) == small_weights.shape(name)
         expected = small_weights.load(name).half().float()
         assert weights.load(name).equal(expected), name
+
+
+def test_several_threads_may_read_one_weight(
+    small_export: Path, small_weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer's weight is asked for by its name and for what is made of it."""
+    maps = ir.ExternalTensor._load
+
+    def slowly(tensor: ir.ExternalTensor) -> None:
+        time.sleep(0.05)
+        maps(tensor)
+
+    monkeypatch.setattr(ir.ExternalTensor, "_load", slowly)
+    shapes = dict.fromkeys(small_weights.names, ())
+    weights = ExportedWeights(small_export, read_export(small_export), "transformer", shapes)
+    name = next(name for name in weights.names if name.endswith("ffn.0.weight"))
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(weights.load, [name] * 4)
+    assert all(other.equal(first) for other in others)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from longlive_trt.engines.ort import gpu as onnxruntime_cuda
 from longlive_trt.plugins.cuda.streams import Stream
 from longlive_trt.runtime import assembly
 from longlive_trt.runtime.assembly import Engines
+from longlive_trt.runtime.bench.lane import BenchSettings, decoding_graphs
 from longlive_trt.runtime.decoding import choice
 from longlive_trt.runtime.decoding.choice import decoder_named
 from longlive_trt.runtime.decoding.cuda import CudaDecoder
@@ -106,6 +107,11 @@ def test_low_memory_decodes_in_tiles_on_a_gpu(bundle: Bundle, opened: Any) -> No
     # Whole blocks add in another order than single frames do; tiles are single frames.
     assert np.abs(pictures[0].astype(int) - pictures[2]).max() <= 1
     assert np.array_equal(pictures[1], pictures[3])
+
+
+def test_bench_counts_tiles_as_decoding(bundle: Bundle) -> None:
+    """With --low-memory nothing else decodes."""
+    assert set(decoding_graphs(bundle, BenchSettings())) >= PARTS | set(VAE_GRAPHS)
 
 
 @pytest.mark.usefixtures("opened")
