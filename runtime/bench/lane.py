@@ -10,7 +10,7 @@ import numpy as np
 from longlive_trt.basics import Closing
 from longlive_trt.configs import ModelConfig
 from longlive_trt.configs.schema import ROPE_TABLE_FRAMES
-from longlive_trt.contract import COMPONENT_OF, PROMPT, STEP, TEXT
+from longlive_trt.contract import BASE_GRAPHS, PROMPT, STEP, TEXT, TILE_GRAPHS
 from longlive_trt.engines.bundles.bundle import Bundle
 from longlive_trt.engines.loader import DeviceChoice
 from longlive_trt.exports import TOKENIZER_NAME
@@ -19,6 +19,7 @@ from longlive_trt.runtime.bench.prompts import NewPrompt, Prompts, RandomPrompts
 from longlive_trt.runtime.bench.timing import TRANSFORMER, Durations, Position, TimedEngines
 from longlive_trt.runtime.decoding.choice import decoder_named, decoders_of
 from longlive_trt.runtime.interrupts import StopRequest
+from longlive_trt.runtime.memory.budget import way_of
 from longlive_trt.runtime.noise import SeededNoise
 from longlive_trt.runtime.ring import RingLayout
 from longlive_trt.runtime.session import Block, Session
@@ -165,9 +166,11 @@ def has_vae(bundle: Bundle) -> bool:
 
 
 def decoding_graphs(bundle: Bundle, settings: BenchSettings) -> tuple[str, ...]:
-    """All that may decode: whole frames, or parts of them."""
-    component = decoder_named(bundle, settings.decoder).component
-    return tuple(graph for graph, owner in COMPONENT_OF.items() if owner == component)
+    """Of whole frames, or of their parts where those are decoded in tiles."""
+    decoder = decoder_named(bundle, settings.decoder)
+    if way_of(bundle, decoder, low_memory=settings.low_memory) != "tiles":
+        return decoder.graphs
+    return (*BASE_GRAPHS[decoder.component], *TILE_GRAPHS[decoder.component])
 
 
 def has_text_encoder(bundle: Bundle) -> bool:
