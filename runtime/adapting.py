@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from longlive_trt.adapters import Adapter, open_adapter, parse_adapter
+from longlive_trt.ahead import ahead
 from longlive_trt.basics import Array
 from longlive_trt.engines.base import Engine
 from longlive_trt.engines.matrices import Layout, MatricesFile, SuppliedEngine, supplied_specs
@@ -44,6 +45,16 @@ class _Placed:
     kinds: Mapping[str, np.dtype[np.generic]]
 
 
+def _within(values: Array, kind: np.dtype[np.generic]) -> bool:
+    """Whether all is finite in that type. As rounding keeps the order, the ends say it."""
+    if values.dtype == kind and kind != np.float32:
+        # As it was exported: sums are in float32.
+        return True
+    ends = np.array([values.min(), values.max()])
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(ends.astype(kind).astype(np.float32)).all())
+
+
 class Matrices:
     """Of all videos of a bundle. Addresses stay; what lies there is exchanged between blocks."""
 
@@ -62,8 +73,7 @@ class Matrices:
         kinds = {name: spec.dtype for name, spec in specs.items()}
         tensors = memory.reserve(buffers, "the transformer's matrices")
         self._placed[graph] = _Placed(memory, layout, tensors, kinds)
-        for name in layout:
-            self._write(self._placed[graph], name)
+        self._write([(self._placed[graph], name) for name in layout])
         return SuppliedEngine(engine, tensors)
 
     def use(self, adapters: Sequence[Adapter]) -> None:
@@ -78,24 +88,35 @@ class Matrices:
             raise
 
     def _exchange(self, modules: set[str]) -> None:
-        for placed in self._placed.values():
-            for name, parts in placed.layout.items():
-                if not modules.isdisjoint(parts):
-                    self._write(placed, name)
+        self._write(
+            [
+                (placed, name)
+                for placed in self._placed.values()
+                for name, parts in placed.layout.items()
+                if not modules.isdisjoint(parts)
+            ]
+        )
 
-    def _write(self, placed: _Placed, name: str) -> None:
+    def _write(self, places: Sequence[tuple[_Placed, str]]) -> None:
+        """Matrices are made on threads while others go to their places."""
+        for (placed, name), kept in zip(places, ahead(self._made, places), strict=True):
+            placed.memory.write(placed.tensors[name], kept)
+            # Places on the way to a GPU are used again.
+            placed.memory.settle()
+
+    def _made(self, place: tuple[_Placed, str]) -> Array:
+        """What is to lie in a place."""
+        placed, name = place
         parts = [self._merged(module) for module in placed.layout[name]]
         values = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-        with np.errstate(over="ignore"):
-            kept = values.astype(placed.kinds[name])
-        if not np.isfinite(kept.astype(np.float32)).all():
+        kind = placed.kinds[name]
+        if not _within(values, kind):
             raise CheckpointError(
                 f"{', '.join(placed.layout[name])}: with the adapter, values are beyond the range "
-                f"of {placed.kinds[name]}; use a smaller scale, or a bundle in bf16 or fp32"
+                f"of {kind}; use a smaller scale, or a bundle in bf16 or fp32"
             )
-        placed.memory.write(placed.tensors[name], kept)
-        # Places on the way to a GPU are used again.
-        placed.memory.settle()
+        kept: Array = values.astype(kind, copy=False)
+        return kept
 
     def _merged(self, module: str) -> Array:
         """In float32, like export's merge; as it was exported where no adapter changes it."""
