@@ -25,6 +25,7 @@ from benchmarks.harness import ROOT, parser
 from benchmarks.quality.catalog import chosen, every
 from benchmarks.quality.lab import Lab
 from benchmarks.quality.records import Records
+from benchmarks.quality.ways import InTorch, attention_mass
 from benchmarks.sharing import make_way, single_threaded
 from longlive_trt.loading import find_bundle, load
 from longlive_trt.quality.cases import Lengths
@@ -45,9 +46,12 @@ def main() -> None:
     options.add_argument("--trials", help="names or groups with commas between, in this order")
     options.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     given = options.parse_args()
-    names = [trial.name for trial in chosen(given.trials)]
+    trials = chosen(given.trials)
+    if any(isinstance(trial.idea, InTorch) for trial in trials):
+        # Some of them are made of it, and would end all others later.
+        attention_mass()
     find_bundle("demo")
-    _measure(_tasks(given, names), given)
+    _measure(_tasks(given, [trial.name for trial in trials]), given)
 
 
 def add_lengths(options: ArgumentParser, long: int = LONG, seeds: int = SEEDS) -> None:

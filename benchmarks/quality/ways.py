@@ -106,12 +106,19 @@ class NearSighted(Way):
 
 
 @lru_cache
+def attention_mass() -> dict[str, Any]:
+    """What ``heads`` has measured of these weights."""
+    report: dict[str, Any] = json.loads(MASS.read_text()) if MASS.is_file() else {}
+    if report.get("weights", {}).get("transformer") != weights()["transformer"]:
+        raise SystemExit(f"{MASS}: not of these weights; run python -m benchmarks.quality.heads")
+    return report
+
+
+@lru_cache
 def chosen_heads(share: float) -> tuple[tuple[int, int], ...]:
     """(layer, head) of those whose attention is on the current block most."""
-    report = json.loads(MASS.read_text()) if MASS.is_file() else {}
-    if report.get("weights", {}).get("transformer") != weights()["transformer"]:
-        raise SystemExit(f"{MASS}: measured of other weights: python -m benchmarks.quality.heads")
-    mass = {(layer, h): m for layer, row in enumerate(report["own"]) for h, m in enumerate(row)}
+    own = attention_mass()["own"]
+    mass = {(layer, h): m for layer, row in enumerate(own) for h, m in enumerate(row)}
     most = sorted(mass, key=lambda head: -mass[head])
     return tuple(most[: round(share * len(most))])
 
@@ -167,10 +174,8 @@ class RoundedCache(Way):
         return rounded(x, scale_of(largest, FORMATS[self.format])[:, None], FORMATS[self.format])
 
 
-@lru_cache
 def _largest() -> list[dict[str, list[float]]]:
-    report = json.loads(MASS.read_text())
-    largest: list[dict[str, list[float]]] = report["largest"]
+    largest: list[dict[str, list[float]]] = attention_mass()["largest"]
     return largest
 
 

@@ -1,13 +1,15 @@
 """Ideas in attention, with nothing changed and with something changed, on made-up tokens."""
 
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.quality import ways
+from benchmarks.quality import trials, ways
 from benchmarks.quality.rolling import Places, Seen, Way, turned
 from benchmarks.quality.ways import EarlyExit, MergedQueries, NearSighted, Pooled
 from longlive_trt.demo.geometry import model_config
@@ -70,18 +72,35 @@ def test_chosen_heads_see_the_block_alone(seen: Seen, monkeypatch: pytest.Monkey
     assert not torch.allclose(with_sink[:, :, 1], found[:, :, 1])
 
 
+def forget_mass() -> None:
+    for remembered in (ways.attention_mass, ways.chosen_heads):
+        remembered.cache_clear()
+
+
+@pytest.fixture
+def anew() -> Iterator[None]:
+    """What was read of the attention's mass is read again, here and by others."""
+    forget_mass()
+    yield
+    forget_mass()
+
+
+@pytest.mark.usefixtures("anew")
 def test_heads_of_other_weights_are_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ways.chosen_heads.cache_clear()
     monkeypatch.setattr(ways, "MASS", tmp_path / "mass.json")
     own = [[0.1, 0.9], [0.8, 0.2]]
     ways.MASS.write_text(json.dumps({"weights": ways.weights(), "own": own}))
     assert ways.chosen_heads(0.5) == ((0, 1), (1, 0))
-    ways.chosen_heads.cache_clear()
+    forget_mass()
     monkeypatch.setattr(ways, "weights", lambda: {"transformer": "others"})
     with pytest.raises(SystemExit, match=r"python -m benchmarks\.quality\.heads"):
         ways.chosen_heads(0.25)
+    # What asks for them is refused before anything else is measured.
+    monkeypatch.setattr(sys, "argv", ["trials", "--trials", "attention,steps"])
+    with pytest.raises(SystemExit, match=r"mass\.json: not of these weights"):
+        trials.main()
 
 
 def test_equal_queries_merge_without_loss(seen: Seen) -> None:
