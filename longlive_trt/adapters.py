@@ -281,7 +281,8 @@ class Adapter:
         if pair is None:
             return None
         product: FloatArray = pair.a.read().T @ pair.b.read().T
-        return product * np.float32(self.strength * pair.scale)
+        product *= np.float32(self.strength * pair.scale)
+        return product
 
 
 def open_adapter(path: Path, shapes: Shapes, strength: float = 1.0) -> Adapter:

@@ -124,5 +124,7 @@ class Matrices:
         changes = [one.change_of(module) for one in self._adapters]
         for change in changes:
             if change is not None:
-                matrix = matrix.astype(np.float32) + change
+                # In its own place: new memory of this size would take longer than the sum.
+                np.add(change, matrix, out=change)
+                matrix = change
         return matrix
