@@ -321,5 +321,5 @@ def test_precisions_get_into_the_page(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_precisions_of_no_name_are_refused() -> None:
     pytest.importorskip("torch")
-    with pytest.raises(AssertionError, match="--rows int3: no such row; there are fp16, fp8"):
+    with pytest.raises(AssertionError, match="--rows int3: no such row; there are fp16, bf16, fp8"):
         run("demo.precisions", "--rows", "fp8,int3")
