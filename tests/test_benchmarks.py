@@ -15,6 +15,7 @@ from PIL import Image
 
 from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.runtime.assembly import Engines
+from longlive_trt.runtime.decoding.choice import decoder_named
 from longlive_trt.runtime.noise import SeededNoise
 from tests.shared import Shared
 
@@ -90,6 +91,22 @@ def test_decoders_of_a_bundle_take_turns(two_decoders: Path, tmp_path: Path) -> 
     named = {name: one["decoder"] for name, one in report["contestants"].items()}
     assert named == {f"{bundle.name}, {each} decoder": each for each in ("full", "light")}
     assert len(report["ratios"]) == 1
+
+
+@pytest.mark.parametrize("name", ["full", "light"])
+def test_a_decoder_that_takes_a_turn_is_the_only_one_that_runs(
+    name: str, two_decoders: Path
+) -> None:
+    pytest.importorskip("torch")
+    from benchmarks.against_torch import OurVideo
+
+    bundle = open_bundle(two_decoders)
+    decoder = decoder_named(bundle, name)
+    with OurVideo(bundle, decoder, "cpu", seed=0) as video:
+        video.vae()
+        video.block()
+        loaded = {key.split(" for ")[0] for key in video._engines._loaded}
+    assert loaded == {"step", "prompt", *decoder.graphs}
 
 
 def test_a_bundle_of_random_weights_from_graphs_alone(tiny_export: Path, tmp_path: Path) -> None:

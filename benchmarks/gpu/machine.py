@@ -15,16 +15,8 @@ from benchmarks.gpu.steps import Step
 from benchmarks.harness import cpu_name
 
 _QUESTIONS = (
-    *(
-        "index",
-        "uuid",
-        "name",
-        "compute_cap",
-        "driver_version",
-        "power.limit",
-        "clocks.sm",
-        "clocks.max.sm",
-    ),
+    *("index", "uuid", "name", "compute_cap", "driver_version"),
+    *("power.limit", "clocks.sm", "clocks.max.sm"),
     *("memory.total", "temperature.gpu"),
 )
 

@@ -1,5 +1,6 @@
 """The quantized graphs: standard operators, real quantized weights, and the meaning of torch."""
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -164,15 +165,21 @@ def test_several_threads_may_read_one_weight(
     maps = ir.ExternalTensor._load
 
     def slowly(tensor: ir.ExternalTensor) -> None:
-        time.sleep(0.05)
+        time.sleep(0.2)
         maps(tensor)
 
     monkeypatch.setattr(ir.ExternalTensor, "_load", slowly)
     shapes = dict.fromkeys(small_weights.names, ())
     weights = ExportedWeights(small_export, read_export(small_export), "transformer", shapes)
     name = next(name for name in weights.names if name.endswith("ffn.0.weight"))
+    begin = threading.Barrier(4)
+
+    def read(name: str) -> torch.Tensor:
+        begin.wait()
+        return weights.load(name)
+
     with ThreadPoolExecutor(4) as pool:
-        first, *others = pool.map(weights.load, [name] * 4)
+        first, *others = pool.map(read, [name] * 4)
     assert all(other.equal(first) for other in others)
 
 
