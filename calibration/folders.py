@@ -15,13 +15,19 @@ from longlive_trt.calibration.calibration_file import (
 )
 from longlive_trt.calibration.calibrator import CalibrationRequest, calibrate
 from longlive_trt.calibration.plot import sensitivity_png
-from longlive_trt.calibration.quantized import quantized_component
+from longlive_trt.calibration.quantized import (
+    LayerSwapper,
+    quantized_component,
+    quantized_specs,
+)
 from longlive_trt.calibration.recipes import Extras, recipe_named
 from longlive_trt.calibration.sensitivity import SensitivityReport, measure
 from longlive_trt.calibration.texts import EncodedTexts, SyntheticTexts, TextStates, Tokenize
+from longlive_trt.calibration.targets import select_layers
 from longlive_trt.calibration.vae.decoder import (
     convolutions,
     quantized_vae_component,
+    quantized_vae_specs,
     select_convolutions,
 )
 from longlive_trt.configs import ModelConfig, VaeConfig
@@ -40,6 +46,7 @@ from longlive_trt.export.exporter import ExportResult, KeptGraphs, export_compon
 from longlive_trt.export.models.text_encoder import TextEncoder
 from longlive_trt.export.models.transformer import Transformer
 from longlive_trt.export.models.vae import VaeDecoder
+from longlive_trt.export.tracers import Tracers
 from longlive_trt.exports import (
     TOKENIZER_NAME,
     ExportRecord,
@@ -186,6 +193,21 @@ def require_extras(source: SourceExport, extras: Extras) -> None:
         select_convolutions(source.vae_config, extras.vae_exclude)
 
 
+def begin_tracing(
+    tracers: Tracers, source: SourceExport, request: CalibrationRequest, extras: Extras
+) -> None:
+    """What ``write_quantized`` will ask for: its graphs depend on no number that rollouts find."""
+    config, recipe = source.config, request.recipe
+    extras = extras.of(config.rollout)
+    layers = select_layers(config.transformer, request.selection)
+    smoothed = frozenset(layers if recipe.smoothing is not None else ())
+    adapt = LayerSwapper(recipe.format, layers, smoothed, extras)
+    tracers.begin(quantized_specs((step_spec(config), prompt_spec(config)), adapt))
+    if extras.vae is not None:
+        chosen = select_convolutions(source.vae_config, extras.vae_exclude)
+        tracers.begin(quantized_vae_specs(vae_specs(config), chosen, extras.vae))
+
+
 def write_quantized(
     source: SourceExport,
     calibration: Calibration,
@@ -196,10 +218,11 @@ def write_quantized(
     check: bool = True,
     device: str = "cpu",
     report: Report = lambda _what, _done, _total: None,
+    tracers: Tracers | None = None,
 ) -> ExportResult:
     """The quantized export, with its calibration beside the graphs.
 
-    ``device``: where graphs and torch are compared.
+    ``device``: where graphs and torch are compared. ``tracers``: they may have begun already.
     """
     config = source.config
     extras = extras.of(config.rollout)
@@ -234,6 +257,7 @@ def write_quantized(
         check=check,
         device=device,
         report=report,
+        tracers=tracers,
     )
     progress_file(out).unlink(missing_ok=True)
     return result

@@ -1,7 +1,7 @@
 """The rewrite: a component whose layers and weights are quantized as a calibration says."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -47,7 +47,7 @@ from longlive_trt.export.checkpoints.weights import Weights
 from longlive_trt.export.components import Component
 from longlive_trt.export.models.transformer import Transformer
 from longlive_trt.export.torch_types import TORCH_TYPES
-from longlive_trt.export.tracing import GraphInput, in_compute_type
+from longlive_trt.export.tracing import GraphInput, GraphSpec, in_compute_type
 
 logger = logging.getLogger(__name__)
 
@@ -64,19 +64,22 @@ def quantized_component(
 ) -> Component:
     if extras.attention is not None:
         _tell_of_older(calibration, extras.attention)
-    adapt = layer_swapper(calibration, extras)
     return replace(
         component,
         weights=QuantizedWeights(component.weights, calibration, extras),
-        graphs=tuple(
-            replace(
-                graph,
-                adapt=adapt,
-                rounding_tolerance=_TOLERANCE,
-                inputs=[_cache_input(item, extras.kept) for item in graph.inputs],
-            )
-            for graph in component.graphs
-        ),
+        graphs=quantized_specs(component.graphs, LayerSwapper.of(calibration, extras)),
+    )
+
+
+def quantized_specs(graphs: Sequence[GraphSpec], adapt: "LayerSwapper") -> tuple[GraphSpec, ...]:
+    return tuple(
+        replace(
+            graph,
+            adapt=adapt,
+            rounding_tolerance=_TOLERANCE,
+            inputs=[_cache_input(item, adapt.extras.kept) for item in graph.inputs],
+        )
+        for graph in graphs
     )
 
 
@@ -105,24 +108,32 @@ def _cache_input(
     return [replace(i, dtype=dtypes.get(stem_of(i.name), i.dtype)) for i in inputs]
 
 
-def layer_swapper(
-    calibration: Calibration, extras: Extras = _NOTHING
-) -> Callable[[nn.Module], None]:
+@dataclass(frozen=True)
+class LayerSwapper:
     """Puts quantized layers into a transformer, for their weights to be loaded."""
-    format_ = recipe_named(calibration.recipe).format
 
-    def swap(model: nn.Module) -> None:
-        for name, ranges in calibration.layers.items():
+    format: Format
+    layers: tuple[str, ...]
+    smoothed: frozenset[str]
+    """Of the layers, those whose inputs are multiplied."""
+    extras: Extras = _NOTHING
+
+    @classmethod
+    def of(cls, calibration: Calibration, extras: Extras = _NOTHING) -> "LayerSwapper":
+        layers = calibration.layers
+        smoothed = (n for n, ranges in layers.items() if ranges.pre_quant_scale is not None)
+        format_ = recipe_named(calibration.recipe).format
+        return cls(format_, tuple(layers), frozenset(smoothed), extras)
+
+    def __call__(self, model: nn.Module) -> None:
+        for name in self.layers:
             parent, _, leaf = name.rpartition(".")
             layer = model.get_submodule(name)
             assert isinstance(layer, nn.Linear)
-            smoothed = ranges.pre_quant_scale is not None
-            quantized = QuantizedLinear(layer, format_, smoothed=smoothed)
+            quantized = QuantizedLinear(layer, self.format, smoothed=name in self.smoothed)
             setattr(model.get_submodule(parent), leaf, quantized)
         assert isinstance(model, Transformer)
-        _swap_formats(model, extras)
-
-    return swap
+        _swap_formats(model, self.extras)
 
 
 def _swap_formats(model: Transformer, extras: Extras) -> None:
@@ -150,7 +161,7 @@ def load_quantized(
     stored = QuantizedWeights(weights, calibration, extras)
     with torch.device("meta"):
         model = Transformer(config.transformer)
-        layer_swapper(calibration, extras)(model)
+        LayerSwapper.of(calibration, extras)(model)
     model.to_empty(device=device).requires_grad_(False)
     for name, parameter in model.named_parameters():
         parameter.data = in_compute_type(stored.load(name), dtype).to(device)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -201,7 +202,7 @@ def step_spec(config: ModelConfig) -> GraphSpec:
     return GraphSpec(
         name=contract.STEP,
         component=contract.TRANSFORMER,
-        module=lambda: StepGraph(config),
+        module=partial(StepGraph, config),
         inputs=[
             GraphInput(contract.LATENTS, latents),
             GraphInput(contract.NOISE, latents),
@@ -224,6 +225,7 @@ def step_spec(config: ModelConfig) -> GraphSpec:
         examples={contract.BATCH: 2, contract.STEP_FRAMES: 3, contract.CACHE_FRAMES: 5},
         tables=graph_tables(config),
         weight_prefix=contract.weight_prefix(contract.TRANSFORMER),
+        layers=transformer.layers,
     )
 
 
@@ -233,7 +235,7 @@ def prompt_spec(config: ModelConfig) -> GraphSpec:
     return GraphSpec(
         name=contract.PROMPT,
         component=contract.TRANSFORMER,
-        module=lambda: PromptGraph(config),
+        module=partial(PromptGraph, config),
         inputs=[GraphInput(contract.TEXT_STATES, states)],
         outputs=[
             contract.numbered(name, layer)
@@ -242,6 +244,7 @@ def prompt_spec(config: ModelConfig) -> GraphSpec:
         ],
         examples={contract.BATCH: 2},
         weight_prefix=contract.weight_prefix(contract.TRANSFORMER),
+        layers=transformer.layers,
     )
 
 
@@ -268,7 +271,7 @@ def vae_specs(config: ModelConfig, component: str = contract.VAE) -> tuple[Graph
     first = GraphSpec(
         name=name_first,
         component=component,
-        module=lambda: VaeFirstGraph(vae),
+        module=partial(VaeFirstGraph, vae),
         inputs=[GraphInput(contract.LATENTS, (contract.BATCH, 1, *frame))],
         outputs=outputs,
         examples=examples,
@@ -277,7 +280,7 @@ def vae_specs(config: ModelConfig, component: str = contract.VAE) -> tuple[Graph
     following = GraphSpec(
         name=name_next,
         component=component,
-        module=lambda: VaeNextGraph(vae),
+        module=partial(VaeNextGraph, vae),
         inputs=[
             GraphInput(contract.LATENTS, (contract.BATCH, contract.LATENT_FRAMES, *frame)),
             histories,
@@ -318,8 +321,8 @@ def encoder_specs(config: ModelConfig) -> tuple[GraphSpec, GraphSpec]:
 
     following = pixels(vae.temporal_factor)
     return (
-        spec(contract.ENCODE_FIRST, lambda: EncodeFirstGraph(vae), pixels(1)),
-        spec(contract.ENCODE_NEXT, lambda: EncodeNextGraph(vae), following, histories),
+        spec(contract.ENCODE_FIRST, partial(EncodeFirstGraph, vae), pixels(1)),
+        spec(contract.ENCODE_NEXT, partial(EncodeNextGraph, vae), following, histories),
     )
 
 
@@ -343,7 +346,7 @@ def text_spec(config: ModelConfig) -> GraphSpec:
     return GraphSpec(
         name=contract.TEXT,
         component=contract.TEXT_ENCODER,
-        module=lambda: TextGraph(text_encoder),
+        module=partial(TextGraph, text_encoder),
         inputs=[
             GraphInput(contract.IDS, (contract.BATCH, text_len), torch.int64),
             GraphInput(contract.MASK, (contract.BATCH, text_len), torch.int64),
@@ -351,4 +354,5 @@ def text_spec(config: ModelConfig) -> GraphSpec:
         outputs=[contract.TEXT_STATES],
         examples={contract.BATCH: 2},
         weight_prefix=contract.weight_prefix(contract.TEXT_ENCODER),
+        layers=text_encoder.layers,
     )

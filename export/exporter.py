@@ -5,6 +5,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +22,8 @@ from longlive_trt.errors import ExportError, UsageError
 from longlive_trt.export.check import CheckResult, check_graph
 from longlive_trt.export.components import Component, Sources, components
 from longlive_trt.export.demo_tokenizer import require_demo_vocab, write_demo_tokenizer
-from longlive_trt.export.tracing import TracedGraph, trace
+from longlive_trt.export.tracers import Tracers
+from longlive_trt.export.tracing import TracedGraph
 from longlive_trt.export.weights_file import write_weights
 from longlive_trt.exports import (
     RECORD_NAME,
@@ -129,14 +131,23 @@ def export_components(
     check: bool = True,
     device: str = "cpu",
     report: Report = lambda _what, _done, _total: None,
+    tracers: Tracers | None = None,
 ) -> ExportResult:
-    """``device``: where graphs and torch are compared."""
+    """``device``: where graphs and torch are compared. ``tracers`` may have begun already."""
     require_replaceable(out, EXPORT)
     require_space(out, _weights_bytes(parts, precision, quantization))
-    with publish_directory(out, EXPORT) as folder, ThreadPoolExecutor(1) as pool:
-        # Files of gigabytes are copied while Python traces.
+    with (
+        publish_directory(out, EXPORT) as folder,
+        ThreadPoolExecutor(1) as pool,
+        Tracers() if tracers is None else nullcontext(tracers) as tracing,
+    ):
+        # Files of gigabytes are copied while graphs are traced.
         copies = pool.submit(kept.copy_into, folder) if kept is not None else None
-        traced = {part.name: _export_component(part, folder, precision, report) for part in parts}
+        tracing.begin(graph for part in parts for graph in part.graphs)
+        traced = {
+            part.name: _export_component(part, folder, precision, tracing, report)
+            for part in parts
+        }
         add_files(folder)
         graphs = [graph for group in traced.values() for graph in group]
         hashes = _hashes(folder, copies.result() if copies is not None else {})
@@ -159,12 +170,12 @@ def _weights_bytes(
 
 
 def _export_component(
-    part: Component, folder: Path, precision: Precision, report: Report
+    part: Component, folder: Path, precision: Precision, tracing: Tracers, report: Report
 ) -> list[TracedGraph]:
     graphs = []
     for done, spec in enumerate(part.graphs):
         report(f"tracing {spec.name}", done, len(part.graphs))
-        graph = trace(spec)
+        graph = tracing.trace(spec)
         retype(graph.model, precision)
         graphs.append(graph)
     write_weights(

@@ -1,6 +1,7 @@
 """Wan's decoder as two graphs, of which the second does a tile of a frame at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -42,7 +43,7 @@ def tile_specs(config: ModelConfig, component: str) -> tuple[GraphSpec, ...]:
         *_pair(
             component,
             contract.BASE_GRAPHS[component],
-            lambda: VaeBaseGraph(vae),
+            partial(VaeBaseGraph, vae),
             (latents(1), latents(contract.LATENT_FRAMES)),
             [contract.FEATURES],
             whole,
@@ -51,7 +52,7 @@ def tile_specs(config: ModelConfig, component: str) -> tuple[GraphSpec, ...]:
         *_pair(
             component,
             contract.TILE_GRAPHS[component],
-            lambda: VaeTileGraph(vae),
+            partial(VaeTileGraph, vae),
             (features(1), features(contract.FEATURE_FRAMES)),
             [contract.FRAMES, contract.PIXELS],
             parts,

@@ -8,9 +8,9 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from longlive_trt.contract import TRANSPOSED_KEY
 from longlive_trt.errors import ExportError
 from longlive_trt.export.attention_functions import OPSET, add_attention_functions
+from longlive_trt.export.repeating import TRACED_LAYERS, NotAlikeError, are_alike, repeat
 from longlive_trt.export.simplifying import simplify
 from longlive_trt.export.torch_types import QUANTIZED_TYPES
 from longlive_trt.precision import PRECISIONS, mark_compute_type
@@ -29,6 +30,8 @@ TRACED = PRECISIONS["fp16"]
 """Half precision, so that every cast of the mixed-precision arithmetic is in the graph."""
 
 _EXACT_BITS = 5
+
+logger = logging.getLogger(__name__)
 
 Size = int | str | tuple[int, str]
 """A fixed size, a named one, or a multiple of a named one."""
@@ -42,9 +45,16 @@ class GraphInput:
     """None is the compute type."""
 
 
+def unchanged(_model: nn.Module) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class GraphSpec:
-    """What to trace: inputs in the order of ``forward``, a sequence where it takes a sequence."""
+    """What to trace: inputs in the order of ``forward``, a sequence where it takes a sequence.
+
+    Another process may do it: what is called here can be pickled.
+    """
 
     name: str
     component: str
@@ -57,10 +67,15 @@ class GraphSpec:
     """Values of the module's buffers."""
     weight_prefix: str = ""
     """What stands before the checkpoint's names in the module."""
-    adapt: Callable[[nn.Module], None] = lambda _model: None
-    """Changes the component's model, in the graph and in what the graph is checked against."""
+    adapt: Callable[[nn.Module], None] = unchanged
+    """Changes the component's model, in the graph and in what the graph is checked against. Those
+    that do the same are equal."""
     rounding_tolerance: float | None = None
     """The error that the check allows where the graph itself rounds coarsely."""
+    layers: int = 0
+    """How many blocks the component's model has, one after the other; 0 if it is not so made.
+
+    Each sequence of inputs has one for each of them; outputs with a number are of that layer."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,36 @@ class TracedGraph:
 
 
 def trace(spec: GraphSpec) -> TracedGraph:
+    return finished(spec, *traced(spec))
+
+
+def finished(spec: GraphSpec, model: ir.Model, parameters: Mapping[str, ir.Value]) -> TracedGraph:
+    weights = _attach_weights(model, spec, parameters)
+    transposed = _fold_transposes(weights)
+    forget_origins(model)
+    add_attention_functions(model)
+    mark_compute_type(model, TRACED.onnx)
+    model.metadata_props[TRANSPOSED_KEY] = json.dumps(sorted(transposed))
+    _require_exact_constants(model)
+    return TracedGraph(spec, model, weights, transposed)
+
+
+def traced(spec: GraphSpec) -> tuple[ir.Model, dict[str, ir.Value]]:
+    """A simplified graph, and those of its inputs that are weights, by name."""
+    if spec.layers <= TRACED_LAYERS or not _has_layers_alike(spec):
+        return _traced_whole(spec)
+    few = _with_layers(spec, TRACED_LAYERS)
+    model, parameters = _traced_whole(few)
+    _leave_unused_out(model, parameters)
+    try:
+        repeat(model.graph, spec.layers, _layers_of_inputs(few, parameters))
+    except NotAlikeError as error:
+        logger.debug("%s: all layers are traced: %s", spec.name, error)
+        return _traced_whole(spec)
+    return model, _sorted_ends(model.graph, spec)
+
+
+def _traced_whole(spec: GraphSpec) -> tuple[ir.Model, dict[str, ir.Value]]:
     with _quiet_exporter(), torch.no_grad():
         program = _export_program(spec)
         onnx_program = torch.onnx.export(
@@ -92,26 +137,80 @@ def trace(spec: GraphSpec) -> TracedGraph:
     _name_sizes(model, spec)
     parameters = _detach_weights(model, spec, {**spec.tables, **_constants(program)})
     simplify(model)
-    weights = _attach_weights(model, spec, parameters)
-    transposed = _fold_transposes(weights)
-    _forget_origins(model)
-    add_attention_functions(model)
-    mark_compute_type(model, TRACED.onnx)
-    model.metadata_props[TRANSPOSED_KEY] = json.dumps(sorted(transposed))
-    _require_exact_constants(model)
-    return TracedGraph(spec, model, weights, transposed)
+    return model, parameters
 
 
 def _export_program(spec: GraphSpec) -> torch.export.ExportedProgram:
     dims = {name: torch.export.Dim(name, min=1) for name in spec.examples}
     with FakeTensorMode():
-        module = spec.module().eval()
-        spec.adapt(module.get_submodule(spec.weight_prefix.removesuffix(".")))
+        module = _module(spec)
+        if spec.layers:
+            _model_in(module, spec).blocks = _blocks(module, spec)[: spec.layers]
         for parameter in module.parameters():
             parameter.data = in_compute_type(parameter.data, torch.float16)
         arguments = tuple(_map(spec.inputs, lambda item: _example(item, spec.examples)))
         shapes = tuple(_map(spec.inputs, lambda item: _dynamic(item, dims)))
         return torch.export.export(module, arguments, dynamic_shapes=shapes, strict=False)
+
+
+def _module(spec: GraphSpec) -> nn.Module:
+    module = spec.module().eval()
+    spec.adapt(_model_in(module, spec))
+    return module
+
+
+def _model_in(module: nn.Module, spec: GraphSpec) -> nn.Module:
+    return module.get_submodule(spec.weight_prefix.removesuffix("."))
+
+
+def _blocks(module: nn.Module, spec: GraphSpec) -> nn.ModuleList:
+    blocks = _model_in(module, spec).get_submodule("blocks")
+    assert isinstance(blocks, nn.ModuleList)
+    return blocks
+
+
+def _has_layers_alike(spec: GraphSpec) -> bool:
+    with FakeTensorMode():
+        return are_alike(_blocks(_module(spec), spec))
+
+
+def _with_layers(spec: GraphSpec, layers: int) -> GraphSpec:
+    inputs = [i if isinstance(i, GraphInput) else i[:layers] for i in spec.inputs]
+    outputs = [name for name in spec.outputs if _layer_of(name) < layers]
+    return replace(spec, inputs=inputs, outputs=outputs, layers=layers)
+
+
+def _layer_of(output: str) -> int:
+    number = output.rpartition(".")[2]
+    return int(number) if number.isdecimal() else 0
+
+
+def _layers_of_inputs(spec: GraphSpec, parameters: Iterable[str]) -> dict[str, int]:
+    owned = {}
+    for item in spec.inputs:
+        if not isinstance(item, GraphInput):
+            owned |= {each.name: layer for layer, each in enumerate(item)}
+    for name in parameters:
+        stem, _, rest = name.removeprefix(spec.weight_prefix).partition(".")
+        if stem == "blocks":
+            owned[name] = int(rest.partition(".")[0])
+    return owned
+
+
+def _leave_unused_out(model: ir.Model, parameters: dict[str, ir.Value]) -> None:
+    for name, value in list(parameters.items()):
+        if not value.uses():
+            model.graph.inputs.remove(value)
+            del parameters[name]
+
+
+def _sorted_ends(graph: ir.Graph, spec: GraphSpec) -> dict[str, ir.Value]:
+    """Put inputs and outputs in the order of the specification; returns the weights."""
+    inputs, outputs = ({str(v.name): v for v in ends} for ends in (graph.inputs, graph.outputs))
+    graph.inputs[:] = [inputs.pop(item.name) for item in flat_inputs(spec.inputs)]
+    graph.outputs[:] = [outputs[name] for name in spec.outputs]
+    graph.inputs.extend(inputs.values())
+    return inputs
 
 
 def in_compute_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -236,7 +335,7 @@ def _fold_transposes(weights: Mapping[str, ir.Value]) -> frozenset[str]:
     return frozenset(folded)
 
 
-def _forget_origins(model: ir.Model) -> None:
+def forget_origins(model: ir.Model) -> None:
     """Where in which file of this machine each node comes from takes half of a graph's file."""
     for node in model.graph:
         node.doc_string = None

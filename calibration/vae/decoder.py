@@ -1,7 +1,7 @@
 """The VAE's decoder in FP8 or INT8: what its convolutions meet, and what becomes of them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -21,7 +21,7 @@ from longlive_trt.export.checkpoints.weights import Weights
 from longlive_trt.export.components import Component
 from longlive_trt.export.models.vae import VaeDecoder
 from longlive_trt.export.torch_types import TORCH_TYPES
-from longlive_trt.export.tracing import in_compute_type
+from longlive_trt.export.tracing import GraphSpec, in_compute_type
 
 _WATCHED_FRAMES = 6
 """Latent frames of each rollout that are decoded: the first ones, and some after them."""
@@ -194,22 +194,30 @@ def quantized_vae_component(
     exclude: Sequence[str],
 ) -> Component:
     chosen = select_convolutions(config, exclude)
-    swap = _conv_swapper(chosen, format_)
-    graphs = tuple(
-        replace(graph, adapt=swap, rounding_tolerance=_TOLERANCE) for graph in component.graphs
-    )
     weights = QuantizedVaeWeights(component.weights, ranges, chosen, format_)
+    graphs = quantized_vae_specs(component.graphs, chosen, format_)
     return replace(component, weights=weights, graphs=graphs)
 
 
-def _conv_swapper(chosen: Sequence[str], format_: Format) -> Callable[[nn.Module], None]:
-    def swap(model: nn.Module) -> None:
-        for name in chosen:
-            parent, _, leaf = name.rpartition(".")
-            conv = quantized_conv(model.get_submodule(name), format_)
-            setattr(model.get_submodule(parent), leaf, conv)
+def quantized_vae_specs(
+    graphs: Sequence[GraphSpec], chosen: Sequence[str], format_: Format
+) -> tuple[GraphSpec, ...]:
+    adapt = ConvSwapper(tuple(chosen), format_)
+    return tuple(replace(graph, adapt=adapt, rounding_tolerance=_TOLERANCE) for graph in graphs)
 
-    return swap
+
+@dataclass(frozen=True)
+class ConvSwapper:
+    """Puts quantized convolutions into a decoder, for their weights to be loaded."""
+
+    chosen: tuple[str, ...]
+    format: Format
+
+    def __call__(self, model: nn.Module) -> None:
+        for name in self.chosen:
+            parent, _, leaf = name.rpartition(".")
+            conv = quantized_conv(model.get_submodule(name), self.format)
+            setattr(model.get_submodule(parent), leaf, conv)
 
 
 class QuantizedVaeWeights(Weights):

@@ -13,6 +13,7 @@ from longlive_trt.calibration.calibration_file import Calibration
 from longlive_trt.calibration.calibrator import CalibrationRequest
 from longlive_trt.calibration.folders import (
     SourceExport,
+    begin_tracing,
     calibrate_export,
     measure_sensitivity,
     read_fitting_calibration,
@@ -27,6 +28,7 @@ from longlive_trt.calibration.texts import Tokenize
 from longlive_trt.configs import ModelConfig
 from longlive_trt.errors import UsageError
 from longlive_trt.export.exporter import ExportResult
+from longlive_trt.export.tracers import Tracers
 from longlive_trt.extras import EXPORTING, QUANTIZING, require_modules
 from longlive_trt.files import EXPORT, real_path, require_replaceable, scratch_folder
 from longlive_trt.making.choices import optional_path, require_choice
@@ -126,12 +128,13 @@ def calibrate(
     checkpoints = Checkpoints(
         config, transformer, lora, vae, text_encoder, tokenizer, random_weights, tuple(overrides)
     )
-    with _source(onnx, checkpoints, Path(out), progress) as folder:
+    with _source(onnx, checkpoints, Path(out), progress) as folder, Tracers() as tracers:
         source = SourceExport.open(folder)
         require_extras(source, extras)
         if calibration is None:
             with_vae = extras.vae is not None
             notify(describe_calibration(source.config, request, with_vae=with_vae))
+            begin_tracing(tracers, source, request, extras)
         scales = _scales(source, request, extras, optional_path(calibration), Path(out), progress)
         sensitivity = None
         if report:
@@ -147,6 +150,7 @@ def calibrate(
             check=check,
             device=device,
             report=progress,
+            tracers=tracers,
         )
     return CalibrationResult(result, scales, sensitivity)
 

@@ -47,28 +47,31 @@ class BuildPlan:
         from longlive_trt.calibration.calibrator import CalibrationRequest
         from longlive_trt.calibration.folders import (
             SourceExport,
+            begin_tracing,
             calibrate_export,
             read_fitting_calibration,
             write_quantized,
         )
-        from longlive_trt.calibration.recipes import recipe_named
+        from longlive_trt.calibration.recipes import Extras, recipe_named
+        from longlive_trt.export.tracers import Tracers
         from longlive_trt.making.calibrating import default_device, load_prompts, open_tokenizer
         from longlive_trt.making.estimates import describe_calibration
 
         source, folder = SourceExport.open(self.onnx), quantized_folder(self.onnx, self.precision)
         device, compute = default_device()
+        request = CalibrationRequest(
+            recipe=recipe_named(self.precision),
+            prompts=tuple(load_prompts(None)),
+            compute=compute,
+            device=device,
+        )
         if self.calibration is not None:
             scales = read_fitting_calibration(self.calibration, source, self.precision)
         elif self._is_current(folder):
             logger.info("%s: quantized earlier; used again", folder)
             return folder
         else:
-            request = CalibrationRequest(
-                recipe=recipe_named(self.precision),
-                prompts=tuple(load_prompts(None)),
-                compute=compute,
-                device=device,
-            )
+            scales = None
             logger.warning(
                 "%s is not quantized and no --calibration is given: calibrating with the shipped "
                 "prompts (%s), into %s",
@@ -76,8 +79,11 @@ class BuildPlan:
                 describe_calibration(source.config, request),
                 folder,
             )
-            scales = calibrate_export(source, request, folder, open_tokenizer, report)
-        write_quantized(source, scales, folder, device=device, report=report)
+        with Tracers() as tracers:
+            if scales is None:
+                begin_tracing(tracers, source, request, Extras())
+                scales = calibrate_export(source, request, folder, open_tokenizer, report)
+            write_quantized(source, scales, folder, device=device, report=report, tracers=tracers)
         return folder
 
     def _is_current(self, folder: Path) -> bool:
