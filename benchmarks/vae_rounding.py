@@ -92,7 +92,7 @@ def require_vae(config: ModelConfig) -> Any:
 
 def round_as_on_hopper(model: nn.Module) -> None:
     for conv in model.modules():
-        if isinstance(conv, (QuantizedCausalConv, QuantizedStillConv)) and conv.format is INT8:
+        if isinstance(conv, (QuantizedCausalConv, QuantizedStillConv)) and conv.format == INT8:
             conv.forward = partial(convolve, conv)  # type: ignore[method-assign]
 
 

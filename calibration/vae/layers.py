@@ -20,7 +20,7 @@ def scales_by_channel(format_: Format) -> bool:
     FP8 loses nothing with one, and compilers then finish a convolution in one kernel: with many
     they write its sums in float32 and scale them in another.
     """
-    return format_ is INT8
+    return format_ == INT8
 
 
 class _QuantizedConv(nn.Module):
