@@ -84,9 +84,9 @@ class _Repeating:
                 if value in self._outputs:
                     self._names[value] = _name(before), _name(value)
         for one, other in zip(earlier, later, strict=True):
-            for before, value in zip(one.inputs, other.inputs, strict=True):
-                if before is not None and value is not None:
-                    self._pair_inputs(before, value)
+            for given, taken in zip(one.inputs, other.inputs, strict=True):
+                if given is not None and taken is not None:
+                    self._pair_inputs(given, taken)
 
     def _pair_inputs(self, before: ir.Value, value: ir.Value) -> None:
         """Of nodes that are the same: of the same layer, of the one before, of none, or from
@@ -187,8 +187,9 @@ def _meaning(node: ir.Node) -> tuple[object, ...]:
 
 
 def _plain(value: object) -> object:
-    is_tensor = isinstance(value, ir.TensorProtocol)
-    return (value.dtype, value.shape, value.tobytes()) if is_tensor else value
+    if not isinstance(value, ir.TensorProtocol):
+        return value
+    return value.dtype, value.shape, value.tobytes()
 
 
 def _is_input(value: ir.Value) -> bool:

@@ -186,7 +186,7 @@ def _layer_of(output: str) -> int:
 
 
 def _layers_of_inputs(spec: GraphSpec, parameters: Iterable[str]) -> dict[str, int]:
-    owned = {}
+    owned: dict[str, int] = {}
     for item in spec.inputs:
         if not isinstance(item, GraphInput):
             owned |= {each.name: layer for layer, each in enumerate(item)}

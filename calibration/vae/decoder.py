@@ -175,7 +175,7 @@ def load_quantized_vae(
     chosen = select_convolutions(config, exclude)
     with torch.device("meta"):
         vae = VaeDecoder(config)
-        _conv_swapper(chosen, format_)(vae)
+        ConvSwapper(tuple(chosen), format_)(vae)
     return _loaded(vae, QuantizedVaeWeights(weights, ranges, chosen, format_), compute, device)
 
 

@@ -21,7 +21,7 @@ from longlive_trt.calibration.calibration_file import (
     save_calibration,
 )
 from longlive_trt.calibration.calibrator import CalibrationRequest, calibrate
-from longlive_trt.calibration.folders import SourceExport, write_quantized
+from longlive_trt.calibration.folders import SourceExport, begin_tracing, write_quantized
 from longlive_trt.calibration.layers import quantized
 from longlive_trt.calibration.prompts import shipped_prompts
 from longlive_trt.calibration.quantization import rounded
@@ -44,10 +44,13 @@ from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.engines.compiler import BuildOptions
 from longlive_trt.engines.loader import load_engine
 from longlive_trt.errors import CheckpointError, ExportError, UsageError
+from longlive_trt.export import tracers
 from longlive_trt.export.check import check_graph
 from longlive_trt.export.components import Component, Sources, vae_specs
 from longlive_trt.export.exporter import export
 from longlive_trt.export.models.vae_layers import CausalConv, Histories
+from longlive_trt.export.tracers import Tracers
+from longlive_trt.export.tracing import GraphSpec
 from longlive_trt.exports import read_export
 from longlive_trt.precision import PRECISIONS
 from tests.fakes.decoders import StateWeights, seeded_decoder
@@ -408,3 +411,23 @@ def test_the_check_compares_narrow_convolutions(
     )
     with pytest.raises(ExportError, match="graph vae_first differs from torch"):
         check_graph(part.graphs[0], exported, part.weights, vae_config, half)
+
+
+@pytest.mark.exhaustive
+def test_graphs_are_traced_elsewhere_while_rollouts_run(
+    vae_export: Path,
+    vae_calibration: Calibration,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(spec: GraphSpec) -> None:
+        raise AssertionError(f"{spec.name} was traced again")
+
+    source, extras = SourceExport.open(vae_export), Extras(attention=INT8, vae=INT8)
+    request = CalibrationRequest(RECIPES["fp8"], PROMPTS, blocks=2)
+    with Tracers(2) as ahead:
+        begin_tracing(ahead, source, request, extras)
+        monkeypatch.setattr(tracers, "trace", refuse)
+        path = tmp_path / "onnx"
+        write_quantized(source, vae_calibration, path, extras=extras, check=False, tracers=ahead)
+    assert read_export(path).graphs.keys() == {"step", "prompt", "vae_first", "vae_next"}
