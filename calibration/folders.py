@@ -22,8 +22,8 @@ from longlive_trt.calibration.quantized import (
 )
 from longlive_trt.calibration.recipes import Extras, recipe_named
 from longlive_trt.calibration.sensitivity import SensitivityReport, measure
-from longlive_trt.calibration.texts import EncodedTexts, SyntheticTexts, TextStates, Tokenize
 from longlive_trt.calibration.targets import select_layers
+from longlive_trt.calibration.texts import EncodedTexts, SyntheticTexts, TextStates, Tokenize
 from longlive_trt.calibration.vae.decoder import (
     convolutions,
     quantized_vae_component,

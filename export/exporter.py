@@ -145,8 +145,7 @@ def export_components(
         copies = pool.submit(kept.copy_into, folder) if kept is not None else None
         tracing.begin(graph for part in parts for graph in part.graphs)
         traced = {
-            part.name: _export_component(part, folder, precision, tracing, report)
-            for part in parts
+            part.name: _export_component(part, folder, precision, tracing, report) for part in parts
         }
         add_files(folder)
         graphs = [graph for group in traced.values() for graph in group]

@@ -75,6 +75,7 @@ class Seen:
     is_recache: bool
 
 
+@dataclass(frozen=True)
 class Way:
     """How a pass is computed: as the model was trained. Ideas change one thing each."""
 

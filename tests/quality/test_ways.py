@@ -123,3 +123,10 @@ def test_a_rounded_cache_is_near(name: str, error: float, monkeypatch: pytest.Mo
     monkeypatch.setattr(ways, "_largest", lambda: [{"k": [4.0, 4.0]}])
     kept = ways.RoundedCache(name).kept(0, "k", x)
     assert 0 < float((kept - x).abs().max()) <= 4 * error
+
+
+def test_what_an_idea_is_known_by_is_the_same_in_every_process() -> None:
+    """Or what one process has measured would be measured again by the next."""
+    keys = [ways.in_torch(name, way).key for name, _, way in ways.IDEAS]
+    assert len(set(keys)) == len(keys)
+    assert not [key for key in keys if " at 0x" in key]
