@@ -90,7 +90,8 @@ def test_calibrate_hands_on_what_it_is_asked_for(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(calibrating, "describe_calibration", lambda *_, **__: "about an hour")
     told: list[str] = []
-    for name in ("require_extras", "measure_sensitivity", "calibrate_export", "write_quantized"):
+    made = ("measure_sensitivity", "calibrate_export", "write_quantized")
+    for name in ("require_extras", "begin_tracing", *made):
         monkeypatch.setattr(calibrating, name, noting(name))
     monkeypatch.setattr(calibrating.SourceExport, "open", lambda folder: Opened(folder))
     options = {"seed": 7, "blocks": 3, "include": ["*.q"], "prompts": ["a", "b", "c"]}
@@ -106,6 +107,7 @@ def test_calibrate_hands_on_what_it_is_asked_for(monkeypatch: pytest.MonkeyPatch
     assert (request.seed, request.blocks, request.selection.include) == (7, 3, ("*.q",))
     assert calls["measure_sensitivity"][0][3] == 0.5
     written = calls["write_quantized"][1]
+    assert calls["begin_tracing"][0] == (written["tracers"], source, request, written["extras"])
     assert (written["check"], written["sensitivity"]) == (False, "measure_sensitivity")
     assert written["extras"].cache.name == "fp8" and written["extras"].vae_exclude == ("conv2",)
     assert (result.export, result.calibration) == ("write_quantized", "calibrate_export")
