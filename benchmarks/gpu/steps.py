@@ -77,7 +77,6 @@ _SHORT = "--blocks 60 --switches 8 --seconds 20 --overwrite"
 _BOTH_DECODERS = "--decoder full --decoder light"
 _AS_PRESETS = "--blocks 24 --switches 0 --seconds 5 --warmup 4 --overwrite"
 _ROW = "--device cuda --processes 4 --work {out}/adherence"
-# `endless` wants another export.
 _PRESETS = (
     *("balanced", "speed", "turbo", "ultra", "quality", "light", "turbo-light", "ultra-light"),
     *("scene-change", "low-memory"),
@@ -132,7 +131,7 @@ PREPARATIONS = (
         "longlive-trt export --config longlive-1.3b --set text_encoder=null "
         "--set light_vae.kind=taehv --set vae.tiles=true --no-encoder "
         f"{_RANDOM} --out {{work}}/onnx",
-        180,
+        65,
         makes="onnx",
         gpus=0,
     ),
@@ -141,7 +140,7 @@ PREPARATIONS = (
         "the same in FP8, with attention and the whole decoder in int8",
         f"longlive-trt calibrate --onnx {{work}}/onnx {_INTEGERS} {_BUT_THE_ENDS} "
         f"{_QUICK_CALIBRATION} --out {{work}}/onnx-fp8",
-        150,
+        75,
         makes="onnx-fp8",
         needs=("onnx",),
         modules=_MODELOPT,
@@ -155,7 +154,18 @@ PREPARATIONS = (
         gpus=0,
         needs=("onnx-fp8",),
     ),
+    Step(
+        "onnx-endless",
+        "the same in 16 bits with positions within the window",
+        "longlive-trt export --config longlive-1.3b --set text_encoder=null "
+        "--set rollout.rope=relative --no-encoder "
+        f"{_RANDOM} --out {{work}}/onnx-endless",
+        60,
+        makes="onnx-endless",
+        gpus=0,
+    ),
     _bundle("bf16", "onnx", 20, "bf16"),
+    _bundle("endless", "onnx-endless", 20, "bf16"),
     _bundle("fp8", "onnx-fp8", 45, "fp8"),
     _bundle("fp8-text", "onnx-text", 90, "fp8"),
     _bundle("lora", "onnx", 15, "bf16", " --lora-ready"),
@@ -381,6 +391,7 @@ STEPS = (
     ),
     *(_preset(name, "bf16") for name in _PRESETS),
     _preset("turbo-fp8", "fp8"),
+    _preset("endless", "endless"),
     Step(
         "switch-times",
         "what each way to change the prompt adds: the column of docs/switching.md",
