@@ -15,7 +15,8 @@ from longlive_trt.calibration.recipes import FP8, INT8, Extras
 from longlive_trt.calibration.targets import Selection, select_layers
 from longlive_trt.configs import load_config
 from longlive_trt.export import tracing
-from longlive_trt.export.components import prompt_spec, step_spec, text_spec
+from longlive_trt.export.components import expected_shapes, prompt_spec, step_spec, text_spec
+from longlive_trt.export.models.transformer import Transformer
 from longlive_trt.export.repeating import NotAlikeError, are_alike, repeat
 from longlive_trt.export.tracing import GraphSpec, TracedGraph, trace
 
@@ -89,6 +90,20 @@ def test_a_graph_of_copies_is_the_one_that_is_traced_whole(
     assert found.weights.keys() == expected.weights.keys()
     assert found.transposed == expected.transposed
     assert meaning(found) == meaning(expected)
+
+
+@pytest.mark.exhaustive
+def test_all_forty_layers_of_14b_are_in_its_graphs() -> None:
+    config = load_config("wan-14b")
+    found: dict[str, tuple[int, ...]] = {}
+    for spec in (step_spec(config), prompt_spec(config)):
+        graph = trace(spec)
+        for name, value in graph.weights.items():
+            assert value.shape is not None
+            shape = tuple(value.shape.numpy())
+            found[name] = shape[::-1] if name in graph.transposed else shape
+    assert config.transformer.layers == 40
+    assert found == expected_shapes(lambda: Transformer(config.transformer))
 
 
 def test_layers_that_differ_are_all_traced() -> None:
