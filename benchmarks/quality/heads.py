@@ -24,7 +24,7 @@ _SEED = 9_000_000
 _BLOCKS = 5
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Watching(Way):
     """Sums over passes whose window is full."""
 
