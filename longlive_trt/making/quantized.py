@@ -59,28 +59,26 @@ class BuildPlan:
 
         source, folder = SourceExport.open(self.onnx), quantized_folder(self.onnx, self.precision)
         device, compute = default_device()
-        request = CalibrationRequest(
-            recipe=recipe_named(self.precision),
-            prompts=tuple(load_prompts(None)),
-            compute=compute,
-            device=device,
-        )
-        if self.calibration is not None:
-            scales = read_fitting_calibration(self.calibration, source, self.precision)
-        elif self._is_current(folder):
-            logger.info("%s: quantized earlier; used again", folder)
-            return folder
-        else:
-            scales = None
-            logger.warning(
-                "%s is not quantized and no --calibration is given: calibrating with the shipped "
-                "prompts (%s), into %s",
-                self.onnx,
-                describe_calibration(source.config, request),
-                folder,
-            )
         with Tracers() as tracers:
-            if scales is None:
+            if self.calibration is not None:
+                scales = read_fitting_calibration(self.calibration, source, self.precision)
+            elif self._is_current(folder):
+                logger.info("%s: quantized earlier; used again", folder)
+                return folder
+            else:
+                request = CalibrationRequest(
+                    recipe=recipe_named(self.precision),
+                    prompts=tuple(load_prompts(None)),
+                    compute=compute,
+                    device=device,
+                )
+                logger.warning(
+                    "%s is not quantized and no --calibration is given: calibrating with the "
+                    "shipped prompts (%s), into %s",
+                    self.onnx,
+                    describe_calibration(source.config, request),
+                    folder,
+                )
                 begin_tracing(tracers, source, request, Extras())
                 scales = calibrate_export(source, request, folder, open_tokenizer, report)
             write_quantized(source, scales, folder, device=device, report=report, tracers=tracers)
