@@ -12,8 +12,9 @@ or the pictures, are on the host.
 
 Torch is ``baseline_torch.py``'s: our own modules in bfloat16 with random weights and cuDNN's
 attention, a full window, the model's own geometry, and decodes with the full decoder. It holds its
-noise; a bundle's session draws and uploads it, as `generate` does. Ratios are torch's time by the
-bundle's: 1.5 is half as fast again.
+noise; a bundle's session draws and uploads it, as `generate` does. Torch attends to a prompt's
+padding as upstream does, our kernels to one token that stands for it. Ratios are torch's time by
+the bundle's: 1.5 is half as fast again.
 """
 
 import argparse
@@ -58,6 +59,7 @@ from longlive_trt.plugins.cuda.nvml import GpuReading, Sampler, open_gpu
 from longlive_trt.runtime.assembly import Engines
 from longlive_trt.runtime.bench.lane import BenchSettings, longest_session
 from longlive_trt.runtime.bench.measurement import check_measurable
+from longlive_trt.runtime.bench.prompts import RANDOM_TOKENS
 from longlive_trt.runtime.decoding.choice import DECODERS, BundledDecoder, decoder_named
 from longlive_trt.runtime.memory.base import Buffer, HostMemory, Memory
 from longlive_trt.runtime.memory.cuda import CudaMemory
@@ -100,11 +102,12 @@ class OurVideo(Closing):
     """One session for latents alone, one with pictures, and a decoder by itself."""
 
     def __init__(
-        self, bundle: Bundle, decoder: BundledDecoder, device: DeviceChoice, seed: int
+        self, bundle: Bundle, decoder: BundledDecoder, options: argparse.Namespace
     ) -> None:
-        self._config, self._seed, self._chosen = bundle.config, seed, decoder
+        self._config, self._chosen = bundle.config, decoder
+        self._seed, self._tokens = options.seed, options.prompt_tokens
         self._stack = ExitStack()
-        self._engines = self._stack.enter_context(Engines(bundle, device))
+        self._engines = self._stack.enter_context(Engines(bundle, options.device))
         self._latents_only, self._whole = (self._session(decode=which) for which in (False, True))
         self._decoder = self._engines.decoder(1, decoder.name)
         self._stack.callback(self._decoder.close)
@@ -130,7 +133,7 @@ class OurVideo(Closing):
             config, noise, total_frames=total, decode=decode, decoder=self._chosen.name
         )
         self._stack.enter_context(session)
-        states = random_states(config, np.random.default_rng(self._seed))
+        states = random_states(config, np.random.default_rng(self._seed), self._tokens)
         session.switch_prompt(self._engines.contexts(1).of_states(states))
         return session
 
@@ -186,7 +189,7 @@ def ours(
     bundle: Bundle, decoder: str | None, options: argparse.Namespace, stack: ExitStack
 ) -> Contestant:
     started, chosen = time.perf_counter(), decoder_named(bundle, decoder)
-    video = stack.enter_context(OurVideo(bundle, chosen, options.device, options.seed))
+    video = stack.enter_context(OurVideo(bundle, chosen, options))
     manifest = bundle.manifest
     facts = {
         "bundle": bundle.folder.name,
@@ -366,6 +369,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "model": config.name,
         "video_frames_per_block": frames,
         "passes_per_block": len(config.rollout.steps) + 1,
+        "prompt_tokens": options.prompt_tokens,
         "rounds": options.rounds,
         "duration_s": round(time.perf_counter() - started, 1),
         "gpu": course(sampler.readings),
@@ -389,6 +393,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options.add_argument("--rounds", type=int, default=30)
     options.add_argument("--warm-up", type=int, default=OUR_WARM_UP_BLOCKS, metavar="BLOCKS")
     options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--prompt-tokens", type=int, default=RANDOM_TOKENS, metavar="N")
     options.add_argument("--no-compile", action="store_true", help="leave compiled torch out")
     options.add_argument("--no-torch", action="store_true", help="bundles alone")
     options.add_argument("--compile-limit-s", type=int, default=90, help="longer is given up")

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from longlive_trt.configs import ModelConfig
+from longlive_trt.runtime.bench.prompts import RANDOM_TOKENS
 from longlive_trt.runtime.noise import SeededNoise
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,10 +102,14 @@ def seeded_noise(config: ModelConfig, seed: int = 0) -> SeededNoise:
     return SeededNoise(seed, shape, config.rollout.noises)
 
 
-def random_states(config: ModelConfig, random: np.random.Generator) -> Any:
-    """Text states of no prompt."""
+def random_states(
+    config: ModelConfig, random: np.random.Generator, tokens: int = RANDOM_TOKENS
+) -> Any:
+    """Text states of no prompt, but padded as those of a prompt with so many tokens."""
     text = config.transformer
-    return random.standard_normal((1, text.text_len, text.text_dim), np.float32)
+    states = random.standard_normal((1, text.text_len, text.text_dim), np.float32)
+    states[:, tokens:] = 0
+    return states
 
 
 def cpu_name() -> str:

@@ -93,6 +93,8 @@ K_NEW = "k_new"
 V_NEW = "v_new"
 CONTEXT_K = "context_k"
 CONTEXT_V = "context_v"
+CONTEXT_TOKENS = "context_tokens"
+"""How many tokens of a prompt there are to tell apart; the last of them stands for its padding."""
 HISTORY = "cache"
 HISTORY_NEXT = "cache_next"
 CACHE_OF = {"k": K_CACHE, "v": V_CACHE}

@@ -18,6 +18,7 @@ from longlive_trt.contract import (
     BATCH,
     CACHE_FRAMES,
     CONTEXT_K,
+    CONTEXT_TOKENS,
     CONTEXT_V,
     HISTORY,
     K_CACHE,
@@ -44,6 +45,7 @@ from longlive_trt.runtime.decoding.choice import decoder_named
 from longlive_trt.runtime.decoding.switching import SwitchableDecoder
 from longlive_trt.runtime.memory.base import Buffer, Memory, Tensor, buffers, named
 from longlive_trt.runtime.prompting.blending import Blend
+from longlive_trt.runtime.prompting.padding import tokens_of_keys
 from longlive_trt.runtime.prompting.switches import EXACT, SwitchMode
 from longlive_trt.runtime.ring import Ring, RingLayout
 from longlive_trt.runtime.session import Session, require_finite
@@ -159,7 +161,9 @@ def save_state(
     session.settle()
     for frame, latent in session.history.items():
         require_finite(latent, f"{path}: latent frame {frame}")
-    tensors = session.passes.saved() | _fetched(session.memory, session.context)
+    # How much of the prompt is padding is seen again in its keys and values.
+    context = {k: v for k, v in session.context.items() if k != CONTEXT_TOKENS}
+    tensors = session.passes.saved() | _fetched(session.memory, context)
     tensors |= {f"latent.{frame}": latent for frame, latent in session.history.items()}
     decoder = session.decoder
     if decoder is not None:
@@ -339,8 +343,13 @@ def restore(session: Session, state: SavedState) -> None:
         session.decoder.restore(state.vae_frames, caches)
     ring = Ring(session.ring.layout, state.next_frame, state.sink_start)
     for name, tensor in session.passes.prompt.items():
-        session.memory.write(tensor, state.tensors[name])
+        values = _tokens_of(state) if name == CONTEXT_TOKENS else state.tensors[name]
+        session.memory.write(tensor, values)
     session.resume(ring)
+
+
+def _tokens_of(state: SavedState) -> Array:
+    return tokens_of_keys(*(state.tensors[numbered(stem, 0)] for stem in (CONTEXT_K, CONTEXT_V)))
 
 
 def _fetched(memory: Memory, tensors: Mapping[str, Tensor]) -> dict[str, Array]:

@@ -5,7 +5,7 @@ its positions, runs the bound passes on the noise that was brought before, and c
 and values to their slots.
 """
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -20,6 +20,7 @@ from longlive_trt.contract import (
     CACHE_FRAMES,
     CACHE_INDEX,
     CONTEXT_K,
+    CONTEXT_TOKENS,
     CONTEXT_V,
     FRAME_INDEX,
     K_CACHE,
@@ -53,7 +54,7 @@ from longlive_trt.runtime.memory.base import (
 from longlive_trt.runtime.ring import Copy, PassPlan, RingLayout
 
 Context = Mapping[str, Tensor]
-"""``context_k.{l}`` and ``context_v.{l}`` of one prompt."""
+"""``context_k.{l}`` and ``context_v.{l}`` of one prompt, and ``context_tokens``."""
 
 _AHEAD = 2
 _CLEAN = Pass(timestep=0.0, sigma=0.0, sigma_next=0.0)
@@ -104,6 +105,8 @@ class TransformerPasses:
             spec.name for spec in named(engine.inputs, V_CACHE) if is_transposed(spec.shape)
         }
         self.prompt = self._part(CONTEXT_K, CONTEXT_V)
+        if CONTEXT_TOKENS in self._tensors:
+            self.prompt[CONTEXT_TOKENS] = self._tensors[CONTEXT_TOKENS]
         self._write_levels()
         self._results = [self._tensors[f"result.{which}"] for which in range(2)]
         self.noise = [self._memory.inlet(self._noise(which)) for which in range(2)]
@@ -118,8 +121,11 @@ class TransformerPasses:
 
     def use_context(self, context: Context) -> None:
         """Condition all following passes on a prompt."""
-        pairs = [(self.prompt[name], tensor) for name, tensor in context.items()]
-        self._memory.copy(pairs, [Span(0, 0, pairs[0][0].shape[1])])
+        by_length = defaultdict(list)
+        for name, tensor in self.prompt.items():
+            by_length[tensor.shape[1]].append((tensor, context[name]))
+        for length, pairs in by_length.items():
+            self._memory.copy(pairs, [Span(0, 0, length)])
 
     @property
     def place(self) -> int:
@@ -216,6 +222,8 @@ class TransformerPasses:
         inputs, outputs = self._engine.inputs, self._engine.outputs
         sizes = {BATCH: self._batch, STEP_FRAMES: self._layout.block}
         kept = named(inputs, K_CACHE, V_CACHE, CONTEXT_K, CONTEXT_V)
+        # Not all engines read it.
+        kept += [spec for name, spec in inputs.items() if name == CONTEXT_TOKENS]
         latents = Buffer.of(inputs[LATENTS], **sizes)
         return {
             **buffers(kept, cache_frames=self._layout.slots, **sizes),

@@ -413,6 +413,7 @@ STEPS = (
     ),
     _kernels("vae", "the decoder's passes in 16 bits", 60, "vae_kernels"),
     _kernels("vae_conv", "the decoder's convolutions in 8 bits", 60, "vae_conv"),
+    _kernels("padding", "attention to a prompt without its padding", 20, "padding"),
     _kernels("attention_sums", "how sums of 8-bit attention are kept", 40, "attention_sums"),
     _kernels("attention_rollout", "8-bit attention over a rollout", 60, "attention_rollout"),
     _row("int8", 240),

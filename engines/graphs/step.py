@@ -1,7 +1,8 @@
 """The transformer's graphs, written by hand for a GPU: every heavy node is a kernel of our own.
 
-They have the inputs and outputs of the exported graphs, and their weights. What is not a kernel
-of ours are standard operators on small tensors, none of which needs the host.
+They have the inputs and outputs of the exported graphs, and their weights. A pass also reads how
+many tokens of its prompt differ: attention need not read what pads it. What is not a kernel of ours
+are standard operators on small tensors, none of which needs the host.
 """
 
 from collections.abc import Callable, Sequence
@@ -72,6 +73,8 @@ class StepWriter(GraphWriter):
         return sizes
 
     def write(self) -> GraphBuilder:
+        tokens = self.graph.input(contract.CONTEXT_TOKENS, (1, 1), ir.DataType.INT64)
+        self.inputs[contract.CONTEXT_TOKENS] = tokens
         time, block_time = self._time()
         table = self._modulations(time, block_time)
         flow, keys, values = self._layers(self._patchify(), table)
@@ -133,7 +136,8 @@ class StepWriter(GraphWriter):
     def _cross_attention(self, layer: int, normed: ir.Value) -> ir.Value:
         name = f"blocks.{layer}.cross_attn"
         q = self.rms_norm(self.linear(normed, f"{name}.q"), f"{name}.norm_q.weight")
-        context = (self.inputs[numbered(stem, layer)] for stem in contract.CONTEXT_OF.values())
+        context = [self.inputs[numbered(stem, layer)] for stem in contract.CONTEXT_OF.values()]
+        context.append(self.inputs[contract.CONTEXT_TOKENS])
         into = self.quantized_attention(f"{name}.o")
         attended = self.graph.kernel("cross_attention", q, *context, **into)
         return self.linear(attended, f"{name}.o")

@@ -58,7 +58,7 @@ from longlive_trt.precision import PRECISIONS, Precision, retype
 logger = logging.getLogger(__name__)
 
 KERNEL_GRAPHS = (STEP, PROMPT, *VAE_GRAPHS)
-_GRAPHS_VERSION = 5
+_GRAPHS_VERSION = 6
 """Of what is written; another one with every change of the written graphs."""
 _FOLLOWING = {following for _, following in DECODER_GRAPHS.values()}
 _VAE_PRECISION = PRECISIONS["fp16"]

@@ -28,11 +28,15 @@ class KVPiece:
     one-element int64 device tensor that the kernel reads (and clamps to the capacity), or None
     for all of them.
     In 8 bits, ``v`` is the transposed layout that ``value_layout.value_position`` describes.
+    ``rest_alike``: all tokens behind the valid ones are like the last of these, as those that pad a
+    prompt. They take part, and that one counts for them: the result is that of all, but for
+    rounding. It needs a length on the device, 16 bits, and to be the only piece.
     """
 
     k: Any
     v: Any
     length: Any = None
+    rest_alike: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class CheckedCall:
     q: DeviceTensor
     out: DeviceTensor
     pieces: tuple[CheckedPiece, ...]
+    rest_alike: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -97,8 +102,11 @@ def check_call(
     _require_place(target, "out", device)
     if not 1 <= len(pieces) <= MAX_PIECES:
         raise PluginError(f"pieces has {len(pieces)} entries: allowed is 1 to {MAX_PIECES}")
-    checked = (_check_piece(piece, f"pieces[{i}]", queries) for i, piece in enumerate(pieces))
-    return CheckedCall(queries, target, tuple(checked))
+    checked = tuple(_check_piece(p, f"pieces[{i}]", queries) for i, p in enumerate(pieces))
+    rest_alike = any(piece.rest_alike for piece in pieces)
+    if rest_alike:
+        _check_rest(checked, dtype)
+    return CheckedCall(queries, target, checked, rest_alike)
 
 
 def check_scales(scales: Scales | None, queries: DeviceTensor) -> CheckedScales:
@@ -151,6 +159,15 @@ def check_length(length: Any, capacity: int, name: str, device: int) -> tuple[in
     if tensor.pointer % 8:
         raise PluginError(f"{name}.length is not aligned to 8 bytes")
     return tensor.pointer, capacity
+
+
+def _check_rest(pieces: Sequence[CheckedPiece], dtype: str) -> None:
+    if dtype in EIGHT_BIT:
+        raise PluginError(f"pieces[0].rest_alike is true: {dtype} attention does not take that")
+    if len(pieces) > 1:
+        raise PluginError(f"pieces has {len(pieces)} entries: with rest_alike, allowed is 1")
+    if not pieces[0].length_pointer:
+        raise PluginError("pieces[0].rest_alike is true: its length must lie on the device")
 
 
 def _check_piece(piece: KVPiece, name: str, queries: DeviceTensor) -> CheckedPiece:

@@ -6,6 +6,7 @@ lie in device memory, so that a captured graph can be replayed while the cache f
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from longlive_trt.architectures import HOPPER
@@ -138,6 +139,7 @@ class SinkWindowAttention(Closing):
             return
         keys = sum(piece.tokens for piece in call.pieces)
         variant = self._variant or choose_variant(self.dtype, self.head_dim, keys)
+        variant = replace(variant, rest_alike=call.rest_alike)
         parameters = self._pack(call, factors, (scale_log2, 1.0 / out_scale), variant)
         self._kernel(variant).launch(
             (self._blocks,),

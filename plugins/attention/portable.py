@@ -6,7 +6,8 @@ from typing import Any
 from longlive_trt.errors import PluginError
 from longlive_trt.plugins.attention.arguments import CheckedCall, KVPiece, check_call, check_scale
 from longlive_trt.plugins.attention.hopper import LOG2_E
-from longlive_trt.plugins.attention.variants import ELEMENTS, MAX_PIECES, check_kind
+from longlive_trt.plugins.attention.variants import ELEMENTS, MAX_PIECES, REST_ALIKE, check_kind
+from longlive_trt.plugins.cuda.driver import LoadedKernel
 from longlive_trt.plugins.cuda.kernel import CudaKernel
 from longlive_trt.plugins.cuda.parameters import FLOAT, INT, LONG, POINTER, ParameterStruct
 from longlive_trt.plugins.cuda.tensors import DeviceTensor, stream_handle
@@ -35,8 +36,12 @@ KERNEL = CudaKernel(
 _NO_TENSOR = bytes(TENSOR.size_bytes)
 
 
-def portable_constants(dtype: str, head_dim: int) -> dict[str, int]:
-    return {"LL_ELEMENT": ELEMENTS[dtype], "LL_HEAD_DIM": head_dim}
+def portable_constants(dtype: str, head_dim: int, *, rest_alike: bool = False) -> dict[str, int]:
+    return {
+        "LL_ELEMENT": ELEMENTS[dtype],
+        "LL_HEAD_DIM": head_dim,
+        **({REST_ALIKE: 1} if rest_alike else {}),
+    }
 
 
 class PortableAttention:
@@ -50,7 +55,7 @@ class PortableAttention:
         self.head_dim = head_dim
         self.device = device
         self._shared_bytes = (_TILE_ROWS + 4 * _TILE_KEYS) * head_dim * 2
-        self._kernel = KERNEL.load(portable_constants(dtype, head_dim), device, self._shared_bytes)
+        self._kernel(rest_alike=False)
 
     def __call__(
         self,
@@ -69,13 +74,17 @@ class PortableAttention:
             return
         batch, tokens, heads, _ = call.q.shape
         tiles = batch * heads * -(-tokens // _TILE_ROWS)
-        self._kernel.launch(
+        self._kernel(rest_alike=call.rest_alike).launch(
             (tiles,),
             _THREADS,
             self._shared_bytes,
             stream_handle(stream, q, out),
             _pack(call, scale_log2),
         )
+
+    def _kernel(self, *, rest_alike: bool) -> LoadedKernel:
+        constants = portable_constants(self.dtype, self.head_dim, rest_alike=rest_alike)
+        return KERNEL.load(constants, self.device, self._shared_bytes)
 
 
 def _pack(call: CheckedCall, scale_log2: float) -> bytes:

@@ -10,6 +10,7 @@ EIGHT_BIT = ("float8_e4m3", "int8")
 NARROW_HEAD_DIM = 128
 """Of heads that attention reads or writes in 8 bits: a row is 128 bytes, which is one swizzle."""
 MAX_PIECES = 3
+REST_ALIKE = "LL_REST_ALIKE"
 _BARRIER_BYTES = 512
 _QUERY_BUFFERS = 2
 
@@ -22,6 +23,7 @@ class Variant:
     the others in float32.
     ``halves`` of a block's exponentials are made one after the other: rounding and adding go on
     beside the second.
+    With ``rest_alike`` the last valid key counts for those behind it too.
     ``checked`` kernels are slower and show a race checker how their threads are ordered.
     """
 
@@ -33,6 +35,7 @@ class Variant:
     promoted_blocks: int = 0
     checked: bool = False
     halves: bool = False
+    rest_alike: bool = False
 
     @property
     def tile_rows(self) -> int:
@@ -57,6 +60,7 @@ class Variant:
             ("LL_PROMOTED", self.promoted_blocks),
             ("LL_CHECKED", int(self.checked)),
             *([("LL_HALVES", 1)] if self.halves else []),
+            *([(REST_ALIKE, 1)] if self.rest_alike else []),
             *([] if is_default else [("LL_OUT", ELEMENTS[str(out_dtype)])]),
         )
 

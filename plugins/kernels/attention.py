@@ -90,17 +90,27 @@ class Attention(Attending):
 
 @dataclass(frozen=True)
 class CrossAttention(Attending):
-    """Queries against all of some keys: q, k, v [B, tokens, heads, head_dim]."""
+    """Queries against all of some keys: q, k, v [B, tokens, heads, head_dim].
+
+    A fourth input, int64 [1, 1], is how many keys there are to tell apart: those that follow are
+    like the last of these, which counts for them.
+    """
 
     def launch(
         self, inputs: Sequence[DeviceTensor], outputs: Sequence[DeviceTensor], place: Placement
     ) -> None:
-        q, k, v = inputs
-        self.attend(q, [KVPiece(k, v)], outputs[0], place)
+        q, k, v, *count = inputs
+        piece = KVPiece(k, v, count[0], rest_alike=True) if count else KVPiece(k, v)
+        self.attend(q, [piece], outputs[0], place)
 
     def compute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
-        q, k, v = map(single, inputs)
-        self.store(outputs[0], attended(q, k, v, self.scale))
+        q, k, v = map(single, inputs[:3])
+        rest = 1
+        if len(inputs) > 3:
+            valid = max(0, min(int(inputs[3].item()), k.shape[1]))
+            rest = k.shape[1] - valid + 1
+            k, v = k[:, :valid], v[:, :valid]
+        self.store(outputs[0], attended(q, k, v, self.scale, rest))
 
 
 @dataclass(frozen=True)
@@ -133,9 +143,13 @@ class NarrowAttention(Attending):
         self.store(outputs[0], result)
 
 
-def attended(q: Float32, k: Float32, v: Float32, scale: float | None) -> Float32:
+def attended(q: Float32, k: Float32, v: Float32, scale: float | None, last: int = 1) -> Float32:
+    """The last key counts as so many. Without any the result is zero."""
+    if not k.shape[1]:
+        return np.zeros(q.shape, np.float32)
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
     scores = q @ k.swapaxes(-1, -2) * np.float32(scale or q.shape[-1] ** -0.5)
+    scores[..., -1:] += np.float32(np.log(last))
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     sums = weights.sum(-1, keepdims=True)
     result: Float32 = (weights @ v / sums).transpose(0, 2, 1, 3)

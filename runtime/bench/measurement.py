@@ -25,6 +25,7 @@ from longlive_trt.runtime.bench.lane import (
     has_vae,
     longest_session,
 )
+from longlive_trt.runtime.bench.prompts import RANDOM_TOKENS
 from longlive_trt.runtime.interrupts import StopRequest, stop_on_signals
 from longlive_trt.runtime.progress import resident_bytes
 from longlive_trt.runtime.ring import RingLayout
@@ -174,8 +175,9 @@ def _what_is_missing(bundles: Sequence[Bundle], settings: BenchSettings) -> Iter
             yield f"{bundle.folder}: no VAE inside; only the transformer is measured"
         if settings.switches and not has_text_encoder(bundle):
             yield (
-                f"{bundle.folder}: no text encoder inside; prompts are random text states, and "
-                f"the time to encode one is that of its keys and values alone"
+                f"{bundle.folder}: no text encoder inside; prompts are random text states of "
+                f"{RANDOM_TOKENS} tokens, and the time to encode one is that of its keys and "
+                f"values alone"
             )
 
 

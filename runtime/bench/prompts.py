@@ -4,6 +4,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Protocol
 
+import numpy as np
+
 from longlive_trt.basics import Array
 from longlive_trt.configs import ModelConfig
 from longlive_trt.runtime.noise import SeededNoise
@@ -11,6 +13,9 @@ from longlive_trt.runtime.prompting.encoder import PromptContexts, PromptEncoder
 from longlive_trt.runtime.transformer import Context
 
 _TEXT = "Scene {}: a red fox walks through fresh snow."
+
+RANDOM_TOKENS = 120
+"""Of random prompts: some ninety words. Engines may read the padding behind them once."""
 
 
 class NewPrompt(Protocol):
@@ -55,11 +60,14 @@ class RandomPrompts:
 
     def __init__(self, contexts: PromptContexts, config: ModelConfig, seed: int) -> None:
         self._contexts, self._seed = contexts, seed
-        self._shape = (1, config.transformer.text_len, config.transformer.text_dim)
+        text = config.transformer
+        self._shape = (1, min(RANDOM_TOKENS, text.text_len), text.text_dim)
+        self._padding = text.text_len - self._shape[1]
         self._thread = ThreadPoolExecutor(1, "prompts")
 
     def numbered(self, number: int) -> NewPrompt:
-        states = SeededNoise(self._seed + number, self._shape, 1).block(0).initial
+        own = SeededNoise(self._seed + number, self._shape, 1).block(0).initial
+        states = np.pad(own, ((0, 0), (0, self._padding), (0, 0)))
         return _States(self._contexts, states, self._thread)
 
     def close(self) -> None:

@@ -34,6 +34,7 @@ from longlive_trt.plugins.cuda.streams import (
 from longlive_trt.plugins.kernels.values import move_values
 from longlive_trt.runtime.memory.addresses import rows_of, windows_of
 from longlive_trt.runtime.memory.base import Buffer, Patch, Span, Tensor
+from longlive_trt.runtime.memory.copying import copied
 
 logger = logging.getLogger(__name__)
 
@@ -288,7 +289,7 @@ class Slot:
                 )
             if not self.event.is_over:
                 self.event.wait()
-            return self.memory.array.copy()
+            return copied(self.memory.array)
 
     def close(self) -> None:
         with self._in_use:

@@ -10,9 +10,10 @@ from functools import cached_property
 import numpy as np
 
 from longlive_trt.basics import Array, Closing
-from longlive_trt.contract import CONTEXT_K, CONTEXT_V, IDS, MASK, TEXT_STATES
+from longlive_trt.contract import CONTEXT_K, CONTEXT_TOKENS, CONTEXT_V, IDS, MASK, TEXT_STATES
 from longlive_trt.engines.base import Engine
 from longlive_trt.runtime.memory.base import Buffer, HostMemory, Memory, buffers, named, size_bytes
+from longlive_trt.runtime.prompting.padding import TOKENS, tokens_of_states
 from longlive_trt.runtime.prompting.tokenizer import PromptTokenizer, TokenizedPrompt
 from longlive_trt.runtime.transformer import Context
 
@@ -52,8 +53,10 @@ class PromptContexts(Closing):
         tensor = self._states[TEXT_STATES]
         with self.one_at_a_time:
             self.memory.write(tensor, np.broadcast_to(states, tensor.shape))
-            context = self.memory.reserve(self._buffers, "a prompt")
-            self._engine.bind(self._states, context).run()
+            context = self.memory.reserve({**self._buffers, CONTEXT_TOKENS: TOKENS}, "a prompt")
+            self.memory.write(context[CONTEXT_TOKENS], tokens_of_states(states))
+            made = {name: context[name] for name in self._buffers}
+            self._engine.bind(self._states, made).run()
             self.memory.settle()
         return context
 

@@ -1,7 +1,7 @@
 """What the kernel tests share: a GPU by capability, random inputs, float64 results."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -53,6 +53,11 @@ class Problem:
     expected: Any
     same_precision: Any  # torch's own attention in the inputs' dtype
 
+    def to(self, k: Any, v: Any) -> "Problem":
+        """The same call, with what all of these keys and values give as the results to expect."""
+        expected = exact_attention(self.q, k, v, self.q.shape[-1] ** -0.5)
+        return replace(self, expected=expected, same_precision=torch_attention(self.q, k, v))
+
     def error(self) -> float:
         return relative(self.out, self.expected)
 
@@ -81,6 +86,30 @@ def exact_attention(q: Any, k: Any, v: Any, scale: float) -> Any:
     return (weights @ heads[2]).transpose(1, 2)
 
 
+def torch_attention(q: Any, k: Any, v: Any) -> Any:
+    attend = torch.nn.functional.scaled_dot_product_attention
+    return attend(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+
+def padded_problem(
+    tokens: int, valid: int, capacity: int, *, dtype: str, head_dim: int = 128, batch: int = 1
+) -> Problem:
+    """Keys behind the valid ones are like the last of these; what lies there itself is NaN.
+
+    Some channels have a mean, and some are larger than the others.
+    """
+    problem = make_problem(
+        batch, tokens, 3, [(valid, capacity)], dtype=dtype, head_dim=head_dim, seed=valid
+    )
+    piece = problem.pieces[0]
+    problem.q[..., ::17] *= 4
+    for part in (piece.k, piece.v):
+        part[..., ::5] += 1
+    rest = torch.arange(capacity, device="cuda").clamp(max=valid - 1)
+    problem.pieces = [replace(piece, rest_alike=True)]
+    return problem.to(piece.k[:, rest], piece.v[:, rest])
+
+
 def make_problem(
     batch: int,
     tokens: int,
@@ -103,7 +132,5 @@ def make_problem(
         keys.append(k[:, :valid])
         values.append(v[:, :valid])
     k, v = torch.cat(keys, 1), torch.cat(values, 1)
-    attend = torch.nn.functional.scaled_dot_product_attention
-    same = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
     out = torch.full_like(q, float("nan"))
-    return Problem(q, made, out, exact_attention(q, k, v, head_dim**-0.5), same)
+    return Problem(q, made, out, None, None).to(k, v)

@@ -107,6 +107,13 @@ __device__ __forceinline__ void load_pieces(const Params& params, const PieceLen
   Segment segment;
   Ring ring;
   uint32 tail_phase = 0;
+  if constexpr (kRestAlike) {
+    const Problem& problem = params.problem;
+    if (leader) {
+      barriers->rest_score =
+          score_of_rest(problem.capacities[0], pieces.valid[0], problem.scale_log2);
+    }
+  }
   while (schedule.next(segment)) {
     const TilePlace place(params.problem, segment);
     KeyCursor<kTileKeys> cursor(pieces, segment.first_block);
@@ -115,7 +122,8 @@ __device__ __forceinline__ void load_pieces(const Params& params, const PieceLen
       uint8* value_stage = values + ring.stage * kStageBytes;
       barrier_wait(&barriers->key_empty[ring.stage], ring.phase ^ 1);
       if (leader) {
-        barriers->key_valid[ring.stage] = valid;
+        const bool ends = kRestAlike && segment.first_block + block + 1 == pieces.total_blocks;
+        barriers->key_valid[ring.stage] = ends ? -valid : valid;
         load_keys(params, keys + ring.stage * kStageBytes, &barriers->key_full[ring.stage],
                   cursor.piece, cursor.row, place);
       }

@@ -26,6 +26,9 @@
 #ifndef LL_HALVES
 #define LL_HALVES 0
 #endif
+#ifndef LL_REST_ALIKE
+#define LL_REST_ALIKE 0
+#endif
 
 namespace {
 
@@ -48,6 +51,9 @@ constexpr bool kChecked = LL_CHECKED;
 // keys, what the values have in common shrinks by a fifth. So a few blocks are summed by themselves,
 // and these sums are added in float32. 0: never.
 constexpr int kPromotedBlocks = LL_PROMOTED;
+// The keys that follow the valid ones are like the last of these, which counts for them all.
+constexpr bool kRestAlike = LL_REST_ALIKE;
+static_assert(!kRestAlike || !kBytes, "what is added to a score has one scale");
 constexpr int kQueryReleases = kChecked ? 128 : 1;  // per warpgroup
 constexpr int kStageReleases = kChecked ? 128 : 4;
 
@@ -112,10 +118,11 @@ struct Barriers {
   uint64 key_empty[kStages];
   uint64 value_full[kStages];
   uint64 value_empty[kStages];
-  int key_valid[kStages];
+  int key_valid[kStages];  // with kRestAlike, negative in the block that ends with the last key
   int is_last[kWarpgroups];
   uint32* counters;  // of arrivals at shared tiles, where they are not an argument
   Segment segments[kQueryBuffers];  // what the queries in shared memory belong to
+  float rest_score;  // with kRestAlike, what the last key's score gains
 };
 
 template <int kLength>
@@ -225,6 +232,14 @@ __device__ __forceinline__ void mask_scores(float (&scores)[kScores], int valid)
   for (int i = 0; i < kScores; ++i) {
     const int key = i / 4 * 8 + first + (i & 1);
     if (key >= valid) scores[i] = negative_infinity();
+  }
+}
+
+__device__ __forceinline__ void raise_last(float (&scores)[kScores], int valid, float by) {
+  const int first = threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int i = 0; i < kScores; ++i) {
+    if (i / 4 * 8 + first + (i & 1) == valid - 1) scores[i] += by;
   }
 }
 
@@ -344,8 +359,14 @@ struct Consumer {
 
   __device__ __forceinline__ void finish_scores(float (&scores)[kScores]) {
     pin(scores);
-    const int valid = barriers->key_valid[ring.stage];
+    int valid = barriers->key_valid[ring.stage];
     release(&barriers->key_empty[ring.stage]);
+    if constexpr (kRestAlike) {
+      if (valid < 0) {
+        valid = -valid;
+        raise_last(scores, valid, barriers->rest_score);
+      }
+    }
     if (valid < kTileKeys) mask_scores(scores, valid);
   }
 

@@ -34,6 +34,11 @@ __device__ __forceinline__ PieceLengths read_lengths(const int64* const (&length
   return pieces;
 }
 
+// What the last valid key's score gains where it counts for all keys behind it too.
+__device__ __forceinline__ float score_of_rest(int capacity, int valid, float scale_log2) {
+  return log2f(static_cast<float>(capacity - valid + 1)) / scale_log2;
+}
+
 // Walks the key blocks of all pieces in order.
 template <int kTileKeys>
 struct KeyCursor {

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from longlive_trt.contract import KERNEL_DOMAIN
+from longlive_trt.contract import CONTEXT_TOKENS, KERNEL_DOMAIN
 from longlive_trt.engines.graphs.kernels import kernels_of
 from longlive_trt.engines.graphs.step import build_step_graphs
 from longlive_trt.engines.ort.cpu import build_graph
@@ -25,6 +25,8 @@ from tests.shared import Shared
 
 TOLERANCE = {"fp32": 1e-5, "fp16": 3e-3}
 BATCH, FRAMES = 2, 3
+TOKENS = 4
+"""Of a prompt; the last of them stands for its padding."""
 STANDARD_OPERATORS = {
     *("Add", "Cast", "Concat", "Cos", "Floor", "Gather", "Mul", "Reshape", "Sigmoid", "Sin"),
     *("Sub", "Transpose"),
@@ -105,7 +107,9 @@ def inputs(session: Any, cache_frames: int, valid_frames: int) -> Outputs:
         if spec.name not in chosen:
             shape = [size if isinstance(size, int) else counted(size, sizes) for size in spec.shape]
             chosen[spec.name] = generator.standard_normal(shape).astype(types[spec.type])
-    return chosen
+        if spec.name.startswith("context_"):
+            chosen[spec.name][:, TOKENS:] = chosen[spec.name][:, TOKENS - 1 : TOKENS]
+    return {**chosen, CONTEXT_TOKENS: np.array([[TOKENS]])}
 
 
 def counted(size: str, sizes: Mapping[str, int]) -> int:
@@ -127,7 +131,8 @@ def described(values: Any) -> list[tuple[str, str, list[Any]]]:
 def test_the_graphs_agree(sessions: Sessions, precision: str, relative_error: Any) -> None:
     for graph in ("step", "prompt"):
         reference, written = sessions(graph)
-        assert described(written.get_inputs()) == described(reference.get_inputs())
+        added = [(CONTEXT_TOKENS, "tensor(int64)", [1, 1])] if graph == "step" else []
+        assert described(written.get_inputs()) == described(reference.get_inputs()) + added
         assert described(written.get_outputs()) == described(reference.get_outputs())
         cases = [(5, 3), (5, 5), (0, 0)] if graph == "step" else [(0, 0)]
         for cache_frames, valid_frames in cases:

@@ -201,6 +201,19 @@ def cross_attention(head_dim: int) -> Case:
     return Case("cross_attention", inputs, attention)
 
 
+def padded_cross_attention(head_dim: int, own: int) -> Case:
+    """Of 40 keys, those behind some are like the last of these; nothing reads them."""
+
+    def reference(q: Any, k: Any, v: Any, count: Any) -> Any:
+        rest = torch.arange(k.shape[1]).clamp(max=int(count) - 1)
+        return attention(q, k[:, rest], v[:, rest])
+
+    inputs = cross_attention(head_dim).inputs
+    for part in inputs[1:]:
+        part[:, own:] = np.nan
+    return Case("cross_attention", [*inputs, np.array([[own]])], reference)
+
+
 def eight_bits(*shape: int, seed: int = 0) -> Any:
     return (64 * normal(*shape, seed=seed)).clip(-448, 448).astype(DTYPES["float8_e4m3"])
 
@@ -413,6 +426,9 @@ CASES = {
     "attention no cache": self_attention(64, 0, 0),
     "cross": cross_attention(128),
     "cross 64": cross_attention(64),
+    "cross, padded": padded_cross_attention(128, 12),
+    "cross, padded 64": padded_cross_attention(64, 1),
+    "cross, not padded": padded_cross_attention(128, 40),
 }
 EIGHT_BITS = {
     "gemm": narrow_gemm(),
@@ -455,6 +471,7 @@ EIGHT_BITS = {
     "attention int8 narrow": integer_attention(60, 60, 0.005),
     "16-bit attention narrow": narrowed_case(self_attention(128, 60, 33), 0.005),
     "cross-attention narrow": narrowed_case(cross_attention(128), 0.005),
+    "padded cross-attention narrow": narrowed_case(padded_cross_attention(128, 12), 0.02),
 }
 
 
