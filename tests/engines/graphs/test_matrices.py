@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from longlive_trt.basics import unheard
-from longlive_trt.contract import TRANSFORMER, weight_prefix
+from longlive_trt.contract import CONTEXT_TOKENS, STEP, TRANSFORMER, weight_prefix
 from longlive_trt.dtypes import name_of
 from longlive_trt.engines.compiler import BuildOptions, GraphSource, require_exchangeable
 from longlive_trt.engines.graphs.step import build_step_graphs
@@ -69,7 +69,8 @@ def test_the_compiler_writes_them_once_and_says_nothing_of_them(
         source = GraphSource(name, golden_export / f"{name}.onnx", info, record.config)
         compiler.compile(source, tmp_path, unheard)
         described = compiler.info(source, tmp_path)
-        assert [t.name for t in described.inputs] == [t.name for t in info.inputs]
+        added = [CONTEXT_TOKENS] if name == STEP else []
+        assert [t.name for t in described.inputs] == [t.name for t in info.inputs] + added
     compiler.finish(tmp_path)
     weights = ir.load(tmp_path / "step.onnx").graph.initializers
     stems = [name.removeprefix(PREFIX).removesuffix(".weight") for name in weights]

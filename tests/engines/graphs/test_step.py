@@ -19,14 +19,12 @@ from longlive_trt.engines.ort.cpu import build_graph
 from longlive_trt.errors import UsageError
 from longlive_trt.exports import read_export
 from longlive_trt.precision import PRECISIONS
-from tests.engines.graphs.written import specs_in
+from tests.engines.graphs.written import ADDED_INPUT, padded, specs_in
 from tests.fakes.sessions import kernel_session
 from tests.shared import Shared
 
 TOLERANCE = {"fp32": 1e-5, "fp16": 3e-3}
 BATCH, FRAMES = 2, 3
-TOKENS = 4
-"""Of a prompt; the last of them stands for its padding."""
 STANDARD_OPERATORS = {
     *("Add", "Cast", "Concat", "Cos", "Floor", "Gather", "Mul", "Reshape", "Sigmoid", "Sin"),
     *("Sub", "Transpose"),
@@ -104,12 +102,10 @@ def inputs(session: Any, cache_frames: int, valid_frames: int) -> Outputs:
     }
     types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
     for spec in session.get_inputs():
-        if spec.name not in chosen:
+        if spec.name not in (*chosen, CONTEXT_TOKENS):
             shape = [size if isinstance(size, int) else counted(size, sizes) for size in spec.shape]
             chosen[spec.name] = generator.standard_normal(shape).astype(types[spec.type])
-        if spec.name.startswith("context_"):
-            chosen[spec.name][:, TOKENS:] = chosen[spec.name][:, TOKENS - 1 : TOKENS]
-    return {**chosen, CONTEXT_TOKENS: np.array([[TOKENS]])}
+    return padded(chosen)
 
 
 def counted(size: str, sizes: Mapping[str, int]) -> int:
@@ -131,7 +127,7 @@ def described(values: Any) -> list[tuple[str, str, list[Any]]]:
 def test_the_graphs_agree(sessions: Sessions, precision: str, relative_error: Any) -> None:
     for graph in ("step", "prompt"):
         reference, written = sessions(graph)
-        added = [(CONTEXT_TOKENS, "tensor(int64)", [1, 1])] if graph == "step" else []
+        added = [ADDED_INPUT] if graph == "step" else []
         assert described(written.get_inputs()) == described(reference.get_inputs()) + added
         assert described(written.get_outputs()) == described(reference.get_outputs())
         cases = [(5, 3), (5, 5), (0, 0)] if graph == "step" else [(0, 0)]
@@ -189,6 +185,9 @@ def test_every_input_has_a_say(small_relative: Path, tmp_path: Path, relative_er
         changed = value + 1 if value.dtype == np.int64 else value * np.float32(0.75)
         if name == "cache_index":
             changed = value[::-1].copy()
+        if name == CONTEXT_TOKENS:
+            # One more is one that the last stood for.
+            changed = value - 1
         error = relative_error(run(session, {**feed, name: changed})["latents_next"], first)
         assert error > 1e-3, name
 

@@ -117,7 +117,7 @@ def test_a_manifest_names_the_gpu_and_the_kernels(bundle: Bundle) -> None:
     assert manifest.options == {
         "batch": 2,
         "kernel_graphs": kernels,
-        "graphs_version": 5,
+        "graphs_version": 6,
         "attention": "fp16",
         "compute": "fp16",
     }

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from longlive_trt.contract import CONTEXT_TOKENS
 from longlive_trt.engines.bundles.bundle import open_bundle
 from longlive_trt.errors import EngineError
 from longlive_trt.runtime.assembly import Engines
@@ -59,8 +60,12 @@ def same(one: Any, other: Any) -> bool:
 def test_contexts_have_keys_and_values_of_every_layer(engines: Engines) -> None:
     encoder, _ = encoder_of(engines)
     context = encoder.context_of("a cat")
-    assert set(context) == {f"context_{part}.{layer}" for part in "kv" for layer in range(2)}
-    assert {array.shape for array in context.values()} == {(1, TEXT_LEN, 3, 12)}
+    tokens = context["context_tokens"]
+    parts = {f"context_{part}.{layer}" for part in "kv" for layer in range(2)}
+    assert set(context) == {*parts, "context_tokens"}
+    assert {context[name].shape for name in parts} == {(1, TEXT_LEN, 3, 12)}
+    # Four of the prompt and the end mark; a shorter one has padding, which a token stands for.
+    assert tokens == TEXT_LEN and encoder.context_of("a")["context_tokens"] == 3
     assert not same(context, encoder.context_of("a dog"))
 
 
@@ -110,6 +115,7 @@ def test_one_row_of_states_serves_the_whole_batch(engines: Engines) -> None:
     states = np.random.default_rng(0).standard_normal((1, TEXT_LEN, 12), np.float32)
     pair = PromptContexts(prompt, 2).of_states(states)
     single = PromptContexts(prompt, 1).of_states(states)
+    assert pair.pop(CONTEXT_TOKENS) == single[CONTEXT_TOKENS] == TEXT_LEN
     for name, array in pair.items():
         assert array.shape[0] == 2
         np.testing.assert_allclose(array, np.repeat(single[name], 2, 0), rtol=1e-4, atol=1e-5)
