@@ -63,6 +63,22 @@ def run_hopper(kind: str, checked: bool, variant: Variant) -> None:
         print(f"{kind}, {variant}, {tokens} queries, {lengths} keys: done", flush=True)
 
 
+def run_padded(checked: bool) -> None:
+    """The last key counts for those behind it: in one block, and in tiles split along the keys."""
+    for keys in (512, 20000):
+        variant = replace(choose_variant("bfloat16", 128, keys), checked=checked)
+        for attention in (SinkWindowAttention(variant=variant), PortableAttention()):
+            q = random((1, 200, HEADS, 128), "bfloat16")
+            out = torch.full_like(q, float("nan"))
+            length = torch.tensor([keys // 4], dtype=torch.int64, device="cuda")
+            k, v = (random((1, keys, HEADS, 128), "bfloat16") for _ in "kv")
+            piece = KVPiece(k, v, length, rest_alike=True)
+            attention(q, [piece], out)
+            torch.cuda.synchronize()
+            assert out.isfinite().all()
+            print(f"padded, {keys // 4} of {keys} keys: done", flush=True)
+
+
 def run_plugin(checked: bool) -> None:
     variant = replace(TACTICS[128][1], checked=checked)
     ptx = compile_kernel(plugin_source("bfloat16", 128, 0.1, variant), ARCHITECTURE, kind="ptx")
@@ -114,6 +130,7 @@ def main() -> None:
     for kind in ("int8", "float8_e4m3"):
         for variant in (FLOAT8, INT8):
             run_hopper(kind, checked, variant)
+    run_padded(checked)
     run_plugin(checked)
     run_portable()
     run_values()
