@@ -239,7 +239,8 @@ class _PairedEngine(Closing):
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:
-        return self._reference.inputs
+        """One may read what the other does without."""
+        return {**self._candidate.inputs, **self._reference.inputs}
 
     @property
     def outputs(self) -> Mapping[str, TensorSpec]:
@@ -248,8 +249,9 @@ class _PairedEngine(Closing):
     def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Binding:
         own_inputs = _like(inputs, self._candidate.inputs)
         own_outputs = _like(outputs, self._candidate.outputs)
+        expected = {name: array for name, array in inputs.items() if name in self._reference.inputs}
         return _PairedBinding(
-            self._reference.bind(inputs, outputs),
+            self._reference.bind(expected, outputs),
             self._candidate.bind(own_inputs, own_outputs),
             [(inputs[name], array) for name, array in own_inputs.items()],
             {name: (outputs[name], array) for name, array in own_outputs.items()},
@@ -279,7 +281,7 @@ class _PairedBinding:
 
 
 def _like(arrays: Mapping[str, Array], specs: Mapping[str, TensorSpec]) -> dict[str, Array]:
-    """Arrays of the same sizes in the candidate's own types; it may lack unused tensors."""
+    """Arrays of the same sizes in the candidate's own types; it may lack some."""
     return {
         name: np.zeros(_shape_in(specs[name], array), specs[name].dtype)
         for name, array in arrays.items()

@@ -16,8 +16,10 @@ from longlive_trt.configs.replay import Switch
 from longlive_trt.engines.base import TensorSpec
 from longlive_trt.engines.build import build
 from longlive_trt.engines.bundles.bundle import Bundle, open_bundle
+from longlive_trt.engines.graphs.step import build_step_graphs
 from longlive_trt.errors import UsageError
 from longlive_trt.exports import GraphInfo, TensorInfo
+from longlive_trt.precision import PRECISIONS
 from longlive_trt.runtime import assembly
 from longlive_trt.runtime.verify import (
     BlockError,
@@ -30,6 +32,7 @@ from longlive_trt.runtime.verify import (
     psnr_db,
     relative_error,
 )
+from tests.fakes.sessions import KernelEngine
 
 
 def with_one_weight_changed(bundle: Bundle, folder: Path, graph: str, factor: float) -> Bundle:
@@ -85,6 +88,33 @@ def test_half_precision_passes_its_tolerance_and_fails_that_of_single(
     errors = [graph.error for graph in result.graphs.values()]
     assert all(1e-4 < error < 5e-3 for error in errors)
     assert not replace(result, tolerance=default_tolerance("fp32")).passed
+
+
+def test_graphs_that_skip_a_prompts_padding_compute_what_their_export_does(
+    golden_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = open_reference(golden_export)
+    build_step_graphs(reference.config, golden_export, PRECISIONS["fp32"], tmp_path)
+    step = reference.manifest.graphs["step"]
+    tokens = TensorInfo("context_tokens", "int64", (1, 1))
+    written = GraphInfo((*step.inputs, tokens), step.outputs)
+    graphs = {**reference.manifest.graphs, "step": written}
+    candidate = Bundle(tmp_path, replace(reference.manifest, graphs=graphs))
+    load = assembly.load_engine
+
+    def load_engine(bundle: Bundle, graph: str, **options: Any) -> Any:
+        if bundle is candidate:
+            return KernelEngine(tmp_path / f"{graph}.onnx")
+        return load(bundle, graph, **options)
+
+    monkeypatch.setattr(assembly, "load_engine", load_engine)
+    for pair in ((reference, candidate), (candidate, reference)):
+        result = compare(*pair, default_tolerance("fp32"), None, 1)
+        assert result.passed
+        assert {name: graph.runs for name, graph in result.graphs.items()} == {
+            "prompt": 1,
+            "step": 5,
+        }
 
 
 @pytest.mark.parametrize("graph", ["step", "prompt"])
