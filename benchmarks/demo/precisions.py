@@ -107,9 +107,10 @@ def main() -> None:
     found = {name: row for name in VARIANTS if (row := bench.row(name)) is not None}
     print("\n".join(table(found)))
     if chosen.table:
-        rows = kept_rows(
+        kept = kept_rows(
             RESULT, "rows", found, measured_with(), lambda row: sum(row["videos"].values())
         )
+        rows = {name: kept[name] for name in VARIANTS if name in kept}
         write_report({"command": command(), **measured_with(), "rows": rows}, RESULT)
         replace_table(PAGE, "demo precisions", list(table(rows)))
         save_strip(STRIP, list(bench.stills(names)))
