@@ -32,6 +32,8 @@ K = tensor(1, 300, 2, 128)
 V = K
 LENGTH = tensor(1, dtype="int64")
 PIECE = KVPiece(K, V, LENGTH)
+PADDED = replace(PIECE, rest_alike=True)
+NARROW_V = tensor(1, 2, 128, 304, dtype="float8_e4m3")
 
 
 def check(q=Q, pieces=(PIECE,), out=Q, dtype="bfloat16"):
@@ -81,6 +83,19 @@ def strided(view, axis, stride):
         (
             {"pieces": (KVPiece(K, V, replace(LENGTH, pointer=ADDRESS + 4)),)},
             "length is not aligned to 8 bytes",
+        ),
+        ({"pieces": (PADDED, PIECE)}, "has 2 entries: with rest_alike, allowed is 1"),
+        (
+            {"pieces": (replace(PADDED, length=17),)},
+            r"pieces\[0\].rest_alike is true: its length must lie on the device",
+        ),
+        (
+            {
+                "q": replace(Q, dtype="int8"),
+                "dtype": "int8",
+                "pieces": (replace(PADDED, k=replace(K, dtype="int8"), v=NARROW_V),),
+            },
+            r"pieces\[0\].rest_alike is true: int8 attention does not take that",
         ),
     ],
 )
