@@ -102,12 +102,18 @@ class OurVideo(Closing):
     """One session for latents alone, one with pictures, and a decoder by itself."""
 
     def __init__(
-        self, bundle: Bundle, decoder: BundledDecoder, options: argparse.Namespace
+        self,
+        bundle: Bundle,
+        decoder: BundledDecoder,
+        device: DeviceChoice,
+        seed: int,
+        tokens: int = RANDOM_TOKENS,
     ) -> None:
+        """``tokens``: of the prompt."""
         self._config, self._chosen = bundle.config, decoder
-        self._seed, self._tokens = options.seed, options.prompt_tokens
+        self._seed, self._tokens = seed, tokens
         self._stack = ExitStack()
-        self._engines = self._stack.enter_context(Engines(bundle, options.device))
+        self._engines = self._stack.enter_context(Engines(bundle, device))
         self._latents_only, self._whole = (self._session(decode=which) for which in (False, True))
         self._decoder = self._engines.decoder(1, decoder.name)
         self._stack.callback(self._decoder.close)
@@ -189,7 +195,8 @@ def ours(
     bundle: Bundle, decoder: str | None, options: argparse.Namespace, stack: ExitStack
 ) -> Contestant:
     started, chosen = time.perf_counter(), decoder_named(bundle, decoder)
-    video = stack.enter_context(OurVideo(bundle, chosen, options))
+    asked = options.device, options.seed, options.prompt_tokens
+    video = stack.enter_context(OurVideo(bundle, chosen, *asked))
     manifest = bundle.manifest
     facts = {
         "bundle": bundle.folder.name,
