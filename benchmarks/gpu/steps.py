@@ -38,7 +38,7 @@ _PYTEST = "python -m pytest -q -m gpu -W default -o timeout=900 -p no:cacheprovi
 # Files, not folders: others there want packages that a GPU has no use for.
 _ATTENTION_TESTS = tuple(
     f"tests/plugins/attention/test_{name}.py"
-    for name in ("hopper", "portable", "eight_bit", "plugin_kernel", "turned_keys")
+    for name in ("hopper", "portable", "padding", "eight_bit", "plugin_kernel", "turned_keys")
 )
 _KERNEL_TESTS = tuple(
     f"tests/plugins/{name}.py"

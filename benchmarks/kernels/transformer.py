@@ -26,6 +26,8 @@ from longlive_trt.plugins.kernels.registry import KERNELS
 HEADS, HEAD_DIM, FFN = 12, 128, 8960
 DIM = HEADS * HEAD_DIM
 TOKENS, CACHED, TEXT, LAYERS = 4680, 14040, 512, 30
+OWN_TEXT = 121
+"""Tokens of a prompt, and one that stands for its padding."""
 PATCH = 64
 BUFFERS = 8
 FLOAT8 = torch.float8_e4m3fn
@@ -91,6 +93,7 @@ def kernel_jobs(dtype: torch.dtype) -> dict[str, KernelJob]:
     k_cache, v_cache = (normal(1, CACHED, HEADS, HEAD_DIM) for _ in range(2))
     context = [shared(1, TEXT, HEADS, HEAD_DIM) for _ in range(2)]
     valid = torch.tensor([CACHED], device="cuda")
+    told_apart = torch.tensor([[OWN_TEXT]], device="cuda")
     narrow = {
         name: [x.to(FLOAT8) for x in tensors]
         for name, tensors in (
@@ -137,7 +140,10 @@ def kernel_jobs(dtype: torch.dtype) -> dict[str, KernelJob]:
             attention_flops * (TOKENS + CACHED),
         ),
         "cross-attention": KernelJob(
-            "cross_attention", {}, [q, *context], LAYERS, attention_flops * TEXT
+            "cross_attention", {}, [q, *context], 0, attention_flops * TEXT
+        ),
+        "cross-attention without padding": KernelJob(
+            "cross_attention", {}, [q, *context, told_apart], LAYERS, attention_flops * OWN_TEXT
         ),
         "8 bits: gated residual, modulated norm": KernelJob(
             "residual_norm",

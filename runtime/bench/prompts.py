@@ -4,8 +4,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Protocol
 
-import numpy as np
-
 from longlive_trt.basics import Array
 from longlive_trt.configs import ModelConfig
 from longlive_trt.runtime.noise import SeededNoise
@@ -60,14 +58,12 @@ class RandomPrompts:
 
     def __init__(self, contexts: PromptContexts, config: ModelConfig, seed: int) -> None:
         self._contexts, self._seed = contexts, seed
-        text = config.transformer
-        self._shape = (1, min(RANDOM_TOKENS, text.text_len), text.text_dim)
-        self._padding = text.text_len - self._shape[1]
+        self._shape = (1, config.transformer.text_len, config.transformer.text_dim)
         self._thread = ThreadPoolExecutor(1, "prompts")
 
     def numbered(self, number: int) -> NewPrompt:
-        own = SeededNoise(self._seed + number, self._shape, 1).block(0).initial
-        states = np.pad(own, ((0, 0), (0, self._padding), (0, 0)))
+        states = SeededNoise(self._seed + number, self._shape, 1).block(0).initial
+        states[:, RANDOM_TOKENS:] = 0
         return _States(self._contexts, states, self._thread)
 
     def close(self) -> None:

@@ -91,25 +91,6 @@ def torch_attention(q: Any, k: Any, v: Any) -> Any:
     return attend(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
 
-def padded_problem(
-    tokens: int, valid: int, capacity: int, *, dtype: str, head_dim: int = 128, batch: int = 1
-) -> Problem:
-    """Keys behind the valid ones are like the last of these; what lies there itself is NaN.
-
-    Some channels have a mean, and some are larger than the others.
-    """
-    problem = make_problem(
-        batch, tokens, 3, [(valid, capacity)], dtype=dtype, head_dim=head_dim, seed=valid
-    )
-    piece = problem.pieces[0]
-    problem.q[..., ::17] *= 4
-    for part in (piece.k, piece.v):
-        part[..., ::5] += 1
-    rest = torch.arange(capacity, device="cuda").clamp(max=valid - 1)
-    problem.pieces = [replace(piece, rest_alike=True)]
-    return problem.to(piece.k[:, rest], piece.v[:, rest])
-
-
 def make_problem(
     batch: int,
     tokens: int,
